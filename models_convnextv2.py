@@ -1,0 +1,217 @@
+"""ConvNeXt V2 as a classifier and as a fully convolutional masked autoencoder (FCMAE).
+
+ConvNeXt V2: Co-designing and Scaling ConvNets with Masked Autoencoders (Woo et al. 2023).
+State-dict names are those of the official dense release.
+
+There is one encoder. Its tensors are *packed*, (N, V, b, b, C): V patches an image, b cells a
+side. A dense image is one patch as large as the image (V = 1); a masked one is its visible 32×32
+patches (b = 8, 4, 2, 1 in the four stages). Normalisation, MLP and GRN work on the packed tensor as
+it is, and the stride-2 downsampling never leaves a patch; only the 7×7 depthwise convolution looks
+at neighbours, so only it needs to know where the patches lie. Removed cells count as zero: exactly
+submanifold sparse convolution (section 3.1), at the cost of the visible patches.
+"""
+
+import torch
+import torch.nn.functional as F
+from timm.layers import DropPath, trunc_normal_
+from torch import Tensor, nn
+
+from models_masked import LayerNorm, MaskedAutoencoder, run_block, take_patches, take_tokens
+from util.sizes import CONVNEXT_PATCH, ConvNeXtSize
+
+
+class GRN(nn.Module):
+    """Global response normalisation (section 4): channels compete within one image.
+
+    Statistics are each image's own, over its visible cells.
+    """
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.gamma = nn.Parameter(torch.zeros(1, 1, 1, dim))
+        self.beta = nn.Parameter(torch.zeros(1, 1, 1, dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, V, b, b, C) -> same."""
+        energy = torch.linalg.vector_norm(x, dim=(1, 2, 3), keepdim=True)
+        response = energy / (energy.mean(dim=-1, keepdim=True) + 1e-6)
+        return x + self.gamma * (x * response) + self.beta
+
+
+class Block(nn.Module):
+    """7×7 depthwise convolution, then LayerNorm → 4× MLP with GRN, and a residual (figure 5)."""
+
+    def __init__(self, dim: int, drop_path: float = 0.0) -> None:
+        super().__init__()
+        self.dwconv = nn.Conv2d(dim, dim, 7, padding=3, groups=dim)
+        self.norm = LayerNorm(dim)
+        self.pwconv1 = nn.Linear(dim, 4 * dim)
+        self.grn = GRN(4 * dim)
+        self.pwconv2 = nn.Linear(4 * dim, dim)
+        self.drop_path = DropPath(drop_path) if drop_path else nn.Identity()
+
+    def forward(self, x: Tensor, cells: Tensor | None = None, side: int = 0) -> Tensor:
+        """(N, V, b, b, C) -> same; `cells` and `side` as in `depthwise`."""
+        y = self.norm(depthwise(x, self.dwconv, cells, side))
+        y = self.grn(F.gelu(self.pwconv1(y)))
+        return x + self.drop_path(self.pwconv2(y))
+
+
+def depthwise(x: Tensor, conv: nn.Conv2d, cells: Tensor | None, side: int) -> Tensor:
+    """The depthwise convolution of packed patches, (N, V, b, b, C) -> same.
+
+    `cells` (N*V*b*b,): each cell's place on the canvas of all images, (N, side, side), from
+    `cell_places`; everything else there is zero. None: the one patch is the whole image.
+    """
+    n, v, b, _, c = x.shape
+    if cells is None:
+        return conv(x.flatten(0, 1).permute(0, 3, 1, 2)).permute(0, 2, 3, 1).unflatten(0, (n, v))
+    canvas = x.new_zeros(n * side * side, c).index_copy(0, cells, x.reshape(-1, c))
+    y = conv(canvas.view(n, side, side, c).permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+    return y.reshape(-1, c).index_select(0, cells).view(n, v, b, b, c)
+
+
+def cell_places(visible: Tensor, grid: int, b: int) -> Tensor:
+    """Patch numbers (N, V) on a grid×grid image, b cells a side -> canvas places (N*V*b*b,)."""
+    side = grid * b
+    cell = torch.arange(b, device=visible.device)
+    image = torch.arange(len(visible), device=visible.device).view(-1, 1, 1, 1) * side
+    row = (visible // grid * b)[:, :, None, None] + cell.view(1, 1, b, 1)
+    column = (visible % grid * b)[:, :, None, None] + cell.view(1, 1, 1, b)
+    return ((image + row) * side + column).flatten()
+
+
+def downsample(x: Tensor, conv: nn.Conv2d) -> Tensor:
+    """A k×k convolution of stride k inside each patch, (N, V, b, b, C) -> (N, V, b/k, b/k, D)."""
+    n, v, h, w, c = x.shape
+    k = conv.stride[0]
+    x = x.reshape(n, v, h // k, k, w // k, k, c).transpose(3, 4).reshape(n, v, h // k, w // k, -1)
+    return F.linear(x, conv.weight.permute(0, 2, 3, 1).flatten(1), conv.bias)
+
+
+class ConvNeXtV2Encoder(nn.Module):
+    """The four stages; `encoder(x)` is dense, `encoder(x, visible)` packed."""
+
+    def __init__(self, size: ConvNeXtSize, in_chans: int = 3, drop_path: float = 0.0) -> None:
+        super().__init__()
+        dims, depths = size.dims, size.depths
+        self.downsample_layers = nn.ModuleList(
+            [nn.Sequential(nn.Conv2d(in_chans, dims[0], 4, stride=4), LayerNorm(dims[0]))]
+        )
+        for i in range(3):
+            conv = nn.Conv2d(dims[i], dims[i + 1], 2, stride=2)
+            self.downsample_layers.append(nn.Sequential(LayerNorm(dims[i]), conv))
+        # Stochastic depth rises linearly from the first block to the last.
+        rates = iter(drop_path * k / (sum(depths) - 1) for k in range(sum(depths)))
+        self.stages = nn.ModuleList(
+            nn.ModuleList(Block(dim, next(rates)) for _ in range(depth))
+            for dim, depth in zip(dims, depths, strict=True)
+        )
+        self.grad_checkpointing = False
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Recompute blocks in the backward pass instead of storing their activations."""
+        self.grad_checkpointing = enable
+
+    def encode(self, imgs: Tensor, visible: Tensor | None = None) -> Tensor:
+        """(N, C, H, W), kept patch numbers (N, V) -> (N, V, 1, 1, D), reading only those patches.
+
+        Without `visible`: the dense pass, -> (N, 1, H/32, W/32, D). Raises ValueError when the
+        image is not square and a multiple of 32 where patches are given, or of 32 at all.
+        """
+        h, w = imgs.shape[-2:]
+        if h % CONVNEXT_PATCH or w % CONVNEXT_PATCH or (visible is not None and h != w):
+            raise ValueError(f"images are {h}x{w}; ConvNeXt V2 needs multiples of {CONVNEXT_PATCH}")
+        if visible is None:
+            x = imgs.permute(0, 2, 3, 1)[:, None]
+        else:
+            x = take_patches(imgs, visible, CONVNEXT_PATCH)
+        for i, (down, stage) in enumerate(zip(self.downsample_layers, self.stages, strict=True)):
+            for layer in down:
+                x = downsample(x, layer) if isinstance(layer, nn.Conv2d) else layer(x)
+            grid, b, cells = h // CONVNEXT_PATCH, 8 >> i, None
+            if visible is not None:
+                cells = cell_places(visible, grid, b)
+            for block in stage:
+                x = run_block(self.grad_checkpointing, block, x, cells, grid * b)
+        return x
+
+    def forward(self, imgs: Tensor, visible: Tensor | None = None) -> Tensor:
+        """See `encode`."""
+        return self.encode(imgs, visible)
+
+
+class ConvNeXtV2(ConvNeXtV2Encoder):
+    """The classifier: the dense encoder, global average pooling, LayerNorm, a linear head."""
+
+    def __init__(
+        self,
+        size: ConvNeXtSize,
+        num_classes: int,
+        in_chans: int = 3,
+        drop_path: float = 0.0,
+        head_init_scale: float = 1.0,
+    ) -> None:
+        super().__init__(size, in_chans, drop_path)
+        self.norm = LayerNorm(size.dims[-1])
+        self.head = nn.Linear(size.dims[-1], num_classes)
+        init_weights(self)
+        self.head.weight.data.mul_(head_init_scale)
+
+    def forward_features(self, imgs: Tensor) -> Tensor:
+        """(N, C, H, W) -> (N, D), pooled and normalised."""
+        return self.norm(self.encode(imgs).mean(dim=(1, 2, 3)))
+
+    def forward(self, imgs: Tensor) -> Tensor:
+        """(N, C, H, W) -> logits (N, num_classes)."""
+        return self.head(self.forward_features(imgs))
+
+
+class FCMAE(MaskedAutoencoder):
+    """The packed encoder and a one-block dense decoder (section 3)."""
+
+    def __init__(
+        self,
+        size: ConvNeXtSize,
+        input_size: int = 224,
+        in_chans: int = 3,
+        mask_ratio: float = 0.6,
+        norm_pix_loss: bool = True,
+        decoder_embed_dim: int = 512,
+        decoder_depth: int = 1,
+    ) -> None:
+        super().__init__(input_size, CONVNEXT_PATCH, in_chans, mask_ratio, norm_pix_loss)
+        width = decoder_embed_dim
+        self.encoder = ConvNeXtV2Encoder(size, in_chans)
+        self.proj = nn.Conv2d(size.dims[-1], width, 1)
+        self.mask_token = nn.Parameter(torch.zeros(1, width, 1, 1))
+        self.decoder = nn.Sequential(*(Block(width) for _ in range(decoder_depth)))
+        self.pred = nn.Conv2d(width, CONVNEXT_PATCH**2 * in_chans, 1)
+        init_weights(self)
+        nn.init.normal_(self.mask_token, std=0.02)
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """The encoder's blocks; the decoder works on single cells and is small."""
+        self.encoder.set_grad_checkpointing(enable)
+
+    def predict(self, imgs: Tensor, ids: Tensor, keep: int, start: int) -> Tensor:
+        """See MaskedAutoencoder."""
+        n, length = ids.shape
+        x = self.encoder(imgs, ids[:, :keep]).flatten(2)
+        x = F.linear(x, self.proj.weight.flatten(1), self.proj.bias)
+        removed = self.mask_token.to(x.dtype).flatten(1).expand(n, length - keep, -1)
+        x = take_tokens(torch.cat([x, removed], dim=1), ids.argsort(dim=1))
+        x = self.decoder(x.view(n, 1, self.grid, self.grid, -1)).view(n, length, -1)
+        x = take_tokens(x, ids[:, start:])
+        return F.linear(x, self.pred.weight.flatten(1), self.pred.bias)
+
+
+def init_weights(model: nn.Module) -> None:
+    """Truncated normal of deviation 0.02, zero biases (the dense model's initialisation).
+
+    The official sparse pre-training code ends up with deviation 1: see docs/deviations.md.
+    """
+    for module in model.modules():
+        if isinstance(module, (nn.Conv2d, nn.Linear)):
+            trunc_normal_(module.weight, std=0.02)
+            nn.init.zeros_(module.bias)

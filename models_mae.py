@@ -1,0 +1,186 @@
+"""Masked autoencoder with a Vision Transformer, and the same transformer as a classifier.
+
+Masked Autoencoders Are Scalable Vision Learners (He et al. 2022). State-dict names are those of
+the official release, so that weights travel without translation. Blocks are timm's.
+"""
+
+import torch
+import torch.nn.functional as F
+from timm.models.vision_transformer import Block, VisionTransformer
+from torch import Tensor, nn
+
+from models_masked import LayerNorm, MaskedAutoencoder, run_block, take_patches
+from util.sizes import ViTSize
+
+
+class PatchEmbed(nn.Module):
+    """A p×p convolution of stride p, held as `proj` and applied to given patches only."""
+
+    def __init__(self, patch_size: int, in_chans: int, dim: int) -> None:
+        super().__init__()
+        self.proj = nn.Conv2d(in_chans, dim, patch_size, stride=patch_size)
+
+    def forward(self, patches: Tensor) -> Tensor:
+        """(N, V, p, p, C) -> (N, V, D)."""
+        weight = self.proj.weight.permute(0, 2, 3, 1).flatten(1)
+        return F.linear(patches.flatten(2), weight, self.proj.bias)
+
+
+class MaskedAutoencoderViT(MaskedAutoencoder):
+    """A ViT on the visible patches and a lighter one that predicts the removed (section 3)."""
+
+    def __init__(
+        self,
+        size: ViTSize,
+        input_size: int = 224,
+        patch_size: int | None = None,
+        in_chans: int = 3,
+        mask_ratio: float = 0.75,
+        norm_pix_loss: bool = False,
+        decoder_embed_dim: int = 512,
+        decoder_depth: int = 8,
+        decoder_num_heads: int = 16,
+    ) -> None:
+        super().__init__(input_size, patch_size or size.patch, in_chans, mask_ratio, norm_pix_loss)
+        if decoder_depth < 1:
+            raise ValueError(f"decoder depth {decoder_depth}: MAE needs at least one decoder block")
+        if decoder_embed_dim % decoder_num_heads or decoder_embed_dim % 4:
+            raise ValueError(
+                f"decoder width {decoder_embed_dim} must be divisible by its "
+                f"{decoder_num_heads} heads and by 4"
+            )
+        dim, width = size.dim, decoder_embed_dim
+
+        self.patch_embed = PatchEmbed(self.patch_size, in_chans, dim)
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, dim))
+        self.pos_embed = sincos_parameter(dim, self.grid)
+        self.blocks = transformer(dim, size.depth, size.heads)
+        self.norm = LayerNorm(dim)
+
+        self.decoder_embed = nn.Linear(dim, width)
+        self.mask_token = nn.Parameter(torch.zeros(1, 1, width))
+        self.decoder_pos_embed = sincos_parameter(width, self.grid)
+        self.decoder_blocks = transformer(width, decoder_depth, decoder_num_heads)
+        self.decoder_norm = LayerNorm(width)
+        self.decoder_pred = nn.Linear(width, self.patch_size**2 * in_chans)
+        self._init_weights()
+
+    def _init_weights(self) -> None:
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                nn.init.zeros_(module.bias)
+        nn.init.xavier_uniform_(self.patch_embed.proj.weight.view(self.cls_token.shape[2], -1))
+        nn.init.normal_(self.cls_token, std=0.02)
+        nn.init.normal_(self.mask_token, std=0.02)
+
+    def encode(self, imgs: Tensor, visible: Tensor) -> Tensor:
+        """(N, C, H, W), kept patch numbers (N, V) -> (N, 1 + V, D), the class token first."""
+        n = len(imgs)
+        x = self.patch_embed(take_patches(imgs, visible, self.patch_size))
+        x = x + self.pos_embed[0, 1:][visible]
+        cls = (self.cls_token + self.pos_embed[:, :1]).expand(n, -1, -1)
+        x = torch.cat([cls, x], dim=1)
+        for block in self.blocks:
+            x = run_block(self.grad_checkpointing, block, x)
+        return self.norm(x)
+
+    def decode(self, x: Tensor, ids: Tensor, start: int) -> Tensor:
+        """(N, 1 + V, D), shuffled patch numbers (N, L) -> (N, L - start, p*p*C), ids[:, start:].
+
+        Tokens stay in shuffled order: attention does not care, and the wanted ones are the tail.
+        """
+        x = self.decoder_embed(x)
+        n, visible, width = x.shape[0], x.shape[1] - 1, x.shape[2]
+        removed = self.mask_token.to(x.dtype).expand(n, ids.shape[1] - visible, width)
+        cls_pos = self.decoder_pos_embed[:, :1].expand(n, -1, -1)
+        pos = torch.cat([cls_pos, self.decoder_pos_embed[0, 1:][ids]], dim=1)
+        x = torch.cat([x, removed], dim=1) + pos
+        for block in self.decoder_blocks[:-1]:
+            x = run_block(self.grad_checkpointing, block, x)
+        x = run_block(self.grad_checkpointing, block_tail, self.decoder_blocks[-1], x, 1 + start)
+        return self.decoder_pred(self.decoder_norm(x))
+
+    def predict(self, imgs: Tensor, ids: Tensor, keep: int, start: int) -> Tensor:
+        """See MaskedAutoencoder."""
+        return self.decode(self.encode(imgs, ids[:, :keep]), ids, start)
+
+
+def block_tail(block: Block, x: Tensor, start: int) -> Tensor:
+    """A transformer block's output for tokens `start:` only. (N, T, D) -> (N, T - start, D).
+
+    All tokens are looked at, but the others' queries, projection and MLP would be thrown away.
+    """
+    attn, d = block.attn, x.shape[2]
+    weight, bias = attn.qkv.weight, attn.qkv.bias
+    h = block.norm1(x)
+    q = F.linear(h[:, start:], weight[:d], bias[:d])
+    k, v = F.linear(h, weight[d:], bias[d:]).chunk(2, dim=-1)
+    q, k, v = (y.unflatten(-1, (attn.num_heads, -1)).transpose(1, 2) for y in (q, k, v))
+    y = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+    x = x[:, start:] + attn.proj(y)
+    return x + block.mlp(block.norm2(x))
+
+
+class ViTClassifier(VisionTransformer):
+    """timm's ViT with MAE's pooling: the mean of the patch tokens, or the class token."""
+
+    def __init__(
+        self,
+        size: ViTSize,
+        num_classes: int,
+        input_size: int = 224,
+        patch_size: int | None = None,
+        in_chans: int = 3,
+        drop_path: float = 0.0,
+        global_pool: str = "avg",
+    ) -> None:
+        super().__init__(
+            img_size=input_size,
+            patch_size=patch_size or size.patch,
+            in_chans=in_chans,
+            num_classes=num_classes,
+            global_pool=global_pool,
+            embed_dim=size.dim,
+            depth=size.depth,
+            num_heads=size.heads,
+            drop_path_rate=drop_path,
+            norm_layer=LayerNorm,
+        )
+        self.pos_embed.data.copy_(
+            sincos_position_embedding(size.dim, self.patch_embed.grid_size[0])
+        )
+
+    def forward_features(self, imgs: Tensor) -> Tensor:
+        """(N, C, H, W) -> (N, D), pooled and normalised."""
+        return self.forward_head(super().forward_features(imgs), pre_logits=True)
+
+    def forward(self, imgs: Tensor) -> Tensor:
+        """(N, C, H, W) -> logits (N, num_classes)."""
+        return self.head(self.forward_features(imgs))
+
+
+def transformer(dim: int, depth: int, heads: int) -> nn.ModuleList:
+    """`depth` pre-norm blocks with an MLP of four times the width."""
+    return nn.ModuleList(
+        Block(dim, heads, mlp_ratio=4, qkv_bias=True, norm_layer=LayerNorm) for _ in range(depth)
+    )
+
+
+def sincos_parameter(dim: int, grid: int) -> nn.Parameter:
+    """A fixed position embedding that travels in the state dict, as in the official release."""
+    return nn.Parameter(sincos_position_embedding(dim, grid), requires_grad=False)
+
+
+def sincos_position_embedding(dim: int, grid: int) -> Tensor:
+    """(1, 1 + grid*grid, dim): zeros for the class token, then the patches row by row.
+
+    The first half of the channels encodes the column, the second the row (the official code's
+    order); each half is sine then cosine of position / 10000^(2i/half).
+    """
+    quarter = dim // 4
+    omega = 10000.0 ** -(torch.arange(quarter, dtype=torch.float64) / quarter)
+    row, column = torch.meshgrid(*2 * (torch.arange(grid, dtype=torch.float64),), indexing="ij")
+    angles = [position.reshape(-1, 1) * omega for position in (column, row)]
+    patches = torch.cat([f(angle) for angle in angles for f in (torch.sin, torch.cos)], dim=1)
+    return torch.cat([torch.zeros(1, dim), patches.float()])[None]

@@ -1,0 +1,144 @@
+"""What MAE and FCMAE share: which patches are kept, the target, the loss, the reconstruction.
+
+Masked Autoencoders Are Scalable Vision Learners (He et al. 2022), section 3.
+A mask is 1 where a patch is removed. L is the number of patches, p their side, C the channels.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+# Both papers' epsilon; torch's own default is 1e-5.
+LayerNorm = partial(nn.LayerNorm, eps=1e-6)
+
+
+class Reconstruction(NamedTuple):
+    pred: Tensor  # (N, L, p*p*C), all patches, in target space
+    mask: Tensor  # (N, L), 1 = removed
+
+
+def take_patches(imgs: Tensor, ids: Tensor, p: int) -> Tensor:
+    """(N, C, H, W), patch numbers (N, V) -> (N, V, p, p, C): reads no other pixel."""
+    n, c, h, w = imgs.shape
+    grid = imgs.reshape(n, c, h // p, p, w // p, p).permute(0, 2, 4, 3, 5, 1)
+    image = torch.arange(n, device=ids.device)[:, None]
+    return grid[image, ids // (w // p), ids % (w // p)]
+
+
+def take_tokens(x: Tensor, ids: Tensor) -> Tensor:
+    """(N, L, D), token numbers (N, M) -> (N, M, D)."""
+    return x.gather(1, ids[:, :, None].expand(-1, -1, x.shape[2]))
+
+
+def run_block(recompute: bool, block: Callable[..., Tensor], *inputs: object) -> Tensor:
+    """`block(*inputs)`; its activations are stored, or recomputed in the backward pass."""
+    return checkpoint(block, *inputs, use_reentrant=False) if recompute else block(*inputs)
+
+
+class MaskedAutoencoder(nn.Module):
+    """Masks patches, asks the subclass's `predict` for the removed ones, scores them.
+
+    Subclasses implement `predict(imgs, ids, keep, start) -> (N, L - start, p*p*C)`: the patches
+    `ids[:, start:]`, seeing only the pixels of `ids[:, :keep]`.
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        patch_size: int,
+        in_chans: int,
+        mask_ratio: float,
+        norm_pix_loss: bool,
+    ) -> None:
+        super().__init__()
+        if input_size % patch_size:
+            raise ValueError(f"input size {input_size} is not a multiple of the patch {patch_size}")
+        self.input_size, self.patch_size, self.in_chans = input_size, patch_size, in_chans
+        self.grid = input_size // patch_size
+        self.num_patches = self.grid**2
+        self.mask_ratio, self.norm_pix_loss = mask_ratio, norm_pix_loss
+        self.grad_checkpointing = False
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Recompute blocks in the backward pass instead of storing their activations."""
+        self.grad_checkpointing = enable
+
+    def patchify(self, imgs: Tensor) -> Tensor:
+        """(N, C, H, W) -> (N, L, p*p*C)."""
+        n, c, h, w = imgs.shape
+        p = self.patch_size
+        return (
+            imgs.reshape(n, c, h // p, p, w // p, p)
+            .permute(0, 2, 4, 3, 5, 1)
+            .reshape(n, -1, p * p * c)
+        )
+
+    def unpatchify(self, patches: Tensor) -> Tensor:
+        """(N, L, p*p*C) -> (N, C, H, W)."""
+        n, p, g = len(patches), self.patch_size, self.grid
+        return (
+            patches.reshape(n, g, g, p, p, -1)
+            .permute(0, 5, 1, 3, 2, 4)
+            .reshape(n, -1, g * p, g * p)
+        )
+
+    def normalise_patches(self, patches: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(N, M, D) -> (normalised, mean, deviation) of each patch (section 4.1, norm_pix_loss)."""
+        mean = patches.mean(-1, keepdim=True)
+        deviation = (patches.var(-1, keepdim=True) + 1e-6).sqrt()
+        return (patches - mean) / deviation, mean, deviation
+
+    def forward(
+        self, imgs: Tensor, mask_ratio: float | None = None, noise: Tensor | None = None
+    ) -> Tensor:
+        """(N, C, H, W) normalised images -> scalar: mean squared error on the removed patches.
+
+        `noise` (N, L): the patches with the smallest noise are kept; drawn when None.
+        """
+        ids, keep = self._shuffle(imgs, mask_ratio, noise)
+        target = take_patches(imgs, ids[:, keep:], self.patch_size).flatten(2)
+        if self.norm_pix_loss:
+            target = self.normalise_patches(target)[0]
+        pred = self.predict(imgs, ids, keep, start=keep)
+        # Every image loses equally many patches: the plain mean is the papers' masked mean.
+        return (pred.to(target.dtype) - target).square().mean()
+
+    def reconstruct(
+        self, imgs: Tensor, mask_ratio: float | None = None, noise: Tensor | None = None
+    ) -> Reconstruction:
+        """(N, C, H, W) normalised images -> predictions for all patches and the mask."""
+        ids, keep = self._shuffle(imgs, mask_ratio, noise)
+        restore = ids.argsort(dim=1)
+        pred = take_tokens(self.predict(imgs, ids, keep, start=0), restore)
+        return Reconstruction(pred, (restore >= keep).to(imgs.dtype))
+
+    def predict(self, imgs: Tensor, ids: Tensor, keep: int, start: int) -> Tensor:
+        """See the class."""
+        raise TypeError(f"{type(self).__name__} must define predict")
+
+    def _shuffle(
+        self, imgs: Tensor, mask_ratio: float | None, noise: Tensor | None
+    ) -> tuple[Tensor, int]:
+        """Patch numbers (N, L), the kept ones first, and how many are kept."""
+        n, _, h, w = imgs.shape
+        if h != self.input_size or w != self.input_size:
+            raise ValueError(f"images are {h}x{w}, the model is built for {self.input_size}")
+        if noise is None:
+            noise = torch.rand(n, self.num_patches, device=imgs.device)
+        keep = kept_patches(self.num_patches, self.mask_ratio if mask_ratio is None else mask_ratio)
+        return noise.argsort(dim=1, stable=True), keep
+
+
+def kept_patches(num_patches: int, mask_ratio: float) -> int:
+    """How many patches stay visible; the epsilon keeps 100 patches at 0.8 from losing one."""
+    keep = int(num_patches * (1 - mask_ratio) + 1e-6)
+    if not 0 < keep < num_patches:
+        raise ValueError(
+            f"mask ratio {mask_ratio} keeps {keep} of {num_patches} patches; "
+            "some must be kept and some removed"
+        )
+    return keep

@@ -1,0 +1,39 @@
+"""Architectures by name."""
+
+from torch import nn
+
+from models_convnextv2 import FCMAE, ConvNeXtV2
+from models_mae import MaskedAutoencoderViT, ViTClassifier
+from models_masked import MaskedAutoencoder
+from util.sizes import CLASSIFIER_SIZES, PRETRAIN_SIZES, family, find_size
+
+
+def list_models(kind: str = "pretrain") -> list[str]:
+    """Names for `create_pretrain_model` ("pretrain") or `create_classifier` ("classifier")."""
+    return list({"pretrain": PRETRAIN_SIZES, "classifier": CLASSIFIER_SIZES}[kind])
+
+
+def create_pretrain_model(name: str, input_size: int = 224, **options: object) -> MaskedAutoencoder:
+    """A masked autoencoder: `mae_vit_{tiny…large}_patch16`, `mae_vit_huge_patch14`, `convnextv2_*`.
+
+    Options: in_chans, mask_ratio, norm_pix_loss, decoder_embed_dim, decoder_depth; for ViT also
+    patch_size and decoder_num_heads. Raises BadInput for an unknown name, ValueError for sizes
+    that do not fit together.
+    """
+    size = find_size(name, PRETRAIN_SIZES)
+    cls = FCMAE if family(name) == "convnextv2" else MaskedAutoencoderViT
+    return cls(size, input_size=input_size, **options)
+
+
+def create_classifier(
+    name: str, num_classes: int, input_size: int = 224, **options: object
+) -> nn.Module:
+    """A classifier: `vit_*` (`mae_vit_*` is understood) or `convnextv2_*`.
+
+    Options: in_chans, drop_path; for ViT patch_size and global_pool ("avg" or "token"); for
+    ConvNeXt V2 head_init_scale. ConvNeXt V2 takes images of any multiple of 32.
+    """
+    size = find_size(name.removeprefix("mae_"), CLASSIFIER_SIZES)
+    if family(name) == "convnextv2":
+        return ConvNeXtV2(size, num_classes, **options)
+    return ViTClassifier(size, num_classes, input_size=input_size, **options)

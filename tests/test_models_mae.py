@@ -1,0 +1,228 @@
+"""MAE against transformers' ViTMAE on the same weights, images and noise."""
+
+import pytest
+import torch
+from timm.models.vision_transformer import VisionTransformer
+from transformers import ViTMAEConfig, ViTMAEForPreTraining
+
+from models_mae import MaskedAutoencoderViT, sincos_position_embedding
+from models_registry import create_classifier, create_pretrain_model, list_models
+from util.errors import BadInput
+from util.sizes import ViTSize
+
+SIZES = {
+    "narrow": (ViTSize(48, 2, 3, 8), 32, 64, 2, 4),
+    "deep": (ViTSize(32, 3, 4, 16), 80, 48, 1, 2),
+}
+
+
+def build_pair(which, norm_pix_loss):
+    """Our model and theirs with equal, fully random weights."""
+    torch.manual_seed(0)
+    size, input_size, width, depth, heads = SIZES[which]
+    ours = MaskedAutoencoderViT(
+        size,
+        input_size,
+        norm_pix_loss=norm_pix_loss,
+        decoder_embed_dim=width,
+        decoder_depth=depth,
+        decoder_num_heads=heads,
+    )
+    for p in ours.parameters():
+        if p.requires_grad:
+            torch.nn.init.normal_(p, std=0.1)
+    config = ViTMAEConfig(
+        hidden_size=size.dim,
+        num_hidden_layers=size.depth,
+        num_attention_heads=size.heads,
+        intermediate_size=4 * size.dim,
+        layer_norm_eps=1e-6,
+        image_size=input_size,
+        patch_size=size.patch,
+        decoder_hidden_size=width,
+        decoder_num_hidden_layers=depth,
+        decoder_num_attention_heads=heads,
+        decoder_intermediate_size=4 * width,
+        mask_ratio=0.75,
+        norm_pix_loss=norm_pix_loss,
+        attn_implementation="eager",
+    )
+    theirs = ViTMAEForPreTraining(config)
+    theirs.load_state_dict(to_transformers(ours.state_dict(), theirs.state_dict()))
+    return ours.train(), theirs.eval()  # no dropout: eval changes nothing but their defaults
+
+
+RENAMES = {
+    "vit.embeddings.cls_token": "cls_token",
+    "vit.embeddings.position_embeddings": "pos_embed",
+    "vit.embeddings.patch_embeddings.projection": "patch_embed.proj",
+    "vit.layernorm": "norm",
+    "decoder.mask_token": "mask_token",
+    "decoder.decoder_pos_embed": "decoder_pos_embed",
+    "decoder.decoder_embed": "decoder_embed",
+    "decoder.decoder_norm": "decoder_norm",
+    "decoder.decoder_pred": "decoder_pred",
+    "vit.encoder.layer": "blocks",
+    "vit.layers": "blocks",
+    "decoder.decoder_layers": "decoder_blocks",
+    "layernorm_before": "norm1",
+    "layernorm_after": "norm2",
+    "attention.output.dense": "attn.proj",
+    "attention.o_proj": "attn.proj",
+    "intermediate.dense": "mlp.fc1",
+    "output.dense": "mlp.fc2",
+}
+
+
+def our_name(name):
+    for theirs, ours in RENAMES.items():
+        name = name.replace(theirs, ours)
+    return name
+
+
+def to_transformers(state, wanted):
+    """Our state dict under transformers' names (its query, key and value are apart)."""
+    result = {}
+    for name in wanted:
+        ours = our_name(name)
+        for k, part in enumerate(("query", "key", "value")):
+            for spelling in (f"attention.attention.{part}", f"attention.{part[0]}_proj"):
+                if spelling in ours:
+                    stacked = state[ours.replace(spelling, "attn.qkv")]
+                    result[name] = stacked.chunk(3)[k]
+        if name not in result:
+            result[name] = state[ours]
+    return result
+
+
+def relative_error(a, b):
+    return float((a - b).detach().norm() / b.norm().clamp_min(1e-12))
+
+
+@pytest.mark.parametrize("norm_pix_loss", [False, True])
+@pytest.mark.parametrize("which", SIZES)
+def test_loss_reconstruction_mask_and_gradients_equal_transformers(which, norm_pix_loss):
+    ours, theirs = build_pair(which, norm_pix_loss)
+    imgs = torch.randn(3, 3, ours.input_size, ours.input_size)
+    noise = torch.rand(3, ours.num_patches)
+    out = theirs(imgs, noise=noise)
+    loss = ours(imgs, noise=noise)
+    seen = ours.reconstruct(imgs, noise=noise)
+
+    assert relative_error(loss, out.loss) < 1e-4
+    assert torch.equal(seen.mask, out.mask)
+    assert relative_error(seen.pred, out.logits) < 1e-4
+
+    loss.backward()
+    out.loss.backward()
+    gradients = {n: p.grad for n, p in ours.named_parameters() if p.grad is not None}
+    expected = {n: p.grad for n, p in theirs.named_parameters() if p.grad is not None}
+    mapped = to_transformers(gradients, expected)
+    for name, gradient in expected.items():
+        if name.endswith(("key.bias", "k_proj.bias")):
+            continue  # softmax ignores a constant added to the keys: both are rounding noise
+        assert relative_error(mapped[name], gradient) < 1e-4, name
+    trained = {n for n, p in ours.named_parameters() if p.requires_grad}
+    assert trained == set(gradients), "every trained parameter must get a gradient"
+
+
+@pytest.mark.parametrize("mask_ratio", [0.3, 0.75])
+def test_loss_is_the_masked_mean_of_the_full_reconstruction(mask_ratio):
+    model, _ = build_pair("narrow", True)
+    imgs, noise = torch.randn(2, 3, 32, 32), torch.rand(2, 16)
+    pred, mask = model.reconstruct(imgs, mask_ratio, noise)
+    patches = model.patchify(imgs)
+    target = (patches - patches.mean(-1, keepdim=True)) / (
+        patches.var(-1, keepdim=True) + 1e-6
+    ).sqrt()
+    expected = ((pred - target) ** 2).mean(-1).mul(mask).sum() / mask.sum()
+    torch.testing.assert_close(model(imgs, mask_ratio, noise), expected)
+
+
+def test_masked_pixels_never_reach_the_encoder():
+    model, _ = build_pair("deep", False)
+    imgs, noise = torch.randn(2, 3, 80, 80), torch.rand(2, 25)
+    pred, mask = model.reconstruct(imgs, noise=noise)
+    removed = model.unpatchify(mask[:, :, None].expand(-1, -1, 3 * 16 * 16)).bool()
+    changed = torch.where(removed, torch.full_like(imgs, float("nan")), imgs)
+    assert torch.equal(model.reconstruct(changed, noise=noise).pred, pred)
+
+
+def test_a_hundred_patches_at_eight_tenths_keep_twenty_and_ties_follow_position():
+    model = create_pretrain_model("mae_vit_tiny_patch16", input_size=160, decoder_depth=1)
+    mask = model.reconstruct(torch.zeros(1, 3, 160, 160), 0.8, torch.zeros(1, 100)).mask
+    assert mask[0].tolist() == [0.0] * 20 + [1.0] * 80
+
+
+def test_patchify_and_unpatchify_are_inverse_and_channels_come_last():
+    model, _ = build_pair("narrow", False)
+    imgs = torch.randn(2, 3, 32, 32)
+    patches = model.patchify(imgs)
+    assert patches.shape == (2, 16, 8 * 8 * 3)
+    assert torch.equal(patches[1, 6].view(8, 8, 3), imgs[1, :, 8:16, 16:24].permute(1, 2, 0))
+    assert torch.equal(model.unpatchify(patches), imgs)
+
+
+def test_options_reach_the_model_and_wrong_ones_are_refused():
+    model = create_pretrain_model(
+        "mae_vit_tiny_patch16",
+        input_size=32,
+        patch_size=8,
+        in_chans=1,
+        decoder_embed_dim=64,
+        decoder_depth=2,
+        decoder_num_heads=2,
+        norm_pix_loss=True,
+        mask_ratio=0.5,
+    )
+    out = model.reconstruct(torch.randn(2, 1, 32, 32))
+    assert out.pred.shape == (2, 16, 64)
+    assert out.mask.sum(1).tolist() == [8, 8]
+    with pytest.raises(ValueError, match="multiple of the patch"):
+        create_pretrain_model("mae_vit_tiny_patch16", input_size=100)
+    with pytest.raises(ValueError, match="keeps 0 of"):
+        model(torch.randn(1, 1, 32, 32), mask_ratio=0.99)
+    with pytest.raises(BadInput, match="mae_vit_tiny_patch16"):
+        create_pretrain_model("mae_vit_tinny_patch16")
+
+
+def test_gradient_checkpointing_changes_no_gradient():
+    model, _ = build_pair("narrow", False)
+    imgs, noise = torch.randn(2, 3, 32, 32), torch.rand(2, 16)
+    model(imgs, noise=noise).backward()
+    plain = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+    model.zero_grad()
+    model.set_grad_checkpointing()
+    model(imgs, noise=noise).backward()
+    for name, gradient in plain.items():
+        torch.testing.assert_close(model.get_parameter(name).grad, gradient, msg=name)
+
+
+@pytest.mark.parametrize("pool", ["avg", "token"])
+def test_the_classifier_is_timms_vit(pool):
+    ours = create_classifier("mae_vit_tiny_patch16", 7, input_size=64, global_pool=pool).eval()
+    theirs = VisionTransformer(
+        img_size=64,
+        embed_dim=192,
+        num_heads=3,
+        num_classes=7,
+        global_pool=pool,
+        norm_layer=lambda *a, **k: torch.nn.LayerNorm(*a, eps=1e-6, **k),
+    ).eval()
+    theirs.load_state_dict(ours.state_dict())
+    imgs = torch.randn(2, 3, 64, 64)
+    torch.testing.assert_close(ours(imgs), theirs(imgs))
+    assert ours.forward_features(imgs).shape == (2, 192)
+    assert torch.equal(ours.pos_embed, sincos_position_embedding(192, 4))
+
+
+def test_sizes_are_the_published_ones():
+    """Encoder parameters without the position embedding, in millions (ViT and DeiT papers)."""
+    published = {"tiny": 5.5, "small": 21.6, "base": 85.6, "large": 303.1}
+    for size, millions in published.items():
+        with torch.device("meta"):
+            model = create_classifier(f"vit_{size}_patch16", 1)
+        count = sum(p.numel() for n, p in model.named_parameters() if "pos_embed" not in n)
+        assert round(count / 1e6, 1) == pytest.approx(millions, abs=0.15), size
+    assert len(list_models()) == 13
+    assert "mae_vit_huge_patch14" in list_models()

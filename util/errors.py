@@ -1,0 +1,18 @@
+"""What can end a run, and the exit code each end has.
+
+0 done · 1 fault · 2 bad usage or input · 75 saved and resumable (`EX_TEMPFAIL`).
+"""
+
+DONE, FAULT, BAD_INPUT, RESUMABLE = 0, 1, 2, 75
+
+
+class BadInput(Exception):
+    """Something the user gave cannot work; the message names it and says what to do."""
+
+
+class Fault(Exception):
+    """The run cannot go on, and no option was wrong (for example: the loss stays non-finite)."""
+
+
+class Stopped(Exception):
+    """The run was asked to stop; everything is saved and the same command goes on."""
