@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from util.sizes import kept_patches
+
 # Both papers' epsilon; torch's own default is 1e-5.
 LayerNorm = partial(nn.LayerNorm, eps=1e-6)
 
@@ -131,14 +133,3 @@ class MaskedAutoencoder(nn.Module):
             noise = torch.rand(n, self.num_patches, device=imgs.device)
         keep = kept_patches(self.num_patches, self.mask_ratio if mask_ratio is None else mask_ratio)
         return noise.argsort(dim=1, stable=True), keep
-
-
-def kept_patches(num_patches: int, mask_ratio: float) -> int:
-    """How many patches stay visible; the epsilon keeps 100 patches at 0.8 from losing one."""
-    keep = int(num_patches * (1 - mask_ratio) + 1e-6)
-    if not 0 < keep < num_patches:
-        raise ValueError(
-            f"mask ratio {mask_ratio} keeps {keep} of {num_patches} patches; "
-            "some must be kept and some removed"
-        )
-    return keep

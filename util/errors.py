@@ -6,7 +6,7 @@
 DONE, FAULT, BAD_INPUT, RESUMABLE = 0, 1, 2, 75
 
 
-class BadInput(Exception):
+class BadInput(ValueError):
     """Something the user gave cannot work; the message names it and says what to do."""
 
 

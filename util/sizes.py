@@ -67,3 +67,14 @@ def find_size(name: str, sizes: dict, flag: str = "--model") -> ViTSize | ConvNe
     near = difflib.get_close_matches(name, sizes, n=3, cutoff=0.5)
     hint = f"did you mean {' or '.join(near)}?" if near else f"choose from {', '.join(sizes)}"
     raise BadInput(f"{flag} {name}: no such model; {hint}")
+
+
+def kept_patches(num_patches: int, mask_ratio: float) -> int:
+    """How many patches stay visible; the epsilon keeps 100 patches at 0.8 from losing one."""
+    keep = int(num_patches * (1 - mask_ratio) + 1e-6)
+    if not 0 < keep < num_patches:
+        raise BadInput(
+            f"--mask_ratio {mask_ratio} keeps {keep} of {num_patches} patches; "
+            "some must be kept and some removed"
+        )
+    return keep

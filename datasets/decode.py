@@ -1,0 +1,175 @@
+"""One image file as RGB bytes the right way up, or a short reason why not.
+
+Whatever Pillow decodes comes out as (H, W, 3) uint8; whatever goes wrong on the way is an
+`UnreadableImage`, so that a caller has one exception to think about. Pillow's global settings
+and the warning filters are left as they are: other threads share them.
+"""
+
+import os
+import stat
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+ORIENTATION = 0x0112  # the EXIF tag; its values 2..8 and what undoes each:
+UNDO = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+SIXTEEN_BIT = {"I;16", "I;16L", "I;16B", "I;16N"}
+BITS_PER_SAMPLE, PHOTOMETRIC, SAMPLE_FORMAT = 258, 262, 339  # TIFF tags
+
+
+class UnreadableImage(Exception):
+    """A file that is no usable image: `.path` and a short `.reason`. Can be pickled."""
+
+    def __init__(self, path: str, reason: str) -> None:
+        super().__init__(path, reason)  # both in `args`, from which pickle builds it again
+        self.path, self.reason = path, reason
+
+    def __str__(self) -> str:
+        return f"{printable(self.path)}: {self.reason}"
+
+
+def printable(path: str) -> str:
+    """A path as one line any terminal or log can take (names may hold newlines or odd bytes)."""
+    return path if path.isprintable() else repr(path)
+
+
+def load_rgb(path: str | bytes | os.PathLike) -> np.ndarray:
+    """The first frame of an image file -> (H, W, 3) uint8, EXIF-rotated, alpha over white.
+
+    The array is the caller's own and writable. Raises UnreadableImage for everything that can be
+    wrong with a file, and nothing else. Never blocks on a FIFO or a device.
+    """
+    try:
+        _check_file(os.stat(path))
+        with open(path, "rb") as file, Image.open(file) as im:
+            _check_header(im)
+            im.load()
+            return _to_rgb(_upright(im))
+    except _Refused as e:
+        reason = str(e)
+    except UnidentifiedImageError:
+        reason = _unidentified(path)
+    except Image.DecompressionBombError:
+        reason = _too_many_pixels()
+    except OSError as e:  # the file system's errors have a strerror, Pillow's own have not
+        reason = e.strerror or str(e) or "cannot be read"
+    except Exception as e:  # plugins let SyntaxError, struct.error, MemoryError, … escape
+        reason = f"{type(e).__name__}: {e}" if str(e) else type(e).__name__
+    # Outside the handlers: a chained traceback would keep the half-decoded image alive.
+    raise UnreadableImage(os.fsdecode(path), " ".join(reason.split())[:200])
+
+
+class _Refused(Exception):
+    """Our own reason not to decode a file."""
+
+
+def _check_file(st: os.stat_result) -> None:
+    """Refuse, before anything is opened, what is not a regular file with something in it."""
+    if stat.S_ISDIR(st.st_mode):
+        raise _Refused("is a folder")
+    if not stat.S_ISREG(st.st_mode):
+        raise _Refused("is not a regular file")
+    if st.st_size == 0:
+        raise _Refused("is empty (0 bytes)")
+
+
+def _check_header(im: Image.Image) -> None:
+    """Refuse what the header already tells: no pixels, too many, or a program to be run."""
+    width, height = im.size
+    if width <= 0 or height <= 0:
+        raise _Refused(f"has no pixels ({width} × {height})")
+    # Pillow itself only warns between the limit and twice the limit.
+    if Image.MAX_IMAGE_PIXELS is not None and width * height > Image.MAX_IMAGE_PIXELS:
+        raise _Refused(_too_many_pixels())
+    if im.format == "EPS":  # Pillow would hand the file to Ghostscript
+        raise _Refused("is a PostScript program, not an image")
+
+
+def _too_many_pixels() -> str:
+    return f"has more than {Image.MAX_IMAGE_PIXELS:,} pixels (a decompression bomb?)"
+
+
+def _unidentified(path: str | bytes | os.PathLike) -> str:
+    """The reason for a file no plugin knows, from how it begins: web pages are the usual case."""
+    try:
+        with open(path, "rb") as file:
+            head = file.read(512)
+    except OSError as e:
+        return e.strerror or "cannot be read"
+    if head.lstrip()[:5].lower() in (b"<!doc", b"<html"):
+        return "is a web page, not an image"
+    if not head.strip(b"\0"):
+        return "holds nothing but zero bytes"
+    return f"is no image or a damaged one (begins with {head[:8]!r})"
+
+
+def _upright(im: Image.Image) -> Image.Image:
+    """Undo the camera's rotation; TIFFs have undone theirs while loading.
+
+    Not `ImageOps.exif_transpose`: that also writes the EXIF data anew, which fails on data that
+    is damaged elsewhere, and copies an image that needs no turning.
+    """
+    try:
+        method = UNDO.get(im.getexif().get(ORIENTATION, 1))
+    except Exception:  # a broken EXIF block says nothing, least of all that the pixels are bad
+        method = None
+    return im if method is None else im.transpose(method)
+
+
+def _to_rgb(im: Image.Image) -> np.ndarray:
+    """A loaded image of any mode -> (H, W, 3) uint8."""
+    if im.mode in SIXTEEN_BIT or im.mode in ("I", "F"):
+        grey = _grey_to_bytes(im)
+        return np.repeat(grey[..., None], 3, axis=2)
+    if im.mode == "La":  # premultiplied; converts to nothing but LA
+        im = im.convert("LA")
+    if im.mode in ("LA", "PA", "RGBA", "RGBa") or "transparency" in im.info:
+        im = im.convert("RGBA")
+        im = Image.alpha_composite(Image.new("RGBA", im.size, "white"), im)
+    # `np.array` of an RGB image costs no more than a read-only `asarray`; `convert` would copy.
+    return np.array(im if im.mode == "RGB" else im.convert("RGB"))
+
+
+def _grey_to_bytes(im: Image.Image) -> np.ndarray:
+    """A grey image deeper than 8 bits -> (H, W) uint8, scaled; Pillow itself would clip it."""
+    tags = getattr(im, "tag_v2", {})
+    bits, white_is_zero = tags.get(BITS_PER_SAMPLE), tags.get(PHOTOMETRIC) == 0
+    values = np.asarray(im)
+    if im.mode == "F":
+        values = _from_unknown_range(values)
+    elif im.mode == "I" and bits == (32,):
+        if tags.get(SAMPLE_FORMAT, (1,)) == (1,):  # Pillow's "I" is signed, these are not
+            values = values.view(np.uint32)
+        values = _from_unknown_range(values)
+    elif bits == (12,):
+        values = values * (255 / 4095)
+    else:
+        values = values / 257
+    grey = np.rint(values).clip(0, 255).astype(np.uint8)
+    return 255 - grey if white_is_zero else grey
+
+
+def _from_unknown_range(values: np.ndarray) -> np.ndarray:
+    """(H, W) floats or 32-bit integers -> 0..255, by the smallest usual range that holds them.
+
+    [0, 1] only for floats; then 8 bits, 16 bits, 32 bits. NaN becomes 0, infinities the ends.
+    """
+    if values.dtype.kind == "f":
+        finite = np.isfinite(values)
+        top = values.max(where=finite, initial=0)
+        values = np.nan_to_num(values.astype(np.float64), nan=0, posinf=1e300, neginf=0)
+        if top <= 1.001:  # conversions overshoot 1 by a rounding error
+            return values * 255
+        return values if top <= 255 else values / 257
+    top = values.max()
+    if top <= 255:
+        return values
+    return values / (257 if top <= 65535 else np.iinfo(values.dtype).max / 255)

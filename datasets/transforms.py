@@ -1,0 +1,75 @@
+"""From a decoded image to what the model takes; randomness comes in as a generator."""
+
+import math
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+Box = tuple[int, int, int, int]  # top, left, height, width
+
+
+def random_crop_box(
+    height: int,
+    width: int,
+    rng: np.random.Generator,
+    scale: tuple[float, float] = (0.2, 1.0),
+    ratio: tuple[float, float] = (3 / 4, 4 / 3),
+) -> Box:
+    """RandomResizedCrop's box (Szegedy et al. 2015): a share of the area, a log-uniform shape.
+
+    After ten boxes that do not fit, the largest central one of an allowed shape.
+    """
+    log_ratio = np.log(ratio)
+    for area, log_shape in zip(
+        height * width * rng.uniform(*scale, 10), rng.uniform(*log_ratio, 10), strict=True
+    ):
+        w = round(math.sqrt(area * math.exp(log_shape)))
+        h = round(math.sqrt(area / math.exp(log_shape)))
+        if 0 < w <= width and 0 < h <= height:
+            return int(rng.integers(height - h + 1)), int(rng.integers(width - w + 1)), h, w
+    shape = min(max(width / height, ratio[0]), ratio[1])
+    h = min(height, max(1, round(width / shape)))
+    w = min(width, max(1, round(height * shape)))
+    return (height - h) // 2, (width - w) // 2, h, w
+
+
+def crop_and_resize(image: np.ndarray, box: Box, size: int, flip: bool = False) -> Tensor:
+    """(H, W, 3) uint8 -> (3, size, size) uint8: bicubic with antialiasing, perhaps mirrored."""
+    top, left, h, w = box
+    crop = Image.fromarray(image[top : top + h, left : left + w])
+    resized = np.asarray(crop.resize((size, size), Image.Resampling.BICUBIC))
+    if flip:
+        resized = resized[:, ::-1]
+    return torch.from_numpy(np.ascontiguousarray(resized.transpose(2, 0, 1)))
+
+
+def centre_crop(image: np.ndarray, size: int, crop_pct: float) -> Tensor:
+    """(H, W, 3) uint8 -> (3, size, size) uint8: the central square of `crop_pct` of the short side.
+
+    The same as resizing the short side to size / crop_pct and cropping, in one resampling.
+    """
+    height, width = image.shape[:2]
+    side = max(1, round(min(height, width) * crop_pct))
+    return crop_and_resize(image, ((height - side) // 2, (width - side) // 2, side, side), size)
+
+
+class Normalise(nn.Module):
+    """uint8 (N, 3, H, W) -> float with ImageNet's mean and deviation, on the images' device."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mean", 255 * torch.tensor(IMAGENET_MEAN).view(1, 3, 1, 1))
+        self.register_buffer("std", 255 * torch.tensor(IMAGENET_STD).view(1, 3, 1, 1))
+
+    def forward(self, imgs: Tensor) -> Tensor:
+        """Pixels -> model input."""
+        return (imgs.float() - self.mean) / self.std
+
+    def pixels(self, x: Tensor) -> Tensor:
+        """Model input or output -> uint8 pixels, clipped."""
+        return (x * self.std + self.mean).round().clamp(0, 255).to(torch.uint8)

@@ -1,0 +1,244 @@
+"""The one training loop: accumulation, precision, clipping, agreement between ranks, positions.
+
+Engines give it the loss of a batch; mains give it an observer that logs and saves. It works in
+optimizer steps. Between two steps nothing is asked of the device; after each, one small tensor,
+summed over the ranks, is read: the loss, the gradient norm, whether anything was non-finite
+anywhere, and whether any rank was asked to stop.
+"""
+
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, field
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from util.distributed import Place, sum_over_ranks
+from util.errors import BadInput, Fault
+from util.seeding import seed_globals
+from util.stop import StopRequest
+
+MAX_SKIPPED = 5  # steps in a row whose loss or gradient is not finite
+
+
+@dataclass
+class Sums:
+    """What an epoch's log line is made of; equal on all ranks but for the times."""
+
+    steps: int = 0
+    loss: float = 0.0
+    grad_norm: float = 0.0
+    skipped: int = 0
+    seconds: float = 0.0
+    waited: float = 0.0  # seconds for data
+
+
+@dataclass
+class Position:
+    """Where training is: with model, optimizer and scaler, all that a resume needs."""
+
+    epoch: int = 0  # the one being trained
+    step: int = 0  # optimizer steps done in it
+    sums: Sums = field(default_factory=Sums)
+    skipped_in_row: int = 0
+
+    def next_epoch(self) -> None:
+        """Go to the beginning of the next epoch."""
+        self.epoch, self.step, self.sums = self.epoch + 1, 0, Sums()
+
+
+class Precision:
+    """Autocast and loss scaling for one of `bf16`, `fp16`, `off`; `auto` picks by device."""
+
+    def __init__(self, mode: str, device: torch.device) -> None:
+        if mode == "auto":
+            mode = "off"
+            if device.type == "cuda":
+                mode = "bf16" if torch.cuda.is_bf16_supported() else "fp16"
+        if mode == "fp16" and device.type == "cpu":
+            raise BadInput("--amp fp16: needs a GPU; use bf16 or off on the CPU")
+        self.name = {"off": "fp32"}.get(mode, mode)
+        self._dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(mode)
+        self._device = device.type
+        # Only fp16 can underflow: elsewhere the scaler passes everything through.
+        self.scaler = torch.amp.GradScaler(device.type, enabled=mode == "fp16")
+
+    def autocast(self) -> torch.autocast:
+        """The context of a forward pass."""
+        return torch.autocast(self._device, dtype=self._dtype, enabled=self._dtype is not None)
+
+
+@dataclass
+class TrainState:
+    """Everything that changes while training."""
+
+    model: nn.Module  # bare: neither DDP nor compiled wrapping
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+    position: Position = field(default_factory=Position)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Tensors and plain values; `epoch` is the last finished one, `step` those done since."""
+        p = self.position
+        return {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "epoch": p.epoch - 1,
+            "step": p.step,
+            "sums": asdict(p.sums),
+            "skipped_in_row": p.skipped_in_row,
+        }
+
+    def load_state_dict(self, saved: dict[str, Any]) -> None:
+        """The reverse. Raises RuntimeError or ValueError when the model is another one."""
+        self.model.load_state_dict(saved["model"])
+        self.optimizer.load_state_dict(saved["optimizer"])
+        self.scaler.load_state_dict(saved["scaler"])
+        self.position.epoch, self.position.step = saved["epoch"] + 1, saved["step"]
+        self.position.sums = Sums(**saved["sums"])
+        self.position.skipped_in_row = saved["skipped_in_row"]
+
+
+class StepResult(NamedTuple):
+    loss: float  # mean over the global batch
+    grad_norm: float  # before clipping
+    skipped: bool
+    stop: bool  # some rank was asked to stop
+    lr: float
+    seconds: float
+    waited: float  # seconds of them for data
+
+
+class Observer(Protocol):
+    """What a main does beside the loop."""
+
+    def after_step(self, state: TrainState, result: StepResult) -> None:
+        """Called on every rank after each step; may save, and may raise Stopped to end the run."""
+
+    def save_unfinished(self, state: TrainState) -> None:
+        """Save in the middle of a step the state of the one before (nothing has changed since)."""
+
+
+class Trainer:
+    """Runs epochs of optimizer steps."""
+
+    def __init__(
+        self,
+        state: TrainState,
+        model: nn.Module,
+        batch_loss: Callable[[nn.Module, Any], Tensor],
+        lr_at: Callable[[float], float],
+        precision: Precision,
+        place: Place,
+        stop: StopRequest,
+        accum: int = 1,
+        clip_grad: float | None = None,
+        seed: int = 0,
+    ) -> None:
+        """`model` is what runs (perhaps wrapped by DDP); `batch_loss(model, batch)` its loss.
+
+        `lr_at(epoch)` is the learning rate at a fractional epoch; `accum` micro-batches make a
+        step.
+        """
+        self.state, self.model, self.batch_loss = state, model, batch_loss
+        self.lr_at, self.precision, self.place, self.stop = lr_at, precision, place, stop
+        self.accum, self.clip_grad, self.seed = accum, clip_grad, seed
+        self.parameters = [p for p in state.model.parameters() if p.requires_grad]
+        self.device = self.parameters[0].device
+
+    def settle_buckets(self, batch: Any) -> None:
+        """One throw-away backward pass.
+
+        DDP orders its buckets anew after the first one, which changes the last bits of gradients:
+        a resumed run must not differ from an undisturbed one because of it.
+        """
+        if isinstance(self.model, DistributedDataParallel):
+            with self.precision.autocast():
+                loss = self.batch_loss(self.model, batch)
+            loss.backward()
+            self.state.optimizer.zero_grad(set_to_none=True)
+
+    def run_epoch(self, batches: Iterable, steps: int, observer: Observer) -> None:
+        """Train the steps that are left of the current epoch of `steps` steps."""
+        self.model.train()
+        position, batches = self.state.position, iter(batches)
+        while position.step < steps:
+            result = self._step(batches, position.epoch + position.step / steps, observer)
+            position.step += 1
+            self._account(position, result)
+            observer.after_step(self.state, result)
+
+    def _step(self, batches: Iterator, epoch: float, observer: Observer) -> StepResult:
+        start, waited = time.perf_counter(), 0.0
+        state, scaler = self.state, self.precision.scaler
+        lr = self.lr_at(epoch)
+        for group in state.optimizer.param_groups:
+            group["lr"] = lr
+        seed_globals(self.seed, state.position.epoch, state.position.step, self.place.rank)
+
+        total = torch.zeros((), device=self.device)
+        for k in range(self.accum):
+            if self.stop.overdue():
+                observer.save_unfinished(state)
+            asked = time.perf_counter()
+            batch = next(batches)
+            waited += time.perf_counter() - asked
+            with self._communicate(k == self.accum - 1):
+                with self.precision.autocast():
+                    loss = self.batch_loss(self.model, batch) / self.accum
+                scaler.scale(loss).backward()
+            total += loss.detach()
+
+        scaler.unscale_(state.optimizer)
+        norm = nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None])
+        loss, norm, skipped, stop = self._agree(total, norm)
+        if not skipped:
+            if self.clip_grad is not None:
+                nn.utils.clip_grads_with_norm_(self.parameters, self.clip_grad, norm)
+            scaler.step(state.optimizer)
+        scaler.update()
+        state.optimizer.zero_grad(set_to_none=True)
+        seconds = time.perf_counter() - start
+        return StepResult(loss, float(norm), skipped, stop, lr, seconds, waited)
+
+    def _communicate(self, last: bool) -> Any:
+        """Gradients cross the network once a step, with its last micro-batch."""
+        if last or not isinstance(self.model, DistributedDataParallel):
+            return nullcontext()
+        return self.model.no_sync()
+
+    def _agree(self, total: Tensor, norm: Tensor) -> tuple[float, Tensor, bool, bool]:
+        """What all ranks know of this step: mean loss, gradient norm, to be skipped, to stop.
+
+        The one point of a step at which the host waits for the device.
+        """
+        bad = ~torch.isfinite(total)
+        if not self.precision.scaler.is_enabled():  # fp16's scaler skips overflowing gradients
+            bad = bad | ~torch.isfinite(norm)
+        asked = torch.full_like(total, float(bool(self.stop.signal)))
+        report = torch.stack([total / self.place.world, bad.to(total.dtype), asked])
+        loss, bad_ranks, asked_ranks = sum_over_ranks(report).tolist()
+        return loss, norm, bad_ranks > 0, asked_ranks > 0
+
+    def _account(self, position: Position, result: StepResult) -> None:
+        sums = position.sums
+        sums.seconds += result.seconds
+        sums.waited += result.waited
+        if not result.skipped:
+            position.skipped_in_row = 0
+            sums.steps += 1
+            sums.loss += result.loss
+            sums.grad_norm += result.grad_norm
+            return
+        sums.skipped += 1
+        position.skipped_in_row += 1
+        if position.skipped_in_row >= MAX_SKIPPED:
+            raise Fault(
+                f"the loss or its gradient was not finite in {MAX_SKIPPED} steps in a row, the "
+                f"last of them step {position.step - 1} of epoch {position.epoch} at learning rate "
+                f"{result.lr:.3g}; lower --blr, set --clip_grad, or use --amp off"
+            )

@@ -1,0 +1,400 @@
+"""Which files a `--data_path` means, in which order, and when a kept listing may be believed."""
+
+import os
+import pickle
+import time
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from datasets import folder
+from datasets.decode import UnreadableImage
+from datasets.folder import ImageFiles, list_images
+from util.errors import BadInput
+
+
+@pytest.fixture
+def tree(tmp_path):
+    """Make empty files below `data/`, all folders long unchanged; returns `data/`."""
+
+    def make(*names):
+        for name in names:
+            path = tmp_path / "data" / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.touch()
+        age(tmp_path / "data")
+        return tmp_path / "data"
+
+    (tmp_path / "data").mkdir()
+    return make
+
+
+def age(top, seconds=100):
+    then = time.time() - seconds
+    for where, _, _ in os.walk(top):
+        os.utime(where, (then, then))
+
+
+def names(files):
+    return [files.relative(i) for i in range(len(files))]
+
+
+def complaint(*args):
+    with pytest.raises(BadInput) as e:
+        list_images(*args)
+    message = str(e.value)
+    assert message.startswith("--data_path")
+    assert "\n" not in message
+    return message
+
+
+# Folders
+
+
+def test_images_are_found_at_any_depth_in_byte_order(tree):
+    data = tree("b/c/d/1.jpg", "b/10.png", "b/9.png", "Z.JPG", "a.txt", "é.WebP", "x.jpg.txt")
+    files = list_images(data)
+    assert names(files) == ["Z.JPG", "b/10.png", "b/9.png", "b/c/d/1.jpg", "é.WebP"]
+    assert files[0] == f"{data}/Z.JPG"
+    assert files[-1] == f"{data}/é.WebP"
+    assert files.root == str(data)
+    with pytest.raises(IndexError):
+        files[5]
+
+
+def test_every_extension_counts_in_any_case(tree):
+    kinds = ["jpg", "jpeg", "png", "bmp", "webp", "tif", "tiff", "JPG", "TiFF"]
+    assert len(list_images(tree(*(f"a.{k}" for k in kinds)))) == len(kinds)
+
+
+def test_order_does_not_depend_on_the_file_system(tree, monkeypatch):
+    data = tree(*(f"{f}/{i}.jpg" for f in "cab" for i in range(5)))
+    (data / "x").symlink_to(data.parent / "out")
+    (data / "w").symlink_to(data.parent / "out")
+    (data.parent / "out").mkdir()
+    (data.parent / "out" / "1.jpg").touch()
+    forward, scandir = list_images(data), os.scandir
+
+    class Backward(list):
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            pass
+
+    monkeypatch.setattr(os, "scandir", lambda p: Backward(list(scandir(p))[::-1]))
+    backward = list_images(data)
+    assert names(backward) == names(forward)
+    assert backward.digest == forward.digest
+    assert "w/1.jpg" in names(forward)
+
+
+def test_train_folder_is_used_if_it_holds_images(tree):
+    files = list_images(tree("train/a/1.jpg", "test/2.jpg", "3.jpg"))
+    assert names(files) == ["a/1.jpg"]
+
+
+def test_train_folder_without_images_is_not_used(tree):
+    assert names(list_images(tree("train/readme.txt", "test/2.jpg"))) == ["test/2.jpg"]
+
+
+def test_hidden_and_macosx_entries_are_skipped(tree):
+    data = tree("1.jpg", ".2.jpg", "._1.jpg", ".cache/3.jpg", "__MACOSX/4.jpg", "a/.b/5.jpg")
+    assert names(list_images(data)) == ["1.jpg"]
+
+
+def test_linked_folders_are_followed_but_not_loops(tree, tmp_path):
+    data = tree("a/1.jpg")
+    (tmp_path / "out" / "deep").mkdir(parents=True)
+    (tmp_path / "out" / "deep" / "2.jpg").touch()
+    (tmp_path / "beside.jpg").touch()
+    (data / "link").symlink_to(tmp_path / "out")
+    (data / "again").symlink_to(data / "a")
+    (data / "a" / "self").symlink_to(data)
+    (data / "a" / "up").symlink_to(tmp_path)
+    (data / "ouroboros").symlink_to(data / "ouroboros")
+    (tmp_path / "out" / "back").symlink_to(data)
+    assert names(list_images(data)) == ["a/1.jpg", "link/deep/2.jpg"]
+
+
+def test_linked_images_are_listed_without_asking(tree):
+    data = tree("1.jpg")
+    (data / "2.jpg").symlink_to(data / "gone")
+    os.mkfifo(data / "3.jpg")
+    files = ImageFiles(list_images(data))
+    assert names(files.files) == ["1.jpg", "2.jpg", "3.jpg"]
+    for i in range(3):
+        with pytest.raises(UnreadableImage):
+            files.image(i)
+
+
+def test_names_that_are_no_text_survive(tree, tmp_path):
+    data = tree("1.jpg")
+    odd = [b"\xff\xfe.jpg", b"new\nline.jpg", b" .jpg", "ü☃.jpg".encode()]
+    for name in odd:
+        Image.new("RGB", (2, 1), (9, 9, 9)).save(tmp_path / "x.png")
+        os.replace(tmp_path / "x.png", os.path.join(os.fsencode(data), name))
+    age(data)
+    for _ in range(2):  # the second from the cache
+        files = list_images(data, tmp_path / "cache")
+        assert [os.fsencode(n) for n in names(files)] == sorted([*odd, b"1.jpg"])
+        sizes = [ImageFiles(files).image(i).shape for i in range(5) if names(files)[i] != "1.jpg"]
+        assert sizes == [(1, 2, 3)] * 4
+
+
+def test_digest_depends_on_names_and_order_only(tree, tmp_path):
+    data = tree("a/1.jpg", "b.jpg")
+    digest = list_images(data).digest
+    os.rename(data, tmp_path / "elsewhere")
+    assert list_images(tmp_path / "elsewhere").digest == digest
+    (tmp_path / "elsewhere" / "c.jpg").touch()
+    assert list_images(tmp_path / "elsewhere").digest != digest
+    for order in ("x.jpg\ny.jpg\n", "y.jpg\nx.jpg\n"):
+        (tmp_path / "x.jpg").touch()
+        (tmp_path / "list.txt").write_text(order)
+        digest, before = list_images(tmp_path / "list.txt").digest, digest
+        assert digest != before
+
+
+def test_image_files_are_a_source_of_arrays(tree):
+    data = tree()
+    image = np.random.default_rng(0).integers(0, 256, (3, 5, 3), np.uint8)
+    Image.fromarray(image).save(data / "a.png")
+    files = list_images(data)
+    source = pickle.loads(pickle.dumps(ImageFiles(files)))  # as a spawned worker gets it
+    assert len(source) == 1
+    assert source.name(0) == f"{data}/a.png"
+    assert source.digest == files.digest
+    np.testing.assert_array_equal(source.image(0), image)
+
+
+# Lists
+
+
+@pytest.mark.parametrize("newline", ["\n", "\r\n"])
+def test_list_keeps_its_order_and_skips_blanks_and_comments(tree, newline):
+    data = tree("b.jpg", "a, b.jpg")
+    lines = ["# faces", "", "b.jpg", "  ", f"{data}/a, b.jpg", "b.jpg"]
+    (data / "list.txt").write_bytes(newline.join(lines).encode())
+    files = list_images(data / "list.txt")
+    assert names(files) == ["b.jpg", f"{data}/a, b.jpg", "b.jpg"]
+    assert [files[i] for i in range(2)] == [f"{data}/b.jpg", f"{data}/a, b.jpg"]
+
+
+@pytest.mark.parametrize("bom", ["utf-8-sig", "utf-16"])
+def test_list_from_a_spreadsheet_is_read(tree, bom):
+    data = tree("é.jpg")
+    (data / "list.txt").write_bytes("é.jpg\n".encode(bom))
+    assert names(list_images(data / "list.txt")) == ["é.jpg"]
+
+
+def test_list_of_names_that_are_no_text_survives(tree):
+    data = tree("a.jpg")
+    (data / "list.txt").write_bytes(b"a.jpg\n\xff.jpg\n")
+    assert os.fsencode(list_images(data / "list.txt")[1]) == os.fsencode(data) + b"/\xff.jpg"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "label,Path\n3,a.jpg\n4,b/c.jpg\n",
+        "subDirectory_filePath,face_x,expression\na.jpg,1,2\n\nb/c.jpg,1,2\n",
+        "a.jpg,1\nb/c.jpg,2\n",
+        "name,label\na.jpg,1\nb/c.jpg,2\n",
+        'id;image\r\n1;"a.jpg"\r\n2;b/c.jpg\r\n',
+        "image_path\na.jpg\nb/c.jpg\n",
+    ],
+)
+def test_csv_column_of_paths_is_found(tree, text):
+    data = tree("a.jpg")
+    (data / "list.csv").write_bytes(text.encode())
+    assert names(list_images(data / "list.csv")) == ["a.jpg", "b/c.jpg"]
+
+
+def test_csv_quotes_are_understood(tree):
+    data = tree("a, b.jpg", "new\nline.jpg", 'say "x".jpg')
+    (data / "l.csv").write_text('file,y\n"a, b.jpg",1\n"new\nline.jpg",2\n"say ""x"".jpg",3\n')
+    files = list_images(data / "l.csv")
+    assert names(files) == ["a, b.jpg", "new\nline.jpg", 'say "x".jpg']
+    assert all(os.path.exists(files[i]) for i in range(3))
+
+
+# What is wrong
+
+
+def test_missing_path_names_its_nearest_parent(tree):
+    data = tree("a/1.jpg")
+    message = complaint(data / "a" / "b" / "c")
+    assert f"{data}/a/b/c" in message
+    assert f"{data}/a does, but there is no b" in message
+
+
+def test_dangling_link_and_empty_path_and_fifo_are_told(tree):
+    data = tree()
+    (data / "link").symlink_to(data / "gone")
+    os.mkfifo(data / "fifo")
+    assert f"link to {data}/gone" in complaint(data / "link")
+    assert "neither" in complaint(data / "fifo")
+    assert "empty" in complaint("")
+
+
+def test_folder_without_images_tells_what_else_it_holds(tree):
+    others = ["1.npy", "2.npy", "3.npy", "a/1.json", "a/2.json", "x.csv", "x.csv.gz", "y.gz"]
+    message = complaint(tree(*others, "README"))
+    assert "9 other files" in message
+    assert "mostly 3 .npy, 2 .gz, 2 .json;" in message
+    assert "jpg, jpeg, png" in message
+
+
+def test_empty_folder_is_told(tree):
+    assert "no images" in complaint(tree())
+
+
+@pytest.mark.parametrize("locked", ["", "/sub"])
+def test_unreadable_folder_is_named(tree, monkeypatch, locked):
+    data, scandir = tree("1.jpg", "sub/2.jpg"), os.scandir
+
+    def refuse(path):  # not by mode bits: root may read everything
+        if path.rstrip(b"/") == os.fsencode(f"{data}{locked}"):
+            raise PermissionError(13, "Permission denied", path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    assert f"cannot read {data}{locked}" in complaint(data).replace("/ (", " (")
+
+
+def test_list_without_entries_is_told(tree):
+    data = tree()
+    for name, text in [("a.txt", "\n# none\n"), ("b.csv", "path,label\n"), ("c.txt", "")]:
+        (data / name).write_text(text)
+        assert "without entries" in complaint(data / name)
+
+
+def test_list_whose_entries_do_not_exist_shows_the_first(tree):
+    data = tree("a/1.jpg")
+    (data / "list.txt").write_text("x/1.jpg\nx/2.jpg\n")
+    message = complaint(data / "list.txt")
+    assert "first 2 entries" in message
+    assert f"x/1.jpg, was looked for at {data}/x/1.jpg" in message
+    (data / "list.txt").write_text("x/1.jpg\na/1.jpg\n")
+    assert len(list_images(data / "list.txt")) == 2
+
+
+def test_image_or_binary_file_is_no_list(tree):
+    data = tree("1.JPG")
+    (data / "archive.zip").write_bytes(b"PK\3\4\0\0\0")
+    assert "single image" in complaint(data / "1.JPG")
+    assert "binary file" in complaint(data / "archive.zip")
+
+
+# The cache
+
+
+def scans(monkeypatch):
+    """Count what is really listed: one entry a folder or list file."""
+    seen, scandir, read_list = [], os.scandir, folder._read_list
+    monkeypatch.setattr(os, "scandir", lambda p: seen.append(p) or scandir(p))
+    monkeypatch.setattr(folder, "_read_list", lambda p: seen.append(p) or read_list(p))
+    return seen
+
+
+def test_unchanged_folder_is_not_listed_again(tree, tmp_path, monkeypatch):
+    data, seen = tree("a/1.jpg", "b/2.jpg"), scans(monkeypatch)
+    first = list_images(data, tmp_path / "cache")
+    assert len(seen) == 3
+    again = list_images(data, tmp_path / "cache")
+    assert len(seen) == 3
+    assert names(again) == names(first)
+    assert (again.digest, again.root) == (first.digest, first.root)
+
+
+def test_added_file_makes_the_cached_listing_stale(tree, tmp_path):
+    data = tree("train/a/1.jpg")
+    list_images(data, tmp_path / "cache")
+    (data / "train" / "a" / "2.jpg").touch()
+    assert names(list_images(data, tmp_path / "cache")) == ["a/1.jpg", "a/2.jpg"]
+
+
+def test_removed_file_and_new_folder_make_the_cached_listing_stale(tree, tmp_path):
+    data = tree("a/1.jpg", "a/2.jpg")
+    list_images(data, tmp_path / "cache")
+    (data / "a" / "1.jpg").unlink()
+    assert names(list_images(data, tmp_path / "cache")) == ["a/2.jpg"]
+    tree("train/3.jpg")
+    assert names(list_images(data, tmp_path / "cache")) == ["3.jpg"]
+
+
+def test_file_added_within_the_clock_tick_of_the_scan_is_not_missed(tree, tmp_path):
+    data = tree("1.jpg")
+    os.utime(data)
+    changed = os.stat(data).st_mtime_ns
+    list_images(data, tmp_path / "cache")
+    (data / "2.jpg").touch()
+    os.utime(data, ns=(changed, changed))  # as a file system with a slow clock shows it
+    assert len(list_images(data, tmp_path / "cache")) == 2
+
+
+def test_cache_of_another_folder_is_not_believed(tree, tmp_path):
+    data = tree("a/1.jpg", "b/2.jpg")
+    list_images(data / "a", tmp_path / "cache")
+    assert names(list_images(data / "b", tmp_path / "cache")) == ["2.jpg"]
+
+
+def test_changed_list_makes_the_cached_listing_stale(tree, tmp_path, monkeypatch):
+    data, seen = tree("1.jpg"), scans(monkeypatch)
+    (data / "l.txt").write_text("1.jpg\n")
+    then = time.time() - 100
+    os.utime(data / "l.txt", (then, then))
+    for _ in range(2):
+        assert len(list_images(data / "l.txt", tmp_path / "cache")) == 1
+    assert len(seen) == 1
+    (data / "l.txt").write_text("1.jpg\n2.jpg\n")
+    os.utime(data / "l.txt", (then, then))
+    assert len(list_images(data / "l.txt", tmp_path / "cache")) == 2
+
+
+def test_damaged_cache_is_scanned_anew(tree, tmp_path):
+    data, cache = tree("a/1.jpg", "2.jpg"), tmp_path / "cache"
+    good = list_images(data, cache)
+    whole = cache.read_bytes()
+    flipped = [whole[:i] + bytes([whole[i] ^ 2]) + whole[i + 1 :] for i in range(len(whole))]
+    for bad in [b"", whole[:10], whole[:-3], b"\x80\x04pickle\n" + whole, *flipped]:
+        cache.write_bytes(bad)
+        files = list_images(data, cache)
+        assert (names(files), files[0]) == (names(good), good[0])
+
+
+@pytest.mark.parametrize("header", [b"[]", b"{}", b"[" * 100000, b'{"version": 1}', b"\xff"])
+def test_foreign_cache_is_scanned_anew(tree, tmp_path, header):
+    data, line = tree("1.jpg"), header + b"\n"
+    (tmp_path / "cache").write_bytes(folder._sha256(line) + b" " + line + b"7.jpg\0")
+    assert names(list_images(data, tmp_path / "cache")) == ["1.jpg"]
+
+
+def test_cache_of_another_version_is_scanned_anew(tree, tmp_path, monkeypatch):
+    data, seen = tree("1.jpg"), scans(monkeypatch)
+    list_images(data, tmp_path / "cache")
+    monkeypatch.setattr(folder, "CACHE_VERSION", 99)
+    assert names(list_images(data, tmp_path / "cache")) == ["1.jpg"]
+    assert len(seen) == 2
+
+
+def test_cache_that_cannot_be_written_is_gone_without(tree, tmp_path, monkeypatch):
+    data = tree("1.jpg")
+    assert len(list_images(data, tmp_path / "missing" / "cache")) == 1
+    (tmp_path / "folder").mkdir()
+    assert len(list_images(data, tmp_path / "folder")) == 1
+    monkeypatch.setattr(os, "fsync", lambda _: (_ for _ in ()).throw(OSError(28, "disk full")))
+    assert len(list_images(data, tmp_path / "cache")) == 1
+    assert sorted(os.listdir(tmp_path)) == ["data", "folder"]  # no temporary file stays
+
+
+def test_interrupted_write_leaves_the_old_cache_whole(tree, tmp_path, monkeypatch):
+    data = tree("1.jpg")
+    list_images(data, tmp_path / "cache")
+    before = (tmp_path / "cache").read_bytes()
+    (data / "2.jpg").touch()
+    monkeypatch.setattr(os, "replace", lambda *_: (_ for _ in ()).throw(OSError()))
+    assert len(list_images(data, tmp_path / "cache")) == 2
+    assert (tmp_path / "cache").read_bytes() == before

@@ -1,0 +1,166 @@
+"""The drawn faces: functions of a position, balanced, neither trivial nor impossible."""
+
+import hashlib
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from datasets.labels import EXPRESSIONS
+from datasets.synthetic import (
+    SyntheticFaces,
+    draw,
+    sample_actions,
+    sample_condition,
+    sample_identity,
+)
+from util.seeding import FACE, generator
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def digest(image):
+    return hashlib.sha256(image.tobytes()).hexdigest()
+
+
+def portrait(number, label, size=96):
+    """One face in one condition, unoccluded, frontal and noiseless, with any expression."""
+    condition = replace(
+        sample_condition(generator(FACE, 5, 0, number)),
+        **{"occlusion": "none", "noise": 0.0, "blur": 0.0, "yaw": 0.0, "pitch": 0.0, "roll": 0.0},
+        shift=np.zeros(2),
+        scale=0.36,
+    )
+    who = replace(sample_identity(5, number), beard="none", glasses="none")
+    actions = sample_actions(generator(FACE, 5, 9, number), label)
+    image = draw(who, condition, actions, size, generator(FACE, 5, 8, number))
+    return image.astype(np.float32)
+
+
+def test_image_is_a_function_of_seed_split_and_index():
+    a, b = SyntheticFaces(20, 48, seed=3), SyntheticFaces(20, 48, seed=3)
+    backwards = {i: digest(b.image(i)) for i in reversed(range(10))}
+    assert [digest(a.image(i)) for i in range(10)] == [backwards[i] for i in range(10)]
+    assert len(set(backwards.values())) == 10
+
+
+def test_another_process_draws_the_same():
+    code = (
+        "import hashlib; from datasets.synthetic import SyntheticFaces as F;"
+        "f = F(9, 64, 7, 'test');"
+        "print(hashlib.sha256(b''.join(f.image(i).tobytes() for i in range(6))).hexdigest())"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, check=True)
+    faces = SyntheticFaces(9, 64, 7, "test")
+    here = hashlib.sha256(b"".join(faces.image(i).tobytes() for i in range(6))).hexdigest()
+    assert ran.stdout.decode().strip() == here
+
+
+def test_count_changes_no_image_label_or_name():
+    few, many = SyntheticFaces(11, 32), SyntheticFaces(5_000_000, 32)
+    for i in range(11):
+        assert few.label(i) == many.label(i)
+        assert few.identity(i) == many.identity(i)
+        assert few.name(i) == many.name(i)
+    np.testing.assert_array_equal(few.image(10), many.image(10))
+    assert few.digest != many.digest
+
+
+def test_seed_and_split_change_the_image():
+    base = SyntheticFaces(8, 32).image(0)
+    for other in (SyntheticFaces(8, 32, seed=1), SyntheticFaces(8, 32, split="test")):
+        assert np.abs(base.astype(int) - other.image(0)).mean() > 5
+
+
+def test_train_and_test_share_no_identity():
+    pools = [
+        {faces.identity(i) for i in range(3000)}
+        for faces in (SyntheticFaces(3000), SyntheticFaces(3000, split="test"))
+    ]
+    assert not pools[0] & pools[1]
+    assert all(len(pool) > 1500 for pool in pools)
+
+
+def test_every_eight_images_hold_every_class_once():
+    faces = SyntheticFaces(800)
+    labels = np.array([faces.label(i) for i in range(800)]).reshape(-1, 8)
+    np.testing.assert_array_equal(np.sort(labels, 1), np.tile(np.arange(8), (100, 1)))
+    assert len({tuple(row) for row in labels}) > 90, "the order of classes must vary"
+
+
+def test_label_touches_nothing_but_the_actions():
+    """Condition and identity are drawn before it is known; noise after equally many draws."""
+    states = []
+    for label in range(8):
+        rng = generator(FACE, 0, 0, 42)
+        sample_actions(rng, label)
+        states.append(rng.random())
+    assert len(set(states)) == 1
+
+
+@pytest.mark.parametrize("label", range(1, 8))
+def test_expression_changes_the_face_and_not_its_surroundings(label):
+    changed = np.mean(
+        [np.abs(portrait(n, label) - portrait(n, 0)).mean(-1) for n in range(4)], axis=0
+    )
+    border = np.concatenate([changed[:, :5].ravel(), changed[:, -5:].ravel()])
+    assert border.max() == 0
+    eyes_and_mouth = max(changed[30:50, 30:66].mean(), changed[58:86, 34:62].mean())
+    assert eyes_and_mouth > 3 * changed[:18].mean() + 1
+
+
+def test_same_face_at_every_size():
+    small = SyntheticFaces(30, 64).image(4).astype(np.float32)
+    large = SyntheticFaces(30, 512).image(4).astype(np.float32)
+    large = large.reshape(64, 8, 64, 8, 3).mean((1, 3))
+    assert np.corrcoef(small.ravel(), large.ravel())[0, 1] > 0.97
+    other = SyntheticFaces(30, 64).image(5).astype(np.float32)
+    assert np.corrcoef(other.ravel(), large.ravel())[0, 1] < 0.9
+
+
+@pytest.mark.parametrize("size", [16, 17, 33, 96, 1024])
+def test_shape_and_range(size):
+    image = SyntheticFaces(10, size).image(3)
+    assert image.shape == (size, size, 3)
+    assert image.dtype == np.uint8
+    assert 30 < image.mean() < 220
+    assert image.std() > 15
+
+
+def features(faces, count):
+    """Grey images (count, 1024), each with zero mean and unit deviation, and a 1."""
+    x = np.stack([faces.image(i).mean(-1).ravel() for i in range(count)])
+    x = (x - x.mean(1, keepdims=True)) / x.std(1, keepdims=True)
+    y = np.array([faces.label(i) for i in range(count)])
+    return np.c_[x, np.full(count, 10.0)], y
+
+
+def test_linear_probe_is_above_chance_and_far_from_perfect():
+    x, y = features(SyntheticFaces(1000, 32), 1000)
+    x_test, y_test = features(SyntheticFaces(320, 32, split="test"), 320)
+    dual = np.linalg.solve(x @ x.T + 300 * np.eye(len(x)), np.eye(8)[y])
+    accuracy = ((x_test @ (x.T @ dual)).argmax(1) == y_test).mean()
+    print(f"probe: {accuracy:.3f}")
+    assert 0.2 < accuracy < 0.9
+
+
+def test_wrong_arguments_are_refused():
+    for wrong in ({"split": "val"}, {"size": 8}, {"size": 2048}, {"count": 0}, {"seed": -1}):
+        with pytest.raises(ValueError, match=next(iter(wrong))):
+            SyntheticFaces(**wrong)
+    faces = SyntheticFaces(4, 32)
+    for ask in (faces.image, faces.label, faces.name, faces.identity):
+        for index in (-1, 4):
+            with pytest.raises(IndexError):
+                ask(index)
+
+
+def test_names_and_digest_tell_data_sets_apart():
+    assert SyntheticFaces(100).name(17) == "synthetic/train/000017"
+    kinds = [{}, {"size": 64}, {"seed": 1}, {"split": "test"}, {"count": 9}]
+    assert len({SyntheticFaces(**kind).digest for kind in kinds}) == len(kinds)
+    assert EXPRESSIONS[0] == "Neutral"
+    assert len(EXPRESSIONS) == 8

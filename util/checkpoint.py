@@ -1,0 +1,188 @@
+"""Checkpoints: plain tensors and plain values, written whole or not at all, read without trust."""
+
+import argparse
+import os
+import pickle
+import re
+import shutil
+import zipfile
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from util.errors import BadInput
+from util.files import replacing
+
+LAST = "checkpoint-last.pth"
+
+
+class Damaged(BadInput):
+    """The file is there, but not as it was written."""
+
+
+class Found(NamedTuple):
+    path: Path
+    checkpoint: dict[str, Any]
+    damaged: list[str]  # what was wrong with newer files that had to be passed over
+
+
+def save_checkpoint(
+    checkpoint: dict[str, Any], folder: Path, number: int | None = None, keep: int = 0
+) -> None:
+    """Write `checkpoint-last.pth`, and keep it as `checkpoint-{number}.pth` if a number is given.
+
+    Of the numbered files the newest `keep` stay (0: all). Raises OSError as the disk does, leaving
+    the old files.
+    """
+    with replacing(folder / LAST) as file:
+        torch.save(checkpoint, file)
+    if number is None:
+        return
+    numbered = folder / f"checkpoint-{number}.pth"
+    second_name(folder / LAST, numbered)
+    older = [path for path in numbered_checkpoints(folder) if path != numbered]
+    for path in older[max(keep - 1, 0) :] if keep else []:
+        path.unlink()
+
+
+def second_name(existing: Path, new: Path) -> None:
+    """Give a file a further name, atomically; a copy where the file system has no hard links."""
+    temporary = new.with_name(f".{new.name}.{os.getpid()}.tmp")
+    temporary.unlink(missing_ok=True)
+    try:
+        os.link(existing, temporary)
+    except OSError:
+        shutil.copyfile(existing, temporary)
+    os.replace(temporary, new)
+
+
+def numbered_checkpoints(folder: Path) -> list[Path]:
+    """All `checkpoint-N.pth`, the newest first."""
+    found = ((re.fullmatch(r"checkpoint-(\d+)\.pth", path.name), path) for path in folder.iterdir())
+    return [path for _, path in sorted(((int(m[1]), p) for m, p in found if m), reverse=True)]
+
+
+def newest_checkpoint(folder: Path) -> Found | None:
+    """The newest readable checkpoint of a run, or None where there is none.
+
+    Damaged files are passed over; when nothing else is left, raises Damaged rather than let a run
+    start again from nothing.
+    """
+    last = [folder / LAST] if (folder / LAST).exists() else []
+    damaged = []
+    for path in last + numbered_checkpoints(folder):
+        try:
+            return Found(path, read_checkpoint(path), damaged)
+        except Damaged as error:
+            damaged.append(str(error))
+    if damaged:
+        raise Damaged(
+            f"--output_dir {folder}: no checkpoint in it can be read ({'; '.join(damaged)}); "
+            "move them away to start again from nothing, or name a good one with --resume"
+        )
+    return None
+
+
+def read_checkpoint(path: str | Path) -> dict[str, Any]:
+    """Load a checkpoint onto the CPU without running any code in it.
+
+    Raises Damaged for an empty, truncated or altered file; BadInput for a missing one, one that is
+    no checkpoint, and one that holds more than tensors, plain values and an argparse.Namespace.
+    """
+    path = Path(path)
+    check_container(path)
+    try:
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        what = re.search(r"(?:GLOBAL|class|type) '?([\w.]+)'?", str(error))
+        named = f" ({what[1]})" if what else ""
+        raise BadInput(
+            f"{path}: holds Python objects{named} that could run code, and was not loaded; "
+            "save it again as tensors and plain values"
+        ) from None
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+        raise Damaged(f"{path}: damaged ({first_line(error)})") from None
+    if not isinstance(checkpoint, dict):
+        raise BadInput(f"{path}: holds a {type(checkpoint).__name__}, not a checkpoint")
+    return checkpoint
+
+
+def check_container(path: Path) -> None:
+    """Look at the first bytes, and at a zip archive's checksums: torch.load does neither.
+
+    One flipped byte would otherwise load as a wrong weight.
+    """
+    try:
+        with open(path, "rb") as file:
+            head = file.read(512)
+    except FileNotFoundError:
+        raise BadInput(f"{path}: no such file") from None
+    except OSError as error:
+        raise BadInput(f"{path}: cannot be read ({error.strerror})") from None
+    if not head.strip(b"\0"):
+        raise Damaged(f"{path}: {'empty' if not head else 'damaged (starts with zeros)'}")
+    if head.lstrip()[:1] == b"<":
+        raise BadInput(f"{path}: a web page, not a checkpoint; download the file itself")
+    if head[:2] == b"PK":
+        try:
+            with zipfile.ZipFile(path) as archive:
+                wrong = archive.testzip()
+        except (zipfile.BadZipFile, OSError, EOFError, ValueError, NotImplementedError) as error:
+            raise Damaged(f"{path}: truncated or damaged ({first_line(error)})") from None
+        if wrong:
+            raise Damaged(f"{path}: damaged (checksum of {wrong})")
+    elif head[:1] != b"\x80" and head[257:262] != b"ustar":  # torch's two older formats
+        raise BadInput(f"{path}: not a PyTorch checkpoint (starts with {head[:8]!r})")
+
+
+def first_line(error: Exception) -> str:
+    """An exception's message, as one short line."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:120]
+
+
+def find_start(folder: Path, auto_resume: bool, resume: str) -> tuple[Path | None, list[str]]:
+    """The checkpoint a run begins from, and lines that tell why.
+
+    In this order: the newest good one of its own folder (`auto_resume`), so that the same command
+    goes on where it was; else `resume`; else none. Raises BadInput rather than overwrite a run.
+    """
+    found = newest_checkpoint(folder) if auto_resume else None
+    if found:
+        passed_over = [f"warning: passed over {problem}" for problem in found.damaged]
+        return found.path, [*passed_over, f"going on from {found.path}"]
+    if resume:
+        return Path(resume), [f"going on from --resume {resume}"]
+    if not auto_resume and (folder / LAST).exists():
+        raise BadInput(
+            f"--output_dir {folder}: holds a run that --auto_resume False would overwrite; "
+            "name another folder, or move its checkpoints away"
+        )
+    return None, ["starting from nothing"]
+
+
+def check_same_run(path: Path, saved: dict[str, Any], run: dict[str, Any], override: bool) -> str:
+    """Compare what determines a result in a checkpoint and in this run; -> a line on differences.
+
+    More epochs than before are fine. Raises BadInput that lists everything else, unless
+    overridden; and for a checkpoint that no training of ours wrote.
+    """
+    if not {"model", "optimizer", "epoch", "step", "run"} <= saved.keys():
+        raise BadInput(f"{path}: weights, but no training state to go on from")
+    before = saved["run"]
+    changed = {k: (before.get(k), v) for k, v in run.items() if before.get(k) != v}
+    if "epochs" in changed and (changed["epochs"][0] or 0) < changed["epochs"][1]:
+        longer = changed.pop("epochs")
+        note = f"note: --epochs {longer[0]} -> {longer[1]}, the schedule is stretched"
+    else:
+        note = ""
+    if not changed:
+        return note
+    listed = ", ".join(f"{name} {old} -> {new}" for name, (old, new) in changed.items())
+    if "model" in changed or not override:
+        raise BadInput(
+            f"{path}: from a run with other options ({listed}); use those, another --output_dir, "
+            "or --override_resume to go on all the same"
+        )
+    return f"{note} warning: going on with changed options: {listed}".strip()

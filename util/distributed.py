@@ -1,0 +1,137 @@
+"""Processes, devices and the few things ranks say to each other – no-ops in a lone process."""
+
+import os
+from collections.abc import Callable
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from util.errors import BadInput
+
+if TYPE_CHECKING:
+    import torch
+
+
+class Place(NamedTuple):
+    """Which process this is."""
+
+    rank: int = 0
+    world: int = 1
+    local_rank: int = 0
+    local_world: int = 1  # processes on this machine
+
+    @property
+    def main(self) -> bool:
+        """Rank 0: the one that writes and talks."""
+        return self.rank == 0
+
+
+def find_place(world_size: int = 1, local_rank: int = -1, dist_on_itp: bool = False) -> Place:
+    """The place a launcher gave this process, from the environment; needs no torch.
+
+    Understood: torchrun and torch.distributed.launch; Open MPI with `dist_on_itp`; SLURM's srun
+    when `world_size` says how many tasks there are (as in the official scripts).
+    """
+    env = os.environ
+    if dist_on_itp:
+        names = "RANK", "SIZE", "LOCAL_RANK", "LOCAL_SIZE"
+        return Place(*(int(env.get(f"OMPI_COMM_WORLD_{name}", name[-1] == "E")) for name in names))
+    if "RANK" in env and "WORLD_SIZE" in env:
+        local = int(env.get("LOCAL_RANK", max(local_rank, 0)))
+        return Place(
+            int(env["RANK"]), int(env["WORLD_SIZE"]), local, int(env.get("LOCAL_WORLD_SIZE", 1))
+        )
+    if "SLURM_PROCID" in env and world_size > 1:
+        local_world = int(env.get("SLURM_NTASKS_PER_NODE", 1))
+        return Place(
+            int(env["SLURM_PROCID"]), world_size, int(env.get("SLURM_LOCALID", 0)), local_world
+        )
+    return Place()
+
+
+def pick_device(name: str, place: Place) -> "torch.device":
+    """`auto` is cuda, then mps, then cpu; a rank takes the GPU of its local number."""
+    import torch
+
+    if name == "auto":
+        mps = torch.backends.mps.is_available()
+        name = "cuda" if torch.cuda.is_available() else "mps" if mps else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise BadInput(f"--device {name}: no such device; use auto, cuda, mps or cpu") from None
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise BadInput("--device mps: this machine has none; use --device auto")
+    if device.type == "cuda":
+        count = torch.cuda.device_count()
+        index = place.local_rank if device.index is None else device.index
+        if index >= count:
+            raise BadInput(
+                f"--device {name}: process {place.local_rank} of this machine needs GPU {index}, "
+                f"but torch sees {count}; start at most {count} processes or use --device cpu"
+            )
+        device = torch.device("cuda", index)
+        torch.cuda.set_device(device)
+    return device
+
+
+def join(place: Place, device: "torch.device", url: str, timeout: float) -> None:
+    """Meet the other ranks (NCCL on GPUs, gloo elsewhere); `timeout` in seconds for every call."""
+    if place.world == 1:
+        return
+    import torch.distributed as dist
+
+    # A URL other than env:// needs to be told the rank; env:// takes the same answer.
+    dist.init_process_group(
+        "nccl" if device.type == "cuda" else "gloo",
+        init_method=url,
+        rank=place.rank,
+        world_size=place.world,
+        timeout=timedelta(seconds=timeout),
+        device_id=device if device.type == "cuda" else None,
+    )
+
+
+def leave() -> None:
+    """Part from the other ranks, if any were met."""
+    import torch.distributed as dist
+
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def sum_over_ranks(x: "torch.Tensor") -> "torch.Tensor":
+    """Add `x` up over all ranks, in place."""
+    import torch.distributed as dist
+
+    if dist.is_initialized():
+        dist.all_reduce(x)
+    return x
+
+
+def gather_objects(value: Any) -> list[Any]:
+    """Every rank's `value`, in the order of ranks."""
+    import torch.distributed as dist
+
+    if not dist.is_initialized():
+        return [value]
+    values = [None] * dist.get_world_size()
+    dist.all_gather_object(values, value)
+    return values
+
+
+def on_main(function: Callable[[], Any]) -> Any:
+    """Rank 0's `function()` on every rank; its BadInput too, so that all end together."""
+    import torch.distributed as dist
+
+    if not dist.is_initialized():
+        return function()
+    outcome: list[Any] = [None, ""]
+    if dist.get_rank() == 0:
+        try:
+            outcome[0] = function()
+        except BadInput as error:
+            outcome[1] = str(error)
+    dist.broadcast_object_list(outcome)
+    if outcome[1]:
+        raise BadInput(outcome[1])
+    return outcome[0]

@@ -1,0 +1,177 @@
+"""Command-line options: the parser, checked types, and the groups that programs share.
+
+Needs nothing but the standard library, so that `--help` and a mistyped flag answer at once.
+"""
+
+import argparse
+import difflib
+import math
+import shlex
+from collections.abc import Callable, Sequence
+
+from util.errors import BadInput
+
+
+class Parser(argparse.ArgumentParser):
+    """Flags spelled with `_` or `-`, options from files (`@recipe.args`), errors as BadInput."""
+
+    def __init__(self, description: str) -> None:
+        super().__init__(description=description, allow_abbrev=False, fromfile_prefix_chars="@")
+
+    def parse(self, argv: Sequence[str]) -> argparse.Namespace:
+        """Parse; raises BadInput that names the flag, with the nearest one for an unknown."""
+        args, unknown = self.parse_known_args([underscored(arg) for arg in argv])
+        if unknown:
+            flag = unknown[0].partition("=")[0]
+            known = [name for name in self._option_string_actions if name.startswith("--")]
+            near = difflib.get_close_matches(flag, known, n=2)
+            hint = f"; did you mean {' or '.join(near)}?" if near else "; see --help"
+            raise BadInput(f"{flag}: no such option{hint}")
+        return args
+
+    def convert_arg_line_to_args(self, arg_line: str) -> list[str]:
+        """A line of an options file: shell quoting, `#` comments, several options a line."""
+        return [underscored(arg) for arg in shlex.split(arg_line, comments=True)]
+
+    def error(self, message: str) -> None:
+        """Raise BadInput instead of printing the usage."""
+        raise BadInput(message.removeprefix("argument "))
+
+
+def underscored(arg: str) -> str:
+    """`--data-path=a-b` -> `--data_path=a-b`."""
+    if not arg.startswith("--"):
+        return arg
+    name, equals, value = arg.partition("=")
+    return "--" + name[2:].replace("-", "_") + equals + value
+
+
+def find_output_dir(argv: Sequence[str]) -> str:
+    """`--output_dir`, even from a command line that has something else wrong with it."""
+    parser = Parser("")
+    add_output_dir(parser)
+    try:
+        return parser.parse_known_args([underscored(arg) for arg in argv])[0].output_dir
+    except (BadInput, OSError):
+        return ""
+
+
+# --- types: each says what it takes and what it found ---
+
+
+def number(
+    kind: Callable[[str], float],
+    low: float = -math.inf,
+    high: float = math.inf,
+    above: float = -math.inf,
+    below: float = math.inf,
+) -> Callable[[str], float]:
+    """A finite int or float with `low <= value <= high` and `above < value < below`."""
+    word = "a whole number" if kind is int else "a number"
+    for sign, bound in ((">=", low), ("<=", high), (">", above), ("<", below)):
+        word += f" {sign} {bound:g}" if math.isfinite(bound) else ""
+
+    def convert(text: str) -> float:
+        try:
+            value = kind(text)
+        except ValueError:
+            value = math.nan
+        if not (math.isfinite(value) and low <= value <= high and above < value < below):
+            raise argparse.ArgumentTypeError(f"must be {word}, not {text!r}")
+        return value
+
+    return convert
+
+
+def boolean(text: str) -> bool:
+    """True/False, yes/no, 1/0, on/off."""
+    words = {"true": True, "yes": True, "1": True, "on": True}
+    words |= {"false": False, "no": False, "0": False, "off": False}
+    if text.lower() not in words:
+        raise argparse.ArgumentTypeError(f"must be True or False, not {text!r}")
+    return words[text.lower()]
+
+
+COUNT, SIZE, RATE = number(int, low=0), number(int, low=1), number(float, low=0)
+RATIO = number(float, above=0, below=1)
+
+
+def flag(group: argparse._ActionsContainer, name: str, default: bool | None, text: str) -> None:
+    """A boolean option, accepted bare and as True/False."""
+    group.add_argument(name, type=boolean, nargs="?", const=True, default=default, help=text)
+
+
+# --- groups ---
+
+
+def add_training(parser: Parser, weight_decay: float) -> None:
+    """Batches, optimizer and schedule."""
+    group = parser.add_argument_group("training")
+    group.add_argument("--batch_size", type=SIZE, default=64, help="images a process, a step part")
+    group.add_argument(
+        "--accum_iter",
+        "--update_freq",
+        type=SIZE,
+        default=1,
+        help="micro-batches accumulated before an optimizer step",
+    )
+    group.add_argument("--epochs", type=SIZE)
+    group.add_argument("--start_epoch", type=COUNT, default=0, help="where a new run begins")
+    group.add_argument("--warmup_epochs", type=RATE, default=40)
+    group.add_argument("--blr", type=RATE, help="learning rate for 256 images a step")
+    group.add_argument("--lr", type=RATE, help="learning rate as it is (instead of --blr)")
+    group.add_argument("--min_lr", type=RATE, default=0.0, help="where the cosine ends")
+    group.add_argument("--weight_decay", type=RATE, default=weight_decay)
+    group.add_argument("--clip_grad", type=number(float, above=0), help="largest gradient norm")
+    group.add_argument("--seed", type=COUNT, default=0)
+
+
+def add_machine(parser: Parser) -> None:
+    """Device, precision, workers, processes."""
+    group = parser.add_argument_group("machine")
+    group.add_argument("--device", default="auto", help="auto, cuda, mps or cpu")
+    group.add_argument(
+        "--amp",
+        choices=("auto", "bf16", "fp16", "off"),
+        default="auto",
+        help="auto: bf16 on GPUs that have it, else fp16; off on the CPU",
+    )
+    flag(group, "--compile", False, "compile the model (torch.compile)")
+    flag(group, "--grad_checkpointing", False, "recompute activations to save memory")
+    group.add_argument("--num_workers", type=COUNT, help="data workers a process (by the cores)")
+    flag(group, "--pin_mem", True, "pinned memory for copies to a GPU")
+    group.add_argument("--no_pin_mem", dest="pin_mem", action="store_false")
+    group = parser.add_argument_group("processes (set by launchers)")
+    group.add_argument("--dist_timeout", type=number(float, above=0), default=600, help="seconds")
+    group.add_argument("--dist_url", default="env://")
+    group.add_argument("--world_size", type=SIZE, default=1)
+    group.add_argument("--local_rank", type=int, default=-1)
+    flag(group, "--dist_on_itp", False, "take ranks from Open MPI")
+
+
+def add_output_dir(group: argparse._ActionsContainer) -> None:
+    """The one option that `find_output_dir` needs too."""
+    group.add_argument("--output_dir", default="./output_dir", help="everything is written here")
+
+
+def add_output(parser: Parser) -> None:
+    """What is written, and going on from it."""
+    group = parser.add_argument_group("output and resuming")
+    add_output_dir(group)
+    group.add_argument("--log_dir", help="TensorBoard events (default: --output_dir)")
+    group.add_argument("--print_freq", type=SIZE, default=20, help="steps between log lines")
+    group.add_argument("--vis_freq", type=COUNT, default=10, help="epochs between pictures")
+    flag(group, "--save_ckpt", True, "save checkpoints")
+    group.add_argument("--save_ckpt_freq", type=SIZE, default=1, help="epochs between kept ones")
+    group.add_argument("--save_ckpt_num", type=COUNT, default=3, help="how many to keep (0: all)")
+    group.add_argument("--save_steps", type=COUNT, default=0, help="also save every N steps")
+    group.add_argument("--resume", default="", help="checkpoint to go on from in a new output_dir")
+    flag(group, "--auto_resume", True, "go on from output_dir's own newest checkpoint")
+    flag(group, "--override_resume", False, "go on although options have changed")
+
+
+def fill_defaults(args: argparse.Namespace, defaults: dict[str, object]) -> None:
+    """Give options that were not given the defaults of the chosen model's family."""
+    for name, value in defaults.items():
+        if getattr(args, name) is None:
+            setattr(args, name, value)

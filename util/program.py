@@ -1,0 +1,51 @@
+"""How a program begins and ends: options, exit codes, one clear line instead of a traceback."""
+
+import argparse
+import os
+import sys
+import time
+import traceback
+from collections.abc import Callable
+
+from util.errors import BAD_INPUT, DONE, FAULT, RESUMABLE, BadInput, Fault, Stopped
+from util.options import Parser, find_output_dir
+from util.rundir import note_status
+
+STATUS = {DONE: "done", FAULT: "failed", BAD_INPUT: "bad_input", RESUMABLE: "resumable"}
+
+
+def run_program(
+    parser: Callable[[], Parser],
+    check: Callable[[argparse.Namespace], None],
+    work: Callable[[argparse.Namespace], None],
+    argv: list[str] | None = None,
+) -> int:
+    """Parse, check, work; return the exit code and leave `status.json` behind.
+
+    Under a launcher only rank 0 speaks; the others wait a moment, so that the launcher does not
+    kill it before it has spoken.
+    """
+    argv = sys.argv[1:] if argv is None else argv
+    try:
+        args = parser().parse(argv)
+        check(args)
+        work(args)
+        return DONE
+    except BadInput as error:
+        code, reason = BAD_INPUT, str(error)
+    except Stopped as stop:
+        code, reason = RESUMABLE, str(stop)
+    except Fault as fault:
+        code, reason = FAULT, str(fault)
+    except KeyboardInterrupt:
+        code, reason = FAULT, "interrupted"
+    except Exception as error:
+        traceback.print_exc()
+        code, reason = FAULT, f"{type(error).__name__}: {error}"
+    if int(os.environ.get("RANK", 0)) > 0:
+        time.sleep(2)
+    else:
+        note_status(find_output_dir(argv), STATUS[code], reason)
+        word = "" if code == RESUMABLE else "error: "
+        print(f"{os.path.basename(sys.argv[0])}: {word}{reason}", file=sys.stderr, flush=True)
+    return code

@@ -1,0 +1,249 @@
+"""One page about one run: `python -m util.report OUTPUT_DIR` writes OUTPUT_DIR/report.html.
+
+The page is a single file – pictures and curves inside, no script, nothing fetched – that can be
+mailed, archived with the weights and read on a phone. It is made from what the directory holds and
+can be made again at any time; everything read is taken as untrusted text.
+"""
+
+import base64
+import html
+import io
+import json
+import re
+import shlex
+import statistics
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from string import Template
+
+from PIL import Image
+
+from util.errors import BAD_INPUT, DONE
+from util.figures import curve_panels, number, short
+from util.files import write_file
+
+FIGURE_BYTES = 6_900_000  # of PNG; base64 makes 9.2 MB of it, and the page stays below 10
+CLIP = 4000  # characters of any one text
+STATUS = {
+    "done": ("good", "done"),
+    "resumable": ("warn", "stopped, can be resumed"),
+    "bad_input": ("bad", "bad input"),
+    "failed": ("bad", "failed"),
+    "": ("soft", "unfinished"),
+}
+
+
+def write_report(output_dir: str | Path) -> Path | None:
+    """Write output_dir/report.html from what the directory holds; return its path.
+
+    Every input may be missing or torn: what cannot be read is not shown. Returns None when
+    `output_dir` is no directory; raises OSError when the page cannot be written.
+    """
+    folder = Path(output_dir)
+    if not folder.is_dir():
+        return None
+    epochs = _read_log(folder / "log.txt")
+    config, status = (_parse(_read(folder / f"{n}.json")) for n in ("config", "status"))
+    name = _text(_part(config, "model").get("name") or folder.resolve().name)
+    kind, word = STATUS.get(str(status.get("status") or ""), ("soft", _text(status.get("status"))))
+    reason = _text(status["reason"]) if status.get("reason") else ""
+    sections = [
+        _curves(epochs),
+        _figures(folder / "figures"),
+        _command(config.get("command")),
+        _bad_images(folder / "bad_images.txt"),
+        _tables(config),
+    ]
+    page = Template(Path(__file__).with_suffix(".html").read_text("utf-8")).substitute(
+        title=f"{name} – {word}",
+        heading=name,
+        under=f'<span class="status {kind}">{word}</span> · {_text(folder.resolve().name)}',
+        reason=f'<p class="reason {kind}"><span>{reason}</span></p>' if reason else "",
+        numbers=_headline(epochs, config),
+        sections="\n".join(filter(None, sections)) or '<p class="soft">Nothing recorded yet.</p>',
+    )
+    # A file name may hold bytes that are no text; they are shown as a question mark.
+    write_file(folder / "report.html", page.encode("utf-8", "replace"))
+    return folder / "report.html"
+
+
+def _read(path: Path) -> str:
+    """The text of a file, "" when there is none that can be read."""
+    try:
+        return path.read_text("utf-8", "replace") if path.is_file() else ""
+    except OSError:
+        return ""
+
+
+def _parse(text: str) -> dict:
+    """A JSON object, {} when the text holds none (torn, nested beyond reason, another type)."""
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def _read_log(path: Path) -> list[dict]:
+    """The epochs of log.txt in order; a line that is no JSON object is passed over."""
+    return [entry for line in _read(path).split("\n") if (entry := _parse(line))]
+
+
+def _part(config: dict, key: str) -> dict:
+    """config[key] when it is an object, else {}."""
+    return config[key] if isinstance(config.get(key), dict) else {}
+
+
+def _series(epochs: list[dict], key: str) -> list[float]:
+    """The finite values of a key."""
+    return [y for entry in epochs if (y := number(entry.get(key))) is not None]
+
+
+def _text(value: object) -> str:
+    """Any value as text that is safe in HTML, between tags and in attributes."""
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return html.escape(text if len(text) <= CLIP else text[:CLIP] + " …")
+
+
+def _headline(epochs: list[dict], config: dict) -> str:
+    """The numbers one asks for first, those that are known."""
+    summaries: list[tuple[str, str, Callable[[list[float]], str]]] = [
+        ("train_loss", "loss, first → last", lambda y: f"{short(y[0], 3)} → {short(y[-1], 3)}"),
+        ("test_acc1", "best test accuracy, %", lambda y: short(max(y))),
+        ("epoch_s", "total time", lambda y: _duration(sum(y))),
+        ("images_per_s", "images a second, median", lambda y: short(statistics.median(y))),
+        ("data_wait", "of the time waiting for data", lambda y: f"{statistics.mean(y):.1%}"),
+        ("skipped_steps", "skipped steps", lambda y: short(sum(y))),
+    ]
+    planned = number(_part(config, "options").get("epochs"))
+    of = f" of {short(planned)}" if planned and planned != len(epochs) else ""
+    items = [("epochs", f"{len(epochs):,}{of}")] if epochs else []
+    items += [(label, show(y)) for key, label, show in summaries if (y := _series(epochs, key))]
+    if parameters := number(_part(config, "model").get("parameters")):
+        items.append(("parameters", _magnitude(parameters)))
+    if images := number(_part(config, "data").get("count")):
+        items.append(("images", short(images)))
+    rows = "".join(f"<div><dt>{label}</dt><dd>{value}</dd></div>" for label, value in items)
+    return f'<dl class="numbers">{rows}</dl>' if rows else ""
+
+
+def _curves(epochs: list[dict]) -> str:
+    panels = "".join(curve_panels(epochs))
+    return f'<section><h2>Curves</h2><div class="curves">{panels}</div></section>' if panels else ""
+
+
+def _command(command: object) -> str:
+    text = _text(shlex.join(map(str, command)) if isinstance(command, list) else command)
+    return f"<section><h2>Command</h2><pre><code>{text}</code></pre></section>" if command else ""
+
+
+def _bad_images(path: Path) -> str:
+    lines = [line for line in _read(path).split("\n") if line.strip()]
+    if not lines:
+        return ""
+    shown = "\n".join(map(_text, lines[:10]))
+    rest = f"<p>… and {len(lines) - 10:,} more in bad_images.txt</p>" if lines[10:] else ""
+    heading = f"<h2>Unreadable images: {len(lines):,}</h2>"
+    return f"<section>{heading}<pre><code>{shown}</code></pre>{rest}</section>"
+
+
+def _tables(config: dict) -> str:
+    """Options, model, data and versions, folded away."""
+    versions = dict(_part(config, "versions"))
+    if config.get("git_commit"):
+        versions["git commit"] = config["git_commit"]
+    parts = [(key.capitalize(), _part(config, key).items()) for key in ("options", "model", "data")]
+    parts.append(("Versions", versions.items()))
+    tables = "".join(_table(title, rows) for title, rows in parts if rows)
+    return f'<section class="more">{tables}</section>' if tables else ""
+
+
+def _table(title: str, rows: Iterable[tuple[str, object]]) -> str:
+    cells = [f'<tr><th scope="row">{_text(k)}</th><td>{_text(v)}</td></tr>' for k, v in rows]
+    return (
+        f'<details><summary>{title} <span class="soft">{len(cells)}</span></summary>'
+        f'<div class="scroll"><table>{"".join(cells)}</table></div></details>'
+    )
+
+
+def _figures(folder: Path) -> str:
+    """The newest reconstruction large, the earlier ones in a strip, then any other figure."""
+    paths = sorted(path for path in folder.glob("*.png") if path.is_file())
+    epoch = {p: int(m[1]) for p in paths if (m := re.fullmatch(r"reconstruction\D*(\d+)", p.stem))}
+    grids = sorted(epoch, key=lambda path: (epoch[path], path.name))
+    room, newest = FIGURE_BYTES, ""
+    while grids and not newest:
+        newest = _figure(grids.pop(), room, "newest")
+    room -= len(newest) * 3 // 4
+    others = _thinned([path for path in paths if path not in epoch], room // 2)
+    room -= sum(path.stat().st_size for path in others)
+    strip = [figure for path in _thinned(grids, room) if (figure := _figure(path, room))]
+    plain = [figure for path in others if (figure := _figure(path, room))]
+    parts = [newest and f"<h2>Reconstructions</h2>{newest}"]
+    if strip:
+        parts.append(f'<h3>Earlier</h3><div class="strip" tabindex="0">{"".join(strip)}</div>')
+    if plain:
+        parts.append(f'<h2>Figures</h2><div class="plain">{"".join(plain)}</div>')
+    if missing := len(paths) - bool(newest) - len(strip) - len(plain):
+        parts.append(
+            f'<p class="soft">{missing:,} of {len(paths):,} files in figures/ are not shown, '
+            "to keep this page small or because they cannot be read.</p>"
+        )
+    return f"<section>{''.join(parts)}</section>" if paths else ""
+
+
+def _thinned(paths: list[Path], room: int) -> list[Path]:
+    """The first of `paths` and every n-th after it, with the smallest n that fits `room` bytes."""
+    sizes = [path.stat().st_size for path in paths]
+    strides = (n for n in range(1, len(paths) + 1) if sum(sizes[::n]) <= room)
+    return paths[:: next(strides, len(paths) + 1)] if sizes and sizes[0] <= room else []
+
+
+def _figure(path: Path, room: int, kind: str = "") -> str:
+    """A PNG file embedded as it is, "" when it is torn or has more than `room` bytes."""
+    try:
+        data = path.read_bytes() if path.stat().st_size <= room else b""
+        with Image.open(io.BytesIO(data), formats=["PNG"]) as image:
+            width, height = image.size
+            image.verify()
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+        return ""
+    name, source = _text(path.stem), base64.b64encode(data).decode("ascii")
+    return (
+        f'<figure class="{kind}"><img src="data:image/png;base64,{source}" alt="{name}" '
+        f'width="{width}" height="{height}"><figcaption>{name}</figcaption></figure>'
+    )
+
+
+def _duration(seconds: float) -> str:
+    """42 s · 12 min 5 s · 3 h 12 min · 2 d 3 h."""
+    rest, parts = round(seconds), []
+    for size, unit in ((86400, "d"), (3600, "h"), (60, "min"), (1, "s")):
+        count, rest = divmod(rest, size)
+        if count or parts:
+            parts.append(f"{count} {unit}")
+    return " ".join(parts[:2]) or "0 s"
+
+
+def _magnitude(count: float) -> str:
+    """111,907,840 -> 112 M, with three digits."""
+    for size, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if count >= size:
+            return f"{count / size:.3g} {unit}"
+    return short(count)
+
+
+def main() -> int:
+    """Make the page of the directory named on the command line; return the exit code."""
+    import argparse
+    import sys
+
+    parser = argparse.ArgumentParser("python -m util.report", description="Write report.html.")
+    parser.add_argument("output_dir", help="the --output_dir of a run")
+    path = write_report(output_dir := parser.parse_args().output_dir)
+    print(path or f"{output_dir}: no such directory", file=sys.stdout if path else sys.stderr)
+    return DONE if path else BAD_INPUT
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

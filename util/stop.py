@@ -1,0 +1,48 @@
+"""Being asked to stop: SIGTERM, SIGINT and SIGUSR1 only set a flag that the loop reads."""
+
+import signal
+import time
+from types import FrameType
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+
+# Launchers wait about 30 s before they kill. A step that takes longer must not cost the run, so
+# the state of the last finished step is saved in the middle of the next once this much has passed.
+PATIENCE = 8.0  # seconds
+
+
+class StopRequest:
+    """Whether, and since when, this process has been asked to stop."""
+
+    def __init__(self) -> None:
+        self.signal: str = ""
+        self._since = 0.0
+        self._told = False
+
+    def install(self) -> None:
+        """Take over the signals of `SIGNALS`; Ctrl-C a second time interrupts at once."""
+        for number in SIGNALS:
+            signal.signal(number, self._handle)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGINT and self.signal == "SIGINT":
+            raise KeyboardInterrupt
+        if not self.signal:
+            self.signal, self._since = signal.Signals(number).name, time.monotonic()
+
+    def overdue(self) -> bool:
+        """True once, when the request is older than `PATIENCE`."""
+        late = bool(self.signal) and not self._told and time.monotonic() - self._since > PATIENCE
+        self._told = self._told or late
+        return late
+
+
+def shield_worker(_worker: int = 0) -> None:
+    """Let a data worker outlive the signals that ask its whole process group to stop.
+
+    The main process needs its workers until it has finished the step. A second SIGTERM ends the
+    worker: that one comes from the main process itself.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))
