@@ -1,4 +1,4 @@
-"""What happens between steps: log lines, checkpoints, and the end of a run that is asked to stop."""
+"""What happens between steps: log lines, checkpoints, the end of a run that is asked to stop."""
 
 from collections.abc import Callable
 from pathlib import Path

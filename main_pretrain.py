@@ -282,7 +282,7 @@ def run_identity(
     args: argparse.Namespace, lr: float, global_batch: int, precision: str, data: str
 ) -> dict[str, object]:
     """What determines the result of a run: a checkpoint of another one is not gone on from."""
-    names = "warmup_epochs min_lr weight_decay clip_grad seed epochs".split()
+    names = ["warmup_epochs", "min_lr", "weight_decay", "clip_grad", "seed", "epochs"]
     return {
         "model": args.model,
         **model_options(args),
@@ -326,7 +326,6 @@ def distribute(
     return DistributedDataParallel(
         model,
         device_ids=[device.index] if device.type == "cuda" else None,
-        broadcast_buffers=False,  # there are none that change
         gradient_as_bucket_view=True,
     )
 

@@ -65,9 +65,16 @@ def depthwise(x: Tensor, conv: nn.Conv2d, cells: Tensor | None, side: int) -> Te
     """
     n, v, b, _, c = x.shape
     if cells is None:
-        return conv(x.flatten(0, 1).permute(0, 3, 1, 2)).permute(0, 2, 3, 1).unflatten(0, (n, v))
-    canvas = x.new_zeros(n * side * side, c).index_copy(0, cells, x.reshape(-1, c))
-    y = conv(canvas.view(n, side, side, c).permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        canvas = x.flatten(0, 1)
+    else:
+        canvas = x.new_zeros(n * side * side, c).index_copy(0, cells, x.reshape(-1, c))
+        canvas = canvas.view(n, side, side, c)
+    # Channels-last kernels return gradients in strides DDP does not expect; the detour orders them.
+    weight = conv.weight.flatten(1).view_as(conv.weight)
+    y = F.conv2d(canvas.permute(0, 3, 1, 2), weight, conv.bias, padding=3, groups=c)
+    y = y.permute(0, 2, 3, 1)
+    if cells is None:
+        return y.unflatten(0, (n, v))
     return y.reshape(-1, c).index_select(0, cells).view(n, v, b, b, c)
 
 

@@ -48,22 +48,32 @@ def curve(points: Sequence | np.ndarray, n: int = 24, closed: bool = False) -> n
     return _spline(points.shape[-2], n, closed) @ points
 
 
+@lru_cache(maxsize=16)
+def _circle(n: int) -> np.ndarray:
+    angle = np.linspace(0, 2 * math.pi, n, endpoint=False)
+    return np.stack([np.cos(angle), np.sin(angle)], 1)
+
+
 def ellipse(x: float, y: float, rx: float, ry: float, n: int = 22) -> np.ndarray:
     """(n, 2): the outline of an ellipse."""
-    angle = np.linspace(0, 2 * math.pi, n, endpoint=False)
-    return np.stack([x + rx * np.cos(angle), y + ry * np.sin(angle)], 1)
+    return _circle(n) * (rx, ry) + (x, y)
+
+
+@lru_cache(maxsize=64)
+def _profile(n: int, begin: float, end: float) -> np.ndarray:
+    """(n,): half the width along a stroke of width 1."""
+    t = np.linspace(0, 1, n)
+    ends = begin + (end - begin) * t
+    return (ends + (1 - ends) * np.sin(math.pi * t).clip(0) ** 0.6) / 2
 
 
 def ribbon(line: np.ndarray, width: float, taper: tuple[float, float] = (0.0, 0.0)) -> np.ndarray:
     """(2n, 2): a stroke along a line (n, 2), widest in its middle, `taper` of it at the ends."""
-    t = np.linspace(0, 1, len(line))
-    ends = taper[0] + (taper[1] - taper[0]) * t
-    half = width / 2 * (ends + (1 - ends) * np.sin(math.pi * t) ** 0.6)
     along = np.empty_like(line)
     along[1:-1] = line[2:] - line[:-2]
     along[0], along[-1] = line[1] - line[0], line[-1] - line[-2]
-    norm = np.sqrt((along**2).sum(1)) + 1e-9
-    side = np.stack([-along[:, 1], along[:, 0]], 1) * (half / norm)[:, None]
+    half = width * _profile(len(line), *taper) / (np.hypot(along[:, 0], along[:, 1]) + 1e-9)
+    side = along[:, ::-1] * (-1.0, 1.0) * half[:, None]
     return np.concatenate([line + side, (line - side)[::-1]])
 
 
@@ -103,7 +113,7 @@ class Canvas:
         c, s = math.cos(roll) * self.unit, math.sin(roll) * self.unit
         self.tilt = math.cos(roll), math.sin(roll)
         self.roll = np.array([[c, s], [-s, c]])
-        self.supersample = 4 if self.size <= 128 else 3 if self.size <= 320 else 2
+        self.supersample = 3 if self.size <= 320 else 2
 
     def place(self, points: np.ndarray, depth: float | np.ndarray | None = None) -> np.ndarray:
         """Head units (n, 2) → pixels (n, 2); `depth` None: on the face's surface."""
@@ -112,7 +122,9 @@ class Canvas:
         turned = x * self.turn[0] + z * self.turn[1]
         z = z * self.turn[0] - x * self.turn[1] * 0.5
         nodded = y * self.nod[0] + z * self.nod[1]
-        return np.stack([turned, nodded], 1) @ self.roll + self.centre
+        posed = np.empty((len(points), 2))
+        posed[:, 0], posed[:, 1] = turned, nodded
+        return posed @ self.roll + self.centre
 
     def mask(
         self,
@@ -127,13 +139,15 @@ class Canvas:
 
         `blur` and `line` (width: the shapes are then open lines) are in head units.
         """
+        level = round(255 * min(opacity, 1.0))
+        if level <= 0:
+            return None
         pixels = self.place(np.concatenate(shapes), depth)
         radius = blur * self.unit
         margin = 2.5 * radius + line * self.unit + 2
         x0, y0 = np.maximum(np.floor(pixels.min(0) - margin), 0).astype(int).tolist()
         x1, y1 = np.minimum(np.ceil(pixels.max(0) + margin), self.size).astype(int).tolist()
-        level = round(255 * min(opacity, 1.0))
-        if x1 <= x0 or y1 <= y0 or level <= 0:
+        if x1 <= x0 or y1 <= y0:
             return None
         # A strongly blurred shape holds no detail: it is drawn small, which makes blurring cheap.
         zoom = float(self.supersample) if radius < 1.5 else min(1.0, 2.5 / radius)

@@ -139,12 +139,11 @@ def features(faces, count):
 
 
 def test_linear_probe_is_above_chance_and_far_from_perfect():
-    x, y = features(SyntheticFaces(1000, 32), 1000)
-    x_test, y_test = features(SyntheticFaces(320, 32, split="test"), 320)
+    x, y = features(SyntheticFaces(700, 32), 700)
+    x_test, y_test = features(SyntheticFaces(300, 32, split="test"), 300)
     dual = np.linalg.solve(x @ x.T + 300 * np.eye(len(x)), np.eye(8)[y])
     accuracy = ((x_test @ (x.T @ dual)).argmax(1) == y_test).mean()
-    print(f"probe: {accuracy:.3f}")
-    assert 0.2 < accuracy < 0.9
+    assert 0.19 < accuracy < 0.7, "chance is 0.125; 0.27 was measured"
 
 
 def test_wrong_arguments_are_refused():

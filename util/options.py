@@ -68,8 +68,8 @@ def number(
 ) -> Callable[[str], float]:
     """A finite int or float with `low <= value <= high` and `above < value < below`."""
     word = "a whole number" if kind is int else "a number"
-    for sign, bound in ((">=", low), ("<=", high), (">", above), ("<", below)):
-        word += f" {sign} {bound:g}" if math.isfinite(bound) else ""
+    bounds = ((">=", low), ("<=", high), (">", above), ("<", below))
+    word += " and".join(f" {sign} {bound:g}" for sign, bound in bounds if math.isfinite(bound))
 
     def convert(text: str) -> float:
         try:

@@ -33,7 +33,7 @@ class RunDir:
             (self.path / "figures").mkdir(exist_ok=True)
             self._take_lock()
         except (FileExistsError, NotADirectoryError):
-            raise BadInput(f"--output_dir {path}: is, or lies in, a file; name a folder") from None
+            raise BadInput(f"--output_dir {path}: is, or lies in, a file; name another") from None
         except OSError as error:
             raise BadInput(f"--output_dir {path}: cannot be written ({error.strerror})") from None
 
@@ -46,8 +46,8 @@ class RunDir:
             holder = file.read().strip() or "another process"
             file.close()
             raise BadInput(
-                f"--output_dir {self.path}: {holder} is training in it; wait for that run, stop it, "
-                "or name another folder"
+                f"--output_dir {self.path}: {holder} is training in it; wait for that run, "
+                "stop it, or name another folder"
             ) from None
         file.truncate(0)
         file.write(f"process {os.getpid()} on {socket.gethostname()}\n")

@@ -1,0 +1,108 @@
+"""Stopped or killed anywhere, a run ends exactly as an undisturbed one."""
+
+import shutil
+import signal
+
+import pytest
+from runs import assert_same_run, command, finish, load, log, signal_at, status
+
+STEPS = {1: 12, 2: 6}  # an epoch: 90 images in batches of 8, on one or two processes
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    """Finished runs by (family, processes), made when first asked for."""
+    made = {}
+
+    def make(family, processes):
+        if (family, processes) not in made:
+            folder = tmp_path_factory.mktemp(f"{family}-{processes}")
+            finish(command(folder, family, processes=processes))
+            made[family, processes] = folder
+        return made[family, processes]
+
+    return make
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("family", ["mae", "fcmae"])
+def test_stopped_in_mid_epoch_it_goes_on_bit_for_bit(family, processes, undisturbed, tmp_path):
+    code, output = signal_at(command(tmp_path, family, processes=processes), "epoch 1/2  step 2/")
+    assert code == (75 if processes == 1 else 1), output  # launchers turn every code into 1
+    assert status(tmp_path) == "resumable"
+    assert "asked to stop: saved after step" in output
+    stopped = load(tmp_path)
+    assert stopped["epoch"] == 0
+    assert 2 <= stopped["step"] < STEPS[processes]
+
+    output = finish(command(tmp_path, family, "--num_workers 2", processes))
+    assert f"at epoch 1, step {stopped['step']}" in output
+    assert status(tmp_path) == "done"
+    assert_same_run(tmp_path, undisturbed(family, processes))
+
+
+@pytest.mark.parametrize(("family", "processes"), [("mae", 1), ("fcmae", 2)])
+def test_killed_it_goes_on_from_its_newest_checkpoint(family, processes, undisturbed, tmp_path):
+    arguments = command(tmp_path, family, "--save_steps 2", processes)
+    signal_at(arguments, "epoch 1/2  step 4/", signal.SIGKILL)
+    killed = load(tmp_path)
+    assert (killed["epoch"], killed["step"] % 2) == (0, 0)
+    finish(command(tmp_path, family, "--save_steps 2 --num_workers 0", processes))
+    assert_same_run(tmp_path, undisturbed(family, processes))
+
+
+def test_a_damaged_newest_checkpoint_is_passed_over_and_the_end_is_the_same(undisturbed, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(undisturbed("mae", 1), folder)
+    whole = (folder / "checkpoint-1.pth").read_bytes()
+    flipped = bytearray(whole)
+    flipped[len(whole) // 2] ^= 1
+    (folder / "checkpoint-last.pth").write_bytes(flipped)
+    (folder / "checkpoint-1.pth").write_bytes(whole[: len(whole) // 2])
+    output = finish(command(folder))
+    assert "passed over" in output
+    assert f"going on from {folder}/checkpoint-0.pth" in output
+    assert_same_run(folder, undisturbed("mae", 1))
+
+    for path in folder.glob("checkpoint-*.pth"):
+        path.write_bytes(whole[:1000])
+    output = finish(command(folder), code=2)
+    assert "no checkpoint in it can be read" in output
+    assert log(folder) == log(undisturbed("mae", 1))
+
+
+def test_two_processes_equal_one_but_for_the_last_bits(undisturbed, tmp_path):
+    finish(command(tmp_path, "mae", "--batch_size 4 --accum_iter 1", processes=2))
+    for two, one in zip(log(tmp_path), log(undisturbed("mae", 1)), strict=True):
+        assert two["train_loss"] == pytest.approx(one["train_loss"], rel=1e-5)
+        assert two["train_lr"] == one["train_lr"]
+
+
+def test_a_finished_run_is_done_at_once_and_can_be_made_longer(undisturbed, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(undisturbed("mae", 1), folder)
+    before = load(folder)
+    finish(command(folder))
+    assert load(folder)["epoch"] == before["epoch"]
+    output = finish(command(folder, more="--epochs 3"))
+    assert "--epochs 2 -> 3" in output
+    assert [record["epoch"] for record in log(folder)] == [0, 1, 2]
+
+
+def test_changed_options_are_listed_and_refused(undisturbed, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(undisturbed("mae", 1), folder)
+    output = finish(command(folder, more="--mask_ratio 0.5 --batch_size 16 --epochs 3"), code=2)
+    for difference in ("mask_ratio 0.75 -> 0.5", "global_batch 8 -> 16", "--override_resume"):
+        assert difference in output
+    assert len(output.strip().splitlines()) == 1
+    output = finish(command(folder, more="--mask_ratio 0.5 --epochs 3 --override_resume"))
+    assert "warning: going on with changed options: mask_ratio" in output
+
+
+def test_resume_starts_a_new_folder_from_a_named_checkpoint(undisturbed, tmp_path):
+    source = undisturbed("mae", 1) / "checkpoint-0.pth"
+    finish(command(tmp_path, more=f"--resume {source}"))
+    assert [record["epoch"] for record in log(tmp_path)] == [1]
+    a, b = load(tmp_path), load(undisturbed("mae", 1))
+    assert all((a["model"][name] == b["model"][name]).all() for name in b["model"])
