@@ -22,12 +22,14 @@ class Saver:
         """
         self.folder, self.extra = folder, extra
         self.every, self.keep, self.epochs = every, keep, epochs
+        self.last_saved = "none yet"
 
     def save(self, state: TrainState) -> None:
         """The state as it is now; at the beginning of an epoch perhaps under its number too."""
+        done = state.position.epoch
+        self.last_saved = f"of epoch {done}, step {state.position.step}"
         if self.folder is None:
             return
-        done = state.position.epoch
         numbered = state.position.step == 0 and (done % self.every == 0 or done == self.epochs)
         checkpoint = {**state.state_dict(), **self.extra}
         try:
@@ -59,6 +61,11 @@ class RunObserver:
         self.log, self.saver, self.meter, self.at_lines = log, saver, meter, at_lines
         self.device_type, self.steps, self.epochs = device_type, steps, epochs
         self.global_batch, self.print_freq, self.save_steps = global_batch, print_freq, save_steps
+
+    @property
+    def last_saved(self) -> str:
+        """See engine_train.Observer."""
+        return self.saver.last_saved if self.saver else "none (--save_ckpt False)"
 
     def after_step(self, state: TrainState, result: StepResult) -> None:
         """See engine_train.Observer."""

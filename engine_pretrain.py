@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from datasets import PretrainDataset
+from datasets.decode import UnreadableImage
 from datasets.sampler import GlobalBatchSampler
 from datasets.transforms import Normalise
 from engine_observe import Saver
@@ -78,10 +79,16 @@ class BadImages:
 
 def check_readable(dataset: PretrainDataset) -> None:
     """Decode a few images from all over the data set; raises BadInput when none can be read."""
-    sample = np.linspace(0, len(dataset) - 1, PREFLIGHT_IMAGES).astype(int)
-    if not any(dataset.view(int(i), 1.0) is not None for i in np.unique(sample)):
-        problem = dataset[int(sample[0])][2].replace("\t", ": ")
-        raise BadInput(f"--data_path: none of the images tried can be read ({problem})")
+    sample = np.unique(np.linspace(0, len(dataset) - 1, PREFLIGHT_IMAGES).astype(int))
+    for index in sample:
+        try:
+            dataset.source.image(int(index))
+            return
+        except UnreadableImage as error:
+            problem = f"{dataset.source.name(int(index))}: {error.reason}"
+    raise BadInput(
+        f"--data_path: none of the {len(sample)} images tried can be read (the last: {problem})"
+    )
 
 
 class Reconstructions:
@@ -156,8 +163,7 @@ def finish_epoch(
     log.epoch(record)
     last = epoch + 1 == epochs
     if pictures and output and vis_freq and (last or (epoch + 1) % vis_freq == 0):
-        title = f"epoch {epoch + 1} of {epochs}"
-        picture = pictures.draw(state.model, title)
+        picture = pictures.draw(state.model, f"after epoch {epoch}")
         save_png(picture, output / "figures" / f"reconstruction-{epoch:04d}.png")
         log.picture("reconstruction", picture, epoch + 1)
     state.position.next_epoch()

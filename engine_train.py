@@ -6,6 +6,7 @@ summed over the ranks, is read: the loss, the gradient norm, whether anything wa
 anywhere, and whether any rank was asked to stop.
 """
 
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
@@ -116,6 +117,8 @@ class StepResult(NamedTuple):
 class Observer(Protocol):
     """What a main does beside the loop."""
 
+    last_saved: str  # the newest checkpoint, for messages
+
     def after_step(self, state: TrainState, result: StepResult) -> None:
         """Called on every rank after each step; may save, and may raise Stopped to end the run."""
 
@@ -169,7 +172,7 @@ class Trainer:
         while position.step < steps:
             result = self._step(batches, position.epoch + position.step / steps, observer)
             position.step += 1
-            self._account(position, result)
+            self._account(position, result, observer)
             observer.after_step(self.state, result)
 
     def _step(self, batches: Iterator, epoch: float, observer: Observer) -> StepResult:
@@ -195,15 +198,16 @@ class Trainer:
 
         scaler.unscale_(state.optimizer)
         norm = nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None])
-        loss, norm, skipped, stop = self._agree(total, norm)
+        loss, mean_norm, stop = self._agree(total, norm)
+        skipped = not (math.isfinite(loss) and math.isfinite(mean_norm))
+        if self.clip_grad is not None and not skipped:
+            nn.utils.clip_grads_with_norm_(self.parameters, self.clip_grad, norm)
         if not skipped:
-            if self.clip_grad is not None:
-                nn.utils.clip_grads_with_norm_(self.parameters, self.clip_grad, norm)
             scaler.step(state.optimizer)
         scaler.update()
         state.optimizer.zero_grad(set_to_none=True)
         seconds = time.perf_counter() - start
-        return StepResult(loss, float(norm), skipped, stop, lr, seconds, waited)
+        return StepResult(loss, mean_norm, skipped, stop, lr, seconds, waited)
 
     def _communicate(self, last: bool) -> Any:
         """Gradients cross the network once a step, with its last micro-batch."""
@@ -211,20 +215,19 @@ class Trainer:
             return nullcontext()
         return self.model.no_sync()
 
-    def _agree(self, total: Tensor, norm: Tensor) -> tuple[float, Tensor, bool, bool]:
-        """What all ranks know of this step: mean loss, gradient norm, to be skipped, to stop.
+    def _agree(self, total: Tensor, norm: Tensor) -> tuple[float, float, bool]:
+        """What all ranks know of a step: mean loss, gradient norm, whether any was asked to stop.
 
-        The one point of a step at which the host waits for the device.
+        A loss that is not finite anywhere makes the mean so everywhere. The one point of a step at
+        which the host waits for the device.
         """
-        bad = ~torch.isfinite(total)
-        if not self.precision.scaler.is_enabled():  # fp16's scaler skips overflowing gradients
-            bad = bad | ~torch.isfinite(norm)
         asked = torch.full_like(total, float(bool(self.stop.signal)))
-        report = torch.stack([total / self.place.world, bad.to(total.dtype), asked])
-        loss, bad_ranks, asked_ranks = sum_over_ranks(report).tolist()
-        return loss, norm, bad_ranks > 0, asked_ranks > 0
+        world = self.place.world
+        report = torch.stack([total / world, norm.to(total.dtype) / world, asked])
+        loss, norm, asked = sum_over_ranks(report).tolist()
+        return loss, norm, asked > 0
 
-    def _account(self, position: Position, result: StepResult) -> None:
+    def _account(self, position: Position, result: StepResult, observer: Observer) -> None:
         sums = position.sums
         sums.seconds += result.seconds
         sums.waited += result.waited
@@ -235,10 +238,13 @@ class Trainer:
             sums.grad_norm += result.grad_norm
             return
         sums.skipped += 1
+        if self.precision.scaler.is_enabled() and math.isfinite(result.loss):
+            return  # an overflow by which fp16's scaler finds its scale
         position.skipped_in_row += 1
         if position.skipped_in_row >= MAX_SKIPPED:
             raise Fault(
                 f"the loss or its gradient was not finite in {MAX_SKIPPED} steps in a row, the "
                 f"last of them step {position.step - 1} of epoch {position.epoch} at learning rate "
-                f"{result.lr:.3g}; lower --blr, set --clip_grad, or use --amp off"
+                f"{result.lr:.3g}; the last good checkpoint is {observer.last_saved}; "
+                "lower --blr, set --clip_grad, or use --amp off"
             )

@@ -138,7 +138,6 @@ def train(args: argparse.Namespace) -> None:
     device = distributed.pick_device(args.device, place)
     distributed.join(place, device, args.dist_url, args.dist_timeout)
     pretrain(args, place, device, stop, folder)
-    distributed.leave()
     if folder:
         folder.write_status("done")
         print(f"report: {write_report(folder.path)}")
@@ -269,7 +268,7 @@ def build_data(
     if workers is None:
         workers = min(10, available_cores() // place.local_world)
     pin = args.pin_mem and device.type == "cuda"
-    return dataset, sampler, build_loader(dataset, sampler, workers, pin)
+    return dataset, sampler, build_loader(dataset, sampler, workers, pin, args.dist_timeout)
 
 
 def available_cores() -> int:
@@ -309,6 +308,8 @@ def start(
     note = check_same_run(path, saved, identity, args.override_resume)
     state.load_state_dict(saved)
     position = state.position
+    if position.step and saved["run"].get("global_batch") != identity["global_batch"]:
+        position.step, position.sums = 0, type(position.sums)()  # steps are of another size now
     at = f"at epoch {position.epoch}, step {position.step}"
     return False, [*notes, *([note] if note else []), at]
 
@@ -367,7 +368,7 @@ def write_config(
     from util.files import write_json
     from util.rundir import provenance
 
-    folder.write_status("running")
+    folder.clear_status()
     parameters = sum(p.numel() for p in model.parameters())
     config = {
         "options": vars(args),

@@ -94,14 +94,22 @@ def build_pretrain_dataset(
 
 
 def build_loader(
-    dataset: Dataset, sampler: GlobalBatchSampler, workers: int, pin_memory: bool = False
+    dataset: Dataset,
+    sampler: GlobalBatchSampler,
+    workers: int,
+    pin_memory: bool = False,
+    timeout: float = 600,
 ) -> DataLoader:
-    """A loader of the sampler's micro-batches; the number of workers changes no batch."""
+    """A loader of the sampler's micro-batches; the number of workers changes no batch.
+
+    A batch that takes longer than `timeout` seconds is an error, not a hang.
+    """
     return DataLoader(
         dataset,
         batch_sampler=sampler,
         num_workers=workers,
         pin_memory=pin_memory,
+        timeout=timeout if workers else 0,
         persistent_workers=workers > 0,
         worker_init_fn=shield_worker,
         generator=torch.Generator(),  # else every epoch would draw from the global one

@@ -41,8 +41,9 @@ def save_checkpoint(
         return
     numbered = folder / f"checkpoint-{number}.pth"
     second_name(folder / LAST, numbered)
-    older = [path for path in numbered_checkpoints(folder) if path != numbered]
-    for path in older[max(keep - 1, 0) :] if keep else []:
+    # Higher numbers are of another run that went further: not this one's to delete.
+    own = [path for n, path in numbered_checkpoints(folder) if n <= number]
+    for path in own[keep:] if keep else []:
         path.unlink()
 
 
@@ -57,10 +58,10 @@ def second_name(existing: Path, new: Path) -> None:
     os.replace(temporary, new)
 
 
-def numbered_checkpoints(folder: Path) -> list[Path]:
-    """All `checkpoint-N.pth`, the newest first."""
+def numbered_checkpoints(folder: Path) -> list[tuple[int, Path]]:
+    """All (N, `checkpoint-N.pth`), the newest first."""
     found = ((re.fullmatch(r"checkpoint-(\d+)\.pth", path.name), path) for path in folder.iterdir())
-    return [path for _, path in sorted(((int(m[1]), p) for m, p in found if m), reverse=True)]
+    return sorted(((int(match[1]), path) for match, path in found if match), reverse=True)
 
 
 def newest_checkpoint(folder: Path) -> Found | None:
@@ -71,7 +72,7 @@ def newest_checkpoint(folder: Path) -> Found | None:
     """
     last = [folder / LAST] if (folder / LAST).exists() else []
     damaged = []
-    for path in last + numbered_checkpoints(folder):
+    for path in last + [path for _, path in numbered_checkpoints(folder)]:
         try:
             return Found(path, read_checkpoint(path), damaged)
         except Damaged as error:
@@ -148,12 +149,18 @@ def find_start(folder: Path, auto_resume: bool, resume: str) -> tuple[Path | Non
     In this order: the newest good one of its own folder (`auto_resume`), so that the same command
     goes on where it was; else `resume`; else none. Raises BadInput rather than overwrite a run.
     """
-    found = newest_checkpoint(folder) if auto_resume else None
+    notes = []
+    try:
+        found = newest_checkpoint(folder) if auto_resume else None
+    except Damaged as error:
+        if not resume:
+            raise
+        found, notes = None, [f"warning: {error}"]
     if found:
-        passed_over = [f"warning: passed over {problem}" for problem in found.damaged]
-        return found.path, [*passed_over, f"going on from {found.path}"]
+        notes = [f"warning: passed over {problem}" for problem in found.damaged]
+        return found.path, [*notes, f"going on from {found.path}"]
     if resume:
-        return Path(resume), [f"going on from --resume {resume}"]
+        return Path(resume), [*notes, f"going on from --resume {resume}"]
     if not auto_resume and (folder / LAST).exists():
         raise BadInput(
             f"--output_dir {folder}: holds a run that --auto_resume False would overwrite; "

@@ -7,6 +7,7 @@ import time
 import traceback
 from collections.abc import Callable
 
+from util.distributed import leave
 from util.errors import BAD_INPUT, DONE, FAULT, RESUMABLE, BadInput, Fault, Stopped
 from util.options import Parser, find_output_dir
 from util.rundir import note_status
@@ -26,26 +27,39 @@ def run_program(
     kill it before it has spoken.
     """
     argv = sys.argv[1:] if argv is None else argv
+    code, reason = attempt(parser, check, work, argv)
+    leave()
+    if code == DONE:
+        return code
+    if int(os.environ.get("RANK", 0)) > 0:
+        time.sleep(2)
+        return code
+    note_status(find_output_dir(argv), STATUS[code], reason)
+    word = "" if code == RESUMABLE else "error: "
+    print(f"{os.path.basename(sys.argv[0])}: {word}{reason}", file=sys.stderr, flush=True)
+    return code
+
+
+def attempt(
+    parser: Callable[[], Parser],
+    check: Callable[[argparse.Namespace], None],
+    work: Callable[[argparse.Namespace], None],
+    argv: list[str],
+) -> tuple[int, str]:
+    """The exit code and the reason of `run_program`."""
     try:
         args = parser().parse(argv)
         check(args)
         work(args)
-        return DONE
     except BadInput as error:
-        code, reason = BAD_INPUT, str(error)
+        return BAD_INPUT, str(error)
     except Stopped as stop:
-        code, reason = RESUMABLE, str(stop)
+        return RESUMABLE, str(stop)
     except Fault as fault:
-        code, reason = FAULT, str(fault)
+        return FAULT, str(fault)
     except KeyboardInterrupt:
-        code, reason = FAULT, "interrupted"
+        return FAULT, "interrupted"
     except Exception as error:
         traceback.print_exc()
-        code, reason = FAULT, f"{type(error).__name__}: {error}"
-    if int(os.environ.get("RANK", 0)) > 0:
-        time.sleep(2)
-    else:
-        note_status(find_output_dir(argv), STATUS[code], reason)
-        word = "" if code == RESUMABLE else "error: "
-        print(f"{os.path.basename(sys.argv[0])}: {word}{reason}", file=sys.stderr, flush=True)
-    return code
+        return FAULT, f"{type(error).__name__}: {error}"
+    return DONE, ""

@@ -14,7 +14,7 @@ from pathlib import Path
 from util.errors import BadInput
 from util.files import write_json
 
-PACKAGES = ("torch", "torchvision", "timm", "numpy", "pillow", "tensorboard")
+PACKAGES = ("torch", "torchvision", "timm", "numpy", "pillow", "matplotlib", "tensorboard")
 
 
 class RunDir:
@@ -58,8 +58,12 @@ class RunDir:
         """Let others use the folder; done by the operating system at the end at the latest."""
         self._lock.close()
 
+    def clear_status(self) -> None:
+        """A run that has begun has not ended yet."""
+        (self.path / "status.json").unlink(missing_ok=True)
+
     def write_status(self, status: str, reason: str = "") -> None:
-        """`status.json`: running, done, bad_input, resumable or failed, and why."""
+        """`status.json`: done, bad_input, resumable or failed, and why."""
         write_json(self.path / "status.json", {"status": status, "reason": reason})
 
 

@@ -1,0 +1,206 @@
+"""The training loop on models small enough to check by hand."""
+
+import pytest
+import torch
+import torch.multiprocessing as mp
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from engine_train import MAX_SKIPPED, Precision, Trainer, TrainState
+from util.distributed import Place, join, leave
+from util.errors import BadInput, Fault
+from util.stop import StopRequest
+
+CPU = torch.device("cpu")
+
+
+class Recorder:
+    """An observer that keeps every result."""
+
+    def __init__(self):
+        self.results, self.unfinished, self.last_saved = [], 0, "of epoch 0, step 2"
+
+    def after_step(self, state, result):
+        self.results.append(result)
+
+    def save_unfinished(self, state):
+        self.unfinished += 1
+
+
+def make_trainer(batch_loss, accum=1, place=Place(), stop=None, **options):  # noqa: B008
+    torch.manual_seed(0)
+    model = nn.Linear(3, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    precision = Precision(options.pop("amp", "off"), CPU)
+    state = TrainState(model, optimizer, precision.scaler)
+    run = DistributedDataParallel(model) if place.world > 1 else model
+    stop = stop or StopRequest()
+    return Trainer(
+        state, run, batch_loss, lambda epoch: 0.1, precision, place, stop, accum, **options
+    )
+
+
+def square(model, batch):
+    return model(batch).square().mean()
+
+
+def test_accumulated_micro_batches_equal_one_large_batch():
+    torch.manual_seed(1)
+    data = torch.randn(8, 3)
+    whole, parts = make_trainer(square), make_trainer(square, accum=4)
+    results = Recorder()
+    whole.run_epoch([data], 1, results)
+    parts.run_epoch(data.chunk(4), 1, results)
+    torch.testing.assert_close(whole.state.model.weight, parts.state.model.weight)
+    assert results.results[0].loss == pytest.approx(results.results[1].loss, rel=1e-6)
+
+
+def test_the_epochs_sums_are_means_over_its_steps():
+    torch.manual_seed(1)
+    data = torch.randn(5, 2, 3)
+    trainer, recorder = make_trainer(square), Recorder()
+    trainer.run_epoch(data, 5, recorder)
+    sums = trainer.state.position.sums
+    assert sums.steps == 5
+    assert sums.loss == pytest.approx(sum(r.loss for r in recorder.results))
+    assert trainer.state.position.step == 5
+
+
+def test_clipping_bounds_the_update_and_reports_the_norm_before():
+    data = torch.full((4, 3), 10.0)
+    trainer, recorder = make_trainer(square, clip_grad=0.5), Recorder()
+    before = torch.cat([p.detach().flatten().clone() for p in trainer.parameters])
+    trainer.run_epoch([data], 1, recorder)
+    after = torch.cat([p.detach().flatten() for p in trainer.parameters])
+    assert recorder.results[0].grad_norm > 10
+    assert float((after - before).norm()) == pytest.approx(0.1 * 0.5, rel=1e-4)
+
+
+def broken(where):
+    """A loss that is NaN for batches marked with one."""
+
+    def loss(model, batch):
+        y = square(model, batch[1])
+        return y * float("nan") if batch[0] in where else y
+
+    return loss
+
+
+def test_a_non_finite_step_is_skipped_and_counted():
+    batches = [(k, torch.ones(2, 3)) for k in range(4)]
+    trainer, recorder = make_trainer(broken({1})), Recorder()
+    clean = make_trainer(broken(set()))
+    trainer.run_epoch(batches, 4, recorder)
+    clean.run_epoch([batches[0], *batches[2:]], 3, Recorder())
+    assert [r.skipped for r in recorder.results] == [False, True, False, False]
+    assert torch.equal(trainer.state.model.weight, clean.state.model.weight)
+    assert (trainer.state.position.sums.skipped, trainer.state.position.sums.steps) == (1, 3)
+
+
+def test_several_in_a_row_end_the_run_with_step_and_rate():
+    batches = [(k, torch.ones(2, 3)) for k in range(20)]
+    trainer = make_trainer(broken(set(range(3, 20))))
+    with pytest.raises(Fault, match=r"step 7 of epoch 0 at learning rate 0\.1") as fault:
+        trainer.run_epoch(batches, 20, Recorder())
+    assert f"in {MAX_SKIPPED} steps in a row" in str(fault.value)
+    assert "the last good checkpoint is of epoch 0, step 2" in str(fault.value)
+    assert torch.isfinite(trainer.state.model.weight).all()
+
+
+def test_an_infinite_gradient_of_a_finite_loss_is_skipped_too():
+    def loss(model, batch):
+        return (model.weight.sum() * 0).sqrt() + model(batch).sum() * 0
+
+    trainer, recorder = make_trainer(loss), Recorder()
+    trainer.run_epoch([torch.ones(1, 3)], 1, recorder)
+    assert recorder.results[0].skipped
+    assert torch.isfinite(trainer.state.model.weight).all()
+
+
+def test_a_step_slower_than_a_launchers_patience_is_saved_in_its_middle(monkeypatch):
+    monkeypatch.setattr("util.stop.PATIENCE", 0.0)
+    stop = StopRequest()
+    stop._handle(15, None)
+    trainer, recorder = make_trainer(square, accum=3, stop=stop), Recorder()
+    trainer.run_epoch([torch.ones(2, 3)] * 3, 1, recorder)
+    assert recorder.unfinished == 1
+    assert recorder.results[0].stop
+
+
+def test_half_floats_on_the_cpu_are_refused_and_bf16_trains():
+    with pytest.raises(BadInput, match="--amp fp16"):
+        Precision("fp16", CPU)
+    assert Precision("auto", CPU).name == "fp32"
+    trainer, recorder = make_trainer(square, amp="bf16"), Recorder()
+    trainer.run_epoch([torch.ones(2, 3)], 1, recorder)
+    assert trainer.state.model.weight.dtype == torch.float32
+
+
+def as_rank(rank, meeting, check):
+    torch.set_num_threads(1)
+    place = Place(rank, 2, rank, 2)
+    join(place, CPU, f"file://{meeting}", 60)
+    check(place)
+    leave()
+
+
+def two_ranks(check, folder):
+    mp.spawn(as_rank, (folder / "meeting", check), nprocs=2)
+
+
+def check_agreement(place):
+    """Rank 1's second step is not finite: both skip it, and their weights stay equal."""
+    batches = [(k, torch.full((2, 3), 1.0 + place.rank)) for k in range(4)]
+    trainer = make_trainer(broken({1} if place.rank == 1 else set()), place=place)
+    recorder = Recorder()
+    trainer.run_epoch(batches, 4, recorder)
+    assert [r.skipped for r in recorder.results] == [False, True, False, False]
+    weight = trainer.state.model.weight.detach()
+    total = weight.clone()
+    torch.distributed.all_reduce(total)
+    assert torch.equal(total, 2 * weight)
+
+
+def test_all_ranks_see_a_non_finite_loss_anywhere(tmp_path):
+    two_ranks(check_agreement, tmp_path)
+
+
+def check_stop(place):
+    stop = StopRequest()
+    if place.rank == 1:
+        stop._handle(15, None)
+    recorder = Recorder()
+    make_trainer(square, place=place, stop=stop).run_epoch([torch.ones(2, 3)], 1, recorder)
+    assert recorder.results[0].stop
+
+
+def test_a_stop_asked_of_one_rank_is_seen_by_all(tmp_path):
+    two_ranks(check_stop, tmp_path)
+
+
+def check_communication(place):
+    """Four micro-batches: the gradients cross the network once, and equal one large batch's."""
+    reduced = []
+
+    def count(state, bucket):
+        reduced.append(1)
+        future = torch.distributed.all_reduce(bucket.buffer().div_(2), async_op=True).get_future()
+        return future.then(lambda f: f.value()[0])
+
+    torch.manual_seed(3)
+    data = torch.randn(2, 8, 3)
+    trainer = make_trainer(square, accum=4, place=place)
+    trainer.model.register_comm_hook(None, count)
+    recorder = Recorder()
+    trainer.run_epoch(data[place.rank].chunk(4), 1, recorder)
+    assert len(reduced) == 1
+
+    alone = make_trainer(square)
+    loss = square(alone.state.model, data.flatten(0, 1)).item()
+    assert recorder.results[0].loss == pytest.approx(loss, rel=1e-6)
+    alone.run_epoch([data.flatten(0, 1)], 1, Recorder())
+    torch.testing.assert_close(trainer.state.model.weight, alone.state.model.weight)
+
+
+def test_accumulation_communicates_once_a_step_and_two_ranks_equal_one(tmp_path):
+    two_ranks(check_communication, tmp_path)
