@@ -31,6 +31,7 @@ from datasets.scene import (
 from util.seeding import FACE, IDENTITY, generator
 
 VERSION = 1  # of the drawing: raise it whenever an image of a position changes
+KEPT_BYTES = 128 * 2**20  # of drawn faces, a process
 SPLITS = ("train", "test")
 POOL = 5_000  # identities a split
 LABELS = 2  # major positions of the FACE stream from here on hold labels, below them images
@@ -202,16 +203,25 @@ class SyntheticFaces:
             raise ValueError(f"seed must not be negative, not {seed}")
         self.count, self.size, self.seed, self.split = count, size, seed, split
         self.digest = f"synthetic-v{VERSION}-{split}-{count}x{size}px-seed{seed}"
+        # A face takes milliseconds to draw: a process keeps those it has drawn, up to a bound.
+        self._drawn: dict[int, np.ndarray] = {}
+        self._room = KEPT_BYTES // (3 * size * size)
 
     def __len__(self) -> int:
         return self.count
 
     def image(self, index: int) -> np.ndarray:
-        """uint8 RGB (size, size, 3)."""
+        """uint8 RGB (size, size, 3), not to be written to."""
+        if index in self._drawn:
+            return self._drawn[index]
         rng, identity = self._start(index)
         condition = sample_condition(rng)
         actions = sample_actions(rng, self.label(index))
-        return draw(sample_identity(self.seed, identity), condition, actions, self.size, rng)
+        image = draw(sample_identity(self.seed, identity), condition, actions, self.size, rng)
+        image.flags.writeable = False
+        if len(self._drawn) < self._room:
+            self._drawn[index] = image
+        return image
 
     def label(self, index: int) -> int:
         """The expression's id, 0..7; nothing is drawn for it."""

@@ -64,11 +64,16 @@ class Page(HTMLParser):
             "object",
             "base",
         }
+        ids = [attrs["id"] for _, attrs in self.elements if "id" in attrs]
         for _, attrs in self.elements:
             assert not [name for name in attrs if name.startswith("on")]
             assert attrs.get("src", "data:image/png;base64,").startswith("data:image/png;base64,")
             assert "href" not in attrs
-            assert "xlink:href" not in attrs
+            # A curve's dots refer to a shape of their own panel: to one place on this very page.
+            if "xlink:href" in attrs:
+                assert attrs["xlink:href"][0] == "#"
+                assert ids.count(attrs["xlink:href"][1:]) == 1
+        assert len(set(ids)) == len(ids)
         assert "url(" not in self.source
         assert "@import" not in self.source
 
@@ -117,7 +122,9 @@ def test_page_is_one_self_contained_file_with_everything(run):
     assert path == run / "report.html"
     page = Page(path)
     page.check_self_contained()
-    assert not re.search("https?://", page.source)
+    # The names of XML's namespaces look like addresses and are none.
+    source = re.sub(r' xmlns(:xlink)?="http://www\.w3\.org/(2000/svg|1999/xlink)"', "", page.source)
+    assert not re.search("https?://|<!(?!doctype html>)|<[?]|<metadata", source)
     for text in (
         "mae_vit_tiny_patch16", "done", "1 → 0.1", "12 min 30 s", "112 M", "12,271", "2.0%",
         "python main_pretrain.py --epochs 10", "0123abcd", "Unreadable images: 12", "and 2 more",
@@ -215,7 +222,9 @@ def test_numbers_that_are_not_finite_leave_a_gap_and_a_mark(tmp_path):
     page = Page(write_report(tmp_path))
     assert "1 → 1" in page.text
     assert not re.search(r"\b(nan|inf)\b", page.source.lower())
-    assert page.source.count('stroke="#e5484d"') == len(bad)
+    assert len(re.findall("<use [^>]*stroke: #e5484d", page.source)) == len(bad)
+    line = next(e["d"] for e in page.all("path") if "stroke: #3b82f6" in e.get("style", ""))
+    assert line.count("M") == 2  # before the gap and behind it
     assert "Learning rate" not in page.text
 
 
@@ -276,6 +285,23 @@ def test_grid_shows_every_pixel_of_every_stage(k, size, factor):
         assert (grid[top - 16 : top, x + side : x + side + GAP] == 255).all()
 
 
+@pytest.mark.parametrize(("k", "rows"), [(5, 5), (6, 3), (7, 4), (8, 4)])
+def test_many_images_stand_in_two_blocks(k, rows):
+    stages = [images(k, 128, seed) for seed in range(4)]
+    grid = reconstruction_grid(*stages, title="a title")
+    blocks = 2 if rows < k else 1
+    block = 4 * 128 + 3 * GAP + MARGIN
+    assert grid.shape[1] == MARGIN + blocks * block
+    top = grid.shape[0] - MARGIN - rows * 128 - (rows - 1) * GAP
+    for column, stage in enumerate(stages):
+        for i in range(k):
+            y, x = top + i % rows * (128 + GAP), MARGIN + i // rows * block + column * (128 + GAP)
+            np.testing.assert_array_equal(grid[y : y + 128, x : x + 128], stage[i])
+            assert (grid[top - 16 : top, x : x + 128] < 128).any()  # a label over both blocks
+    if blocks * rows > k:
+        assert (grid[-MARGIN - 128 :, MARGIN + block :] == 255).all()
+
+
 def test_grid_wraps_long_titles_inside_the_picture():
     stages = [images(1, 128)] * 4
     plain = reconstruction_grid(*stages, title="t")
@@ -290,6 +316,8 @@ def test_grid_refuses_what_it_cannot_show():
     for wrong in (good[:1], good.astype(np.float32), good[..., 0]):
         with pytest.raises(ValueError, match="uint8"):
             reconstruction_grid(good, good, good, wrong, title="")
+    with pytest.raises(ValueError, match="four"):
+        reconstruction_grid(good, good, title="")
     with pytest.raises(ValueError, match="K, H, W"):
         reconstruction_grid(*[good[:0]] * 4, title="")
 
@@ -309,20 +337,40 @@ def test_saving_replaces_whole_files_only(tmp_path):
     [[1.0], [0.0, 0.0], [2.0] * 5, [1e-29, 1e29], [-1.0, 1.0], [5e-324, 0.0], [1.0, 1.0 + 1e-15]],
 )
 def test_curves_of_awkward_values_are_drawn_inside_the_panel(losses):
-    svg = learning_curves([{"epoch": e, "train_loss": y} for e, y in enumerate(losses)])
+    (svg,) = learning_curves([{"epoch": e, "train_loss": y} for e, y in enumerate(losses)])
     root = ET.fromstring(svg)
-    circles = [e for e in root.iter() if e.tag.endswith("circle")]
-    assert len(circles) == len(losses)
-    assert all(0 <= float(c.get("cx")) <= 440 and 0 <= float(c.get("cy")) <= 230 for c in circles)
+    width, height = map(float, root.get("viewBox").split()[2:])
+    dots = [e for e in root.iter() if e.tag.endswith("use")]
+    assert len(dots) == len(losses) + 1  # the legend's
+    assert all(0 <= float(e.get("x")) <= width and 0 <= float(e.get("y")) <= height for e in dots)
+    numbers = [float(e.get(k)) for e in root.iter() if e.tag.endswith("text") for k in "xy"]
+    assert all(0 <= number <= width for number in numbers)
+
+
+def test_loss_is_logarithmic_only_where_it_spans_a_decade():
+    def heading(*losses):
+        (svg,) = learning_curves([{"epoch": e, "train_loss": y} for e, y in enumerate(losses)])
+        return ET.fromstring(svg).get("aria-label")
+
+    assert heading(1.0, 0.1) == heading(1e6, 1e-6) == "Loss, log scale"
+    assert heading(1.0, 0.2) == heading(1.0, 0.0) == heading(1.0, -0.1) == "Loss"
+
+
+def test_epochs_are_whole_and_names_are_shown_as_they_stand():
+    log = [{"epoch": e, "test__a": 0.5, "test_$x^2$\ud800\0": 0.25} for e in range(3)]
+    (svg,) = learning_curves(log)
+    text = [e.text for e in ET.fromstring(svg).iter() if e.tag.endswith("text")]
+    assert text[:3] == ["0", "1", "2"]
+    assert {"test__a 0.5", "test_$x^2$?? 0.25"} <= set(text)
 
 
 def test_curves_of_nothing_are_empty_and_of_thousands_short():
-    assert learning_curves([]) == ""
-    assert learning_curves([{"epoch": 0, "note": "x", "flag": True}]) == ""
+    assert learning_curves([]) == []
+    assert learning_curves([{"epoch": 0, "note": "x", "flag": True}]) == []
     log = [entry(e, test_acc1=50.0, test_uar=0.5, test_f1=0.4, test_x=0.3) for e in range(20_000)]
-    svg = learning_curves(log)
-    assert len(svg) < 200_000
-    titles = {e.get("aria-label") for e in ET.fromstring(svg) if e.get("aria-label")}
+    panels = learning_curves(log)
+    assert sum(map(len, panels)) < 200_000
+    titles = {ET.fromstring(svg).get("aria-label") for svg in panels}
     assert titles >= {"Test, 0–100", "Test, 0–1", "Learning rate", "Images a second"}
 
 
@@ -336,3 +384,14 @@ def test_command_line_makes_the_page_or_says_why_not(run):
     missing = call(run / "absent")
     assert (missing.returncode, missing.stderr.count("\n")) == (2, 1)
     assert "absent" in missing.stderr
+    (run / "report.html").unlink()
+    (run / "report.html").mkdir()
+    unwritable = call(run)
+    assert (unwritable.returncode, unwritable.stderr.count("\n")) == (1, 1)
+
+
+def test_a_page_that_cannot_be_written_is_the_callers_to_decide(run):
+    (run / "report.html").mkdir()
+    with pytest.raises(OSError, match="report"):
+        write_report(run)
+    assert (run / "report.html").is_dir()

@@ -5,6 +5,7 @@ mailed, archived with the weights and read on a phone. It is made from what the 
 can be made again at any time; everything read is taken as untrusted text.
 """
 
+import argparse
 import base64
 import html
 import io
@@ -12,14 +13,15 @@ import json
 import re
 import shlex
 import statistics
-from collections.abc import Callable, Iterable
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from string import Template
 
 from PIL import Image
 
-from util.errors import BAD_INPUT, DONE
-from util.figures import curve_panels, number, short
+from util.errors import BAD_INPUT, DONE, FAULT
+from util.figures import learning_curves, number, short
 from util.files import write_file
 
 FIGURE_BYTES = 6_900_000  # of PNG; base64 makes 9.2 MB of it, and the page stays below 10
@@ -37,20 +39,23 @@ def write_report(output_dir: str | Path) -> Path | None:
     """Write output_dir/report.html from what the directory holds; return its path.
 
     Every input may be missing or torn: what cannot be read is not shown. Returns None when
-    `output_dir` is no directory; raises OSError when the page cannot be written.
+    `output_dir` is no directory. Raises OSError when the page cannot be written (the disk is full,
+    the folder read-only); what was there stays. A finished run should catch it and end well: the
+    page can be made again at any time.
     """
     folder = Path(output_dir)
     if not folder.is_dir():
         return None
-    epochs = _read_log(folder / "log.txt")
+    lines = _read(folder / "log.txt").split("\n")
+    epochs = [entry for line in lines if (entry := _parse(line))]
     config, status = (_parse(_read(folder / f"{n}.json")) for n in ("config", "status"))
     name = _text(_part(config, "model").get("name") or folder.resolve().name)
     kind, word = STATUS.get(str(status.get("status") or ""), ("soft", _text(status.get("status"))))
     reason = _text(status["reason"]) if status.get("reason") else ""
     sections = [
-        _curves(epochs),
+        _section("Curves", "".join(learning_curves(epochs)), "curves"),
         _figures(folder / "figures"),
-        _command(config.get("command")),
+        _section("Command", _command(config.get("command"))),
         _bad_images(folder / "bad_images.txt"),
         _tables(config),
     ]
@@ -84,19 +89,9 @@ def _parse(text: str) -> dict:
     return value if isinstance(value, dict) else {}
 
 
-def _read_log(path: Path) -> list[dict]:
-    """The epochs of log.txt in order; a line that is no JSON object is passed over."""
-    return [entry for line in _read(path).split("\n") if (entry := _parse(line))]
-
-
 def _part(config: dict, key: str) -> dict:
     """config[key] when it is an object, else {}."""
     return config[key] if isinstance(config.get(key), dict) else {}
-
-
-def _series(epochs: list[dict], key: str) -> list[float]:
-    """The finite values of a key."""
-    return [y for entry in epochs if (y := number(entry.get(key))) is not None]
 
 
 def _text(value: object) -> str:
@@ -118,23 +113,25 @@ def _headline(epochs: list[dict], config: dict) -> str:
     planned = number(_part(config, "options").get("epochs"))
     of = f" of {short(planned)}" if planned and planned != len(epochs) else ""
     items = [("epochs", f"{len(epochs):,}{of}")] if epochs else []
-    items += [(label, show(y)) for key, label, show in summaries if (y := _series(epochs, key))]
+    for key, label, show in summaries:
+        if finite := [y for entry in epochs if (y := number(entry.get(key))) is not None]:
+            items.append((label, show(finite)))
     if parameters := number(_part(config, "model").get("parameters")):
-        items.append(("parameters", _magnitude(parameters)))
+        items.append(("parameters", f"{short(parameters / 1e6, 3)} M"))
     if images := number(_part(config, "data").get("count")):
         items.append(("images", short(images)))
     rows = "".join(f"<div><dt>{label}</dt><dd>{value}</dd></div>" for label, value in items)
     return f'<dl class="numbers">{rows}</dl>' if rows else ""
 
 
-def _curves(epochs: list[dict]) -> str:
-    panels = "".join(curve_panels(epochs))
-    return f'<section><h2>Curves</h2><div class="curves">{panels}</div></section>' if panels else ""
+def _section(heading: str, body: str, kind: str = "") -> str:
+    """`body` under its heading, "" when there is none."""
+    return f'<section><h2>{heading}</h2><div class="{kind}">{body}</div></section>' * bool(body)
 
 
 def _command(command: object) -> str:
     text = _text(shlex.join(map(str, command)) if isinstance(command, list) else command)
-    return f"<section><h2>Command</h2><pre><code>{text}</code></pre></section>" if command else ""
+    return f"<pre><code>{text}</code></pre>" if command else ""
 
 
 def _bad_images(path: Path) -> str:
@@ -143,27 +140,25 @@ def _bad_images(path: Path) -> str:
         return ""
     shown = "\n".join(map(_text, lines[:10]))
     rest = f"<p>… and {len(lines) - 10:,} more in bad_images.txt</p>" if lines[10:] else ""
-    heading = f"<h2>Unreadable images: {len(lines):,}</h2>"
-    return f"<section>{heading}<pre><code>{shown}</code></pre>{rest}</section>"
+    body = f"<pre><code>{shown}</code></pre>{rest}"
+    return _section(f"Unreadable images: {len(lines):,}", body)
 
 
 def _tables(config: dict) -> str:
     """Options, model, data and versions, folded away."""
-    versions = dict(_part(config, "versions"))
+    parts = {key: dict(_part(config, key)) for key in ("options", "model", "data", "versions")}
     if config.get("git_commit"):
-        versions["git commit"] = config["git_commit"]
-    parts = [(key.capitalize(), _part(config, key).items()) for key in ("options", "model", "data")]
-    parts.append(("Versions", versions.items()))
-    tables = "".join(_table(title, rows) for title, rows in parts if rows)
-    return f'<section class="more">{tables}</section>' if tables else ""
-
-
-def _table(title: str, rows: Iterable[tuple[str, object]]) -> str:
-    cells = [f'<tr><th scope="row">{_text(k)}</th><td>{_text(v)}</td></tr>' for k, v in rows]
-    return (
-        f'<details><summary>{title} <span class="soft">{len(cells)}</span></summary>'
-        f'<div class="scroll"><table>{"".join(cells)}</table></div></details>'
+        parts["versions"]["git commit"] = config["git_commit"]
+    row = '<tr><th scope="row">{}</th><td>{}</td></tr>'
+    tables = "".join(
+        f'<details><summary>{title.capitalize()} <span class="soft">{len(rows)}</span></summary>'
+        '<div class="scroll"><table>'
+        f"{''.join(row.format(_text(key), _text(value)) for key, value in rows.items())}"
+        "</table></div></details>"
+        for title, rows in parts.items()
+        if rows
     )
+    return f'<section class="more">{tables}</section>' if tables else ""
 
 
 def _figures(folder: Path) -> str:
@@ -225,22 +220,16 @@ def _duration(seconds: float) -> str:
     return " ".join(parts[:2]) or "0 s"
 
 
-def _magnitude(count: float) -> str:
-    """111,907,840 -> 112 M, with three digits."""
-    for size, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if count >= size:
-            return f"{count / size:.3g} {unit}"
-    return short(count)
-
-
 def main() -> int:
     """Make the page of the directory named on the command line; return the exit code."""
-    import argparse
-    import sys
-
     parser = argparse.ArgumentParser("python -m util.report", description="Write report.html.")
     parser.add_argument("output_dir", help="the --output_dir of a run")
-    path = write_report(output_dir := parser.parse_args().output_dir)
+    output_dir = parser.parse_args().output_dir
+    try:
+        path = write_report(output_dir)
+    except OSError as error:
+        print(f"{output_dir}: cannot write the page: {error}", file=sys.stderr)
+        return FAULT
     print(path or f"{output_dir}: no such directory", file=sys.stdout if path else sys.stderr)
     return DONE if path else BAD_INPUT
 

@@ -1,0 +1,229 @@
+"""Bad input: exit code 2 and one line that names the flag or file, before any training."""
+
+import json
+import os
+import pickle
+import signal
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from runs import FAMILIES, SMALL, command, signal_at, start, status
+
+from main_pretrain import build_parser, check_options, train
+from util.checkpoint import read_checkpoint
+from util.errors import BAD_INPUT, BadInput, Fault
+from util.program import run_program
+from util.stop import SIGNALS
+
+
+@pytest.fixture(autouse=True)
+def signals():
+    """A run in this process takes over signals; give them back."""
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.fixture
+def refuse(tmp_path, capfd):
+    """Run with options that cannot work; the one line that comes out."""
+
+    def run(options, output=None):
+        output = output or tmp_path / "out"
+        small = f"{SMALL} {FAMILIES['mae']}".split()
+        argv = [*small, "--num_workers", "0", "--output_dir", str(output), *map(str, options)]
+        code = run_program(build_parser, check_options, train, argv)
+        captured = capfd.readouterr()
+        lines = captured.err.strip().splitlines()
+        assert code == BAD_INPUT, captured
+        assert len(lines) == 1, lines
+        assert not list(tmp_path.glob("out/checkpoint*"))
+        return lines[0]
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (["--modle", "x"], ["--modle", "--model"]),
+        (["--model", "mae_vit_bse_patch16"], ["--model", "mae_vit_base_patch16"]),
+        (["--mask_ratio", "1.0"], ["--mask_ratio", "< 1", "'1.0'"]),
+        (["--mask_ratio", "nan"], ["--mask_ratio", "'nan'"]),
+        (["--mask_ratio", "0.99"], ["--mask_ratio 0.99", "keeps 0 of 9"]),
+        (["--mask_ratio", "1e-9"], ["--mask_ratio 1e-09 keeps 9 of 9"]),
+        (["--input_size", "50"], ["--input_size 50", "multiple of the patch, 16", "48"]),
+        (["--batch_size", "0"], ["--batch_size", "whole number >= 1"]),
+        (["--batch_size", "91"], ["90 images", "--batch_size 91", "× 1 processes = 91"]),
+        (["--blr", "inf"], ["--blr", "'inf'"]),
+        (["--lr", "-1"], ["--lr", ">= 0"]),
+        (["--epochs", "two"], ["--epochs", "'two'"]),
+        (["--start_epoch", "2"], ["--start_epoch 2", "--epochs 2"]),
+        (["--norm_pix_loss", "maybe"], ["--norm_pix_loss", "True or False"]),
+        (["--decoder_embed_dim", "30"], ["--decoder_embed_dim 30", "--decoder_num_heads 2"]),
+        (["--model", "convnextv2_atto"], ["--decoder_num_heads", "convnextv2_atto has none"]),
+        (["--device", "tpu"], ["--device tpu"]),
+        (["--amp", "fp16", "--device", "cpu"], ["--amp fp16", "CPU"]),
+        (["--data_path", "/nowhere/at/all"], ["--data_path", "/nowhere/at/all"]),
+        (["--resume", "/nowhere/x.pth"], ["/nowhere/x.pth", "no such file"]),
+        (["@/nowhere/recipe.args"], ["/nowhere/recipe.args"]),
+    ],
+    ids=lambda value: " ".join(value[:2]) if isinstance(value, list) else None,
+)
+def test_wrong_options_are_named(refuse, options, expected):
+    line = refuse(options)
+    for text in expected:
+        assert text in line
+
+
+def test_an_empty_folder_and_one_of_broken_images_are_named(refuse, tmp_path):
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    assert f"{empty}" in refuse(["--data_path", empty])
+    for k in range(90):
+        (empty / f"{k}.jpg").write_bytes(b"<html>quota exceeded</html>")
+    assert "none of the 32 images tried can be read" in refuse(["--data_path", empty])
+
+
+def test_more_than_five_percent_unreadable_images_end_a_run(tmp_path, capfd):
+    folder = tmp_path / "faces"
+    folder.mkdir()
+    for k in range(48):
+        Image.fromarray(np.full((20, 20, 3), 5 * k, np.uint8)).save(folder / f"{k}.png")
+    for k in range(0, 48, 12):
+        (folder / f"{k}.png").write_bytes(b"")
+    argv = f"{SMALL} {FAMILIES['mae']} --num_workers 0 --data_path {folder} --output_dir {tmp_path}"
+    assert run_program(build_parser, check_options, train, argv.split()) == BAD_INPUT
+    error = capfd.readouterr().err
+    assert "of 48 images cannot be read, more than 5%" in error
+    assert (tmp_path / "bad_images.txt").read_text().count("\n") >= 3
+    assert status(tmp_path) == "bad_input"
+
+
+def test_an_output_dir_that_is_a_file_or_lies_in_one(refuse, tmp_path):
+    path = tmp_path / "file"
+    path.write_text("precious")
+    for output in (path, path / "below"):
+        assert f"--output_dir {output}: is, or lies in, a file" in refuse([], output)
+    assert path.read_text() == "precious"
+
+
+def test_a_second_run_in_the_same_folder_is_refused_and_changes_nothing(refuse, tmp_path):
+    out = tmp_path / "out"
+    first = start(command(out, more="--epochs 500 --save_ckpt False"))
+    try:
+        for line in first.stdout:
+            if "step 1/" in line:
+                break
+        line = refuse([], out)
+        assert f"process {first.pid} on" in line
+        assert "is training in it" in line
+        assert not (out / "status.json").exists()
+    finally:
+        first.kill()
+        first.communicate()
+
+
+class Canary:
+    def __reduce__(self):
+        return os.system, ("touch canary",)
+
+
+@pytest.fixture
+def checkpoints(tmp_path):
+    """Files that are no checkpoint of this run."""
+    torch.save({"model": {"weight": torch.full((3,), 1.5)}}, tmp_path / "good.pth")
+    whole = (tmp_path / "good.pth").read_bytes()
+    flipped = bytearray(whole)
+    flipped[whole.index(np.full(3, 1.5, np.float32).tobytes())] ^= 1
+    contents = {
+        "empty": b"",
+        "zeros": b"\0" * 3000,
+        "page": b"<!DOCTYPE html><title>Google Drive - Quota exceeded</title>",
+        "truncated": whole[: len(whole) // 2],
+        "flipped": bytes(flipped),
+        "code": pickle.dumps({"model": Canary()}),
+        "text": b"hello",
+    }
+    for name, content in contents.items():
+        (tmp_path / f"{name}.pth").write_bytes(content)
+    torch.save({"model": Canary()}, tmp_path / "zipped-code.pth")
+    torch.save([1, 2], tmp_path / "list.pth")
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("empty", "empty"),
+        ("zeros", "damaged"),
+        ("page", "a web page"),
+        ("truncated", "truncated or damaged"),
+        ("flipped", "damaged (checksum"),
+        ("code", "could run code"),
+        ("zipped-code", "could run code"),
+        ("text", "not a PyTorch checkpoint"),
+        ("list", "holds a list"),
+        ("good", "no training state"),
+    ],
+)
+def test_a_file_that_is_no_checkpoint_is_named_and_never_run(
+    refuse, checkpoints, monkeypatch, name, expected
+):
+    monkeypatch.chdir(checkpoints)
+    path = checkpoints / f"{name}.pth"
+    before = path.read_bytes()
+    line = refuse(["--resume", path])
+    assert str(path) in line
+    assert expected in line
+    assert path.read_bytes() == before
+    assert not (checkpoints / "canary").exists()
+
+
+def test_official_checkpoints_with_a_namespace_can_be_read(tmp_path):
+    from argparse import Namespace
+
+    torch.save({"model": {}, "args": Namespace(lr=0.1)}, tmp_path / "a.pth")
+    assert read_checkpoint(tmp_path / "a.pth")["args"].lr == 0.1
+    with pytest.raises(BadInput, match="no such file"):
+        read_checkpoint(tmp_path / "b.pth")
+
+
+def test_a_fault_is_told_as_such(tmp_path, capfd):
+    def work(args):
+        raise Fault("the loss was not finite")
+
+    argv = ["--output_dir", str(tmp_path)]
+    assert run_program(build_parser, check_options, work, argv) == 1
+    assert "error: the loss was not finite" in capfd.readouterr().err
+    state = json.loads((tmp_path / "status.json").read_text())
+    assert state == {"status": "failed", "reason": "the loss was not finite"}
+
+
+def test_only_rank_0_speaks_under_a_launcher(tmp_path):
+    arguments = command(tmp_path / "out", more="--data_path /nowhere/at/all", processes=2)
+    process = start(arguments)
+    output = process.communicate(timeout=120)[0]
+    assert process.returncode == 1
+    assert output.count("main_pretrain.py: error: --data_path") == 1
+    assert "Traceback" not in output.split("ChildFailedError")[0].replace(
+        "Traceback (most recent call last):\n  File \"<frozen runpy>", ""
+    )
+    assert status(tmp_path / "out") == "bad_input"
+
+
+def test_ctrl_c_saves_too(tmp_path):
+    code, output = signal_at(command(tmp_path), "epoch 0/2  step 3/", signal.SIGINT)
+    assert code == 75, output
+    assert status(tmp_path) == "resumable"
+
+
+def test_auto_resume_off_never_overwrites_a_run(refuse, tmp_path):
+    (tmp_path / "kept").mkdir()
+    (tmp_path / "kept" / "checkpoint-last.pth").write_bytes(b"precious")
+    line = refuse(["--auto_resume", "False"], tmp_path / "kept")
+    assert "would overwrite" in line
+    assert (tmp_path / "kept" / "checkpoint-last.pth").read_bytes() == b"precious"

@@ -1,0 +1,139 @@
+"""The shape of the code: floors, where `args` stops, flags that do something, imports that wait."""
+
+import ast
+import subprocess
+import sys
+
+import pytest
+from runs import ROOT
+
+from main_pretrain import build_parser
+
+FLOORS = {"main": 3, "app": 3, "engine": 2, "models": 1, "datasets": 1, "util": 0}
+SOURCES = sorted(
+    path
+    for path in [*ROOT.glob("*.py"), *ROOT.glob("util/*.py"), *ROOT.glob("datasets/*.py")]
+    if path.name != "conftest.py"
+)
+MAINS = [path for path in SOURCES if path.name.startswith("main_")]
+
+
+def floor(module):
+    """The floor of a dotted module name; None for one that is not ours."""
+    return FLOORS.get(module.split(".")[0].split("_")[0])
+
+
+def imports(tree):
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield node.module
+
+
+def module_name(path):
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=module_name)
+def test_imports_go_downward_and_never_in_a_circle(path):
+    own = floor(module_name(path))
+    assert own is not None, f"{path.name} is in no room"
+    for name in imports(ast.parse(path.read_text())):
+        below = floor(name)
+        assert below is None or below <= own, f"{path.name} imports {name} from above"
+
+
+def test_no_floor_has_a_circle():
+    graph = {
+        module_name(path): {n for n in imports(ast.parse(path.read_text())) if floor(n) is not None}
+        for path in SOURCES
+    }
+    done, under_way = set(), []
+
+    def visit(name):
+        assert name not in under_way, f"circle: {under_way} -> {name}"
+        if name in done or name not in graph:
+            return
+        under_way.append(name)
+        for other in graph[name]:
+            visit(other)
+        done.add(under_way.pop())
+
+    for name in graph:
+        visit(name)
+
+
+@pytest.mark.parametrize(
+    "path", [p for p in SOURCES if floor(module_name(p)) < 3], ids=module_name
+)
+def test_args_stops_at_the_mains(path):
+    """Below the mains only option handling itself may touch the namespace."""
+    if module_name(path) in ("util.options", "util.program"):
+        return
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, (ast.FunctionDef, ast.Lambda)):
+            names = {a.arg for a in (*node.args.args, *node.args.kwonlyargs)}
+            assert not names & {"args", "opts", "namespace"}, f"{path.name}:{node.lineno}"
+
+
+@pytest.mark.parametrize("path", MAINS, ids=module_name)
+def test_every_flag_is_read(path):
+    parser = {"main_pretrain": build_parser}[module_name(path)]()
+    read = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Attribute) and getattr(node.value, "id", "") == "args":
+            read.add(node.attr)
+        # getattr(args, name) over a literal list of names
+        if isinstance(node, ast.Constant) and isinstance(node.value, str):
+            read.add(node.value)
+    flags = {action.dest for action in parser._actions} - {"help"}
+    assert flags <= read, f"accepted but never read: {flags - read}"
+
+
+@pytest.mark.parametrize("path", MAINS, ids=module_name)
+def test_options_are_parsed_without_heavy_imports(path):
+    code = f"import {module_name(path)}, sys; print([m for m in ('torch', 'numpy') if m in sys.modules])"
+    run = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True
+    )
+    assert run.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=module_name)
+def test_modules_are_short(path):
+    assert len(path.read_text().splitlines()) <= 400
+
+
+OFFICIAL = """batch_size epochs accum_iter model input_size mask_ratio norm_pix_loss weight_decay lr blr
+min_lr warmup_epochs data_path output_dir log_dir device seed resume start_epoch num_workers pin_mem
+no_pin_mem world_size local_rank dist_on_itp dist_url update_freq decoder_depth decoder_embed_dim
+auto_resume save_ckpt save_ckpt_freq save_ckpt_num crop_pct""".split()
+
+
+def test_every_flag_of_the_official_pretraining_scripts_is_accepted():
+    known = build_parser()._option_string_actions
+    assert [name for name in OFFICIAL if f"--{name}" not in known] == []
+
+
+def test_flags_may_be_spelled_with_hyphens_and_booleans_bare_or_as_words():
+    parse = build_parser().parse
+    args = parse(["--data-path", "a-b", "--norm-pix-loss", "--local-rank=3", "--update-freq=8"])
+    assert (args.data_path, args.norm_pix_loss, args.local_rank, args.accum_iter) == (
+        "a-b",
+        True,
+        3,
+        8,
+    )
+    assert parse(["--norm_pix_loss", "False"]).norm_pix_loss is False
+    assert parse(["--no_pin_mem"]).pin_mem is False
+
+
+@pytest.mark.parametrize("recipe", sorted((ROOT / "recipes").glob("*.args")), ids=lambda p: p.stem)
+def test_recipes_parse(recipe):
+    from main_pretrain import check_options
+
+    args = build_parser().parse([f"@{recipe}", "--epochs", "2"])
+    check_options(args)
+    assert args.epochs == 2
+    assert args.model in recipe.read_text()
