@@ -140,7 +140,10 @@ def train(args: argparse.Namespace) -> None:
     pretrain(args, place, device, stop, folder)
     if folder:
         folder.write_status("done")
-        print(f"report: {write_report(folder.path)}")
+        try:
+            print(f"report: {write_report(folder.path)}")
+        except OSError as error:
+            print(f"warning: no report was written: {error}")
         folder.release()
 
 

@@ -210,7 +210,7 @@ def test_only_rank_0_speaks_under_a_launcher(tmp_path):
     assert process.returncode == 1
     assert output.count("main_pretrain.py: error: --data_path") == 1
     assert "Traceback" not in output.split("ChildFailedError")[0].replace(
-        "Traceback (most recent call last):\n  File \"<frozen runpy>", ""
+        'Traceback (most recent call last):\n  File "<frozen runpy>', ""
     )
     assert status(tmp_path / "out") == "bad_input"
 

@@ -395,3 +395,16 @@ def test_a_page_that_cannot_be_written_is_the_callers_to_decide(run):
     with pytest.raises(OSError, match="report"):
         write_report(run)
     assert (run / "report.html").is_dir()
+
+
+def test_several_runs_share_a_page(run, tmp_path):
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "log.txt").write_text('{"epoch": 0, "train_loss": 0.5}\n')
+    path = write_report(run, other, page=tmp_path / "both.html")
+    page = Page(path)
+    page.check_self_contained()
+    assert path == tmp_path / "both.html"
+    assert len(page.pictures()) == len(Page(write_report(run)).pictures())
+    assert path.read_text().count("<h1>") == 2
+    assert write_report(run, tmp_path / "absent") is None

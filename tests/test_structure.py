@@ -64,9 +64,7 @@ def test_no_floor_has_a_circle():
         visit(name)
 
 
-@pytest.mark.parametrize(
-    "path", [p for p in SOURCES if floor(module_name(p)) < 3], ids=module_name
-)
+@pytest.mark.parametrize("path", [p for p in SOURCES if floor(module_name(p)) < 3], ids=module_name)
 def test_args_stops_at_the_mains(path):
     """Below the mains only option handling itself may touch the namespace."""
     if module_name(path) in ("util.options", "util.program"):
@@ -93,7 +91,8 @@ def test_every_flag_is_read(path):
 
 @pytest.mark.parametrize("path", MAINS, ids=module_name)
 def test_options_are_parsed_without_heavy_imports(path):
-    code = f"import {module_name(path)}, sys; print([m for m in ('torch', 'numpy') if m in sys.modules])"
+    heavy = "[m for m in ('torch', 'numpy') if m in sys.modules]"
+    code = f"import {module_name(path)}, sys; print({heavy})"
     run = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True
     )
@@ -105,10 +104,42 @@ def test_modules_are_short(path):
     assert len(path.read_text().splitlines()) <= 400
 
 
-OFFICIAL = """batch_size epochs accum_iter model input_size mask_ratio norm_pix_loss weight_decay lr blr
-min_lr warmup_epochs data_path output_dir log_dir device seed resume start_epoch num_workers pin_mem
-no_pin_mem world_size local_rank dist_on_itp dist_url update_freq decoder_depth decoder_embed_dim
-auto_resume save_ckpt save_ckpt_freq save_ckpt_num crop_pct""".split()
+OFFICIAL = [
+    "batch_size",
+    "epochs",
+    "accum_iter",
+    "model",
+    "input_size",
+    "mask_ratio",
+    "norm_pix_loss",
+    "weight_decay",
+    "lr",
+    "blr",
+    "min_lr",
+    "warmup_epochs",
+    "data_path",
+    "output_dir",
+    "log_dir",
+    "device",
+    "seed",
+    "resume",
+    "start_epoch",
+    "num_workers",
+    "pin_mem",
+    "no_pin_mem",
+    "world_size",
+    "local_rank",
+    "dist_on_itp",
+    "dist_url",
+    "update_freq",
+    "decoder_depth",
+    "decoder_embed_dim",
+    "auto_resume",
+    "save_ckpt",
+    "save_ckpt_freq",
+    "save_ckpt_num",
+    "crop_pct",
+]
 
 
 def test_every_flag_of_the_official_pretraining_scripts_is_accepted():

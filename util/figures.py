@@ -110,11 +110,12 @@ STYLE = {
 }
 
 
-def learning_curves(epochs: list[dict]) -> list[str]:
+def learning_curves(epochs: list[dict], run: str = "") -> list[str]:
     """One SVG element for every panel of curves the log holds; [] without any.
 
     `epochs` are the objects of log.txt. The panels are transparent, in mid tones that read on
-    light and dark, share no ids and refer to nothing outside. matplotlib's settings belong to the
+    light and dark, and refer to nothing outside; their ids are their own if every `run` on a page
+    has another name. matplotlib's settings belong to the
     whole process: not to be called from two threads at once.
     """
     # Thinned from the end, so that the newest epoch is always there.
@@ -134,13 +135,13 @@ def learning_curves(epochs: list[dict]) -> list[str]:
             title = "Test, 0–1" if largest <= 1 else "Test, 0–100" if largest <= 100 else "Test"
             panels.setdefault(title, []).append(key)
     return [
-        _panel(title, {key: series[key] for key in keys if key in series}, epochs)
+        _panel(title, {key: series[key] for key in keys if key in series}, epochs, run)
         for title, keys in panels.items()
         if series.keys() & keys
     ]
 
 
-def _panel(title: str, lines: dict[str, np.ndarray], epochs: list[dict]) -> str:
+def _panel(title: str, lines: dict[str, np.ndarray], epochs: list[dict], run: str) -> str:
     """One set of axes with a line a key; crosses at the foot where a value was not finite."""
     from matplotlib import figure, rc_context, ticker
 
@@ -150,7 +151,7 @@ def _panel(title: str, lines: dict[str, np.ndarray], epochs: list[dict]) -> str:
     # A value that is there but no number (NaN, infinity) is marked, not passed over.
     lost = [any(key in e and number(e[key]) is None for key in lines) for e in epochs]
     heading = title
-    with rc_context({**STYLE, "svg.hashsalt": title}):  # ids no other panel has
+    with rc_context({**STYLE, "svg.hashsalt": title + run}):  # ids no other panel has
         picture = figure.Figure(figsize=(6.1, 3.2))
         axes = picture.add_axes((0.13, 0.11, 0.85, 0.7))  # fixed, so that panels line up
         axes.set_prop_cycle(color=COLOURS)

@@ -35,41 +35,53 @@ STATUS = {
 }
 
 
-def write_report(output_dir: str | Path) -> Path | None:
-    """Write output_dir/report.html from what the directory holds; return its path.
+def write_report(*output_dirs: str | Path, page: str | Path | None = None) -> Path | None:
+    """Write one page on one or several runs from what their folders hold; return its path.
 
-    Every input may be missing or torn: what cannot be read is not shown. Returns None when
-    `output_dir` is no directory. Raises OSError when the page cannot be written (the disk is full,
-    the folder read-only); what was there stays. A finished run should catch it and end well: the
-    page can be made again at any time.
+    `page` is where: report.html in the first folder unless given. Every input may be missing or
+    torn: what cannot be read is not shown. Returns None when one of `output_dirs` is no directory.
+    Raises OSError when the page cannot be written (the disk is full, the folder read-only); what
+    was there stays. A finished run should catch it and end well: the page can be made again at any
+    time.
     """
-    folder = Path(output_dir)
-    if not folder.is_dir():
+    folders = [Path(output_dir) for output_dir in output_dirs]
+    if not all(folder.is_dir() for folder in folders):
         return None
+    page = Path(page) if page else folders[0] / "report.html"
+    room = FIGURE_BYTES // len(folders)
+    titles, runs = zip(*(_run(folder, room) for folder in folders), strict=True)
+    template = Template(Path(__file__).with_suffix(".html").read_text("utf-8"))
+    html_text = template.substitute(title=" · ".join(titles), runs="\n".join(runs))
+    # A file name may hold bytes that are no text; they are shown as a question mark.
+    write_file(page, html_text.encode("utf-8", "replace"))
+    return page
+
+
+def _run(folder: Path, room: int) -> tuple[str, str]:
+    """A run's title and its part of the page, with at most `room` bytes of pictures."""
     lines = _read(folder / "log.txt").split("\n")
     epochs = [entry for line in lines if (entry := _parse(line))]
     config, status = (_parse(_read(folder / f"{n}.json")) for n in ("config", "status"))
     name = _text(_part(config, "model").get("name") or folder.resolve().name)
     kind, word = STATUS.get(str(status.get("status") or ""), ("soft", _text(status.get("status"))))
-    reason = _text(status["reason"]) if status.get("reason") else ""
     sections = [
-        _section("Curves", "".join(learning_curves(epochs)), "curves"),
-        _figures(folder / "figures"),
+        _section("Curves", "".join(learning_curves(epochs, str(folder))), "curves"),
+        _figures(folder / "figures", room),
         _section("Command", _command(config.get("command"))),
         _bad_images(folder / "bad_images.txt"),
         _tables(config),
     ]
-    page = Template(Path(__file__).with_suffix(".html").read_text("utf-8")).substitute(
-        title=f"{name} – {word}",
-        heading=name,
-        under=f'<span class="status {kind}">{word}</span> · {_text(folder.resolve().name)}',
-        reason=f'<p class="reason {kind}"><span>{reason}</span></p>' if reason else "",
-        numbers=_headline(epochs, config),
-        sections="\n".join(filter(None, sections)) or '<p class="soft">Nothing recorded yet.</p>',
-    )
-    # A file name may hold bytes that are no text; they are shown as a question mark.
-    write_file(folder / "report.html", page.encode("utf-8", "replace"))
-    return folder / "report.html"
+    reason = f'<p class="reason {kind}"><span>{_text(status.get("reason"))}</span></p>'
+    header = [
+        f"<h1>{name}</h1>",
+        f'<p class="under soft"><span class="status {kind}">{word}</span> · '
+        f"{_text(folder.resolve().name)}</p>",
+        reason if status.get("reason") else "",
+        _headline(epochs, config),
+    ]
+    body = "\n".join(filter(None, sections)) or '<p class="soft">Nothing recorded yet.</p>'
+    top = "\n".join(filter(None, header))
+    return f"{name} – {word}", f"<header>\n{top}\n</header>\n<main>\n{body}\n</main>"
 
 
 def _read(path: Path) -> str:
@@ -161,12 +173,12 @@ def _tables(config: dict) -> str:
     return f'<section class="more">{tables}</section>' if tables else ""
 
 
-def _figures(folder: Path) -> str:
+def _figures(folder: Path, room: int) -> str:
     """The newest reconstruction large, the earlier ones in a strip, then any other figure."""
     paths = sorted(path for path in folder.glob("*.png") if path.is_file())
     epoch = {p: int(m[1]) for p in paths if (m := re.fullmatch(r"reconstruction\D*(\d+)", p.stem))}
     grids = sorted(epoch, key=lambda path: (epoch[path], path.name))
-    room, newest = FIGURE_BYTES, ""
+    newest = ""
     while grids and not newest:
         newest = _figure(grids.pop(), room, "newest")
     room -= len(newest) * 3 // 4
@@ -221,16 +233,18 @@ def _duration(seconds: float) -> str:
 
 
 def main() -> int:
-    """Make the page of the directory named on the command line; return the exit code."""
+    """Make the page of the runs named on the command line; return the exit code."""
     parser = argparse.ArgumentParser("python -m util.report", description="Write report.html.")
-    parser.add_argument("output_dir", help="the --output_dir of a run")
-    output_dir = parser.parse_args().output_dir
+    parser.add_argument("output_dir", nargs="+", help="the --output_dir of one or several runs")
+    parser.add_argument("--output", help="the page (default: report.html in the first)")
+    args = parser.parse_args()
+    named = ", ".join(args.output_dir)
     try:
-        path = write_report(output_dir)
+        path = write_report(*args.output_dir, page=args.output)
     except OSError as error:
-        print(f"{output_dir}: cannot write the page: {error}", file=sys.stderr)
+        print(f"{named}: cannot write the page: {error}", file=sys.stderr)
         return FAULT
-    print(path or f"{output_dir}: no such directory", file=sys.stdout if path else sys.stderr)
+    print(path or f"{named}: no such directory", file=sys.stdout if path else sys.stderr)
     return DONE if path else BAD_INPUT
 
 
