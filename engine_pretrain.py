@@ -8,12 +8,11 @@ from torch import Tensor, nn
 
 from datasets import PretrainDataset
 from datasets.decode import UnreadableImage
-from datasets.sampler import GlobalBatchSampler
 from datasets.transforms import Normalise
-from engine_observe import Saver
+from engine_observe import RunObserver
 from engine_train import Trainer
 from models_masked import MaskedAutoencoder
-from util.distributed import gather_objects
+from util.distributed import gather_objects, on_main
 from util.errors import BadInput
 from util.figures import reconstruction_grid, save_png
 from util.log import NullLog
@@ -47,34 +46,41 @@ class MaskedLoss:
 class BadImages:
     """Files that could not be decoded: counted, named once, too many end the run."""
 
-    def __init__(self, count: int, record: Path | None) -> None:
-        """Of `count` images; `record` is `bad_images.txt` (rank 0), going on from what it names."""
-        self.count, self.record = count, record
-        known = record.read_text("utf-8").splitlines() if record and record.exists() else []
-        self.known = dict(line.partition("\t")[::2] for line in known)
+    def __init__(
+        self, loss: MaskedLoss, count: int, record: Path, fresh: bool, log: NullLog
+    ) -> None:
+        """Of `count` images; `record` is bad_images.txt, gone on from unless the run is `fresh`."""
+        self.loss, self.count, self.record, self.log = loss, count, record, log
+        self.known: dict[str, str] = on_main(lambda: self._named_before(fresh))
 
-    def collect(self, loss: MaskedLoss) -> list[str]:
-        """Gather all ranks' finds (call it on all of them); return those not named before.
+    def _named_before(self, fresh: bool) -> dict[str, str]:
+        if fresh:
+            self.record.unlink(missing_ok=True)
+        if not self.record.exists():
+            return {}
+        lines = self.record.read_text("utf-8", errors="replace").splitlines()
+        return dict(line.partition("\t")[::2] for line in lines)
+
+    def tell(self) -> None:
+        """Gather all ranks' finds (call it on all of them) and name those not named before.
 
         Raises BadInput when more than 5 % of the data cannot be read.
         """
-        found = {p for problems in gather_objects(loss.problems) for p in problems}
-        loss.problems = set()
-        pairs = sorted(line.partition("\t")[::2] for line in found)
+        found = {p for problems in gather_objects(self.loss.problems) for p in problems}
+        self.loss.problems = set()
+        pairs = sorted(problem.partition("\t")[::2] for problem in found)
         new = {name: reason for name, reason in pairs if name not in self.known}
         self.known.update(new)
-        lines = [f"{name}\t{reason}" for name, reason in new.items()]
-        if lines and self.record:
-            with open(self.record, "a", encoding="utf-8", errors="backslashreplace") as file:
-                file.writelines(line + "\n" for line in lines)
+        for name, reason in new.items():
+            self.log.line(f"warning: cannot read {name}: {reason}; another takes its place")
+            self.log.append(self.record, f"{name}\t{reason}")
         if len(self.known) > MAX_BAD_SHARE * self.count:
             name, reason = next(iter(self.known.items()))
             raise BadInput(
                 f"--data_path: {len(self.known)} of {self.count} images cannot be read, more than "
-                f"{MAX_BAD_SHARE:.0%} (first: {name}: {reason}; all: bad_images.txt); "
+                f"{MAX_BAD_SHARE:.0%} (first: {name}: {reason}; all: {self.record}); "
                 "remove or repair them"
             )
-        return lines
 
 
 def check_readable(dataset: PretrainDataset) -> None:
@@ -97,19 +103,28 @@ class Reconstructions:
     def __init__(
         self,
         dataset: PretrainDataset,
+        normalise: Normalise,
+        folder: Path,
+        every: int,
         crop_pct: float,
         seed: int,
-        normalise: Normalise,
         count: int = 8,
     ) -> None:
+        """`count` readable images from all over the data; drawn to `folder` every few epochs."""
         spread = np.linspace(0, len(dataset) - 1, 4 * count).astype(int)
         views = (dataset.view(int(i), crop_pct) for i in np.unique(spread))
         readable = [view for view in views if view is not None]
-        imgs = torch.stack(readable[:: max(1, len(readable) // count)][:count])
+        self.imgs = torch.stack(readable[:: max(1, len(readable) // count)][:count])
         self.noise = torch.from_numpy(
-            generator(FIGURE, seed).random((len(imgs), dataset.patches), dtype="float32")
+            generator(FIGURE, seed).random((len(self.imgs), dataset.patches), dtype="float32")
         )
-        self.imgs, self.normalise = imgs, normalise
+        self.normalise, self.folder, self.every = normalise, folder, every
+
+    def save(self, model: MaskedAutoencoder, epoch: int, log: NullLog) -> None:
+        """Draw the model after `epoch` to a file and to the log."""
+        picture = self.draw(model, f"after epoch {epoch}")
+        save_png(picture, self.folder / f"reconstruction-{epoch:04d}.png")
+        log.picture("reconstruction", picture, epoch + 1)
 
     @torch.no_grad()
     def draw(self, model: MaskedAutoencoder, title: str) -> np.ndarray:
@@ -133,39 +148,28 @@ class Reconstructions:
         return reconstruction_grid(*pictures, title=title, note=note)
 
 
-def finish_epoch(
-    trainer: Trainer,
-    sampler: GlobalBatchSampler,
-    log: NullLog,
-    saver: Saver | None,
-    pictures: Reconstructions | None,
-    output: Path | None,
-    vis_freq: int,
-    epochs: int,
-) -> None:
+def finish_epoch(trainer: Trainer, observer: RunObserver, pictures: Reconstructions | None) -> None:
     """Log an epoch, draw, go to the next, save: in this order, so that a log line is never lost.
 
     A run killed before the save does the epoch again and writes its line again.
     """
-    state = trainer.state
+    state, steps = trainer.state, observer.steps
     epoch, sums = state.position.epoch, state.position.sums
-    seconds, steps = max(sums.seconds, 1e-9), max(sums.steps, 1)
-    record = {
-        "epoch": epoch,
-        "train_loss": sums.loss / steps if sums.steps else None,
-        "train_lr": trainer.lr_at(epoch + (sampler.steps - 1) / sampler.steps),
-        "train_grad_norm": sums.grad_norm / steps if sums.steps else None,
-        "skipped_steps": sums.skipped,
-        "images_per_s": round(sampler.steps * sampler.global_batch / seconds, 1),
-        "data_wait": round(sums.waited / seconds, 4),
-        "epoch_s": round(sums.seconds, 2),
-    }
-    log.epoch(record)
-    last = epoch + 1 == epochs
-    if pictures and output and vis_freq and (last or (epoch + 1) % vis_freq == 0):
-        picture = pictures.draw(state.model, f"after epoch {epoch}")
-        save_png(picture, output / "figures" / f"reconstruction-{epoch:04d}.png")
-        log.picture("reconstruction", picture, epoch + 1)
+    observer.log.epoch(
+        {
+            "epoch": epoch,
+            "train_loss": sums.loss / sums.steps if sums.steps else None,
+            "train_lr": trainer.lr_at(epoch + (steps - 1) / steps),
+            "train_grad_norm": sums.grad_norm / sums.steps if sums.steps else None,
+            "skipped_steps": sums.skipped,
+            "images_per_s": round(steps * observer.global_batch / max(sums.seconds, 1e-9), 1),
+            "data_wait": round(sums.waited / max(sums.seconds, 1e-9), 4),
+            "epoch_s": round(sums.seconds, 2),
+        }
+    )
+    last = epoch + 1 == observer.epochs
+    if pictures and (last or (epoch + 1) % pictures.every == 0):
+        pictures.save(state.model, epoch, observer.log)
     state.position.next_epoch()
-    if saver:
-        saver.save(state)
+    if observer.saver:
+        observer.saver.save(state)

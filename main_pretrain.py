@@ -179,35 +179,25 @@ def pretrain(
     position = state.position
     log = NullLog()
     if folder:
-        log = RunLog(
-            folder.path,
-            Path(args.log_dir or args.output_dir),
-            position.epoch,
-            position.step / sampler.steps,
-        )
+        events = Path(args.log_dir or args.output_dir)
+        log = RunLog(folder.path, events, position.epoch, position.step / sampler.steps)
         write_config(args, folder, model, dataset, sampler.global_batch, lr)
     for line in [*describe(args, model, sampler, lr, precision.name, device), *notes]:
         log.line(line)
 
     normalise = Normalise().to(device)
     loss = MaskedLoss(normalise, device)
-    record = folder.path / "bad_images.txt" if folder else None
-    if fresh and record:
-        record.unlink(missing_ok=True)
-    bad_images = BadImages(len(dataset), record)
-
-    def tell_bad_images() -> None:
-        for line in bad_images.collect(loss):
-            log.line(f"warning: cannot read {line.replace(chr(9), ': ')}; another takes its place")
-
+    output = Path(args.output_dir)
+    bad_images = BadImages(loss, len(dataset), output / "bad_images.txt", fresh, log)
     extra = {"args": vars(args), "run": identity}
-    output = folder.path if folder else None
-    saver = Saver(output, extra, args.save_ckpt_freq, args.save_ckpt_num, args.epochs)
+    saver = Saver(
+        output if folder else None, extra, args.save_ckpt_freq, args.save_ckpt_num, args.epochs
+    )
     observer = RunObserver(
         log,
         saver if args.save_ckpt else None,
         Meter((args.epochs - position.epoch) * sampler.steps - position.step),
-        tell_bad_images,
+        bad_images.tell,
         device.type,
         sampler.steps,
         args.epochs,
@@ -228,13 +218,15 @@ def pretrain(
         args.seed,
     )
     trainer.settle_buckets(loss.blank(args.batch_size, args.input_size, model.num_patches))
-    pictures = Reconstructions(dataset, args.crop_pct, args.seed, normalise) if folder else None
+    pictures = None
+    if folder and args.vis_freq:
+        pictures = Reconstructions(
+            dataset, normalise, output / "figures", args.vis_freq, args.crop_pct, args.seed
+        )
     while position.epoch < args.epochs:
         sampler.start_at(position.epoch, position.step)
         trainer.run_epoch(loader, sampler.steps, observer)
-        finish_epoch(
-            trainer, sampler, log, observer.saver, pictures, output, args.vis_freq, args.epochs
-        )
+        finish_epoch(trainer, observer, pictures)
     log.close()
 
 

@@ -13,6 +13,7 @@ from datasets.transforms import Normalise, centre_crop, crop_and_resize, random_
 from engine_pretrain import BadImages, MaskedLoss, check_readable
 from util.distributed import Place
 from util.errors import BadInput
+from util.log import RunLog
 from util.seeding import generator
 
 
@@ -144,20 +145,36 @@ def test_an_unreadable_image_is_replaced_the_same_way_every_time_and_told(folder
     assert not torch.equal(ds[2, 7][0], image)
 
 
+class Lines(RunLog):
+    """A log that keeps its lines."""
+
+    def __init__(self):
+        self.lines = []
+
+    def line(self, text):
+        self.lines.append(text)
+
+
 def test_unreadable_images_are_named_once_and_too_many_end_the_run(tmp_path):
-    record = tmp_path / "bad_images.txt"
+    record, log = tmp_path / "bad_images.txt", Lines()
     loss = MaskedLoss(Normalise(), torch.device("cpu"))
-    bad = BadImages(100, record)
+    bad = BadImages(loss, 100, record, True, log)
     loss.problems = {"b.jpg\tempty", "a.jpg\ttruncated"}
-    assert bad.collect(loss) == ["a.jpg\ttruncated", "b.jpg\tempty"]
+    bad.tell()
     loss.problems = {"b.jpg\tempty", "c.jpg\tempty"}
-    assert bad.collect(loss) == ["c.jpg\tempty"]
-    going_on = BadImages(100, record)
+    bad.tell()
+    assert [line.split(": ")[1] for line in log.lines] == [
+        "cannot read a.jpg",
+        "cannot read b.jpg",
+        "cannot read c.jpg",
+    ]
+    going_on = BadImages(loss, 100, record, False, log)
     assert list(going_on.known) == ["a.jpg", "b.jpg", "c.jpg"]
     loss.problems = {f"{k}.jpg\tempty" for k in range(3)}
     with pytest.raises(BadInput, match=r"6 of 100 images.*5%.*bad_images\.txt"):
-        going_on.collect(loss)
+        going_on.tell()
     assert len(record.read_text().splitlines()) == 6
+    assert BadImages(loss, 100, record, True, log).known == {}
 
 
 def test_a_folder_without_one_readable_image_is_refused_at_once(folder):

@@ -25,6 +25,9 @@ class NullLog:
     def epoch(self, record: dict[str, object]) -> None:
         """One finished epoch, for log.txt."""
 
+    def append(self, path: Path, text: str) -> None:
+        """One line at the end of another file of the run."""
+
     def scalars(self, values: dict[str, float], at: float) -> None:
         """TensorBoard scalars at a fractional epoch."""
 
@@ -60,9 +63,12 @@ class RunLog(NullLog):
         self._bar.set_description_str(text)
 
     def epoch(self, record: dict[str, object]) -> None:
-        with open(self._file, "a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
+        self.append(self._file, json.dumps(record))
         self._writer.flush()
+
+    def append(self, path: Path, text: str) -> None:
+        with open(path, "a", encoding="utf-8", errors="backslashreplace") as file:
+            file.write(text + "\n")
 
     def scalars(self, values: dict[str, float], at: float) -> None:
         for name, value in values.items():
