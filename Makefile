@@ -2,8 +2,9 @@
 
 PYTHON ?= python3
 RUN = .venv/bin/python
-FACES = --data_path synthetic:256 --batch_size 32 --lr 1.5e-3 --clip_grad 1 --save_ckpt_num 1 \
-	--print_freq 100 --norm_pix_loss False
+# Few enough faces, and steps enough, that a few minutes of two cores show something.
+QUICK = --lr 1e-3 --clip_grad 1 --norm_pix_loss False --mask_ratio 0.5 --decoder_embed_dim 128 \
+	--print_freq 1000 --save_ckpt_freq 100
 
 .PHONY: demo test test-long lint clean
 
@@ -17,11 +18,12 @@ FACES = --data_path synthetic:256 --batch_size 32 --lr 1.5e-3 --clip_grad 1 --sa
 	touch $@
 
 demo: .venv/run
-	$(RUN) main_pretrain.py --model mae_vit_tiny_patch16 --input_size 64 --patch_size 8 \
-		--decoder_embed_dim 128 --decoder_depth 2 --decoder_num_heads 4 --mask_ratio 0.6 \
-		--epochs 110 --warmup_epochs 5 --vis_freq 22 --output_dir demo/mae $(FACES)
-	$(RUN) main_pretrain.py --model convnextv2_atto --input_size 128 --decoder_embed_dim 128 \
-		--mask_ratio 0.5 --epochs 40 --warmup_epochs 3 --vis_freq 8 --output_dir demo/fcmae $(FACES)
+	$(RUN) main_pretrain.py --model mae_vit_tiny_patch16 --input_size 48 --patch_size 8 \
+		--decoder_depth 2 --decoder_num_heads 4 $(QUICK) --data_path synthetic:128 \
+		--batch_size 16 --epochs 300 --warmup_epochs 10 --vis_freq 75 --output_dir demo/mae
+	$(RUN) main_pretrain.py --model convnextv2_atto --input_size 128 $(QUICK) \
+		--data_path synthetic:256 --batch_size 32 --epochs 48 --warmup_epochs 3 --vis_freq 12 \
+		--output_dir demo/fcmae
 	$(RUN) -m util.report demo/mae demo/fcmae --output demo/report.html
 
 test: .venv/dev lint

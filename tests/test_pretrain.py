@@ -1,0 +1,82 @@
+"""Whole runs: real photographs, every family and size, options that change how but not what."""
+
+import numpy as np
+import pytest
+import skimage.data
+import torch
+from PIL import Image
+from runs import FAMILIES, SMALL, log
+
+from main_pretrain import build_parser, check_options, train
+from util.program import run_program
+
+
+@pytest.fixture(scope="module")
+def photographs(tmp_path_factory):
+    """Faces that somebody photographed: 96 small grey ones, and crops of a large colour one."""
+    folder = tmp_path_factory.mktemp("photographs")
+    for k, face in enumerate(skimage.data.lfw_subset()[:96]):  # the second half are no faces
+        Image.fromarray((255 * face).astype(np.uint8)).resize((64, 64)).save(folder / f"{k}.png")
+    (folder / "colour").mkdir()
+    astronaut = Image.fromarray(skimage.data.astronaut())
+    for k in range(8):
+        box = (150 + 5 * k, 2 * k, 320 + 5 * k, 190 + 2 * k)
+        astronaut.crop(box).save(folder / "colour" / f"{k}.jpeg", quality=92)
+    return folder
+
+
+def run(options):
+    argv = f"{SMALL} --num_workers 0 {options}".split()
+    assert run_program(build_parser, check_options, train, argv) == 0
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_loss_falls_on_real_photographs(family, photographs, tmp_path):
+    run(
+        f"{FAMILIES[family]} --data_path {photographs} --output_dir {tmp_path} --epochs 5 "
+        "--norm_pix_loss False --lr 1e-3 --clip_grad 1 --vis_freq 5"
+    )
+    losses = [record["train_loss"] for record in log(tmp_path)]
+    assert losses[-1] < 0.8 * losses[0], losses
+    picture = Image.open(tmp_path / "figures" / "reconstruction-0004.png")
+    assert picture.width > 400
+    page = (tmp_path / "report.html").read_text()
+    assert "data:image/png;base64," in page
+    assert FAMILIES[family].split()[1] in page
+
+
+@pytest.mark.parametrize(
+    "option", ["--num_workers 2", "--grad_checkpointing", "--save_steps 1", "--print_freq 7"]
+)
+def test_options_that_change_how_do_not_change_what(option, tmp_path):
+    for name, more in (("a", ""), ("b", option)):
+        run(f"{FAMILIES['fcmae']} --epochs 1 --output_dir {tmp_path / name} {more}")
+    a, b = (torch.load(tmp_path / n / "checkpoint-0.pth", weights_only=True) for n in "ab")
+    for name, weight in a["model"].items():
+        torch.testing.assert_close(b["model"][name], weight, msg=name)
+
+
+def test_bf16_follows_fp32(tmp_path):
+    for name, more in (("a", ""), ("b", "--amp bf16")):
+        run(f"{FAMILIES['mae']} --output_dir {tmp_path / name} {more}")
+    exact, rough = log(tmp_path / "a"), log(tmp_path / "b")
+    assert rough[-1]["train_loss"] != exact[-1]["train_loss"]
+    assert rough[-1]["train_loss"] == pytest.approx(exact[-1]["train_loss"], rel=0.02)
+
+
+def test_a_compiled_model_follows_the_eager_one(tmp_path):
+    for name, more in (("a", ""), ("b", "--compile")):
+        run(f"{FAMILIES['fcmae']} --epochs 1 --output_dir {tmp_path / name} {more}")
+    eager, compiled = log(tmp_path / "a"), log(tmp_path / "b")
+    assert compiled[-1]["train_loss"] == pytest.approx(eager[-1]["train_loss"], rel=1e-4)
+
+
+def test_tensorboard_counts_epochs_in_thousandths(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    run(f"{FAMILIES['mae']} --output_dir {tmp_path} --log_dir {tmp_path}/events --vis_freq 1")
+    events = EventAccumulator(str(tmp_path / "events"))
+    events.Reload()
+    assert {"train_loss", "lr", "grad_norm", "images_per_s"} <= set(events.Tags()["scalars"])
+    assert [event.step for event in events.Images("reconstruction")] == [1000, 2000]
+    assert events.Scalars("train_loss")[-1].step == 2000

@@ -1,0 +1,169 @@
+"""The small parts: schedule, weight decay, checkpoint files, logs, places."""
+
+import json
+import os
+
+import pytest
+import torch
+
+from models_registry import create_pretrain_model
+from util.checkpoint import find_start, newest_checkpoint, save_checkpoint
+from util.distributed import Place, find_place
+from util.errors import BadInput
+from util.files import replacing
+from util.log import Meter, cut_log, duration
+from util.optim import adamw
+from util.schedule import lr_at, scaled_lr
+
+
+def test_the_schedule_warms_up_linearly_and_ends_on_its_floor():
+    def lr(epoch, warmup=40):
+        return lr_at(epoch, peak=1.0, floor=0.1, warmup=warmup, epochs=400)
+
+    assert lr(0) == 0
+    assert lr(20) == pytest.approx(0.5)
+    assert lr(40) == pytest.approx(1.0)
+    assert lr(220) == pytest.approx(0.55)  # half way down the cosine
+    assert lr(400) == pytest.approx(0.1)
+    assert lr(0, warmup=0) == pytest.approx(1.0)
+    assert lr(399, warmup=500) == pytest.approx(399 / 500)
+    assert scaled_lr(1.5e-4, 4096) == pytest.approx(2.4e-3)
+
+
+@pytest.mark.parametrize("name", ["mae_vit_tiny_patch16", "convnextv2_atto"])
+def test_every_parameter_is_in_one_group_and_only_weights_decay(name):
+    model = create_pretrain_model(name, input_size=64, decoder_depth=1)
+    decayed, rest = adamw(model, 0.1, 0.05, (0.9, 0.95)).param_groups
+    names = {id(p): n for n, p in model.named_parameters()}
+    decayed_names = {names[id(p)] for p in decayed["params"]}
+    rest_names = {names[id(p)] for p in rest["params"]}
+    trained = {n for n, p in model.named_parameters() if p.requires_grad}
+    assert decayed_names | rest_names == trained
+    assert not decayed_names & rest_names
+    assert (decayed["weight_decay"], rest["weight_decay"]) == (0.05, 0.0)
+    for name in trained:
+        exempt = name.endswith("bias") or any(
+            part in name for part in ("norm", "token", "grn", "downsample_layers.0.1")
+        )
+        exempt |= "downsample_layers" in name and model.get_parameter(name).ndim == 1
+        assert (name in rest_names) == exempt, name
+
+
+def checkpoint(epoch):
+    return {"model": {"w": torch.full((50,), float(epoch))}, "epoch": epoch}
+
+
+def test_numbered_checkpoints_are_kept_and_pruned(tmp_path):
+    for epoch in range(5):
+        save_checkpoint(checkpoint(epoch), tmp_path, epoch, keep=2)
+    save_checkpoint(checkpoint(9), tmp_path)
+    names = sorted(path.name for path in tmp_path.iterdir())
+    assert names == ["checkpoint-3.pth", "checkpoint-4.pth", "checkpoint-last.pth"]
+    assert torch.load(tmp_path / "checkpoint-4.pth", weights_only=True)["epoch"] == 4
+    assert newest_checkpoint(tmp_path).checkpoint["epoch"] == 9
+
+
+def test_going_back_in_a_folder_deletes_no_later_checkpoint(tmp_path):
+    for epoch in (7, 8, 2, 3, 4):
+        save_checkpoint(checkpoint(epoch), tmp_path, epoch, keep=2)
+    names = {path.name for path in tmp_path.glob("checkpoint-[0-9]*")}
+    assert names == {f"checkpoint-{n}.pth" for n in (3, 4, 7, 8)}
+
+
+def test_checkpoints_are_kept_where_there_are_no_hard_links(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise OSError("no links here")
+
+    monkeypatch.setattr(os, "link", refuse)
+    save_checkpoint(checkpoint(1), tmp_path, 1)
+    save_checkpoint(checkpoint(2), tmp_path)
+    assert torch.load(tmp_path / "checkpoint-1.pth", weights_only=True)["epoch"] == 1
+
+
+def test_a_write_that_fails_leaves_what_was_there(tmp_path):
+    path = tmp_path / "file"
+    path.write_text("old")
+
+    def write():
+        with replacing(path) as file:
+            file.write(b"new, but")
+            raise OSError("disk full")
+
+    with pytest.raises(OSError, match="full"):
+        write()
+    assert path.read_text() == "old"
+    assert os.listdir(tmp_path) == ["file"]
+
+
+def test_the_start_order_is_own_checkpoint_then_resume_then_nothing(tmp_path):
+    assert find_start(tmp_path, True, "")[0] is None
+    assert str(find_start(tmp_path, True, "other.pth")[0]) == "other.pth"
+    save_checkpoint(checkpoint(1), tmp_path)
+    assert find_start(tmp_path, True, "other.pth")[0] == tmp_path / "checkpoint-last.pth"
+    assert str(find_start(tmp_path, False, "other.pth")[0]) == "other.pth"
+    with pytest.raises(BadInput, match="would overwrite"):
+        find_start(tmp_path, False, "")
+    (tmp_path / "checkpoint-last.pth").write_bytes(b"")
+    with pytest.raises(BadInput, match="--resume"):
+        find_start(tmp_path, True, "")
+    assert str(find_start(tmp_path, True, "other.pth")[0]) == "other.pth"
+
+
+def test_the_log_loses_later_repeated_and_torn_lines_only(tmp_path):
+    path = tmp_path / "log.txt"
+    lines = [json.dumps({"epoch": k, "train_loss": k / 10}) for k in (0, 1, 1, 2, 3)]
+    path.write_text("\n".join(lines) + '\n{"epoch": 4, "train_l')
+    cut_log(path, 3)
+    assert [json.loads(line)["epoch"] for line in path.read_text().splitlines()] == [0, 1, 2]
+    before = path.stat().st_mtime_ns
+    cut_log(path, 3)
+    assert path.stat().st_mtime_ns == before
+
+
+def test_speed_waiting_and_time_left():
+    meter = Meter(steps_left=10)
+    for _ in range(4):
+        meter.step(seconds=0.5, waited=0.1)
+    values = meter.take(images_a_step=32)
+    assert values["images_per_s"] == pytest.approx(64)
+    assert values["data_wait"] == pytest.approx(0.2)
+    assert meter.take(32)["images_per_s"] == 0
+    assert [duration(s) for s in (9, 250, 7980)] == ["9 s", "4 min 10 s", "2 h 13 min"]
+
+
+@pytest.mark.parametrize(
+    ("environment", "options", "place"),
+    [
+        ({}, {}, Place(0, 1, 0, 1)),
+        (
+            {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"},
+            {},
+            Place(3, 4, 1, 2),
+        ),
+        ({"RANK": "3", "WORLD_SIZE": "4"}, {"local_rank": 1}, Place(3, 4, 1, 1)),
+        (
+            {"SLURM_PROCID": "5", "SLURM_LOCALID": "1", "SLURM_NTASKS_PER_NODE": "4"},
+            {"world_size": 8},
+            Place(5, 8, 1, 4),
+        ),
+        ({"SLURM_PROCID": "0"}, {}, Place(0, 1, 0, 1)),  # inside an allocation, not under srun
+        (
+            {
+                "OMPI_COMM_WORLD_RANK": "2",
+                "OMPI_COMM_WORLD_SIZE": "4",
+                "OMPI_COMM_WORLD_LOCAL_RANK": "0",
+                "OMPI_COMM_WORLD_LOCAL_SIZE": "2",
+            },
+            {"dist_on_itp": True},
+            Place(2, 4, 0, 2),
+        ),
+    ],
+    ids=["alone", "torchrun", "launch", "srun", "sbatch", "mpi"],
+)
+def test_launchers_are_understood(monkeypatch, environment, options, place):
+    for name in list(os.environ):
+        if name.startswith(("RANK", "WORLD", "LOCAL_", "SLURM_", "OMPI_")):
+            monkeypatch.delenv(name)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert find_place(**options) == place
