@@ -96,7 +96,8 @@ def to_transformers(state, wanted):
 
 
 def relative_error(a, b):
-    return float((a - b).detach().norm() / b.norm().clamp_min(1e-12))
+    a, b = a.detach(), b.detach()
+    return float((a - b).norm() / b.norm().clamp_min(1e-12))
 
 
 @pytest.mark.parametrize("norm_pix_loss", [False, True])

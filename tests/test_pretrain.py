@@ -33,12 +33,12 @@ def run(options):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_loss_falls_on_real_photographs(family, photographs, tmp_path):
     run(
-        f"{FAMILIES[family]} --data_path {photographs} --output_dir {tmp_path} --epochs 5 "
+        f"{FAMILIES[family]} --data_path {photographs} --output_dir {tmp_path} --epochs 10 "
         "--norm_pix_loss False --lr 1e-3 --clip_grad 1 --vis_freq 5"
     )
     losses = [record["train_loss"] for record in log(tmp_path)]
-    assert losses[-1] < 0.8 * losses[0], losses
-    picture = Image.open(tmp_path / "figures" / "reconstruction-0004.png")
+    assert sum(losses[-3:]) / 3 < 0.85 * losses[0], losses
+    picture = Image.open(tmp_path / "figures" / "reconstruction-0009.png")
     assert picture.width > 400
     page = (tmp_path / "report.html").read_text()
     assert "data:image/png;base64," in page

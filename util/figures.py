@@ -115,8 +115,8 @@ def learning_curves(epochs: list[dict], run: str = "") -> list[str]:
 
     `epochs` are the objects of log.txt. The panels are transparent, in mid tones that read on
     light and dark, and refer to nothing outside; their ids are their own if every `run` on a page
-    has another name. matplotlib's settings belong to the
-    whole process: not to be called from two threads at once.
+    has another name. matplotlib's settings belong to the whole process: not to be called from two
+    threads at once.
     """
     # Thinned from the end, so that the newest epoch is always there.
     epochs = epochs[:: -max(1, -(-len(epochs) // POINTS))][::-1]

@@ -11,7 +11,6 @@ import html
 import io
 import json
 import re
-import shlex
 import statistics
 import sys
 from collections.abc import Callable
@@ -62,12 +61,13 @@ def _run(folder: Path, room: int) -> tuple[str, str]:
     lines = _read(folder / "log.txt").split("\n")
     epochs = [entry for line in lines if (entry := _parse(line))]
     config, status = (_parse(_read(folder / f"{n}.json")) for n in ("config", "status"))
+    command = config.get("command")
     name = _text(_part(config, "model").get("name") or folder.resolve().name)
     kind, word = STATUS.get(str(status.get("status") or ""), ("soft", _text(status.get("status"))))
     sections = [
         _section("Curves", "".join(learning_curves(epochs, str(folder))), "curves"),
         _figures(folder / "figures", room),
-        _section("Command", _command(config.get("command"))),
+        _section("Command", f"<pre><code>{_text(command)}</code></pre>" if command else ""),
         _bad_images(folder / "bad_images.txt"),
         _tables(config),
     ]
@@ -141,19 +141,13 @@ def _section(heading: str, body: str, kind: str = "") -> str:
     return f'<section><h2>{heading}</h2><div class="{kind}">{body}</div></section>' * bool(body)
 
 
-def _command(command: object) -> str:
-    text = _text(shlex.join(map(str, command)) if isinstance(command, list) else command)
-    return f"<pre><code>{text}</code></pre>" if command else ""
-
-
 def _bad_images(path: Path) -> str:
     lines = [line for line in _read(path).split("\n") if line.strip()]
     if not lines:
         return ""
     shown = "\n".join(map(_text, lines[:10]))
     rest = f"<p>… and {len(lines) - 10:,} more in bad_images.txt</p>" if lines[10:] else ""
-    body = f"<pre><code>{shown}</code></pre>{rest}"
-    return _section(f"Unreadable images: {len(lines):,}", body)
+    return _section(f"Unreadable images: {len(lines):,}", f"<pre><code>{shown}</code></pre>{rest}")
 
 
 def _tables(config: dict) -> str:
