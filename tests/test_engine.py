@@ -1,5 +1,7 @@
 """The training loop on models small enough to check by hand."""
 
+import gc
+
 import pytest
 import torch
 import torch.multiprocessing as mp
@@ -141,6 +143,7 @@ def as_rank(rank, meeting, check):
     place = Place(rank, 2, rank, 2)
     join(place, CPU, f"file://{meeting}", 60)
     check(place)
+    gc.collect()
     leave()
 
 

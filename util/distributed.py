@@ -1,6 +1,5 @@
 """Processes, devices and the few things ranks say to each other – no-ops in a lone process."""
 
-import gc
 import os
 import sys
 from collections.abc import Callable
@@ -94,14 +93,12 @@ def join(place: Place, device: "torch.device", url: str, timeout: float) -> None
 
 
 def leave() -> None:
-    """Part from the other ranks, if any were met."""
+    """Part from the other ranks, if any were met; the model's DDP wrapper must be gone by then."""
     if "torch.distributed" not in sys.modules:
         return
     import torch.distributed as dist
 
     if dist.is_initialized():
-        # A DDP wrapper kept alive by a reference cycle would abort the process at its exit.
-        gc.collect()
         dist.destroy_process_group()
 
 

@@ -1,6 +1,7 @@
 """What a run tells: lines, a progress bar, log.txt, TensorBoard. Silent on all ranks but 0."""
 
 import json
+import os
 import resource
 import sys
 import time
@@ -69,6 +70,8 @@ class RunLog(NullLog):
     def append(self, path: Path, text: str) -> None:
         with open(path, "a", encoding="utf-8", errors="backslashreplace") as file:
             file.write(text + "\n")
+            file.flush()
+            os.fsync(file.fileno())  # never behind the checkpoint that is saved after it
 
     def scalars(self, values: dict[str, float], at: float) -> None:
         for name, value in values.items():

@@ -1,6 +1,7 @@
 """How a program begins and ends: options, exit codes, one clear line instead of a traceback."""
 
 import argparse
+import gc
 import os
 import sys
 import time
@@ -28,6 +29,8 @@ def run_program(
     """
     argv = sys.argv[1:] if argv is None else argv
     code, reason = attempt(parser, check, work, argv)
+    # Reference cycles would hold on to the folder's lock, and to DDP, which then aborts at exit.
+    gc.collect()
     leave()
     if code == DONE:
         return code
