@@ -1,3 +1,51 @@
-"""The canonical expressions: AffectNet's names, a class's id being its place."""
+"""The canonical expressions, and what the owners of data sets call and number them.
+
+A class is one of EXPRESSIONS by name; a data set keeps its owner's order of classes, so that heads
+trained elsewhere on it fit, and sets are matched by name.
+"""
+
+from util.errors import BadInput
 
 EXPRESSIONS = ("Neutral", "Happy", "Sad", "Surprise", "Fear", "Disgust", "Anger", "Contempt")
+
+# The classes in each owner's order.
+ORDERS = {
+    "affectnet": EXPRESSIONS,
+    "rafdb": ("Surprise", "Fear", "Disgust", "Happy", "Sad", "Anger", "Neutral"),
+    "ferplus": ("Neutral", "Happy", "Surprise", "Sad", "Anger", "Disgust", "Fear", "Contempt"),
+    "fer2013": ("Anger", "Disgust", "Fear", "Happy", "Sad", "Surprise", "Neutral"),
+}
+
+_SPELLINGS = {
+    "Neutral": ("neutral", "neutrality", "ne", "neu"),
+    "Happy": ("happy", "happiness", "joy", "ha", "hap"),
+    "Sad": ("sad", "sadness", "sa"),
+    "Surprise": ("surprise", "surprised", "su", "sur"),
+    "Fear": ("fear", "fearful", "afraid", "fe", "fea"),
+    "Disgust": ("disgust", "disgusted", "di", "dis"),
+    "Anger": ("anger", "angry", "an", "ang"),
+    "Contempt": ("contempt", "contemptuous", "co", "con"),
+}
+_BY_SPELLING = {word: name for name, words in _SPELLINGS.items() for word in words}
+
+
+def expression(word: str) -> str | None:
+    """The canonical name of an expression however it is written; None when it is none."""
+    return _BY_SPELLING.get(word.strip().lower())
+
+
+def parse_order(text: str) -> tuple[str, ...]:
+    """`--label_order`: an owner's name (`affectnet`), or names by commas in order of the ids.
+
+    Known expressions come out under their canonical names. Raises BadInput for repeated ones.
+    """
+    if text.strip().lower() in ORDERS:
+        return ORDERS[text.strip().lower()]
+    words = [word.strip() for word in text.split(",") if word.strip()]
+    names = tuple(expression(word) or word for word in words)
+    if len(names) < 2 or len(set(names)) < len(names):
+        raise BadInput(
+            f"--label_order {text}: give {', '.join(ORDERS)}, or different class names by commas "
+            "in the order of their ids"
+        )
+    return names

@@ -1,0 +1,396 @@
+"""AffectNet (Mollahosseini et al. 2017) in each of the three layouts its owners have shipped.
+
+2017 lists: `training.csv`, `validation.csv`, photographs with a face box each. npy: images cropped
+by the owners, `annotations/<id>_exp.npy` beside them. AffectNet+ (2024): the same with
+`annotations/<id>.json`. The test set is what everyone reports on: the owners' validation images.
+"""
+
+import io
+import json
+import math
+import os
+import re
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import chain, compress, islice
+from pathlib import Path
+
+import numpy as np
+
+from datasets.decode import printable
+from datasets.folder import EXTENSIONS, FileList, ImageFiles
+from datasets.labelled import FaceFiles, LabelledImages, LabelledSet
+from datasets.labels import ORDERS
+from datasets.present import bad_row, columns, csv_rows, integer, listing, missing_note, present
+from util.errors import BadInput
+
+# Ours, not published: a detector's box ends close to brows and chin. This keeps both whole under
+# small shifts and turns, and the box still fills three quarters of the crop's side.
+DEFAULT_MARGIN = 0.15
+CSV, NPY, PLUS = "2017 CSV lists", "npy annotations", "AffectNet+ JSON"
+IDS = 11  # 0–7 the expressions in the order of ORDERS, then None, Uncertain, No-face
+
+LISTS = {"train": "training.csv", "test": "validation.csv"}
+LIST_FOLDERS = ("Manually_Annotated_file_lists", "file_lists", "")
+IMAGE_FOLDERS = (
+    "Manually_Annotated_Images",
+    "Manually_Annotated_compressed/Manually_Annotated_Images",
+    "Manually_Annotated_compressed",
+)
+PATH, EXPRESSION = "subDirectory_filePath", "expression"
+BOX = ("face_x", "face_y", "face_width", "face_height")
+HEADER = (PATH, *BOX, "facial_landmarks", EXPRESSION, "valence", "arousal")
+
+FOLDERS = {
+    NPY: {"train": "train_set", "test": "val_set"},
+    PLUS: {"train": "train_set", "test": "validation_set"},
+}
+ENDINGS = {NPY: "_exp.npy", PLUS: ".json"}
+
+FEW = 100  # names to look at where a folder may hold 400,000
+READERS = 16  # threads, so that the waits of a network disk overlap
+
+
+@dataclass(frozen=True)
+class Found:
+    """One layout: what to call it, the folder it lies in, its list or folder by split."""
+
+    kind: str
+    base: Path
+    splits: dict[str, Path]
+
+
+def recognise(root: Path) -> list[str]:
+    """What of AffectNet lies in `root` or one folder below, a short description each; often []."""
+    return [_described(found, Path(root)) for found in _find(Path(root))]
+
+
+def read(root: Path, nb_classes: int | None = None, margin: float | None = None) -> LabelledSet:
+    """AffectNet's 8 classes, or 7 without Contempt, from the one layout in `root` or just below.
+
+    `margin`: see FaceFiles; only photographs of the 2017 lists are cropped by us. Raises BadInput
+    for a label outside 0 to 10, naming file and row, and for what cannot be the owners' layout.
+    """
+    root = Path(os.path.abspath(root))
+    if nb_classes not in (None, 7, 8):
+        raise BadInput(f"--nb_classes {nb_classes}: AffectNet has 7 or 8 classes")
+    if margin is not None and not 0 <= margin < math.inf:
+        raise BadInput(f"--face_margin {margin}: give a share of the face box, such as 0.15")
+    layouts = _find(root)
+    if not layouts:
+        raise BadInput(f"--data_path {printable(str(root))}: {_whats_missing(root)}")
+    if len(layouts) > 1:
+        several = "; ".join(_described(found, root) for found in layouts)
+        what = f"AffectNet more than once: {several}; give the folder of one of them"
+        raise BadInput(f"--data_path {printable(str(root))} holds {what}")
+    found, classes = layouts[0], ORDERS["affectnet"][: nb_classes or 8]
+    parts, crop = _parts(found, classes, DEFAULT_MARGIN if margin is None else margin)
+    notes = [note for _, told in parts.values() for note in told]
+    if found.kind != CSV and margin is not None:
+        notes.append(f"--face_margin {margin:g} has no effect: these images are cropped already")
+    if "test" in parts:
+        notes.append("test is AffectNet's validation set, on which results are published")
+    return LabelledSet(
+        name="affectnet",
+        title=f"AffectNet-{len(classes)} ({found.kind}, {crop})",
+        classes=classes,
+        splits={split: images for split, (images, _) in parts.items()},
+        notes=tuple(notes),
+        published={
+            "train": 287_651 if len(classes) == 8 else 283_901,
+            "test": (500,) * len(classes),
+        },
+    )
+
+
+def _parts(
+    found: Found, classes: Sequence[str], margin: float
+) -> tuple[dict[str, tuple[LabelledImages, list[str]]], str]:
+    """The images and what to tell of each split of a layout, and how faces were cropped."""
+    places = found.splits.items()
+    if found.kind == CSV:
+        parts = {s: _by_list(path, found.base, classes, margin) for s, path in places}
+        return parts, f"faces cropped with margin {margin:g}"
+    parts = {s: _by_folder(folder, found.kind, classes) for s, folder in places}
+    return parts, "cropped by its owners"
+
+
+# Which layout lies where
+
+
+def _find(root: Path) -> list[Found]:
+    """The layouts in a folder and its sub-folders, each once however it can be reached."""
+    found, claimed = [], set()
+    for base in (root, *_subfolders(root)):
+        for kind in (CSV, NPY, PLUS):
+            splits = _splits(base, kind)
+            places = {(kind, place) for place in splits.values()}
+            if splits and not places & claimed:
+                found.append(Found(kind, base, splits))
+                claimed |= places
+    return found
+
+
+def _subfolders(folder: Path) -> list[Path]:
+    """Sorted; none where there are more than FEW entries: that is no wrapper around a data set."""
+    entries = _first_entries(folder, FEW + 1)
+    return [] if len(entries) > FEW else sorted(Path(e.path) for e in entries if e.is_dir())
+
+
+def _first_entries(folder: Path, n: int) -> list[os.DirEntry]:
+    """Some n entries of a folder; none if it cannot be listed."""
+    try:
+        with os.scandir(folder) as entries:
+            return list(islice(entries, n))
+    except OSError:
+        return []
+
+
+def _lists(base: Path) -> dict[str, Path]:
+    """The lists there are, if one begins like AffectNet's: others ship a `training.csv` as well."""
+    places = {s: [base / f / name for f in LIST_FOLDERS] for s, name in LISTS.items()}
+    lists = {s: next(filter(Path.is_file, files), None) for s, files in places.items()}
+    lists = {s: path for s, path in lists.items() if path}
+    return lists if any(map(_begins_like_a_list, lists.values())) else {}
+
+
+def _begins_like_a_list(path: Path) -> bool:
+    first = next((cells for _, cells in csv_rows(path)), [""])
+    return _is_header(first) or (len(first) >= 7 and first[0].lower().endswith(EXTENSIONS))
+
+
+def _is_header(cells: Sequence[str]) -> bool:
+    known = {name.lower() for name in HEADER}
+    return any(cell.strip().lower() in known for cell in cells)
+
+
+def _annotated(base: Path, kind: str) -> dict[str, Path]:
+    """The split folders of a layout, if any has annotations of its kind."""
+    there = {s: base / f for s, f in FOLDERS[kind].items() if (base / f).is_dir()}
+    some = [e.name for f in there.values() for e in _first_entries(f / "annotations", FEW)]
+    return there if any(name.endswith(ENDINGS[kind]) for name in some) else {}
+
+
+def _splits(base: Path, kind: str) -> dict[str, Path]:
+    """The list or folder of each split, if a layout lies in this very folder; else {}."""
+    if kind == CSV:
+        return _lists(base)
+    inner = base / "human_annotated"
+    return _annotated(inner if kind == PLUS and inner.is_dir() else base, kind)
+
+
+def _described(found: Found, root: Path) -> str:
+    return found.kind if found.base == root else f"{found.kind} in {printable(found.base.name)}/"
+
+
+def _whats_missing(root: Path) -> str:
+    """Why a folder is none of AffectNet's, for someone who says it is."""
+    if not root.is_dir():
+        return "is no folder; give the one AffectNet was unpacked into"
+    for base in (root, *_subfolders(root)):
+        if base.name in IMAGE_FOLDERS or any((base / f).is_dir() for f in IMAGE_FOLDERS):
+            places = ", ".join(printable(str(base / f)) for f in LIST_FOLDERS)
+            return (
+                f"images, but neither training.csv nor validation.csv; looked in {places}; "
+                "give the folder that holds the lists and the images"
+            )
+        for part in ("", "human_annotated", "train_set", "val_set", "validation_set"):
+            split = base / part
+            if (split / "images").is_dir():
+                annotations = printable(str(split / "annotations"))
+                if _first_entries(split / "annotations", 1) and split == root:
+                    return f"is one split; give the folder above it, {printable(str(root.parent))}"
+                return f"images, but no annotations <id>_exp.npy or <id>.json in {annotations}"
+    return (
+        "nothing of AffectNet here or one folder below; looked for training.csv and "
+        "validation.csv, for train_set/annotations/<id>_exp.npy, and for "
+        "human_annotated/train_set/annotations/<id>.json"
+    )
+
+
+# The 2017 lists
+
+
+def _by_list(
+    path: Path, base: Path, classes: Sequence[str], margin: float
+) -> tuple[LabelledImages, list[str]]:
+    """The images a list names, cropped to their faces, and what to tell."""
+    names, labels, boxes = _read_list(path)
+    kept, notes = _of_classes(labels, classes, path)
+    names = [names[i] for i in kept]
+    root = _image_folder(path, base, names)
+    there = present(root, names)
+    notes += missing_note(path, root, names, there)
+    kept, files = kept[there], FileList.of(str(root), map(os.fsencode, compress(names, there)))
+    whole = int((boxes[kept, 2] == 0).sum())
+    if whole:
+        some = f"{whole:,} of {len(files):,} images"
+        notes.append(f"{path.name}: {some} have no usable face box and are used whole")
+    return LabelledImages(FaceFiles(files, boxes[kept], margin), labels[kept]), notes
+
+
+def _read_list(path: Path) -> tuple[list[str], np.ndarray, np.ndarray]:
+    """All rows of a list: names, expression ids (n,), boxes (n, 4) int32 with width 0 for none."""
+    names, labels, boxes, places = [], [], [], None
+    for row, cells in csv_rows(path):
+        if places is None:
+            headed = _is_header(cells)
+            places = columns(path, cells if headed else HEADER, (PATH, EXPRESSION, *BOX))
+            if headed:
+                continue
+        if len(cells) <= max(places):
+            raise bad_row(path, row, f"only {len(cells)} cells")
+        name, expression, *box = (cells[i].strip() for i in places)
+        if not name:
+            raise bad_row(path, row, "no image is named")
+        names.append(name)
+        try:
+            labels.append(_id(expression))
+        except ValueError as e:
+            raise bad_row(path, row, str(e)) from None
+        boxes.append(_box(box))
+    return names, np.array(labels, np.int64), np.array(boxes, np.int32).reshape(-1, 4)
+
+
+def _id(value: object) -> int:
+    """An expression's id, 0..10. Raises ValueError, saying what it is instead."""
+    label = integer(value)
+    if label is None or not 0 <= label < IDS:
+        raise ValueError(f"expression {repr(value)[:40]}; AffectNet's ids are 0 to {IDS - 1}")
+    return label
+
+
+def _box(cells: Sequence[str]) -> tuple[int, int, int, int]:
+    """left, top, width, height in pixels; all 0 where they are no numbers or enclose nothing."""
+    try:
+        left, top, width, height = (round(float(cell)) for cell in cells)
+    except (ValueError, OverflowError):  # empty, NULL, NaN, infinite
+        return 0, 0, 0, 0
+    if min(width, height) <= 0 or max(map(abs, (left, top, width, height))) >= 2**31:
+        return 0, 0, 0, 0
+    return left, top, width, height
+
+
+def _image_folder(path: Path, base: Path, names: Sequence[str]) -> Path:
+    """The folder a list's names start from: the first of the usual ones where some exist."""
+    some = names[:: max(1, len(names) // FEW)]
+    folders = [*(base / folder for folder in IMAGE_FOLDERS), base]
+    for folder in folders:
+        if any(os.path.exists(folder / name) for name in some):
+            return folder
+    places = ", ".join(printable(str(folder)) for folder in folders)
+    raise BadInput(
+        f"{printable(str(path))}: none of {len(some)} images it names exists, such as "
+        f"{printable(some[0])}; looked in {places}; unpack the images into one of them"
+    )
+
+
+# Folders with an annotation file for each image
+
+
+def _by_folder(folder: Path, kind: str, classes: Sequence[str]) -> tuple[LabelledImages, list[str]]:
+    """The images of a split folder that have annotations, by number, and what to tell."""
+    ending, value = ENDINGS[kind], _npy_value if kind == NPY else _json_value
+    images = _by_stem(folder / "images", EXTENSIONS)
+    annotations = _by_stem(folder / "annotations", (ending,))
+    notes = _alone(folder, images, annotations, f"images have no annotations/<id>{ending}")
+    notes += _alone(folder, annotations, images, "annotations have no image")
+    stems = sorted(images.keys() & annotations.keys(), key=_number)
+    labels = _read_labels([f"{folder}/annotations/{annotations[stem]}" for stem in stems], value)
+    kept, left_out = _of_classes(labels, classes, folder)
+    # Below the folder above: the numbers of train and test are the same.
+    names = (os.fsencode(f"{folder.name}/images/{images[stems[i]]}") for i in kept)
+    source = ImageFiles(FileList.of(str(folder.parent), names))
+    return LabelledImages(source, labels[kept]), notes + left_out
+
+
+def _by_stem(folder: Path, endings: Sequence[str]) -> dict[str, str]:
+    """The files of some endings in a folder, by what stands before the ending."""
+    names = {}
+    for name in sorted(listing(folder)):
+        ending = next((e for e in endings if name.lower().endswith(e)), None)
+        if ending and not name.startswith("."):
+            names[name[: -len(ending)]] = name
+    return names
+
+
+def _number(stem: str) -> tuple[bool, int, str]:
+    """Sorts numbers by value, and before anything else."""
+    numeric = stem.isascii() and stem.isdigit()
+    return not numeric, int(stem) if numeric else 0, stem
+
+
+def _alone(folder: Path, files: dict[str, str], others: dict[str, str], what: str) -> list[str]:
+    """The line on files without a counterpart; [] if there are none. Raises BadInput if most."""
+    alone = sorted(files.keys() - others.keys(), key=_number)
+    if not alone:
+        return []
+    told = f"{len(alone):,} of {len(files):,} {what} (first: {printable(files[alone[0]])})"
+    if 2 * len(alone) > len(files):
+        raise BadInput(f"{printable(str(folder))}: {told}; unpack images and annotations")
+    return [f"{folder.name}: {told}"]
+
+
+def _read_labels(paths: Sequence[str], value: Callable[[bytes], object]) -> np.ndarray:
+    """The expression ids (n,) in annotation files."""
+
+    def some(start: int) -> list[int]:
+        return [_read_label(path, value) for path in paths[start : start + FEW]]
+
+    with ThreadPoolExecutor(READERS) as pool:
+        parts = pool.map(some, range(0, len(paths), FEW))
+        return np.fromiter(chain.from_iterable(parts), np.int64, len(paths))
+
+
+def _read_label(path: str, value: Callable[[bytes], object]) -> int:
+    """The expression id in an annotation file."""
+    try:
+        with open(path, "rb") as file:
+            return _id(value(file.read()))
+    except OSError as e:
+        raise BadInput(f"{printable(path)} cannot be read ({e.strerror})") from None
+    except ValueError as e:
+        raise BadInput(f"{printable(path)}: {e}") from None
+
+
+@lru_cache(1024)  # few contents there are, and parsing one takes longer than reading five
+def _npy_value(data: bytes) -> object:
+    """The one value of a NumPy file: a number, or one as text. Raises ValueError."""
+    try:
+        array = np.lib.format.read_array(io.BytesIO(data), allow_pickle=False)
+    except (ValueError, MemoryError) as e:
+        raise ValueError(f"is no NumPy file of numbers ({' '.join(str(e).split())})") from None
+    if array.size != 1:
+        raise ValueError(f"holds {array.size} values instead of one")
+    return array.item()
+
+
+def _json_value(data: bytes) -> object:
+    """What stands under `Human-Label`, however its two words are joined. Raises ValueError."""
+    try:
+        record = json.loads(data)
+    except (ValueError, RecursionError):
+        raise ValueError("is no JSON") from None
+    for key, found in record.items() if isinstance(record, dict) else ():
+        if re.sub("[-_ ]", "", key).lower() == "humanlabel":
+            return found
+    raise ValueError("has no Human-Label")
+
+
+# Both
+
+
+def _of_classes(
+    labels: np.ndarray, classes: Sequence[str], source: Path
+) -> tuple[np.ndarray, list[str]]:
+    """Which of the images (n,) have one of the classes, as indices, and the line on others."""
+    kept = np.flatnonzero(labels < len(classes))
+    if not len(kept):
+        raise BadInput(f"{printable(str(source))} has no image of any of {len(classes)} classes")
+    contempt = int(((labels >= len(classes)) & (labels < 8)).sum())
+    others = len(labels) - len(kept) - contempt
+    told = [f"{others:,} None, Uncertain or No-face"] if others else []
+    told += [f"{contempt:,} Contempt"] if contempt else []
+    return kept, [f"{source.name}: left out {' and '.join(told)}"] if told else []

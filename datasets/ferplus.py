@@ -1,0 +1,363 @@
+"""FER2013 (Goodfellow et al. 2013) and its relabelling FERPlus (Barsoum et al. 2016).
+
+FER2013 is one file, `fer2013.csv` (`emotion,pixels,Usage`): 48 × 48 grey values a row. FERPlus is
+`fer2013new.csv` beside it, ten people's votes for each of its rows; or, as the owners' tool writes
+it, `FER2013{Train,Valid,Test}/` with PNG files and a `label.csv`: image name, a box as one cell
+(it is the whole image, and may be absent), ten counts of votes, without a header; with one, the
+columns are found by the names of `fer2013new.csv`.
+
+Five ways of making labels of votes are in use, and results differ with them: `--label_rule`.
+`majority` and `votes` do what the owners' training tool does for its modes majority and
+crossentropy. Of equal counts the first in the owners' order wins, except for `unique`.
+"""
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from datasets.classfolder import child
+from datasets.decode import printable
+from datasets.folder import FileList, ImageFiles
+from datasets.labelled import LabelledImages, LabelledSet, Picked, Source, digest_of
+from datasets.labels import ORDERS
+from datasets.present import bad_row, columns, csv_rows, integer, listing, missing_note, present
+from util.errors import BadInput
+
+CLASSES = ORDERS["ferplus"]
+COLUMNS = ("neutral", "happiness", "surprise", "sadness", "anger", "disgust", "fear", "contempt")
+COLUMNS += ("unknown", "NF")  # NF: not a face
+USAGES = {"training": "train", "publictest": "val", "privatetest": "test"}
+FOLDERS = {"train": "FER2013Train", "val": "FER2013Valid", "test": "FER2013Test"}
+FER2013_PUBLISHED = {"train": 28_709, "val": 3_589, "test": 3_589}
+SIDE = 48
+
+
+# Labels from votes, (n, 10) int64 -> places in CLASSES (n,), which have one (n,), targets (n, 8)
+
+
+Labels = tuple[np.ndarray, np.ndarray, np.ndarray | None]
+
+
+def _argmax(votes: np.ndarray) -> Labels:
+    return votes[:, :8].argmax(1), votes[:, :8].any(1), None
+
+
+def _argmax10(votes: np.ndarray) -> Labels:
+    winner = votes.argmax(1)
+    return winner, votes.any(1) & (winner < 8), None
+
+
+def _unique(votes: np.ndarray) -> Labels:
+    winner, _, _ = _argmax10(votes)
+    alone = (votes == votes.max(1, keepdims=True)).sum(1) == 1
+    return winner, alone & (winner < 8), None
+
+
+def _majority(votes: np.ndarray) -> Labels:
+    votes = _without_single(votes)
+    winner = votes.argmax(1)
+    return winner, (2 * votes.max(1) > votes.sum(1)) & (winner < 8), None
+
+
+def _distribution(votes: np.ndarray) -> Labels:
+    """Emotions are taken from the most voted down, equals together, until they have three
+    quarters of the votes, there are three, or unknown or NF comes level. Those of more than three
+    emotions, or with no more than half of the votes, have no label.
+    """
+    votes = _without_single(votes)
+    total, left, going = votes.sum(1), votes.copy(), np.ones(len(votes), bool)
+    taken = np.zeros_like(votes[:, :8])
+    for _ in range(3):
+        going &= (4 * taken.sum(1) < 3 * total) & ((taken > 0).sum(1) < 3)
+        level = (left == left.max(1, keepdims=True)) & going[:, None]
+        taken += np.where(level, votes, 0)[:, :8]
+        left[level] = 0
+        going &= ~level[:, 8:].any(1)
+    sums = taken.sum(1)
+    kept = (2 * sums > total) & ((taken > 0).sum(1) <= 3)
+    return taken.argmax(1), kept, taken / np.maximum(sums, 1)[:, None]
+
+
+def _without_single(votes: np.ndarray) -> np.ndarray:
+    """One vote out of ten is taken for a slip."""
+    return np.where(votes > 1, votes, 0)
+
+
+class Rule(NamedTuple):
+    words: str
+    label: Callable[[np.ndarray], Labels]
+    published: tuple[int, int, int]  # images with a label in train, val, test
+
+
+RULES = {
+    "argmax": Rule("argmax of the 8 emotions' votes", _argmax, (28_559, 3_579, 3_573)),
+    "argmax10": Rule(
+        "argmax of all 10 votes, unknown and NF left out", _argmax10, (28_389, 3_553, 3_546)
+    ),
+    "unique": Rule(
+        "argmax of all 10 votes where one alone has the most, unknown and NF left out",
+        _unique,
+        (26_940, 3_396, 3_376),
+    ),
+    "majority": Rule(
+        "more than half of the votes without single ones", _majority, (25_060, 3_199, 3_153)
+    ),
+    "votes": Rule(
+        "distribution of the votes as soft target, the owners' crossentropy mode",
+        _distribution,
+        (27_956, 3_505, 3_505),
+    ),
+}
+
+
+# Pixels in a CSV
+
+
+class PixelFaces:
+    """A source of images that are rows of a CSV file: grey values kept in memory."""
+
+    def __init__(self, pixels: np.ndarray, rows: np.ndarray, file: str) -> None:
+        """`pixels` (n, 48, 48) uint8; `rows` (n,) are the lines they stand in, from 1."""
+        self.pixels, self.rows, self.file = pixels, rows, file
+        self.digest = digest_of(pixels)
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    def image(self, i: int) -> np.ndarray:
+        """Image i -> (48, 48, 3) uint8."""
+        return np.repeat(self.pixels[i][..., None], 3, axis=2)
+
+    def name(self, i: int) -> str:
+        """File and row, as in `fer2013.csv:2`."""
+        return f"{self.file}:{self.rows[i]}"
+
+
+def _read_pixels(path: Path) -> tuple[PixelFaces, list[str], list[int]]:
+    """The images of `fer2013.csv`, the split of each, its FER2013 label."""
+    rows = csv_rows(path)
+    _, header = next(rows, (1, []))
+    places = columns(path, header, ("emotion", "pixels", "Usage"))
+    pixels, numbers, splits, labels = [], [], [], []
+    for row, cells in rows:
+        emotion, grey, usage = _cells(path, row, cells, places)
+        label = integer(emotion)
+        if label is None or not 0 <= label < len(ORDERS["fer2013"]):
+            raise bad_row(path, row, f"emotion {printable(emotion)!r}; FER2013's ids are 0 to 6")
+        pixels.append(_grey(path, row, grey))
+        splits.append(_split(path, row, usage))
+        labels.append(label)
+        numbers.append(row)
+    if not pixels:
+        raise BadInput(f"{printable(str(path))} has no rows")
+    stack = np.stack(pixels).reshape(-1, SIDE, SIDE)
+    return PixelFaces(stack, np.array(numbers), path.name), splits, labels
+
+
+def _grey(path: Path, row: int, text: str) -> np.ndarray:
+    """The pixels of a row -> (2304,) uint8."""
+    try:
+        values = np.fromstring(text, np.int64, sep=" ")
+    except ValueError:
+        raise bad_row(path, row, "its pixels are no numbers with spaces between them") from None
+    if len(values) != SIDE * SIDE:
+        raise bad_row(path, row, f"{len(values):,} pixels; it takes {SIDE} × {SIDE} = {SIDE**2:,}")
+    if values.min() < 0 or values.max() > 255:
+        raise bad_row(path, row, f"pixels from {values.min()} to {values.max()}; they are 0 to 255")
+    return values.astype(np.uint8)
+
+
+def _split(path: Path, row: int, usage: str) -> str:
+    """The split a cell of the column Usage means."""
+    split = USAGES.get(usage.lower())
+    if split is None:
+        what = f"Usage {printable(usage)!r}; it is Training, PublicTest or PrivateTest"
+        raise bad_row(path, row, what)
+    return split
+
+
+def _cells(path: Path, row: int, cells: list[str], places: list[int]) -> list[str]:
+    """The cells of a row at some places."""
+    if len(cells) <= max(places):
+        raise bad_row(path, row, f"only {len(cells)} cells")
+    return [cells[i].strip() for i in places]
+
+
+# FER2013
+
+
+def recognise_fer2013(root: Path) -> list[str]:
+    """`fer2013.csv`, unless `fer2013new.csv` beside it makes it FERPlus; [] if it is not there."""
+    found = child(root, "fer2013.csv")
+    return ["FER2013, fer2013.csv"] if found and not child(root, "fer2013new.csv") else []
+
+
+def read_fer2013(root: Path) -> LabelledSet:
+    """FER2013's three splits and 7 classes. Raises BadInput naming file and row."""
+    path = child(root, "fer2013.csv")
+    if path is None:
+        raise BadInput(f"--data_path {printable(str(root))}: no fer2013.csv in it")
+    source, splits, labels = _read_pixels(path)
+    places = _places(splits)
+    return LabelledSet(
+        name="fer2013",
+        title="FER2013",
+        classes=ORDERS["fer2013"],
+        splits={
+            split: LabelledImages(Picked(source, rows), np.array(labels)[rows])
+            for split, rows in places.items()
+        },
+        published=FER2013_PUBLISHED,
+    )
+
+
+def _places(splits: list[str]) -> dict[str, np.ndarray]:
+    """The places of each split's rows."""
+    names = np.array(splits)
+    return {split: np.flatnonzero(names == split) for split in FOLDERS if split in splits}
+
+
+# FERPlus
+
+
+def recognise(root: Path) -> list[str]:
+    """What of FERPlus lies in `root`, a short description each layout; [] if nothing."""
+    found = ["FERPlus, fer2013new.csv and fer2013.csv"] if _pair(root) else []
+    folders = _folders(root)
+    return found + ([f"FERPlus, {folders['train'].name}/label.csv and so on"] if folders else [])
+
+
+def read(root: Path, rule: str | None = None) -> LabelledSet:
+    """FERPlus's three splits and 8 classes, labels made by a rule (`argmax` unless given).
+
+    Of both layouts the CSV files are read. Raises BadInput naming file and row.
+    """
+    rule = rule or "argmax"
+    if rule not in RULES:
+        raise BadInput(f"--label_rule {rule}: choose from {', '.join(RULES)}")
+    pair, folders = _pair(root), _folders(root)
+    if not pair and not folders:
+        raise BadInput(
+            f"--data_path {printable(str(root))}: no FERPlus; looked for fer2013new.csv and "
+            "fer2013.csv, and for FER2013Train/label.csv with images beside it"
+        )
+    parts, notes = _read_pair(*pair) if pair else _read_folders(folders)
+    if pair and folders:
+        notes.append(f"{folders['train'].name} and so on are not used")
+    words, label, published = RULES[rule]
+    splits = {}
+    for split, (source, votes) in parts.items():
+        labels, kept, targets = label(votes)
+        rows = np.flatnonzero(kept)
+        some = None if targets is None else targets[rows]
+        splits[split] = LabelledImages(Picked(source, rows), labels[rows], some)
+        if len(rows) < len(votes):
+            notes.append(f"{split}: {len(votes) - len(rows):,} images have no label by this rule")
+    return LabelledSet(
+        name="ferplus",
+        title="FERPlus, CSV files" if pair else "FERPlus, folders",
+        classes=CLASSES,
+        splits=splits,
+        rule=f"{words} (--label_rule {rule})",
+        notes=tuple(notes),
+        published=dict(zip(FOLDERS, published, strict=True)),
+    )
+
+
+Parts = dict[str, tuple[Source, np.ndarray]]  # by split: images, and the votes (n, 10) for each
+
+
+def _pair(root: Path) -> list[Path]:
+    """fer2013new.csv and fer2013.csv; [] if one is not there."""
+    pair = [child(root, "fer2013new.csv"), child(root, "fer2013.csv")]
+    return pair if all(pair) else []
+
+
+def _read_pair(votes_file: Path, pixels_file: Path) -> tuple[Parts, list[str]]:
+    """The images of one CSV with the votes of the other, row by row, and what to tell."""
+    rows = csv_rows(votes_file)
+    _, header = next(rows, (1, []))
+    places = columns(votes_file, header, ("Usage", "Image name", *COLUMNS))
+    source, splits, _ = _read_pixels(pixels_file)
+    votes, named = np.zeros((len(source), len(COLUMNS)), np.int64), np.zeros(len(source), bool)
+    count = 0
+    for count, (row, cells) in enumerate(rows, 1):
+        usage, name, *cells = _cells(votes_file, row, cells, places)
+        if count > len(source):
+            continue
+        if _split(votes_file, row, usage) != splits[count - 1]:
+            other = f"row {source.rows[count - 1]} of {pixels_file.name}"
+            raise bad_row(votes_file, row, f"Usage {usage}, unlike {other}: rows must correspond")
+        if name:  # nobody found a face in those without one
+            named[count - 1], votes[count - 1] = True, _votes(votes_file, row, cells)
+    if count != len(source):
+        raise BadInput(
+            f"{printable(str(votes_file))} has {count:,} rows, but {pixels_file.name} "
+            f"{len(source):,}; rows must correspond, so take both as their owners ship them"
+        )
+    parts = {
+        split: (Picked(source, places[named[places]]), votes[places[named[places]]])
+        for split, places in _places(splits).items()
+    }
+    left_out = int((~named).sum())
+    return parts, [f"{left_out:,} rows without an image are left out"] if left_out else []
+
+
+def _votes(path: Path, row: int, cells: list[str]) -> list[int]:
+    """The ten counts of a row."""
+    counts = [integer(cell) for cell in cells]
+    for column, cell, count in zip(COLUMNS, cells, counts, strict=True):
+        if count is None or count < 0:
+            found = printable(cell) or "nothing"
+            raise bad_row(path, row, f"{found} as votes for {column}; it takes a count")
+    return counts
+
+
+def _folders(root: Path) -> dict[str, Path]:
+    """The split folders of the owners' tool; {} unless there are images and labels to train on."""
+    for base in (root, child(root, "data")):
+        found = {s: child(base, name) for s, name in FOLDERS.items()} if base else {}
+        train = found.get("train")
+        if train and child(train, "label.csv") and any(map(_is_png, listing(train))):
+            return {split: folder for split, folder in found.items() if folder}
+    return {}
+
+
+def _is_png(name: str) -> bool:
+    return name.lower().endswith(".png")
+
+
+def _read_folders(folders: dict[str, Path]) -> tuple[Parts, list[str]]:
+    """The images and votes in the split folders, and what to tell."""
+    parts, notes = {}, []
+    for split, folder in folders.items():
+        path = child(folder, "label.csv")
+        if path is None:
+            raise BadInput(f"{printable(str(folder))}: no label.csv in it")
+        rows = [(name, counts) for name, counts in _label_rows(path) if name]
+        names = [f"{folder.name}/{name}" for name, _ in rows]
+        there = present(folder.parent, names)
+        notes += missing_note(path, folder.parent, names, there)
+        kept = [os.fsencode(name) for name, found in zip(names, there, strict=True) if found]
+        votes = np.array([counts for _, counts in rows], np.int64).reshape(-1, len(COLUMNS))
+        files = FileList.of(str(folder.parent.absolute()), kept)
+        parts[split] = ImageFiles(files), votes[there]
+    return parts, notes
+
+
+def _label_rows(path: Path) -> Iterator[tuple[str, list[int]]]:
+    """(image name, ten counts) of each row of a `label.csv`."""
+    places = None
+    for row, cells in csv_rows(path):
+        if places is None and "neutral" in [cell.strip().lower() for cell in cells]:
+            places = columns(path, cells, ("Image name", *COLUMNS))
+            continue
+        if places is None and len(cells) - len(COLUMNS) not in (1, 2):
+            what = f"{len(cells)} cells; it takes a name, perhaps a box, and {len(COLUMNS)} votes"
+            raise bad_row(path, row, what)
+        at = places or [0, *range(len(cells) - len(COLUMNS), len(cells))]
+        name, *counts = _cells(path, row, cells, at)
+        yield name, _votes(path, row, counts) if name else []

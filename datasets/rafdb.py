@@ -1,0 +1,166 @@
+"""RAF-DB, the part with basic expressions (Li, Deng and Du 2017).
+
+As its owners ship it: `basic/EmoLabel/list_patition_label.txt` with lines `train_00001.jpg 5`,
+or `train_label.txt` and `test_label.txt`, and the images in `basic/Image/aligned` (100 × 100, the
+usual choice) or `basic/Image/original`. As often passed on: `DATASET/{train,test}/{1..7}`.
+"""
+
+import os
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from datasets.classfolder import child, subfolders
+from datasets.classfolder import read as read_folder
+from datasets.decode import printable
+from datasets.folder import EXTENSIONS, FileList, ImageFiles
+from datasets.labelled import LabelledImages, LabelledSet
+from datasets.labels import ORDERS
+from datasets.present import bad_row, integer, listing, missing_note
+from util.errors import BadInput
+
+CLASSES = ORDERS["rafdb"]  # the owners' ids are the places here plus one
+PUBLISHED = {
+    "train": (1290, 281, 717, 4772, 1982, 705, 2524),
+    "test": (329, 74, 160, 1185, 478, 162, 680),
+}
+LISTS = ("list_patition_label.txt", "list_partition_label.txt")  # the owners' spelling first
+SPLIT_LISTS = ("train_label.txt", "test_label.txt")
+IDS = [str(i + 1) for i in range(len(CLASSES))]
+
+
+def recognise(root: Path) -> list[str]:
+    """What of RAF-DB lies in `root`, a short description each layout; [] if nothing."""
+    lists, folders = _lists(root), _folders(root)
+    found = [f"RAF-DB, {_below(root, lists[0])} and Image/"] if lists else []
+    return found + ([f"RAF-DB, {_below(root, folders / 'train')}/1…7"] if folders else [])
+
+
+def read(root: Path, cache: str | os.PathLike | None = None) -> LabelledSet:
+    """RAF-DB's train and test split; by its lists if there are lists as well as class folders.
+
+    `cache` is for class folders: see `classfolder.read`. Raises BadInput naming file and row.
+    """
+    lists, folders = _lists(root), _folders(root)
+    if lists:
+        data = _read_lists(lists)
+    elif folders:
+        data = read_folder(folders, "rafdb", cache)
+        data = replace(data, name="rafdb", title="RAF-DB basic, class folders")
+    else:
+        raise BadInput(
+            f"--data_path {printable(str(root))}: no RAF-DB; looked for EmoLabel/{LISTS[0]}, here "
+            "and in basic/, and for train/1…7 with images called train_…"
+        )
+    unused = [f"{folders} is not used"] if lists and folders else []
+    return replace(data, published=PUBLISHED, notes=(*data.notes, *unused))
+
+
+def _below(root: Path, path: Path) -> str:
+    return printable(str(path.relative_to(root)))
+
+
+# The owners' layout
+
+
+def _lists(root: Path) -> list[Path]:
+    """The one file of labels, or those of both splits; [] if there are none."""
+    for base in (root, root / "basic"):
+        for folder in (child(base, "EmoLabel"), base):
+            if folder and (whole := child(folder, *LISTS)):
+                return [whole]
+            parts = [child(folder, name) for name in SPLIT_LISTS] if folder else []
+            if any(parts):
+                return [part or folder / SPLIT_LISTS[i] for i, part in enumerate(parts)]
+    return []
+
+
+def _read_lists(lists: list[Path]) -> LabelledSet:
+    """The images that lists of labels name."""
+    rows = [row for path in lists for row in _labels(path)]
+    seen: dict[str, str] = {}
+    for path, row, name, _ in rows:
+        place = f"{path.name}, row {row}"
+        if seen.setdefault(name.lower(), place) != place:
+            raise bad_row(path, row, f"{printable(name)} again; first in {seen[name.lower()]}")
+    folder, notes = _image_folder(lists[0])
+    splits = {}
+    for split in ("train", "test"):
+        part = [row for row in rows if row[2].lower().startswith(f"{split}_")]
+        if not part:
+            what = f"no image called {split}_…; RAF-DB's lists name both splits"
+            raise BadInput(f"{printable(str(lists[0]))}: {what}")
+        splits[split], missing = _images(folder, part)
+        notes += missing
+    title = f"RAF-DB basic, {folder.name.lower()}"
+    return LabelledSet("rafdb", title, CLASSES, splits, notes=tuple(notes))
+
+
+def _labels(path: Path) -> Iterator[tuple[Path, int, str, int]]:
+    """(list, row from 1, image name, place in CLASSES) of every row that is not blank."""
+    try:
+        lines = os.fsdecode(path.read_bytes().removeprefix(b"\xef\xbb\xbf")).splitlines()
+    except OSError as e:
+        raise BadInput(f"{printable(str(path))} cannot be read ({e.strerror})") from None
+    for row, line in enumerate(lines, 1):
+        name, *cells = line.split() or [""]
+        if not name:
+            continue
+        label = integer(cells[0]) if len(cells) == 1 else None
+        if label is None or not 1 <= label <= len(CLASSES):
+            found = printable(" ".join(cells)) or "nothing"
+            raise bad_row(path, row, f"{found} as label of {printable(name)}; it is 1 to 7")
+        if not name.lower().startswith(("train_", "test_")):
+            raise bad_row(path, row, f"{printable(name)} is named neither train_… nor test_…")
+        yield path, row, name, label - 1
+
+
+def _image_folder(labels: Path) -> tuple[Path, list[str]]:
+    """The folder of images to a file of labels, and what to tell."""
+    for base in (labels.parent.parent, labels.parent):
+        images = child(base, "Image")
+        kinds = [child(images, kind) for kind in ("aligned", "original")] if images else []
+        if all(kinds) and kinds:
+            return kinds[0], ["Image/aligned is used, Image/original is not"]
+        if any(kinds):
+            return kinds[0] or kinds[1], []
+    where = printable(str(labels.parent.parent / "Image"))
+    raise BadInput(f"{printable(str(labels))}: no images to it; unpack them to {where}/aligned")
+
+
+def _images(
+    folder: Path, rows: list[tuple[Path, int, str, int]]
+) -> tuple[LabelledImages, list[str]]:
+    """The images of one split that are there, and what to tell of those that are not."""
+    by_stem = {os.path.splitext(n)[0].lower(): n for n in listing(folder) if _is_image(n)}
+    stems = [os.path.splitext(name)[0] for _, _, name, _ in rows]
+    end = "_aligned" if folder.name.lower() == "aligned" else ""
+    files = [by_stem.get(f"{s}{end}".lower(), by_stem.get(s.lower())) for s in stems]
+    there = np.array([file is not None for file in files])
+    missing = missing_note(rows[0][0], folder, [f"{stem}{end}.jpg" for stem in stems], there)
+    source = ImageFiles(FileList.of(str(folder.absolute()), map(os.fsencode, filter(None, files))))
+    return LabelledImages(source, np.array([label for *_, label in rows])[there]), missing
+
+
+def _is_image(name: str) -> bool:
+    return name.lower().endswith(EXTENSIONS) and not name.startswith(".")
+
+
+# Class folders
+
+
+def _folders(root: Path) -> Path | None:
+    """The folder with RAF-DB's splits as class folders; None if they may be of another set.
+
+    Folders called 1 to 7 could be anything: the images' names or the list beside them tell.
+    """
+    for base in (root, child(root, "DATASET")):
+        train = child(base, "train") if base else None
+        if not train or not child(base, "test", "valid") or [*subfolders(train)] != IDS:
+            continue
+        owners = any(n.lower().startswith("train_") for n in listing(train / "1") if _is_image(n))
+        if owners or any(child(beside, "train_labels.csv") for beside in (base, root)):
+            return base
+    return None

@@ -1,0 +1,199 @@
+"""One entry to every labelled data set: which one a path holds, and its images with labels."""
+
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from datasets.affectnet import read as read_affectnet
+from datasets.affectnet import recognise as recognise_affectnet
+from datasets.classfolder import child, subfolders
+from datasets.classfolder import read as read_folder
+from datasets.classfolder import recognise as recognise_folder
+from datasets.decode import printable
+from datasets.ferplus import FOLDERS, read_fer2013, recognise_fer2013
+from datasets.ferplus import read as read_ferplus
+from datasets.ferplus import recognise as recognise_ferplus
+from datasets.folder import EXTENSIONS
+from datasets.labelled import LabelledImages, LabelledSet
+from datasets.labels import EXPRESSIONS
+from datasets.present import listing
+from datasets.rafdb import LISTS
+from datasets.rafdb import read as read_rafdb
+from datasets.rafdb import recognise as recognise_rafdb
+from datasets.synthetic import SyntheticFaces
+from util.errors import BadInput
+
+# What has a layout of its own. Class folders may be anything, and are tried only after these.
+OWNERS: dict[str, Callable[[Path], list[str]]] = {
+    "rafdb": recognise_rafdb,
+    "affectnet": recognise_affectnet,
+    "ferplus": recognise_ferplus,
+    "fer2013": recognise_fer2013,
+}
+NAMES = ("auto", *OWNERS, "folder", "synthetic")  # of --data_set
+OFFICIAL = {"IMNET": "folder", "image_folder": "folder"}  # ConvNeXt V2's names for such
+SYNTHETIC = re.compile(r"synthetic(?::(\d+))?(?::(\d+))?")
+AFFECTNET_PARTS = {
+    "manually_annotated_images",
+    "manually_annotated_compressed",
+    "human_annotated",
+    "train_set",
+    "val_set",
+    "validation_set",
+}
+LAYOUTS = (
+    "RAF-DB (EmoLabel/ and Image/aligned/), AffectNet (training.csv and "
+    "Manually_Annotated_Images/; train_set/annotations/), FERPlus (fer2013new.csv and "
+    "fer2013.csv; FER2013Train/label.csv), FER2013 (fer2013.csv), class folders (train/CLASS/ and "
+    "test/CLASS/)"
+)
+
+
+def open_labelled(
+    data_path: str,
+    data_set: str = "auto",
+    *,
+    nb_classes: int | None = None,
+    label_rule: str | None = None,
+    label_order: str | None = None,
+    face_margin: float | None = None,
+    size: int = 256,
+    cache: str | os.PathLike | None = None,
+    counts: tuple[int, int] = (2000, 800),
+) -> LabelledSet:
+    """The images and labels of `--data_path`; `synthetic[:TRAIN[:TEST]]` draws faces.
+
+    `nb_classes` chooses AffectNet's 7 or 8 classes, and must be what other sets have;
+    `label_rule` is for FERPlus, `label_order` for class folders, `face_margin` for
+    AffectNet; `size` is the side of drawn faces and `counts` how many if the path does not say;
+    `cache` is where a folder's listing is kept. Raises BadInput.
+    """
+    name = OFFICIAL.get(data_set, data_set)
+    if name not in NAMES:
+        raise BadInput(f"--data_set {data_set}: choose from {', '.join((*NAMES, *OFFICIAL))}")
+    if SYNTHETIC.fullmatch(data_path) or name == "synthetic":
+        name, root = "synthetic", None
+        _check_synthetic(data_path, data_set)
+    else:
+        root = _root(data_path)
+        name = _only_one(root) if name == "auto" else name
+    if label_rule is not None and name != "ferplus":
+        raise BadInput(f"--label_rule {label_rule}: is for the votes of FERPlus; this is {name}")
+    if label_order is not None and name != "folder":
+        what = f"is for class folders (--data_set folder); this is {name}, which has an order"
+        raise BadInput(f"--label_order {label_order}: {what}")
+    readers: dict[str, Callable[[], LabelledSet]] = {
+        "rafdb": lambda: read_rafdb(root, cache),
+        "affectnet": lambda: read_affectnet(root, nb_classes, face_margin),
+        "ferplus": lambda: read_ferplus(root, label_rule),
+        "fer2013": lambda: read_fer2013(root),
+        "folder": lambda: read_folder(root, label_order, cache),
+        "synthetic": lambda: _draw(data_path, size, counts),
+    }
+    data = readers[name]()
+    if nb_classes not in (None, len(data.classes)):
+        listed = ", ".join(map(printable, data.classes))
+        what = f"{data.title} has {len(data.classes)} classes ({listed})"
+        raise BadInput(f"--nb_classes {nb_classes}: {what}; leave it out, or give that number")
+    return data
+
+
+def recognised(root: str | os.PathLike) -> str | None:
+    """The name of the one owner's layout a path holds; None if there is none, or more."""
+    found = _layouts(Path(os.path.abspath(os.path.expanduser(root))))
+    return next(iter(found)) if len(found) == 1 else None
+
+
+# Drawn faces
+
+
+def _check_synthetic(data_path: str, data_set: str) -> None:
+    """Drawn faces need the path `synthetic…` and no other data set's name."""
+    if not SYNTHETIC.fullmatch(data_path):
+        what = "takes --data_path synthetic, synthetic:TRAIN or synthetic:TRAIN:TEST"
+        raise BadInput(f"--data_set synthetic: {what}, not {printable(data_path)}")
+    if data_set not in ("auto", "synthetic"):
+        raise BadInput(f"--data_path {data_path} draws faces; it is no {data_set} data set")
+
+
+def _draw(data_path: str, size: int, counts: tuple[int, int]) -> LabelledSet:
+    """Drawn faces, train and test of different people."""
+    given = SYNTHETIC.fullmatch(data_path).groups()
+    splits = {}
+    for split, text, usual in zip(("train", "test"), given, counts, strict=True):
+        count = int(text or usual)
+        if count < len(EXPRESSIONS):
+            what = f"{count} faces to {split} with; ask for at least one of each expression"
+            raise BadInput(f"--data_path {data_path}: {what}, {len(EXPRESSIONS)}")
+        faces = SyntheticFaces(count, size=size, split=split)
+        splits[split] = LabelledImages(faces, np.array([faces.label(i) for i in range(count)]))
+    return LabelledSet("synthetic", "synthetic faces", EXPRESSIONS, splits)
+
+
+# Which data set it is
+
+
+def _root(data_path: str) -> Path:
+    """The folder `--data_path` names."""
+    if not data_path:
+        raise BadInput("--data_path is empty: give the folder of a data set with labels")
+    path = os.path.abspath(os.path.expanduser(data_path))
+    if os.path.isdir(path):
+        return Path(path)
+    what = "does not exist: check the spelling"
+    if os.path.exists(path):
+        what = "is a file; give the folder of the data set (an archive has to be unpacked first)"
+    raise BadInput(f"--data_path {printable(path)}: {what}")
+
+
+def _layouts(root: Path) -> dict[str, list[str]]:
+    """The owners' layouts that fit, described, by the data set's name."""
+    found = {name: recognise(root) for name, recognise in OWNERS.items()}
+    return {name: layouts for name, layouts in found.items() if layouts}
+
+
+def _only_one(root: Path) -> str:
+    """The one data set that fits. Raises BadInput if there is none or the choice is not ours."""
+    found, where = _layouts(root), f"--data_path {printable(str(root))}"
+    if sum(map(len, found.values())) > 1:
+        listed = "; ".join(f"{n} ({layout})" for n, layouts in found.items() for layout in layouts)
+        choice = " or ".join(f"--data_set {name}" for name in found)
+        what = f"choose with {choice}, or give the folder of one of them"
+        raise BadInput(f"{where} holds more than one data set: {listed}; {what}")
+    if found:
+        return next(iter(found))
+    if half := _half(root):
+        raise BadInput(f"{where}: {half}")
+    if recognise_folder(root):
+        return "folder"
+    raise BadInput(f"{where}: {_contents(root)}; known are {LAYOUTS}")
+
+
+def _half(root: Path) -> str:
+    """What is missing where a folder is a part of an owner's layout; "" if it is no such part."""
+    folders = {name.lower() for name in subfolders(root)}
+    if AFFECTNET_PARTS & {*folders, root.name.lower()}:
+        read_affectnet(root)  # knows best what is missing, and raises that
+    for base in (root, root / "basic"):
+        if {"aligned", "original"} & {n.lower() for n in subfolders(child(base, "Image") or base)}:
+            return f"RAF-DB's images, but not EmoLabel/{LISTS[0]}; give the folder with both"
+    if child(root, "fer2013new.csv"):
+        return "FERPlus's votes, but no images; put fer2013.csv beside fer2013new.csv"
+    if {name.lower() for name in FOLDERS.values()} & folders:
+        return "FERPlus's folders, but not both images and label.csv in FER2013Train"
+    return ""
+
+
+def _contents(root: Path) -> str:
+    """What a folder that is no data set holds."""
+    names = sorted(name for name in listing(root) if not name.startswith("."))
+    if not names:
+        return "is empty"
+    images = sum(name.lower().endswith(EXTENSIONS) for name in names)
+    if images and not subfolders(root):
+        return f"holds {images:,} images and nothing that labels them"
+    listed = ", ".join(map(printable, names[:5])) + (", …" if len(names) > 5 else "")
+    return f"no data set with labels; it holds {listed}"
