@@ -6,15 +6,30 @@ import pickle
 import re
 import shutil
 import zipfile
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
+from numpy._core.multiarray import scalar
 
 from util.errors import BadInput
 from util.files import replacing
 
-LAST = "checkpoint-last.pth"
+LAST, BEST = "checkpoint-last.pth", "checkpoint-best.pth"
+
+# What official checkpoints hold beside tensors and plain values, by the names pickle writes. Each
+# only holds data: a path comes back as one that touches no disk.
+HARMLESS = [
+    (argparse.Namespace, "argparse.Namespace"),
+    (scalar, "numpy._core.multiarray.scalar"),
+    (scalar, "numpy.core.multiarray.scalar"),  # before numpy 2
+    (np.dtype, "numpy.dtype"),
+    *(type(np.dtype(code)) for code in "?bhilqBHILQefd"),
+    (PurePosixPath, "pathlib.PosixPath"),
+    (PurePosixPath, "pathlib._local.PosixPath"),  # Python 3.13
+    (PurePosixPath, "pathlib.PurePosixPath"),
+]
 
 
 class Damaged(BadInput):
@@ -28,15 +43,23 @@ class Found(NamedTuple):
 
 
 def save_checkpoint(
-    checkpoint: dict[str, Any], folder: Path, number: int | None = None, keep: int = 0
+    checkpoint: dict[str, Any],
+    folder: Path,
+    number: int | None = None,
+    keep: int = 0,
+    best: bool = False,
 ) -> None:
     """Write `checkpoint-last.pth`, and keep it as `checkpoint-{number}.pth` if a number is given.
 
-    Of the numbered files the newest `keep` stay (0: all). Raises OSError as the disk does, leaving
-    the old files.
+    Of the numbered files the newest `keep` stay (0: all). `best`: it is `checkpoint-best.pth` too.
+    Raises OSError as the disk does, leaving the old files.
     """
-    with replacing(folder / LAST) as file:
+    # The best is written first: killed in between, the run does this epoch again and comes to it
+    # again; the other way round it would take an older file for the best.
+    with replacing(folder / (BEST if best else LAST)) as file:
         torch.save(checkpoint, file)
+    if best:
+        second_name(folder / BEST, folder / LAST)
     if number is None:
         return
     numbered = folder / f"checkpoint-{number}.pth"
@@ -86,15 +109,17 @@ def newest_checkpoint(folder: Path) -> Found | None:
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
-    """Load a checkpoint onto the CPU without running any code in it.
+    """Load a checkpoint, or a safetensors file, onto the CPU without running any code in it.
 
     Raises Damaged for an empty, truncated or altered file; BadInput for a missing one, one that is
-    no checkpoint, and one that holds more than tensors, plain values and an argparse.Namespace.
+    no checkpoint, and one that holds more than tensors, plain and numpy values, paths and an
+    argparse.Namespace.
     """
     path = Path(path)
-    check_container(path)
+    if check_container(path) == "safetensors":
+        return read_safetensors(path)
     try:
-        with torch.serialization.safe_globals([argparse.Namespace]):
+        with torch.serialization.safe_globals(HARMLESS):
             checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         what = re.search(r"(?:GLOBAL|class|type) '?([\w.]+)'?", str(error))
@@ -103,17 +128,35 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
             f"{path}: holds Python objects{named} that could run code, and was not loaded; "
             "save it again as tensors and plain values"
         ) from None
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+    except MemoryError:
+        raise
+    except Exception as error:  # a damaged pickle can trip its reader in any way
+        if "weights_only" in str(error):
+            raise BadInput(
+                f"{path}: in a format that is a program (TorchScript, or torch's old tar), and was "
+                "not loaded; save its state_dict() with torch.save"
+            ) from None
         raise Damaged(f"{path}: damaged ({first_line(error)})") from None
     if not isinstance(checkpoint, dict):
         raise BadInput(f"{path}: holds a {type(checkpoint).__name__}, not a checkpoint")
     return checkpoint
 
 
-def check_container(path: Path) -> None:
+def read_safetensors(path: Path) -> dict[str, Any]:
+    """The tensors of a safetensors file, which holds nothing else. Raises Damaged."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError, KeyError, ValueError) as error:
+        raise Damaged(f"{path}: truncated or damaged ({first_line(error)})") from None
+
+
+def check_container(path: Path) -> str:
     """Look at the first bytes, and at a zip archive's checksums: torch.load does neither.
 
-    One flipped byte would otherwise load as a wrong weight.
+    One flipped byte would otherwise load as a wrong weight. -> "torch" or "safetensors".
     """
     try:
         with open(path, "rb") as file:
@@ -122,6 +165,10 @@ def check_container(path: Path) -> None:
         raise BadInput(f"{path}: no such file") from None
     except OSError as error:
         raise BadInput(f"{path}: cannot be read ({error.strerror})") from None
+    # A safetensors file starts with its header's length in 8 bytes, which may look like anything,
+    # then the header, JSON.
+    if head[5:9] == b"\0\0\0{":
+        return "safetensors"
     if not head.strip(b"\0"):
         raise Damaged(f"{path}: {'empty' if not head else 'damaged (starts with zeros)'}")
     if head.lstrip()[:1] == b"<":
@@ -134,8 +181,11 @@ def check_container(path: Path) -> None:
             raise Damaged(f"{path}: truncated or damaged ({first_line(error)})") from None
         if wrong:
             raise Damaged(f"{path}: damaged (checksum of {wrong})")
+    elif path.suffix == ".safetensors":
+        raise Damaged(f"{path}: damaged (no header of a safetensors file)")
     elif head[:1] != b"\x80" and head[257:262] != b"ustar":  # torch's two older formats
         raise BadInput(f"{path}: not a PyTorch checkpoint (starts with {head[:8]!r})")
+    return "torch"
 
 
 def first_line(error: Exception) -> str:

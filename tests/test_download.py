@@ -1,0 +1,492 @@
+"""Released weights by name, from a local server that misbehaves in every way a real one does."""
+
+import hashlib
+import io
+import os
+import pickle
+import shutil
+import socket
+import ssl
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+import requests
+import torch
+from runs import ROOT, free_port
+
+from util import download
+from util.download import DRIVE, RELEASED, cached_path, fetch, main
+from util.errors import BAD_INPUT, DONE, BadInput
+from util.sizes import PRETRAIN_SIZES
+
+NAME = "mae_vit_tiny_300e"
+CHUNK = 512 * 1024  # gdown keeps whole ones of a transfer that is cut
+
+
+def weights(value=1.0, megabytes=2):
+    buffer = io.BytesIO()
+    torch.save({"model": {"w": torch.full((megabytes << 18,), value)}}, buffer)
+    return buffer.getvalue()
+
+
+CONTENT = weights()
+PAGE = b"<!DOCTYPE html><html><title>Google Drive - Quota exceeded</title></html>"
+
+
+class Handler(BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.server.log.append((self.path, self.headers.get("Range")))
+        try:
+            self.server.answer(self)
+        except (BrokenPipeError, ConnectionResetError):
+            self.close_connection = True  # gdown asks once for the length alone
+
+    def log_message(self, *_):
+        """Say nothing."""
+
+    def send(self, data, code=200, length=None, **headers):
+        self.send_response(code)
+        for key, value in headers.items():
+            self.send_header(key.replace("_", "-"), value)
+        self.send_header("Content-Length", str(len(data) if length is None else length))
+        self.end_headers()
+        self.wfile.write(data)
+
+
+# --- manners of a server: functions of a request ---
+
+
+def whole(request):
+    request.send(CONTENT)
+
+
+def ranged(request, content=CONTENT):
+    """Go on from where the client asks."""
+    asked = request.headers.get("Range")
+    if not asked:
+        return request.send(content)
+    start = int(asked.removeprefix("bytes=").rstrip("-"))
+    part = f"bytes {start}-{len(content) - 1}/{len(content)}"
+    return request.send(content[start:], 206, Content_Range=part)
+
+
+def cut(request):
+    """Announce everything, send two thirds."""
+    request.send(CONTENT[: 2 * len(CONTENT) // 3], length=len(CONTENT))
+
+
+def page(request):
+    request.send(PAGE, Content_Type="text/html")
+
+
+def moved_to_page(request):
+    if request.path == "/login":
+        return page(request)
+    return request.send(b"", 302, Location="/login")
+
+
+def torn(request):
+    """End early without having announced a length."""
+    request.send_response(200)
+    request.end_headers()
+    request.wfile.write(CONTENT[: len(CONTENT) // 2])
+
+
+def altered(request):
+    request.send(CONTENT[:900_000] + b"\xff" + CONTENT[900_001:])
+
+
+def silent(request):
+    time.sleep(1)
+
+
+@pytest.fixture
+def server():
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        server.log, server.answer = [], whole
+        server.url = f"http://127.0.0.1:{server.server_port}/{{id}}"
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        yield server
+        server.shutdown()
+
+
+@pytest.fixture(autouse=True)
+def only_here(monkeypatch, tmp_path):
+    """No name but this machine's is looked up, and the cache is the test's own."""
+    look_up = socket.getaddrinfo
+
+    def local(host, *more, **options):
+        assert host in ("127.0.0.1", "localhost"), f"a test asks for {host}"
+        return look_up(host, *more, **options)
+
+    monkeypatch.setattr(socket, "getaddrinfo", local)
+    monkeypatch.setenv("NO_PROXY", "*")
+    monkeypatch.setenv("MAE_SFER_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(download, "RETRIES", 0)
+    monkeypatch.setattr(download, "DRIVE", "http://127.0.0.1:9/{id}")
+
+
+@pytest.fixture
+def address(server, monkeypatch):
+    """The server in the place of Google Drive."""
+    monkeypatch.setattr(download, "DRIVE", server.url)
+
+
+def visible(folder):
+    return sorted(name for name in os.listdir(folder) if not name.startswith("."))
+
+
+def refusal(**options):
+    with pytest.raises(BadInput) as caught:
+        fetch(NAME, **options)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_every_released_name_is_of_a_model_of_ours_and_has_its_own_file():
+    assert len(RELEASED) == 8
+    for name, released in RELEASED.items():
+        assert released.model in PRETRAIN_SIZES
+        assert name.startswith(released.model.split("_patch")[0])
+        assert released.epochs is None or name.endswith(f"_{released.epochs}e")
+    assert {len(released.drive_id) for released in RELEASED.values()} == {33}
+    assert len({released.drive_id for released in RELEASED.values()}) == 8
+
+
+def test_a_file_is_fetched_once_and_its_hash_recorded(server, address, capsys):
+    path = fetch(NAME)
+    assert path == cached_path(NAME)
+    assert path.read_bytes() == CONTENT
+    assert server.log == [(f"/{RELEASED[NAME].drive_id}", None)]
+    assert capsys.readouterr().err.count("terms of their authors") == 1
+    recorded = path.with_name(path.name + ".sha256").read_text()
+    assert recorded == f"{hashlib.sha256(CONTENT).hexdigest()}  {path.name}\n"
+    assert visible(path.parent) == [path.name, path.name + ".sha256"]
+    assert path.stat().st_mode & 0o444 == path.parent.stat().st_mode & 0o444 != 0o400
+    before = sorted(os.listdir(path.parent))
+
+    (path.parent / f".{path.name}.lock").unlink()  # a complete cache may be read-only
+    assert fetch(NAME) == path
+    assert len(server.log) == 1
+    assert sorted(os.listdir(path.parent)) == [n for n in before if not n.endswith(".lock")]
+    assert capsys.readouterr().err == ""
+
+
+MISFITS = {
+    "page": (page, "a web page, not a checkpoint"),
+    "moved": (moved_to_page, "a web page, not a checkpoint"),
+    "cut": (cut, "the connection was lost"),
+    "torn": (torn, "truncated or damaged"),
+    "altered": (altered, "checksum"),
+    "garbage": (lambda request: request.send(b"\x17garbage" * 1000), "not a PyTorch checkpoint"),
+    "zeros": (lambda request: request.send(bytes(1000)), "starts with zeros"),
+    "empty": (lambda request: request.send(b""), "empty"),
+    "404": (lambda request: request.send(PAGE, 404), "404"),
+    "500": (lambda request: request.send(PAGE, 500), "500"),
+    "circle": (lambda request: request.send(b"", 302, Location="/again"), "redirects"),
+    "silent": (silent, "127.0.0.1 does not answer"),
+}
+
+
+@pytest.mark.parametrize(("answer", "reason"), MISFITS.values(), ids=MISFITS)
+def test_what_is_not_the_file_never_gets_its_name(answer, reason, server, address, monkeypatch):
+    monkeypatch.setattr(download, "TIMEOUT", 0.3)
+    server.answer = answer
+    line, path = refusal(), cached_path(NAME)
+    assert line.startswith(f"{NAME}: not downloaded: ")
+    assert reason in line
+    assert f"https://drive.google.com/file/d/{RELEASED[NAME].drive_id}/view" in line
+    assert line.endswith(f"save the file as {path}")
+    assert visible(path.parent) == []
+
+    server.answer = ranged  # and nothing that was left behind is in the way later
+    assert fetch(NAME).read_bytes() == CONTENT
+    assert not list(path.parent.glob(".*unchecked*"))
+
+
+def test_without_a_network_the_way_to_do_it_by_hand_is_told_and_works(capsys):
+    closed = f"http://127.0.0.1:{free_port()}/"
+    line = refusal(url=closed)
+    assert "127.0.0.1 cannot be reached" in line
+    cached_path(NAME).write_bytes(CONTENT)
+    assert fetch(NAME, url=closed) == cached_path(NAME)
+    assert f"recorded its sha256, {hashlib.sha256(CONTENT).hexdigest()}" in capsys.readouterr().err
+    assert fetch(NAME, url=closed).read_bytes() == CONTENT
+
+
+def test_a_redirect_is_followed(server, address):
+    def moved(request):
+        if request.path == "/there":
+            return whole(request)
+        return request.send(b"", 303, Location="/there")
+
+    server.answer = moved
+    assert fetch(NAME).read_bytes() == CONTENT
+
+
+def test_a_cut_download_goes_on_where_it_was(server, address):
+    server.answer = cut
+    refusal()
+    server.answer = ranged
+    assert fetch(NAME).read_bytes() == CONTENT
+    assert server.log[-1][1] == f"bytes={2 * CHUNK}-"
+
+
+def test_a_lost_connection_is_taken_up_again_within_one_call(server, address, monkeypatch):
+    monkeypatch.setattr(download, "RETRIES", 2)
+    monkeypatch.setattr("random.uniform", lambda *_: 0)  # gdown's pause
+    server.answer = lambda request: (ranged if request.headers.get("Range") else cut)(request)
+    assert fetch(NAME).read_bytes() == CONTENT
+    assert [asked for _, asked in server.log] == [None, f"bytes={2 * CHUNK}-"]
+
+
+def test_a_network_that_is_away_costs_nothing_of_what_has_arrived(server, address):
+    server.answer = cut
+    refusal()
+    refusal(url=f"http://127.0.0.1:{free_port()}/")
+    server.answer = lambda request: request.send(PAGE, 503)
+    refusal()
+    server.answer = ranged
+    fetch(NAME)
+    assert server.log[-1][1] == f"bytes={2 * CHUNK}-"
+
+
+@pytest.mark.parametrize(
+    ("answer", "content"),
+    [(whole, CONTENT), (lambda request: ranged(request, weights(2.0)), weights(2.0))],
+    ids=["server_ignores_range", "file_was_replaced"],
+)
+def test_a_part_that_leads_nowhere_is_dropped(answer, content, server, address):
+    server.answer = cut
+    refusal()
+    server.answer = answer
+    assert fetch(NAME).read_bytes() == content
+    assert len(server.log) == 4  # cut; the length, then the rest asked for; all
+
+
+def test_a_process_killed_before_its_check_leaves_a_file_to_be_checked(server, address):
+    path = cached_path(NAME)
+    path.parent.mkdir()
+    for content in (CONTENT[:-100], CONTENT):
+        path.with_name(f".{path.name}.unchecked").write_bytes(content)
+        assert fetch(NAME).read_bytes() == CONTENT
+        path.unlink()
+    assert len(server.log) == 1  # for the first, which was damaged
+
+
+def test_google_drives_questions_are_passed_and_its_refusal_is_told(server, monkeypatch):
+    """Drive asks about files too large for its virus scan, with a form; else it has a page."""
+    get, drive = requests.Session.get, "https://drive.google.com/"
+    base = server.url.removesuffix("{id}")
+    monkeypatch.setattr(download, "DRIVE", DRIVE)
+    monkeypatch.setattr(
+        requests.Session, "get", lambda self, url, **o: get(self, url.replace(drive, base), **o)
+    )
+    server.answer = page
+    assert "drive.google.com refuses (quota used up" in refusal()
+
+    def ask(request):
+        if request.path == "/get?confirm=t":
+            headers = {"Content_Disposition": "attachment", "Content_Type": "application/zip"}
+            return request.send(CONTENT, **headers)
+        form = (
+            f'<form id="download-form" action="{base}get">'
+            '<input type="hidden" name="confirm" value="t"></form>'
+        )
+        return request.send(form.encode(), Content_Type="text/html")
+
+    server.answer = ask
+    assert fetch(NAME).read_bytes() == CONTENT
+    assert server.log[-2][0] == f"/uc?id={RELEASED[NAME].drive_id}"
+
+
+@pytest.mark.skipif(not shutil.which("openssl"), reason="makes a certificate with openssl")
+def test_a_server_without_a_trusted_certificate_is_refused(server, tmp_path):
+    key, certificate = tmp_path / "key", tmp_path / "certificate"
+    request = f"req -x509 -newkey rsa:2048 -nodes -keyout {key} -out {certificate} -subj /CN=x"
+    subprocess.run(["openssl", *request.split()], check=True, capture_output=True)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key)
+    server.socket = context.wrap_socket(server.socket, server_side=True)
+    line = refusal(url=f"https://127.0.0.1:{server.server_port}/")
+    assert "TLS certificate of 127.0.0.1 cannot be trusted" in line
+    assert server.log == []
+
+
+def test_a_cached_file_that_changes_is_refused_until_it_is_deleted(server, address):
+    path = fetch(NAME)
+    path.write_bytes(weights(2.0))
+    line = refusal()
+    for content in (CONTENT, weights(2.0)):
+        assert hashlib.sha256(content).hexdigest() in line
+    assert f"{path}: " in line
+    path.unlink()
+    assert fetch(NAME).read_bytes() == CONTENT
+
+
+def test_a_file_that_its_authors_replaced_is_refused_until_its_hash_is_forgotten(server, address):
+    path = fetch(NAME)
+    path.unlink()
+    server.answer = lambda request: request.send(weights(2.0))
+    assert ".sha256 too, if its authors have replaced it" in refusal()
+    path.unlink()
+    path.with_name(path.name + ".sha256").unlink()
+    assert fetch(NAME).read_bytes() == weights(2.0)
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"), [(PAGE, "a web page"), (CONTENT[:-100], "truncated"), (b"", "empty")]
+)
+def test_what_was_put_there_by_hand_is_checked(content, reason):
+    path = cached_path(NAME)
+    path.parent.mkdir()
+    path.write_bytes(content)
+    line = refusal()
+    assert line.startswith(f"{path}: ")
+    assert reason in line
+    assert visible(path.parent) == [path.name]
+
+
+def test_a_record_that_is_no_hash_is_not_taken_for_one(server, address):
+    path = fetch(NAME)
+    path.with_name(path.name + ".sha256").write_bytes(b"\xff\x00")
+    assert hashlib.sha256(CONTENT).hexdigest() in refusal()
+
+
+def slowly(request):
+    time.sleep(0.3)
+    whole(request)
+
+
+def test_threads_that_ask_at_once_download_once(server, address, capsys):
+    server.answer = slowly
+    with ThreadPoolExecutor(4) as pool:
+        paths = {future.result() for future in [pool.submit(fetch, NAME) for _ in range(4)]}
+    assert paths == {cached_path(NAME)}
+    assert len(server.log) == 1
+    assert "waiting for another process" in capsys.readouterr().err
+
+
+def test_processes_that_ask_at_once_download_once(server):
+    server.answer = slowly
+    code = (
+        "import gdown, util.checkpoint, util.download as d; print('ready', flush=True); input(); "
+        f"print(d.fetch({NAME!r}, url={server.url!r}))"
+    )
+    pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+    command = [sys.executable, "-c", code]
+    processes = [subprocess.Popen(command, cwd=ROOT, text=True, **pipes) for _ in range(2)]
+    for process in processes:
+        assert process.stdout.readline() == "ready\n"
+    for process in processes:
+        process.stdin.write("\n")
+        process.stdin.flush()
+    said = [process.communicate(timeout=60) for process in processes]
+    assert [out for out, _ in said] == [f"{cached_path(NAME)}\n"] * 2
+    assert len(server.log) == 1
+    assert sum("waiting for another process" in err for _, err in said) == 1
+
+
+@pytest.mark.parametrize(
+    ("environment", "argument", "folder"),
+    [
+        ({"HOME": "/h"}, None, "/h/.cache/mae_sfer"),
+        ({"HOME": "/h", "XDG_CACHE_HOME": "/x"}, None, "/x/mae_sfer"),
+        ({"XDG_CACHE_HOME": "/x", "MAE_SFER_CACHE": "/m"}, None, "/m"),
+        ({"HOME": "/h", "MAE_SFER_CACHE": "~/m"}, "", "/h/m"),
+        ({"MAE_SFER_CACHE": "/m"}, "/given", "/given"),
+    ],
+)
+def test_the_cache_is_the_one_given_then_the_variables_then_the_users(
+    environment, argument, folder, monkeypatch
+):
+    for variable in ("HOME", "XDG_CACHE_HOME", "MAE_SFER_CACHE"):
+        monkeypatch.delenv(variable, raising=False)
+    for variable, value in environment.items():
+        monkeypatch.setenv(variable, value)
+    assert str(cached_path(NAME, argument)) == f"{folder}/{NAME}.pth"
+
+
+def test_a_cache_that_cannot_be_written_is_named(tmp_path, server, address):
+    (tmp_path / "file").write_text("")
+    line = refusal(cache_dir=tmp_path / "file")
+    assert str(tmp_path / "file") in line
+    assert "--cache_dir or MAE_SFER_CACHE" in line
+
+
+class Canary:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return open, (self.path, "w")
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_code_in_a_downloaded_file_is_not_run(zipped, server, address, tmp_path):
+    buffer = io.BytesIO()
+    if zipped:
+        torch.save({"model": Canary(str(tmp_path / "sung"))}, buffer)
+    else:
+        pickle.dump(Canary(str(tmp_path / "sung")), buffer)
+    server.answer = lambda request: request.send(buffer.getvalue())
+    assert fetch(NAME).read_bytes() == buffer.getvalue()
+    fetch(NAME)
+    assert not (tmp_path / "sung").exists()
+
+
+def test_the_command_fetches_and_lists(server, address, tmp_path, capsys):
+    assert main([NAME, "convnextv2_base_affectnet", "--cache-dir", str(tmp_path)]) == DONE
+    printed = capsys.readouterr().out.splitlines()
+    assert printed == [str(tmp_path / f"{NAME}.pth"), f"{tmp_path}/convnextv2_base_affectnet.pth"]
+
+    (tmp_path / f"{NAME}.pth").unlink()
+    for argv in (["--list"], []):
+        assert main([*argv, "--cache_dir", str(tmp_path)]) == DONE
+        table = capsys.readouterr().out
+        rows = {line.split()[0]: line.split()[1:] for line in table.splitlines() if line}
+        assert rows[NAME] == ["mae_vit_tiny_patch16", "300", "no"]
+        assert rows["convnextv2_base_affectnet"] == ["convnextv2_base", "–", "2.1", "MB"]
+        assert rows.keys() >= RELEASED.keys()
+        assert "terms of their authors" in table
+    assert len(server.log) == 2
+
+
+@pytest.mark.parametrize(
+    ("argv", "expected"),
+    [
+        ([NAME, "mae_vit_base_300"], "did you mean mae_vit_base_300e"),
+        (["resnet"], "choose from mae_vit_base_300e, "),
+        ([NAME, "--list"], "--list"),
+        ([NAME, "--cachedir", "x"], "did you mean --cache_dir"),
+        ([NAME], "127.0.0.1 cannot be reached"),
+    ],
+)
+def test_a_command_that_cannot_work_is_one_line_and_exit_code_2(argv, expected, server, capsys):
+    assert main(argv) == BAD_INPUT
+    *notices, line = capsys.readouterr().err.splitlines()
+    assert expected in line
+    assert all("fetching it to" in notice for notice in notices)
+    assert server.log == []
+
+
+def test_a_terminal_gets_a_progress_bar(server, address, monkeypatch, capsys):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    fetch(NAME)
+    said = capsys.readouterr().err
+    assert "100%" in said
+    assert "unchecked" not in said
+
+
+def test_the_list_is_there_at_once():
+    heavy = "[m for m in ('torch', 'gdown', 'requests') if m in sys.modules]"
+    code = f"import sys; from util.download import main; main(['--list']); print({heavy})"
+    run = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True
+    )
+    assert run.stdout.splitlines()[-1] == "[]"

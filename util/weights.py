@@ -1,0 +1,280 @@
+"""Weights of any known layout into a model, exactly or not at all.
+
+A model is known here by its state dict only; layouts are translated by util/layouts.py.
+"""
+
+import difflib
+import math
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from util.checkpoint import read_checkpoint
+from util.errors import BadInput
+from util.layouts import (
+    DECODER,
+    ENCODER,
+    HEAD,
+    Architecture,
+    State,
+    describe,
+    head_classes,
+    root,
+    translate,
+)
+
+OTHER_KEYS = ("model_ema", "state_dict", "state_dict_ema")
+
+
+class LoadReport(NamedTuple):
+    """What went where. Names are the model's; for `unexpected`, the checkpoint's in our naming."""
+
+    source: str
+    entry: str  # which part of the checkpoint, "" for a bare state dict
+    layout: str
+    loaded: list[str]
+    missing: list[str]  # not in the checkpoint: these stay as initialised
+    unexpected: list[str]  # in the checkpoint, of no use to the model
+    resized: list[str]  # loaded, position embeddings of another grid
+    replaced_head: str  # "1000 -> 7 classes", "" where no head was left behind
+
+    def __str__(self) -> str:
+        """One or two lines to print."""
+        entry = f" from '{self.entry}'" if self.entry else ""
+        line = f"{self.source}: {self.layout}, {len(self.loaded)} tensors loaded{entry}"
+        notes = {
+            "resized": ", ".join(self.resized),
+            "head replaced": self.replaced_head,
+            "fresh": ", ".join(roots(self.missing)),
+            "not used": ", ".join(roots(self.unexpected)),
+        }
+        told = "; ".join(f"{what}: {names}" for what, names in notes.items() if names)
+        return f"{line}\n  {told}" if told else line
+
+
+def read_source(source: str | Path, cache_dir: str | None = None) -> dict[str, Any]:
+    """The whole checkpoint behind a path or a released name, read without running code in it.
+
+    One of ours, fine-tuned, has `classes`, `preprocessing` and `evaluated` beside its weights. A
+    bare state dict is returned as it is. Raises BadInput.
+    """
+    return read_checkpoint(find_source(source, cache_dir))
+
+
+def find_source(source: str | Path, cache_dir: str | None = None) -> Path:
+    """The path of a source, downloaded (to `cache_dir`) if it is a released name."""
+    if Path(source).exists():
+        return Path(source)
+    from util.download import RELEASED, fetch  # rarely needed, and it needs more packages
+
+    if str(source) in RELEASED:
+        return fetch(str(source), cache_dir)
+    near = difflib.get_close_matches(str(source), RELEASED, n=3, cutoff=0.5)
+    hint = f"did you mean {' or '.join(near)}?" if near else f"those are {', '.join(RELEASED)}"
+    raise BadInput(f"{source}: no such file, and no released weights of this name; {hint}")
+
+
+def load_pretrained(
+    model: nn.Module,
+    source: str | Path,
+    *,
+    key: str = "model|module",
+    prefix: str = "",
+    keep_head: bool = False,
+    checkpoint: dict[str, Any] | None = None,
+) -> LoadReport:
+    """Fill a classifier or a pre-training model from a checkpoint, in place.
+
+    `key`: the checkpoint's entries to look in, in this order (`a|b`). `prefix`: use only tensors
+    named so, and leave it off. `keep_head`: for evaluation; the head, and so everything, must fit,
+    while otherwise a classifier's head and last norm may stay as initialised. `checkpoint`: what
+    `read_source` returned, if it has been read. Raises BadInput when anything else does not fit,
+    and then leaves the model as it was.
+    """
+    checkpoint = read_source(source) if checkpoint is None else checkpoint
+    weights, entry = pick_state(source, checkpoint, key, prefix)
+    weights, layout = translate(weights)
+    # FCMAE holds its encoder under `encoder.`; the others at the top.
+    state = model.state_dict()
+    names = {name.removeprefix("encoder."): name for name in state}
+    own = {short: state[name] for short, name in names.items()}
+    wanted, held = describe(own), describe(weights)
+    check_architecture(source, held, wanted, weights)
+
+    pretrain = any(root(name) in DECODER for name in own)
+    replaced_head = ""
+    if keep_head:
+        check_head(source, head_classes(weights), head_classes(own))
+    elif head_classes(weights) and not pretrain:
+        replaced_head = f"{head_classes(weights)} -> {head_classes(own)} classes"
+        weights = {name: value for name, value in weights.items() if root(name) != "head"}
+    resized = resize_positions(weights, own)
+
+    optional, strict = parts(weights, wanted, pretrain, keep_head)
+    check_exact(source, weights, own, optional, strict)
+    loaded = {name: value for name, value in weights.items() if name in own}
+    check_values(source, loaded, own)
+    model.load_state_dict(state | {names[n]: value for n, value in loaded.items()})
+    return LoadReport(
+        source=str(source),
+        entry=entry,
+        layout=layout,
+        loaded=[names[n] for n in loaded],
+        missing=[names[n] for n in own if n not in loaded],
+        unexpected=[n for n in weights if n not in own],
+        resized=[names[n] for n in resized],
+        replaced_head=replaced_head,
+    )
+
+
+def pick_state(
+    source: str | Path, checkpoint: dict[str, Any], key: str, prefix: str
+) -> tuple[State, str]:
+    """The tensors of the first entry that has any, and its name; "" for the checkpoint itself."""
+    entries = [*key.split("|"), *OTHER_KEYS]
+    entry = next((e for e in entries if tensors(checkpoint.get(e))), "")
+    state = tensors(checkpoint[entry] if entry else checkpoint)
+    if not state:
+        raise BadInput(
+            f"{source}: no weights under {', '.join(entries)}; it holds {listed(checkpoint)}: "
+            "name the right one with --model_key"
+        )
+    if prefix:
+        part = {n[len(prefix) :]: v for n, v in state.items() if n.startswith(prefix)}
+        if not part:
+            raise BadInput(
+                f"--model_prefix {prefix}: no tensor of {source} is named so; "
+                f"its names begin with {listed(roots(state))}"
+            )
+        return part, entry
+    return state, entry
+
+
+def tensors(entry: object) -> State:
+    """The tensors of an entry that is a dict; none of any other."""
+    items = entry.items() if isinstance(entry, dict) else ()
+    return {n: v for n, v in items if isinstance(n, str) and isinstance(v, Tensor)}
+
+
+def check_architecture(
+    source: str | Path, held: Architecture | None, wanted: Architecture, weights: State
+) -> None:
+    """Raises BadInput unless the weights are of a network like the model."""
+    if held is None:
+        raise BadInput(
+            f"{source}: no ViT or ConvNeXt V2 in a known layout (it holds {listed(weights)}), but "
+            f"--model is {wanted}; a part of a larger model is chosen with --model_key and "
+            "--model_prefix"
+        )
+    if held == wanted:
+        return
+    if held.in_chans != wanted.in_chans:
+        raise BadInput(
+            f"{source}: holds a model of images with {held.in_chans} channels, "
+            f"but --model takes {wanted.in_chans}"
+        )
+    what = f"{source}: holds {held}, but --model is {wanted}"
+    if not held.size:
+        raise BadInput(f"{what}; none of our models is like it, the nearest is {held.option}")
+    misnamed = (held.size, held.patch) == ("small", 32)
+    note = " (MAE-SFER's own vit_small_patch16 is one of these)" if misnamed else ""
+    raise BadInput(f"{what}: use {held.option}{note}")
+
+
+def check_head(source: str | Path, held: int, wanted: int) -> None:
+    """Raises BadInput unless a head that is to be kept has the model's classes."""
+    if not held:
+        raise BadInput(f"{source}: holds no head to evaluate; train one with --finetune {source}")
+    if held != wanted:
+        raise BadInput(
+            f"{source}: its head has {held} classes, the model {wanted}; take data with the same "
+            "classes (see --nb_classes)"
+        )
+
+
+def resize_positions(weights: State, own: State) -> list[str]:
+    """Bring position embeddings (1, 1 + g*g, D) to the model's grid, in place; -> their names.
+
+    Bicubic as in the official code; the class token's stays. One that is no such grid is left, to
+    be refused for its shape.
+    """
+    from timm.layers import resample_abs_pos_embed
+
+    resized = []
+    for name in ("pos_embed", "decoder_pos_embed"):
+        if name not in weights or name not in own or weights[name].shape == own[name].shape:
+            continue
+        value, side = weights[name], math.isqrt(own[name].shape[1] - 1)
+        patches = value.shape[1] - 1 if value.ndim == 3 else 0
+        if patches > 0 and math.isqrt(patches) ** 2 == patches:
+            weights[name] = resample_abs_pos_embed(value, [side, side], antialias=False)
+            resized.append(name)
+    return resized
+
+
+def parts(
+    weights: State, wanted: Architecture, pretrain: bool, keep_head: bool
+) -> tuple[set[str], set[str]]:
+    """Parts, by first component: those weights may lack, those where nothing may be left over."""
+    if pretrain:
+        # A decoder is whole or not there: half of one would be neither trained nor new.
+        decoder = any(root(name) in DECODER for name in weights)
+        return set() if decoder else DECODER, ENCODER | DECODER
+    if keep_head:
+        return set(), ENCODER | HEAD
+    return {"head", "fc_norm" if wanted.family == "ViT" else "norm"}, ENCODER
+
+
+def check_exact(
+    source: str | Path, weights: State, own: State, optional: set[str], strict: set[str]
+) -> None:
+    """Raises BadInput for a tensor that is lacking, left over in `strict` or of another shape."""
+    lacking = [n for n in own if n not in weights and root(n) not in optional]
+    surplus = [n for n in weights if n not in own and root(n) in strict]
+    misfits = [
+        f"{n} {shape(v)} instead of {shape(own[n])}"
+        for n, v in weights.items()
+        if n in own and v.shape != own[n].shape
+    ]
+    found = {"lacks": lacking, "has in addition": surplus, "differs in": misfits}
+    told = "; ".join(f"{what} {listed(names)}" for what, names in found.items() if names)
+    if told:
+        raise BadInput(f"{source}: does not fit the model: {told}{pooling(lacking, weights)}")
+
+
+def pooling(lacking: list[str], weights: State) -> str:
+    """What to do when a ViT was fine-tuned with the other pooling than the model has."""
+    if "norm.weight" in lacking and "fc_norm.weight" in weights:
+        return "; it was fine-tuned with average pooling: leave out --cls_token"
+    if "fc_norm.weight" in lacking and "norm.weight" in weights:
+        return "; it was fine-tuned with the class token: give --cls_token"
+    return ""
+
+
+def check_values(source: str | Path, weights: State, own: State) -> None:
+    """Raises BadInput for weights that are no ordinary finite numbers."""
+    for name, value in weights.items():
+        if value.layout != torch.strided or value.is_meta:
+            raise BadInput(f"{source}: {name} is sparse or without values; save plain tensors")
+        if value.is_floating_point() != own[name].is_floating_point():
+            raise BadInput(f"{source}: {name} holds {value.dtype}, not {own[name].dtype}")
+        if value.is_floating_point() and not value.float().isfinite().all():
+            raise BadInput(f"{source}: {name} is not finite; the run that wrote it had diverged")
+
+
+def roots(names: State | list[str]) -> list[str]:
+    """The different first components of names, in order."""
+    return list(dict.fromkeys(root(name) for name in names))
+
+
+def listed(names: dict | list[str]) -> str:
+    """Up to five names."""
+    first = [str(name) for name in names][:5]
+    return ", ".join(first) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+
+
+def shape(value: Tensor) -> str:
+    """A tensor's shape as 3x4."""
+    return "x".join(map(str, value.shape)) or "a number"
