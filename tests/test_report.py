@@ -1,4 +1,4 @@
-"""util.report and util.figures: the page is one safe, self-contained file whatever a run left."""
+"""util.report: the page is one safe, self-contained file whatever a run left."""
 
 import base64
 import io
@@ -7,7 +7,6 @@ import math
 import re
 import subprocess
 import sys
-import xml.etree.ElementTree as ET
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -16,7 +15,7 @@ import pytest
 from PIL import Image
 
 from util import report
-from util.figures import COLUMNS, GAP, MARGIN, learning_curves, reconstruction_grid, save_png
+from util.figures import reconstruction_grid, save_png
 from util.report import write_report
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -261,119 +260,6 @@ def test_page_is_below_ten_megabytes(tmp_path):
     assert write_report(tmp_path).stat().st_size < 10_000_000
 
 
-# ------------------------------------------------------------------------------------- figures
-
-
-@pytest.mark.parametrize(
-    ("k", "size", "factor"), [(1, 224, 1), (3, 128, 1), (2, 32, 4), (1, 100, 2)]
-)
-def test_grid_shows_every_pixel_of_every_stage(k, size, factor):
-    stages = [images(k, size, seed) for seed in range(4)]
-    grid = reconstruction_grid(*stages, title="a title", note="a note")
-    side = size * factor
-    assert grid.dtype == np.uint8
-    assert grid.shape[1:] == (4 * side + 3 * GAP + 2 * MARGIN, 3)
-    top = grid.shape[0] - MARGIN - k * side - (k - 1) * GAP
-    for column, stage in enumerate(stages):
-        for row in range(k):
-            y, x = top + row * (side + GAP), MARGIN + column * (side + GAP)
-            cell = grid[y : y + side : factor, x : x + side : factor]
-            np.testing.assert_array_equal(cell, stage[row])
-            # A label stands above each column and reaches into no other.
-        strip = grid[top - 16 : top, x : x + side]
-        assert (strip < 128).any(), COLUMNS[column]
-        assert (grid[top - 16 : top, x + side : x + side + GAP] == 255).all()
-
-
-@pytest.mark.parametrize(("k", "rows"), [(5, 5), (6, 3), (7, 4), (8, 4)])
-def test_many_images_stand_in_two_blocks(k, rows):
-    stages = [images(k, 128, seed) for seed in range(4)]
-    grid = reconstruction_grid(*stages, title="a title")
-    blocks = 2 if rows < k else 1
-    block = 4 * 128 + 3 * GAP + MARGIN
-    assert grid.shape[1] == MARGIN + blocks * block
-    top = grid.shape[0] - MARGIN - rows * 128 - (rows - 1) * GAP
-    for column, stage in enumerate(stages):
-        for i in range(k):
-            y, x = top + i % rows * (128 + GAP), MARGIN + i // rows * block + column * (128 + GAP)
-            np.testing.assert_array_equal(grid[y : y + 128, x : x + 128], stage[i])
-            assert (grid[top - 16 : top, x : x + 128] < 128).any()  # a label over both blocks
-    if blocks * rows > k:
-        assert (grid[-MARGIN - 128 :, MARGIN + block :] == 255).all()
-
-
-def test_grid_wraps_long_titles_inside_the_picture():
-    stages = [images(1, 128)] * 4
-    plain = reconstruction_grid(*stages, title="t")
-    long = reconstruction_grid(*stages, title="word " * 60, note="x" * 300)
-    assert long.shape[0] > plain.shape[0]
-    assert (long[:, -MARGIN:] == 255).all()
-    assert reconstruction_grid(*stages, title="").shape[0] < plain.shape[0]
-
-
-def test_grid_refuses_what_it_cannot_show():
-    good = images()
-    for wrong in (good[:1], good.astype(np.float32), good[..., 0]):
-        with pytest.raises(ValueError, match="uint8"):
-            reconstruction_grid(good, good, good, wrong, title="")
-    with pytest.raises(ValueError, match="four"):
-        reconstruction_grid(good, good, title="")
-    with pytest.raises(ValueError, match="K, H, W"):
-        reconstruction_grid(*[good[:0]] * 4, title="")
-
-
-def test_saving_replaces_whole_files_only(tmp_path):
-    path = tmp_path / "new" / "a.png"
-    save_png(images()[0], path)
-    before = path.read_bytes()
-    with pytest.raises((TypeError, ValueError)):
-        save_png(np.zeros((2, 2, 7), np.complex64), path)
-    assert path.read_bytes() == before
-    assert [p.name for p in path.parent.iterdir()] == ["a.png"]
-
-
-@pytest.mark.parametrize(
-    "losses",
-    [[1.0], [0.0, 0.0], [2.0] * 5, [1e-29, 1e29], [-1.0, 1.0], [5e-324, 0.0], [1.0, 1.0 + 1e-15]],
-)
-def test_curves_of_awkward_values_are_drawn_inside_the_panel(losses):
-    (svg,) = learning_curves([{"epoch": e, "train_loss": y} for e, y in enumerate(losses)])
-    root = ET.fromstring(svg)
-    width, height = map(float, root.get("viewBox").split()[2:])
-    dots = [e for e in root.iter() if e.tag.endswith("use")]
-    assert len(dots) == len(losses) + 1  # the legend's
-    assert all(0 <= float(e.get("x")) <= width and 0 <= float(e.get("y")) <= height for e in dots)
-    numbers = [float(e.get(k)) for e in root.iter() if e.tag.endswith("text") for k in "xy"]
-    assert all(0 <= number <= width for number in numbers)
-
-
-def test_loss_is_logarithmic_only_where_it_spans_a_decade():
-    def heading(*losses):
-        (svg,) = learning_curves([{"epoch": e, "train_loss": y} for e, y in enumerate(losses)])
-        return ET.fromstring(svg).get("aria-label")
-
-    assert heading(1.0, 0.1) == heading(1e6, 1e-6) == "Loss, log scale"
-    assert heading(1.0, 0.2) == heading(1.0, 0.0) == heading(1.0, -0.1) == "Loss"
-
-
-def test_epochs_are_whole_and_names_are_shown_as_they_stand():
-    log = [{"epoch": e, "test__a": 0.5, "test_$x^2$\ud800\0": 0.25} for e in range(3)]
-    (svg,) = learning_curves(log)
-    text = [e.text for e in ET.fromstring(svg).iter() if e.tag.endswith("text")]
-    assert text[:3] == ["0", "1", "2"]
-    assert {"test__a 0.5", "test_$x^2$?? 0.25"} <= set(text)
-
-
-def test_curves_of_nothing_are_empty_and_of_thousands_short():
-    assert learning_curves([]) == []
-    assert learning_curves([{"epoch": 0, "note": "x", "flag": True}]) == []
-    log = [entry(e, test_acc1=50.0, test_uar=0.5, test_f1=0.4, test_x=0.3) for e in range(20_000)]
-    panels = learning_curves(log)
-    assert sum(map(len, panels)) < 200_000
-    titles = {ET.fromstring(svg).get("aria-label") for svg in panels}
-    assert titles >= {"Test, 0–100", "Test, 0–1", "Learning rate", "Images a second"}
-
-
 def test_command_line_makes_the_page_or_says_why_not(run):
     def call(*arguments):
         command = [sys.executable, "-m", "util.report", *map(str, arguments)]
@@ -408,3 +294,169 @@ def test_several_runs_share_a_page(run, tmp_path):
     assert len(page.pictures()) == len(Page(write_report(run)).pictures())
     assert path.read_text().count("<h1>") == 2
     assert write_report(run, tmp_path / "absent") is None
+
+
+# ------------------------------------------------------------------------------------- results
+
+
+def write_result(folder, accuracy=80.0, **more):
+    """A run that has been evaluated."""
+    folder.mkdir(parents=True, exist_ok=True)
+    classes = ["Happy", "Sad", "Fear"]
+    result = {
+        "n": 3068, "accuracy": accuracy, "uar": accuracy - 5, "macro_f1": accuracy - 6,
+        "accuracy_ci": [accuracy - 1, accuracy + 1], "uar_ci": [accuracy - 7, accuracy - 3],
+        "recall": {"Happy": 91.234, "Sad": 0.0, "Fear": None},
+        "precision": {"Happy": 88.5, "Sad": None, "Fear": None},
+        "support": {"Happy": 1185, "Sad": 478, "Fear": 0}, "classes": classes,
+        "log_loss": 0.4321, "ece": 2.34, "data": "RAF-DB basic, aligned", "rule": "argmax of votes",
+        "split": "test", "epoch": 73, "selected_on": "test", "weights": "model", "flip": False,
+        "unreadable": 0,
+        "last": {"epoch": 99, "accuracy": accuracy - 0.5, "uar": 1.25, "macro_f1": 2.5},
+    }  # fmt: skip
+    (folder / "eval.json").write_text(json.dumps(result | more))
+    (folder / "status.json").write_text('{"status": "done"}')
+    return folder
+
+
+def test_result_shows_numbers_classes_and_the_last_epoch_beside_the_chosen(run):
+    write_result(run, 91.07)
+    page = Page(write_report(run))
+    page.check_self_contained()
+    for text in (
+        "91.07", "90.07–92.07", "86.07", "84.07–88.07", "85.07", "3,068", "chosen73", "last99",
+        "90.57", "1.25", "Happy91.2388.501,185", "Sad0.00–478", "Fear––0", "0.432", "2.3\u00a0%",
+        "RAF-DB basic, aligned, test; labels by argmax of votes",
+    ):  # fmt: skip
+        assert text in page.text, text
+
+
+@pytest.mark.parametrize(
+    ("more", "said", "unsaid"),
+    [
+        ({}, "flatters", "no part"),
+        ({"selected_on": "val"}, "the best on val; the images tested here had no part", "flatters"),
+        ({"selected_on": None}, "Weights of epoch 73", "chosen as"),
+        ({"weights": "model_ema"}, "EMA", "mirror"),
+        ({"flip": True}, "mirror image", "EMA"),
+        ({"unreadable": 12}, "could not be read: 12", "EMA"),
+    ],
+)
+def test_result_says_honestly_how_it_came_about(tmp_path, more, said, unsaid):
+    page = Page(write_report(write_result(tmp_path / "run", **more)))
+    assert said in page.text
+    assert unsaid not in page.text
+
+
+def test_best_accuracy_so_far_gives_way_to_the_result(run):
+    write_log(run, [entry(e, test_acc1=50.0 + e) for e in range(10)])
+    assert "best test accuracy" in Page(write_report(run)).text
+    write_result(run)
+    assert "best test accuracy" not in Page(write_report(run)).text
+
+
+def test_confusion_matrix_is_among_the_figures(run):
+    save_png(images()[0], run / "figures" / "confusion.png")
+    assert (run / "figures" / "confusion.png").read_bytes() in Page(write_report(run)).pictures()
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"accuracy": math.nan},
+        {"uar": "80"},
+        {"macro_f1": 10**400},
+        {"accuracy": True},
+    ],
+)
+def test_result_without_numbers_is_none(tmp_path, more):
+    write_result(tmp_path / "run", **more)
+    assert "Result" not in Page(write_report(tmp_path / "run")).text
+
+
+def test_hostile_result_is_shown_never_obeyed(tmp_path):
+    hostile = dict.fromkeys(("data", "rule", "split", "selected_on", "weights", "flip"), HOSTILE)
+    hostile |= {"classes": [HOSTILE, ["x"], {}], "recall": [1], "support": {HOSTILE: HOSTILE}}
+    hostile |= {"epoch": 1, "last": {"accuracy": HOSTILE, "uar": 3}, "accuracy_ci": [HOSTILE, 1]}
+    hostile |= {"n": math.inf, "log_loss": math.nan, "ece": [], "unreadable": HOSTILE}
+    runs = [write_result(tmp_path / "<b>" / f"seed-{i}", **hostile) for i in range(2)]
+    page = Page(write_report(*runs))
+    page.check_self_contained()
+    assert page.text.count(HOSTILE) >= 4
+    assert not re.search(r"\b(nan|inf)\b", page.source.lower())
+
+
+def groups_of(tmp_path, **groups):
+    """Folders GROUP/seed-N with these accuracies; None for a run without a result."""
+    folders = []
+    for name, accuracies in groups.items():
+        for seed, accuracy in enumerate(accuracies):
+            folder = tmp_path / name / f"seed-{seed}"
+            folder.mkdir(parents=True)
+            if accuracy is not None:
+                write_result(folder, accuracy)
+            folders.append(folder)
+    return folders
+
+
+def test_seeds_are_compared_by_mean_deviation_and_paired_difference(tmp_path):
+    folders = groups_of(tmp_path, pretrained=[80, 82, 87], scratch=[79, 83, 81])
+    page = Page(write_report(*folders, page=tmp_path / "page.html"))
+    page.check_self_contained()
+    first, second = [80, 82, 87], [79, 83, 81]
+    differences = [1, -1, 6]
+    for values in (first, second):
+        expected = f"{np.mean(values):.2f} ± {np.std(values, ddof=1):.2f}"
+        assert expected in page.text
+    assert "80.00 · 82.00 · 87.00" in page.text
+    shown = f"accuracy +{np.mean(differences):.2f}\xa0±\xa0{np.std(differences, ddof=1):.2f} points"
+    assert f"pretrained minus scratch, seed by seed: {shown} (higher in 2 of 3 seeds)" in page.text
+
+
+def test_a_difference_that_is_against_the_first_or_nought_is_told_as_it_is(tmp_path):
+    folders = groups_of(tmp_path, a=[70, 75], b=[80, 75])
+    text = Page(write_report(*folders)).text
+    assert "accuracy −5.00\xa0±\xa07.07 points (higher in 0 of 2 seeds, equal in 1)" in text
+
+
+@pytest.mark.parametrize("change", [{"n": 100}, {"rule": "majority"}, {"data": "AffectNet"}])
+def test_results_of_different_tests_are_not_subtracted(tmp_path, change):
+    folders = groups_of(tmp_path, a=[70, 75], b=[80, 75])
+    assert "minus" in Page(write_report(*folders)).text
+    write_result(folders[-1], **change)
+    assert "minus" not in Page(write_report(*folders)).text
+
+
+def test_groups_of_different_seeds_are_not_subtracted(tmp_path):
+    text = Page(write_report(*groups_of(tmp_path, a=[70, 75], b=[80, None, 75]))).text
+    assert "72.50 ± 3.54" in text
+    assert "77.50 ± 3.54" in text
+    assert "seeds 0, 2" in text
+    assert "minus" not in text
+
+
+def test_page_holds_the_table_before_one_run_of_each_group(tmp_path, run):
+    folders = [run, *groups_of(tmp_path, a=[70, 71, 72], b=[80, None, 82])]
+    page = Page(write_report(*folders))
+    headings = re.findall(r"<h1>(.*?)</h1>|</span> · (.*?)</p>", page.source)
+    shown = [title if title == "Comparison" else label for title, label in headings]
+    # b's second run has no result to stand in the table, so that it shows itself.
+    expected = ["Comparison", "a/seed-0", "b/seed-0", "b/seed-1"]
+    assert [name for name in shown if name] == [run.name, *expected]
+
+
+def test_single_runs_are_compared_with_their_intervals(tmp_path):
+    folders = [write_result(tmp_path / "one", 80.0), write_result(tmp_path / "two", 81.0)]
+    page = Page(write_report(*folders))
+    assert "one80.0079.00–81.00" in page.text
+    assert "two81.0080.00–82.00" in page.text
+    assert page.source.count("<h1>") == 3
+    assert "Comparison" not in Page(write_report(folders[0])).text
+
+
+def test_groups_of_one_name_are_told_apart(tmp_path):
+    folders = groups_of(tmp_path, **{"x/g": [1, 2], "y/g": [3, 4]})
+    text = Page(write_report(*folders)).text
+    assert "x/g" in text
+    assert "y/g minus" not in text
+    assert "x/g minus y/g" in text

@@ -1,4 +1,4 @@
-"""Pictures of a run: reconstructions as one labelled grid, learning curves as SVG.
+"""Pictures of a run: reconstructions as one labelled grid, learning curves, confusion matrices.
 
 Everything returns a value (an array, texts) and leaves no plotting state behind. matplotlib is
 imported where it is used: a program that draws nothing does not wait for it.
@@ -7,13 +7,19 @@ imported where it is used: a program that draws nothing does not wait for it.
 import io
 import re
 import textwrap
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from util.files import write_file
+from util.untrusted import number
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 COLUMNS = ("original", "masked", "reconstructed", "pasted")
 GAP, MARGIN = 4, 16  # pixels; the margin stands between two blocks, too
@@ -76,13 +82,30 @@ def reconstruction_grid(*stages: np.ndarray, title: str, note: str = "") -> np.n
     return np.array(image)
 
 
-@cache
-def _font(size: int) -> ImageFont.FreeTypeFont:
-    """DejaVu Sans in pixels: matplotlib ships it, while Pillow's own font lacks – and ×."""
+def _font_file() -> str:
+    """DejaVu Sans: matplotlib ships it and draws with it; Pillow's own font lacks – and ×."""
     import matplotlib
 
-    path = Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf")
-    return ImageFont.truetype(str(path), size)
+    return str(Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf"))
+
+
+@cache
+def _font(size: int) -> ImageFont.FreeTypeFont:
+    """The font in pixels."""
+    return ImageFont.truetype(_font_file(), size)
+
+
+@cache
+def _glyphs() -> frozenset[int]:
+    """The code points that the font has."""
+    from matplotlib.ft2font import FT2Font
+
+    return frozenset(FT2Font(_font_file()).get_charmap())
+
+
+def _drawable(text: str) -> str:
+    """`text` with a question mark for what the font lacks; names may come from anywhere."""
+    return "".join(c if c.isprintable() and ord(c) in _glyphs() else "?" for c in text)
 
 
 def _wrap(text: str, font: ImageFont.FreeTypeFont, width: int) -> list[str]:
@@ -98,15 +121,31 @@ def _wrap(text: str, font: ImageFont.FreeTypeFont, width: int) -> list[str]:
 
 # Mid tones: at least 3:1 against white and against near-black.
 COLOURS, AXES, LOST = ("#3b82f6", "#d9730d", "#2a9d63", "#9b6cf3"), "#888888", "#e5484d"
+ROLES = dict(zip(("train", "test", "test_ema", "val"), COLOURS, strict=True))  # in every panel
 POINTS = 1000  # a line: more than a screen shows
-STYLE = {
-    **dict.fromkeys(("text.color", "axes.edgecolor", "xtick.color", "ytick.color"), AXES),
-    **dict.fromkeys(("axes.spines.top", "axes.spines.right", "xtick.bottom", "ytick.left"), False),
+PANELS = {  # title: the keys of log.txt that are drawn together
+    "Loss": "train_loss|(test|val)_loss(_ema)?",
+    "Accuracy, %": "(test|val)_acc1(_ema)?",
+    "Mean class accuracy (UAR), %": "(test|val)_uar(_ema)?",
+    "Macro-F1, %": "(test|val)_f1(_ema)?",
+    "Accuracy on frozen features, %": "probe_.*_acc1",
+    "UAR on frozen features, %": "probe_.*_uar",
+    "Learning rate": "train_lr",
+    "Images a second": "images_per_s",
+    "Gradient norm": "train_grad_norm",
+}
+METRIC = re.compile("_(loss|acc1|uar|f1)(?=_ema$|$)")  # what the title says, the legend need not
+PLAIN = {  # of every drawing by matplotlib
     "axes.titleweight": "bold",
     "font.sans-serif": "DejaVu Sans",
+    "text.parse_math": False,  # names come from a file; a $ in them is a $
+}
+STYLE = {
+    **PLAIN,
+    **dict.fromkeys(("text.color", "axes.edgecolor", "xtick.color", "ytick.color"), AXES),
+    **dict.fromkeys(("axes.spines.top", "axes.spines.right", "xtick.bottom", "ytick.left"), False),
     "legend.frameon": False,
     "svg.fonttype": "none",  # text stays text
-    "text.parse_math": False,  # names come from a file; a $ in them is a $
 }
 
 
@@ -123,21 +162,21 @@ def learning_curves(epochs: list[dict], run: str = "") -> list[str]:
     keys = dict.fromkeys(key for entry in epochs for key in entry)
     series = {key: np.array([number(e.get(key)) for e in epochs], float) for key in keys}
     series = {key: values for key, values in series.items() if np.isfinite(values).any()}
-    panels = {
-        "Loss": ["train_loss", "test_loss"],
-        "Learning rate": ["train_lr"],
-        "Images a second": ["images_per_s"],
-        "Gradient norm": ["train_grad_norm"],
-    }
-    for key in series:  # metrics that share an axis must share a scale
-        if key.startswith("test_") and key != "test_loss":
-            largest = np.nanmax(np.abs(series[key]))
+    panels: dict[str, list[str]] = {title: [] for title in PANELS}
+    for key, values in series.items():
+        title = next((title for title, keys in PANELS.items() if re.fullmatch(keys, key)), None)
+        if title is None and key.startswith(("test_", "val_", "probe_")):
+            # Metrics that share an axis must share a scale.
+            largest = np.nanmax(np.abs(values[np.isfinite(values)]))
             title = "Test, 0–1" if largest <= 1 else "Test, 0–100" if largest <= 100 else "Test"
+        if title:
             panels.setdefault(title, []).append(key)
+    most = len(COLOURS)
     return [
-        _panel(title, {key: series[key] for key in keys if key in series}, epochs, run)
+        _panel(f"{title} ({i // most + 1})" if i else title, shown, epochs, run)
         for title, keys in panels.items()
-        if series.keys() & keys
+        for i in range(0, len(keys), most)
+        for shown in [{key: series[key] for key in keys[i : i + most]}]
     ]
 
 
@@ -157,9 +196,9 @@ def _panel(title: str, lines: dict[str, np.ndarray], epochs: list[dict], run: st
         axes.set_prop_cycle(color=COLOURS)
         dots = {"marker": "o" if len(epochs) <= 30 else None, "ms": 4, "clip_on": False}
         for key, values in lines.items():
-            # The font lacks most of what is not ASCII.
-            label = re.sub("[^ -~]", "?", f"{key} {short(values[np.isfinite(values)][-1])}")
-            axes.plot(xs, values, label=label, **dots)
+            name = METRIC.sub("", key) if re.fullmatch(PANELS.get(title, ""), key) else key
+            label = _drawable(f"{name} {short(values[np.isfinite(values)][-1])}")
+            axes.plot(xs, values, label=label, color=ROLES.get(name), **dots)
         if title in ("Loss", "Gradient norm") and 0 < 10 * low <= high:
             heading += ", log scale"
             axes.set_yscale("log")
@@ -184,11 +223,82 @@ def _panel(title: str, lines: dict[str, np.ndarray], epochs: list[dict], run: st
     return svg.replace("<svg ", f'<svg role="img" aria-label="{heading}" ', 1)
 
 
-def number(value: object) -> float | None:
-    """`value` as a float when it is a finite number of a size one can plot, else None."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return None
-    return float(value) if abs(value) < 1e30 else None  # NaN compares false, too
+# ------------------------------------------------------------------------------ confusion matrix
+
+SHADES = ("#f4f7fc", "#c3d9f7", "#7fb0f2", "#3b82f6", "#1c4fb4", "#122f73")  # none to all of a row
+DPI = 130  # pixels an inch
+
+
+def confusion_figure(
+    matrix: Sequence[Sequence[int]], classes: Sequence[str], title: str
+) -> np.ndarray:
+    """(K, K) counts, rows: truth, columns: prediction -> (h, w, 3) uint8.
+
+    Each cell says, and is coloured by, its share of the true class in %, its count below. A class
+    without images has an empty row.
+    """
+    from matplotlib import figure, rc_context
+
+    counts = np.asarray(matrix, np.int64)
+    k = len(counts)
+    cell = min(0.85, max(0.43, 8.5 / k))  # inches a side
+    size = min(13, 19 * cell)  # points
+    label = max(8, 0.85 * size)
+    ink, grey = (tuple(np.array(colour) / 255) for colour in (INK, GREY))
+    names = [_drawable(name if len(name) <= 20 else name[:19] + "…") for name in classes]
+    tilted = max(map(len, names)) * 0.6 * label > 72 * cell
+    tilt = {"rotation": 40, "ha": "right", "rotation_mode": "anchor"} if tilted else {}
+    middles = np.arange(k) + 0.5
+    width = round(max(cell * k, 4.3) * DPI)
+    heading = "\n".join(_wrap(_drawable(title), _font(round(label * DPI / 60)), width))
+    buffer = io.BytesIO()
+    with rc_context(PLAIN):
+        picture = figure.Figure(figsize=(cell * k, cell * k), dpi=DPI)
+        axes = picture.add_axes((0, 0, 1, 1), frame_on=False)  # labels stand outside of it
+        _draw_cells(axes, counts, size, ink, grey)
+        axes.set_xticks(middles, names, fontsize=label, color=ink, **tilt)
+        axes.set_yticks(middles, names, fontsize=label, color=ink)
+        axes.tick_params(length=0)
+        soft = {"color": grey, "fontsize": label}
+        axes.set_xlabel(
+            "predicted class: % of the true class, number of images", **soft, labelpad=8
+        )
+        axes.set_ylabel("true class", **soft, labelpad=8)
+        support = [f"{n:,}" for n in counts.sum(axis=1)]
+        right = k + (6 + 0.62 * label * max(map(len, support))) / 72 / cell
+        for text, y in zip(["n", *support], [-9 / 72 / cell, *middles], strict=True):
+            axes.text(right, y, text, ha="right", va="center", **soft)
+        axes.set_title(heading, loc="left", fontsize=1.15 * label, color=ink, pad=22)
+        picture.savefig(buffer, format="png", bbox_inches="tight", pad_inches=0.2)
+    return np.array(Image.open(buffer).convert("RGB"))
+
+
+def _draw_cells(axes: "Axes", counts: np.ndarray, size: float, ink: tuple, grey: tuple) -> None:
+    """The coloured squares of `confusion_figure` and what is written in them."""
+    from matplotlib.colors import LinearSegmentedColormap
+
+    support = counts.sum(axis=1, keepdims=True)
+    shares = counts / np.maximum(support, 1)
+    shades = LinearSegmentedColormap.from_list("shades", SHADES)
+    axes.pcolormesh(shares, cmap=shades, vmin=0, vmax=1, edgecolors="white", linewidth=2)
+    axes.invert_yaxis()
+    for (row, column), count in np.ndenumerate(counts):
+        share = shares[row, column]
+        colour = "white" if share > 0.5 else ink if count else grey
+        percent = f"{100 * share:.1f}" if 0 < share < 1 else f"{100 * share:.0f}"
+        lines = [(percent, 0 if count else -0.35, 1, 1.0), (f"{count:,}", -1.15, 0.72, 0.75)]
+        for text, down, scale, alpha in lines[: 2 if count else 1 if support[row] else 0]:
+            axes.annotate(
+                text,
+                (column + 0.5, row + 0.5),
+                (0, down * size),
+                textcoords="offset points",
+                ha="center",
+                color=colour,
+                alpha=alpha,
+                fontsize=scale * size,
+                weight="bold" if row == column and scale == 1 else None,
+            )
 
 
 def short(value: float, digits: int = 4) -> str:

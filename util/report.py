@@ -7,9 +7,7 @@ can be made again at any time; everything read is taken as untrusted text.
 
 import argparse
 import base64
-import html
 import io
-import json
 import re
 import statistics
 import sys
@@ -20,11 +18,14 @@ from string import Template
 from PIL import Image
 
 from util.errors import BAD_INPUT, DONE, FAULT
-from util.figures import learning_curves, number, short
+from util.figures import learning_curves, short
 from util.files import write_file
+from util.markup import numbers, section, text
+from util.report_results import comparison, result_section
+from util.summary import SEED, group_runs, read_result
+from util.untrusted import number, parse_object, part, read_text
 
 FIGURE_BYTES = 6_900_000  # of PNG; base64 makes 9.2 MB of it, and the page stays below 10
-CLIP = 4000  # characters of any one text
 STATUS = {
     "done": ("good", "done"),
     "resumable": ("warn", "stopped, can be resumed"),
@@ -37,18 +38,28 @@ STATUS = {
 def write_report(*output_dirs: str | Path, page: str | Path | None = None) -> Path | None:
     """Write one page on one or several runs from what their folders hold; return its path.
 
-    `page` is where: report.html in the first folder unless given. Every input may be missing or
-    torn: what cannot be read is not shown. Returns None when one of `output_dirs` is no directory.
-    Raises OSError when the page cannot be written (the disk is full, the folder read-only); what
-    was there stays. A finished run should catch it and end well: the page can be made again at any
-    time.
+    Results of several runs are compared in a table; of the runs GROUP/seed-N that have a result
+    the first is shown, and the others stand in the table alone. `page` is where to write:
+    report.html in the first folder unless given. Every input may be missing or torn: what cannot
+    be read is not shown. Returns None when one of `output_dirs` is no directory. Raises OSError
+    when the page cannot be written (the disk is full, the folder read-only); what was there stays.
+    A finished run should catch it and end well: the page can be made again at any time.
     """
     folders = [Path(output_dir) for output_dir in output_dirs]
     if not all(folder.is_dir() for folder in folders):
         return None
     page = Path(page) if page else folders[0] / "report.html"
-    room = FIGURE_BYTES // len(folders)
-    titles, runs = zip(*(_run(folder, room) for folder in folders), strict=True)
+    groups = group_runs(folders)
+    table = comparison(groups)
+    in_table = {folder for group in groups for folder in group.folders}
+    folded = {folder for group in groups for folder in group.folders[1:]}
+    shown = [folder for folder in folders if folder not in folded]
+    titles, runs = [], []
+    for folder in shown:
+        if table and folder in in_table:  # before the first run it is about
+            runs, table = [*runs, table], ""
+        title, run = _run(folder, FIGURE_BYTES // len(shown))
+        titles, runs = [*titles, title], [*runs, run]
     template = Template(Path(__file__).with_suffix(".html").read_text("utf-8"))
     html_text = template.substitute(title=" · ".join(titles), runs="\n".join(runs))
     # A file name may hold bytes that are no text; they are shown as a question mark.
@@ -58,108 +69,77 @@ def write_report(*output_dirs: str | Path, page: str | Path | None = None) -> Pa
 
 def _run(folder: Path, room: int) -> tuple[str, str]:
     """A run's title and its part of the page, with at most `room` bytes of pictures."""
-    lines = _read(folder / "log.txt").split("\n")
-    epochs = [entry for line in lines if (entry := _parse(line))]
-    config, status = (_parse(_read(folder / f"{n}.json")) for n in ("config", "status"))
-    command = config.get("command")
-    name = _text(_part(config, "model").get("name") or folder.resolve().name)
-    kind, word = STATUS.get(str(status.get("status") or ""), ("soft", _text(status.get("status"))))
+    lines = read_text(folder / "log.txt").split("\n")
+    epochs = [entry for line in lines if (entry := parse_object(line))]
+    config, status = (parse_object(read_text(folder / f"{n}.json")) for n in ("config", "status"))
+    command, result = config.get("command"), read_result(folder)
+    place = folder.resolve()
+    label = f"{place.parent.name}/{place.name}" if SEED.fullmatch(place.name) else place.name
+    name = text(part(config, "model").get("name") or label)
+    kind, word = STATUS.get(str(status.get("status") or ""), ("soft", text(status.get("status"))))
     sections = [
-        _section("Curves", "".join(learning_curves(epochs, str(folder))), "curves"),
+        result_section(result),
+        section("Curves", "".join(learning_curves(epochs, str(folder))), "curves"),
         _figures(folder / "figures", room),
-        _section("Command", f"<pre><code>{_text(command)}</code></pre>" if command else ""),
+        section("Command", f"<pre><code>{text(command)}</code></pre>" if command else ""),
         _bad_images(folder / "bad_images.txt"),
         _tables(config),
     ]
-    reason = f'<p class="reason {kind}"><span>{_text(status.get("reason"))}</span></p>'
+    reason = f'<p class="reason {kind}"><span>{text(status.get("reason"))}</span></p>'
     header = [
         f"<h1>{name}</h1>",
-        f'<p class="under soft"><span class="status {kind}">{word}</span> · '
-        f"{_text(folder.resolve().name)}</p>",
+        f'<p class="under soft"><span class="status {kind}">{word}</span> · {text(label)}</p>',
         reason if status.get("reason") else "",
-        _headline(epochs, config),
+        _headline(epochs, config, bool(result)),
     ]
     body = "\n".join(filter(None, sections)) or '<p class="soft">Nothing recorded yet.</p>'
     top = "\n".join(filter(None, header))
     return f"{name} – {word}", f"<header>\n{top}\n</header>\n<main>\n{body}\n</main>"
 
 
-def _read(path: Path) -> str:
-    """The text of a file, "" when there is none that can be read."""
-    try:
-        return path.read_text("utf-8", "replace") if path.is_file() else ""
-    except OSError:
-        return ""
-
-
-def _parse(text: str) -> dict:
-    """A JSON object, {} when the text holds none (torn, nested beyond reason, another type)."""
-    try:
-        value = json.loads(text)
-    except (ValueError, RecursionError):
-        return {}
-    return value if isinstance(value, dict) else {}
-
-
-def _part(config: dict, key: str) -> dict:
-    """config[key] when it is an object, else {}."""
-    return config[key] if isinstance(config.get(key), dict) else {}
-
-
-def _text(value: object) -> str:
-    """Any value as text that is safe in HTML, between tags and in attributes."""
-    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-    return html.escape(text if len(text) <= CLIP else text[:CLIP] + " …")
-
-
-def _headline(epochs: list[dict], config: dict) -> str:
+def _headline(epochs: list[dict], config: dict, evaluated: bool) -> str:
     """The numbers one asks for first, those that are known."""
     summaries: list[tuple[str, str, Callable[[list[float]], str]]] = [
         ("train_loss", "loss, first → last", lambda y: f"{short(y[0], 3)} → {short(y[-1], 3)}"),
-        ("test_acc1", "best test accuracy, %", lambda y: short(max(y))),
         ("epoch_s", "total time", lambda y: _duration(sum(y))),
         ("images_per_s", "images a second, median", lambda y: short(statistics.median(y))),
         ("data_wait", "of the time waiting for data", lambda y: f"{statistics.mean(y):.1%}"),
         ("skipped_steps", "skipped steps", lambda y: short(sum(y))),
     ]
-    planned = number(_part(config, "options").get("epochs"))
+    if not evaluated:  # afterwards the result says it, with what the epoch was chosen on
+        summaries.insert(1, ("test_acc1", "best test accuracy, %", lambda y: short(max(y))))
+    planned = number(part(config, "options").get("epochs"))
     of = f" of {short(planned)}" if planned and planned != len(epochs) else ""
     items = [("epochs", f"{len(epochs):,}{of}")] if epochs else []
     for key, label, show in summaries:
         if finite := [y for entry in epochs if (y := number(entry.get(key))) is not None]:
             items.append((label, show(finite)))
-    if parameters := number(_part(config, "model").get("parameters")):
+    if parameters := number(part(config, "model").get("parameters")):
         items.append(("parameters", f"{short(parameters / 1e6, 3)} M"))
-    if images := number(_part(config, "data").get("count")):
+    if images := number(part(config, "data").get("count")):
         items.append(("images", short(images)))
-    rows = "".join(f"<div><dt>{label}</dt><dd>{value}</dd></div>" for label, value in items)
-    return f'<dl class="numbers">{rows}</dl>' if rows else ""
-
-
-def _section(heading: str, body: str, kind: str = "") -> str:
-    """`body` under its heading, "" when there is none."""
-    return f'<section><h2>{heading}</h2><div class="{kind}">{body}</div></section>' * bool(body)
+    return numbers(items)
 
 
 def _bad_images(path: Path) -> str:
-    lines = [line for line in _read(path).split("\n") if line.strip()]
+    lines = [line for line in read_text(path).split("\n") if line.strip()]
     if not lines:
         return ""
-    shown = "\n".join(map(_text, lines[:10]))
+    shown = "\n".join(map(text, lines[:10]))
     rest = f"<p>… and {len(lines) - 10:,} more in bad_images.txt</p>" if lines[10:] else ""
-    return _section(f"Unreadable images: {len(lines):,}", f"<pre><code>{shown}</code></pre>{rest}")
+    return section(f"Unreadable images: {len(lines):,}", f"<pre><code>{shown}</code></pre>{rest}")
 
 
 def _tables(config: dict) -> str:
     """Options, model, data and versions, folded away."""
-    parts = {key: dict(_part(config, key)) for key in ("options", "model", "data", "versions")}
+    parts = {key: dict(part(config, key)) for key in ("options", "model", "data", "versions")}
     if config.get("git_commit"):
         parts["versions"]["git commit"] = config["git_commit"]
     row = '<tr><th scope="row">{}</th><td>{}</td></tr>'
     tables = "".join(
         f'<details><summary>{title.capitalize()} <span class="soft">{len(rows)}</span></summary>'
         '<div class="scroll"><table>'
-        f"{''.join(row.format(_text(key), _text(value)) for key, value in rows.items())}"
+        f"{''.join(row.format(text(key), text(value)) for key, value in rows.items())}"
         "</table></div></details>"
         for title, rows in parts.items()
         if rows
@@ -209,7 +189,7 @@ def _figure(path: Path, room: int, kind: str = "") -> str:
             image.verify()
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
         return ""
-    name, source = _text(path.stem), base64.b64encode(data).decode("ascii")
+    name, source = text(path.stem), base64.b64encode(data).decode("ascii")
     return (
         f'<figure class="{kind}"><img src="data:image/png;base64,{source}" alt="{name}" '
         f'width="{width}" height="{height}"><figcaption>{name}</figcaption></figure>'

@@ -7,11 +7,13 @@ the number of processes never change a result.
 """
 
 import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 
 # One independent stream per purpose, so that equal positions never share their numbers.
-ORDER, SAMPLE, FACE, IDENTITY, FIGURE, STEP = range(6)
+ORDER, SAMPLE, FACE, IDENTITY, FIGURE, STEP, BOOTSTRAP, SPLIT, AUGMENT = range(9)
 
 
 def generator(stream: int, seed: int, major: int = 0, minor: int = 0) -> np.random.Generator:
@@ -34,3 +36,24 @@ def seed_globals(seed: int, epoch: int, step: int, rank: int) -> None:
     random.seed(int(rng.integers(2**63)))
     np.random.seed(int(rng.integers(2**32)))
     torch.manual_seed(int(rng.integers(2**63)))
+
+
+@contextmanager
+def borrowed_globals(rng: np.random.Generator) -> Iterator[None]:
+    """The global generators of Python, NumPy and torch (CPU), seeded from `rng` in the block.
+
+    Afterwards they are as they were: what a sample draws must not move what a step draws, whether
+    both happen in one process or not.
+    """
+    import torch
+
+    before = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    random.seed(int(rng.integers(2**63)))
+    np.random.seed(int(rng.integers(2**32)))
+    torch.default_generator.manual_seed(int(rng.integers(2**63)))
+    try:
+        yield
+    finally:
+        random.setstate(before[0])
+        np.random.set_state(before[1])
+        torch.set_rng_state(before[2])

@@ -1,0 +1,247 @@
+"""Run a recipe over seeds and set mean ± deviation beside the published number.
+
+    python benchmarks/reproduce.py @recipes/rafdb_vit_base.args --seeds 0 1 2 \\
+        --data_path … --finetune … --output_dir OUT [--processes N] [any option of main_finetune.py]
+
+Each seed is a run of its own in OUT/seed-N. A finished one is not run again, and the same command
+goes on where it stopped. OUT/summary.json and OUT/report.html hold what came out.
+"""
+
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from util.errors import BAD_INPUT, DONE, FAULT, RESUMABLE, BadInput
+from util.options import COUNT, SIZE, Parser, underscored
+
+if TYPE_CHECKING:
+    from util.summary import Group, Spread
+
+MAIN = Path(__file__).resolve().parents[1] / "main_finetune.py"
+PUBLISHED = re.compile(r"\s*#\s*Published:\s*(.+?)\s*")
+NUMBER = re.compile(r"(accuracy|UAR|macro-F1)\s+([\d.]+)\s*%", re.IGNORECASE)
+STATUS = {"bad_input": BAD_INPUT, "resumable": RESUMABLE}
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+
+
+def build_parser() -> Parser:
+    """The options that are not main_finetune.py's own."""
+    parser = Parser(
+        "Run main_finetune.py over seeds and compare with the published number. Give a recipe as "
+        "@recipes/NAME.args first; any other option goes to main_finetune.py as it is."
+    )
+    parser.fromfile_prefix_chars = None  # a recipe is passed on, too
+    parser.add_argument("--seeds", type=COUNT, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--output_dir", required=True, help="a run goes to OUTPUT_DIR/seed-N")
+    parser.add_argument("--processes", type=SIZE, default=1, help="of each run, by torchrun")
+    return parser
+
+
+def reproduce(argv: Sequence[str]) -> int:
+    """Run what is not finished yet, then tell; -> the exit code of the run that stopped it, or 0.
+
+    Raises BadInput for options that cannot work, OSError when OUT cannot be written.
+    """
+    args, passed = build_parser().parse_known_args([underscored(arg) for arg in argv])
+    if any(arg.partition("=")[0] == "--seed" for arg in passed):
+        raise BadInput("--seed: give all of them to --seeds")
+    if len(set(args.seeds)) < len(args.seeds):
+        raise BadInput(f"--seeds {' '.join(map(str, args.seeds))}: give each once")
+    options, published = expand(passed)
+    options["--processes"] = str(args.processes)
+    output = Path(args.output_dir)
+    check_same_options(output / "summary.json", options)
+    for seed in args.seeds:
+        code = run_seed(passed, seed, output / f"seed-{seed}", args.processes)
+        if code != DONE:
+            return code
+        # After each, so that an interrupted series has something to show, too.
+        group = write_summary(output, options, published)
+    print("\n".join(table(group, published)))
+    tell(f"report: {write_page(output, group)}")
+    return DONE
+
+
+def expand(passed: Sequence[str]) -> tuple[dict[str, str], str]:
+    """The options of a run, recipes read, the last of a name; and what a recipe says is published.
+
+    Raises BadInput for a recipe that cannot be read.
+    """
+    options, published, name = {}, "", ""
+    for arg in passed:
+        words = [arg]
+        if arg.startswith("@"):
+            try:
+                lines = Path(arg[1:]).read_text("utf-8").splitlines()
+                parser = build_parser()
+                words = [word for line in lines for word in parser.convert_arg_line_to_args(line)]
+            except (OSError, ValueError) as error:
+                raise BadInput(f"{arg[1:]}: cannot be read as a recipe ({error})") from None
+            found = [match[1] for line in lines if (match := PUBLISHED.fullmatch(line))]
+            published = published or next(iter(found), "")
+        for word in words:
+            if word.startswith("--"):
+                name, _, options[name] = word.partition("=")
+            else:
+                options[name] = f"{options.get(name, '')} {word}".strip()
+    return options, published
+
+
+def check_same_options(summary: Path, options: dict[str, str]) -> None:
+    """Seeds of different options have no mean: raises BadInput when OUT holds such."""
+    from util.untrusted import parse_object, part, read_text
+
+    then = part(parse_object(read_text(summary)), "options")
+    names = [name for name in {**then, **options} if then.get(name) != options.get(name)]
+    if then and names:
+        words = [
+            "; ".join(
+                f"{name} {of[name]}".strip() if name in of else f"no {name}" for name in names
+            )
+            for of in (then, options)
+        ]
+        raise BadInput(
+            f"{summary}: its runs had {words[0]}, now {words[1]}; name another --output_dir, or "
+            "remove that file if it makes no difference"
+        )
+
+
+def run_seed(passed: Sequence[str], seed: int, folder: Path, processes: int) -> int:
+    """One run, unless it is finished already; -> its exit code, told unless 0."""
+    from util.summary import is_finished
+    from util.untrusted import parse_object, read_text
+
+    if is_finished(folder):
+        tell(f"seed {seed}: finished before, in {folder}")
+        return DONE
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
+    command = [sys.executable, *(launcher if processes > 1 else []), str(MAIN), *passed]
+    status = folder / "status.json"
+    if status.is_file():
+        status.unlink()  # of the run before
+    tell(f"seed {seed}: {folder}")
+    code = run([*command, "--seed", str(seed), "--output_dir", str(folder)])
+    if code == FAULT and processes > 1:  # a launcher makes this of every code
+        code = STATUS.get(str(parse_object(read_text(status)).get("status")), FAULT)
+    if code == RESUMABLE:
+        tell(f"seed {seed}: stopped; the same command goes on (exit code {code})")
+    elif code != DONE:
+        tell(f"seed {seed}: {MAIN.name} ended with exit code {code}; see above")
+    elif not is_finished(folder):
+        tell(f"seed {seed}: {MAIN.name} left no numbers in {folder / 'eval.json'}")
+        code = FAULT
+    return code
+
+
+def run(command: Sequence[str]) -> int:
+    """Run a command to its end; -> its exit code, RESUMABLE when it was over before it could stop.
+
+    Stopping is for the run to do, which saves first: Ctrl-C reaches it anyway, SIGTERM and SIGUSR1
+    are passed on.
+    """
+    asked = []
+
+    def stop(number: int, _frame: FrameType | None) -> None:
+        asked.append(number)
+        if number != signal.SIGINT:
+            child.terminate()
+
+    child = subprocess.Popen(command)
+    handlers = {number: signal.signal(number, stop) for number in SIGNALS}
+    code = child.wait()
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+    if code < 0:
+        return 128 - code  # ended by a signal, as shells tell it
+    return RESUMABLE if asked and code == DONE else code
+
+
+def write_summary(output: Path, options: dict[str, str], published: str) -> "Group":
+    """OUT/summary.json from every finished seed in OUT; -> those."""
+    from util.files import write_json
+    from util.summary import METRICS, SEED, conditions, group_runs, is_finished
+
+    seeds = [folder for folder in output.iterdir() if SEED.fullmatch(folder.name)]
+    (group,) = group_runs([folder for folder in seeds if is_finished(folder)])
+
+    def spreads(of: Callable[[str], "Spread | None"]) -> dict[str, dict]:
+        return {
+            metric: {"mean": spread.mean, "deviation": spread.deviation, "values": spread.values}
+            for metric in METRICS
+            if (spread := of(metric))
+        }
+
+    summary = {
+        "options": options,
+        "test": conditions(group.results),
+        "seeds": group.seeds,
+        "best": spreads(group.spread),
+        "last": spreads(group.last),
+        "published": published,
+    }
+    write_json(output / "summary.json", summary)
+    return group
+
+
+def table(group: "Group", published: str) -> list[str]:
+    """Mean ± deviation and single values, of the best and of the last epoch, and what is published.
+
+    In %.
+    """
+    from util.summary import METRICS, conditions
+
+    rows = [["", *METRICS.values()]]
+    for name, of in (("best epoch", group.spread), ("last epoch", group.last)):
+        if None in (spreads := [of(metric) for metric in METRICS]):
+            continue
+        rows.append([name, *(spread.show() for spread in spreads)])
+        for i, seed in enumerate(group.seeds):
+            rows.append([f"  seed {seed}", *(f"{spread.values[i]:.2f}" for spread in spreads)])
+    said = {word.lower(): value for word, value in NUMBER.findall(published)}
+    if said:
+        rows.append(["published", *(said.get(name.lower(), "") for name in METRICS.values())])
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = [
+        "",
+        f"{conditions(group.results)}; mean ± standard deviation (n − 1) over "
+        f"{len(group.seeds)} seed{'s' * (len(group.seeds) != 1)}, in %",
+    ]
+    for row in rows:
+        cells = (f"{cell:{width}}" for cell, width in zip(row, widths, strict=True))
+        lines.append("   ".join(cells).rstrip())
+    return [*lines, *([f"published by the original authors: {published}"] if published else [])]
+
+
+def write_page(output: Path, group: "Group") -> Path:
+    """OUT/report.html on all finished seeds."""
+    from util.report import write_report
+
+    return write_report(*group.folders, page=output / "report.html")
+
+
+def tell(line: str) -> None:
+    """A line for the reader, before what the next run prints."""
+    print(line, flush=True)
+
+
+def main() -> int:
+    """The program; -> its exit code."""
+    try:
+        return reproduce(sys.argv[1:])
+    except BadInput as error:
+        code, reason = BAD_INPUT, str(error)
+    except OSError as error:
+        code, reason = FAULT, str(error)
+    print(f"reproduce.py: error: {reason}", file=sys.stderr)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

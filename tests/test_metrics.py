@@ -1,0 +1,214 @@
+"""util.metrics: every number against scikit-learn, the intervals against slow, obvious ones."""
+
+import csv
+import json
+import warnings
+
+import numpy as np
+import pytest
+from sklearn import metrics as sk
+
+from util.errors import Fault
+from util.metrics import evaluate, summary_lines, write_predictions
+
+NAMES = ("Neutral", "Happy", "Sad", "Surprise", "Fear", "Disgust", "Anger", "Contempt")
+
+
+def softmax(logits):
+    shares = np.exp(logits - logits.max(axis=1, keepdims=True)).astype(np.float32)
+    return shares / shares.sum(axis=1, keepdims=True)
+
+
+def random_case(seed, n=400, k=7, skill=2.0):
+    """Labels of uneven classes and probabilities that follow them with `skill`."""
+    rng = np.random.default_rng(seed)
+    labels = rng.choice(k, n, p=rng.dirichlet(np.full(k, 2.0)))
+    return softmax(rng.normal(size=(n, k)) + skill * np.eye(k)[labels]), labels
+
+
+def certain(predictions, k):
+    """Probabilities 1 for the predicted classes."""
+    return np.eye(k)[predictions]
+
+
+CASES = {
+    "random": random_case(0),
+    "two classes": random_case(1, k=2),
+    "twenty classes": random_case(2, k=20),
+    "worse than chance": random_case(3, skill=-1.0),
+    "one image": random_case(4, n=1),
+    "one class predicted": (certain(np.zeros(30, int), 3), np.arange(30) % 3),
+    "one class present": (random_case(5, k=3)[0], np.full(400, 2)),
+    "predicted but absent": (certain([0, 1, 2, 2], 4), np.array([0, 1, 1, 1])),
+    "certain and right": (certain([0, 1, 2], 3), np.array([0, 1, 2])),
+    "certain and wrong": (certain([1, 2, 0], 3), np.array([0, 1, 2])),
+}
+
+
+@pytest.mark.filterwarnings("ignore:y_pred contains classes not in y_true")
+@pytest.mark.parametrize("case", CASES)
+def test_numbers_are_those_of_scikit_learn(case):
+    probabilities, labels = CASES[case]
+    k, predicted = probabilities.shape[1], probabilities.argmax(axis=1)
+    result = evaluate(probabilities, labels, [str(i) for i in range(k)])
+    shares = probabilities.astype(float) / probabilities.astype(float).sum(axis=1, keepdims=True)
+    assert result["accuracy"] == pytest.approx(100 * sk.accuracy_score(labels, predicted))
+    assert result["uar"] == pytest.approx(100 * sk.balanced_accuracy_score(labels, predicted))
+    assert result["macro_f1"] == pytest.approx(
+        100 * sk.f1_score(labels, predicted, average="macro", zero_division=0)
+    )
+    assert result["log_loss"] == pytest.approx(sk.log_loss(labels, shares, labels=range(k)))
+    matrix = sk.confusion_matrix(labels, predicted, labels=range(k))
+    assert result["confusion_matrix"] == matrix.tolist()
+    assert list(result["support"].values()) == np.bincount(labels, minlength=k).tolist()
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_results_are_json_without_warnings_and_summarised(case):
+    probabilities, labels = CASES[case]
+    names = [f"class {i}" for i in range(probabilities.shape[1])]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        result = evaluate(probabilities, labels, names)
+    assert json.loads(json.dumps(result, allow_nan=False)) == result
+    assert len(summary_lines(result)) in (2 + len(names), 4 + 2 * len(names))
+
+
+def test_absent_and_unpredicted_classes_have_none_and_are_left_out_of_means():
+    # class 0: right once, and predicted for nothing else; 1: never found; 2: absent, predicted;
+    # 3: neither.
+    result = evaluate(certain([0, 2], 4), np.array([0, 1]), list("abcd"))
+    assert result["recall"] == {"a": 100, "b": 0, "c": None, "d": None}
+    assert result["precision"] == {"a": 100, "b": None, "c": 0, "d": None}
+    assert result["f1"] == {"a": 100, "b": 0, "c": 0, "d": None}
+    assert result["support"] == {"a": 1, "b": 1, "c": 0, "d": 0}
+    assert result["uar"] == 50
+    assert result["macro_f1"] == pytest.approx(100 / 3)
+
+
+def slow_bootstrap(labels, predicted, rounds=3000):
+    """Percentiles of accuracy and UAR over images drawn one by one with replacement."""
+    rng, values = np.random.default_rng(9), []
+    for _ in range(rounds):
+        drawn = rng.integers(0, len(labels), len(labels))
+        truth, right = labels[drawn], (predicted == labels)[drawn]
+        recalls = [right[truth == c].mean() for c in np.unique(truth)]
+        values.append((right.mean(), np.mean(recalls)))
+    return 100 * np.percentile(values, (2.5, 97.5), axis=0).T
+
+
+@pytest.mark.parametrize(("seed", "k", "n"), [(0, 7, 300), (1, 2, 500), (2, 8, 60)])
+def test_intervals_are_those_of_resampling_images(seed, k, n):
+    probabilities, labels = random_case(seed, n, k, skill=1.5)
+    result = evaluate(probabilities, labels, NAMES[:k])
+    expected = slow_bootstrap(labels, probabilities.argmax(axis=1))
+    for key, (low, high) in zip(("accuracy_ci", "uar_ci"), expected, strict=True):
+        # Both are estimates from draws: their ends move by a few hundredths of the width.
+        np.testing.assert_allclose(result[key], (low, high), atol=0.08 * (high - low))
+
+
+def test_accuracy_interval_is_as_wide_as_the_binomial_says():
+    probabilities, labels = random_case(6, n=3000)
+    result = evaluate(probabilities, labels, NAMES[:7])
+    p = result["accuracy"] / 100
+    low, high = result["accuracy_ci"]
+    assert high - low == pytest.approx(2 * 196 * np.sqrt(p * (1 - p) / 3000), rel=0.1)
+    assert low < result["accuracy"] < high
+
+
+def test_intervals_depend_on_the_seed_alone():
+    case = (*random_case(7), NAMES[:7])
+    np.random.seed(0)
+    first = evaluate(*case)
+    np.random.seed(1)
+    assert evaluate(*case) == first
+    other = evaluate(*case, seed=1)
+    assert other["uar_ci"] != first["uar_ci"]
+    assert other["uar"] == first["uar"]
+
+
+def slow_calibration_error(probabilities, labels):
+    confidence, predicted = probabilities.max(axis=1), probabilities.argmax(axis=1)
+    total = 0.0
+    for i in range(15):
+        inside = (confidence > i / 15) & (confidence <= (i + 1) / 15)
+        if inside.any():
+            accuracy = (predicted == labels)[inside].mean()
+            total += inside.mean() * abs(accuracy - confidence[inside].mean())
+    return total
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_calibration_error_is_that_of_its_definition(case):
+    probabilities, labels = CASES[case]
+    result = evaluate(probabilities, labels, [str(i) for i in range(probabilities.shape[1])])
+    expected = 100 * slow_calibration_error(probabilities.astype(float), labels)
+    assert result["ece"] == pytest.approx(expected)
+
+
+def test_what_is_no_probability_is_refused():
+    probabilities, labels = random_case(8, n=5, k=3)
+    probabilities[3, 1] = np.nan
+    with pytest.raises(Fault, match="1 of 5 images"):
+        evaluate(probabilities, labels, NAMES[:3])
+
+
+@pytest.mark.parametrize(
+    ("rows", "labels", "k"),
+    [(0, [], 3), (2, [0, 1, 2], 3), (3, [0, 1, 3], 3), (3, [0, -100, 1], 3), (3, [0, 1, 2], 4)],
+)
+def test_arrays_that_do_not_fit_are_refused(rows, labels, k):
+    with pytest.raises(ValueError, match=r"for .*classes"):
+        evaluate(np.full((rows, 3), 1 / 3), np.array(labels, int), NAMES[:k])
+
+
+def test_summary_says_what_a_paper_prints():
+    labels = np.repeat([0, 1, 2], (1000, 500, 2))
+    predictions = np.concatenate([np.zeros(900, int), np.ones(600, int), [0, 0]])
+    lines = summary_lines(evaluate(certain(predictions, 3), labels, ["Happy", "Sad", "Fear"]))
+    for text in ("accuracy 93.21 % (", "UAR 63.33 % (", "macro-F1 61.85 %", "1,502 images", "95 %"):
+        assert text in lines[0]
+    assert [line.split() for line in lines[1:5]] == [
+        ["class", "recall", "precision", "n"],
+        ["Happy", "90.00", "99.78", "1,000"],
+        ["Sad", "100.00", "83.33", "500"],
+        ["Fear", "0.00", "–", "2"],
+    ]
+    assert [line.split() for line in lines[6:]] == [
+        ["Happy", "Sad", "Fear"],
+        ["Happy", "900", "100", "0"],
+        ["Sad", "0", "500", "0"],
+        ["Fear", "2", "0", "0"],
+    ]
+    for table in (lines[1:5], lines[6:]):
+        assert len({len(line) for line in table}) == 1
+
+
+def test_summary_shows_no_control_characters_of_a_class_name():
+    lines = summary_lines(evaluate(certain([0, 1], 2), np.array([0, 1]), ["a\x1b[31m\n", "\udce9"]))
+    assert all(line.isprintable() for line in lines)
+
+
+def test_predictions_hold_every_image_with_any_name(tmp_path):
+    probabilities, labels = random_case(9, n=4, k=3)
+    names = ["a/b.jpg", 'with "quotes", commas.jpg', "line\nbreak.jpg", "caf\udce9 é.jpg"]
+    path, classes = tmp_path / "predictions.csv", ["Happy", "Sad, or so", "Fear"]
+    write_predictions(path, names, labels, probabilities, classes)
+    with open(path, encoding="utf-8", errors="surrogateescape", newline="") as file:
+        header, *rows = csv.reader(file)
+    assert header == ["path", "label", "prediction", "p_Happy", "p_Sad, or so", "p_Fear"]
+    assert [row[0] for row in rows] == names
+    assert [row[1] for row in rows] == [classes[i] for i in labels]
+    assert [row[2] for row in rows] == [classes[i] for i in probabilities.argmax(axis=1)]
+    np.testing.assert_allclose(np.array([row[3:] for row in rows], float), probabilities, atol=6e-7)
+    assert all(len(value) == 8 for row in rows for value in row[3:])
+
+
+def test_predictions_that_cannot_be_written_leave_the_old_ones(tmp_path):
+    probabilities, labels = random_case(9, n=4, k=3)
+    path = tmp_path / "predictions.csv"
+    path.write_text("old")
+    with pytest.raises(ValueError, match="zip"):
+        write_predictions(path, ["too few"], labels, probabilities, NAMES[:3])
+    assert path.read_text() == "old"
+    assert [p.name for p in tmp_path.iterdir()] == ["predictions.csv"]

@@ -1,0 +1,157 @@
+"""How good a classifier is on images it has not seen: `eval.json`, its lines, `predictions.csv`.
+
+Accuracy is the field's WAR; UAR is the mean of the classes' recalls, also called mean class
+accuracy. Both stand with an interval, since on a few thousand images a point is soon luck.
+"""
+
+import csv
+import io
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from sklearn import metrics
+
+from util.errors import Fault
+from util.files import write_file
+from util.seeding import BOOTSTRAP, generator
+
+RESAMPLES, COVERAGE = 1000, 95  # bootstrap samples; % of them inside an interval
+BINS = 15  # of the calibration error
+MATRIX_CLASSES = 10  # more do not fit a terminal's width
+
+
+def evaluate(
+    probabilities: np.ndarray, labels: np.ndarray, classes: Sequence[str], seed: int = 0
+) -> dict[str, object]:
+    """(n, K) probabilities, (n,) true classes by number -> plain values, ready for `eval.json`.
+
+    In %, unrounded: accuracy, uar, macro_f1, accuracy_ci and uar_ci ([low, high]), recall,
+    precision and f1 by class, ece (expected calibration error of the predicted class). log_loss is
+    in nats; n, support by class and confusion_matrix (rows: truth, columns: prediction) count
+    images. None: the recall of a class without images, which is no part of UAR; the precision of
+    one never predicted; the f1 of one with neither, which is no part of macro_f1.
+
+    Raises Fault when a probability is not finite, ValueError when the arrays do not fit each other.
+    """
+    probabilities, labels = np.asarray(probabilities, np.float64), np.asarray(labels)
+    shape = (len(labels), len(classes))
+    if probabilities.shape != shape or not len(labels) or len(classes) < 2:
+        raise ValueError(f"probabilities {probabilities.shape} for (images, classes) {shape}")
+    if labels.min() < 0 or labels.max() >= len(classes):
+        raise ValueError(f"labels {labels.min()}–{labels.max()} for {len(classes)} classes")
+    if lost := np.count_nonzero(~np.isfinite(probabilities).all(axis=1)):
+        raise Fault(f"the model's outputs are not finite for {lost:,} of {len(labels):,} images")
+
+    ids, predicted = np.arange(len(classes)), probabilities.argmax(axis=1)
+    matrix = metrics.confusion_matrix(labels, predicted, labels=ids)
+    precision, recall, f1, support = metrics.precision_recall_fscore_support(
+        labels, predicted, labels=ids, zero_division=np.nan
+    )
+    intervals = _intervals(matrix, seed)
+    shares = probabilities / probabilities.sum(axis=1, keepdims=True)  # float32 sums to about 1
+    return {
+        "n": len(labels),
+        "accuracy": 100 * float(np.mean(predicted == labels)),
+        "uar": 100 * float(np.nanmean(recall)),
+        "macro_f1": 100 * float(np.nanmean(f1)),
+        "accuracy_ci": intervals[0],
+        "uar_ci": intervals[1],
+        "recall": _percent(classes, recall),
+        "precision": _percent(classes, precision),
+        "f1": _percent(classes, f1),
+        "support": dict(zip(classes, support.tolist(), strict=True)),
+        "confusion_matrix": matrix.tolist(),
+        "classes": list(classes),
+        "log_loss": float(metrics.log_loss(labels, shares, labels=ids)),
+        "ece": 100 * _calibration_error(probabilities.max(axis=1), predicted == labels),
+    }
+
+
+def _percent(classes: Sequence[str], values: np.ndarray) -> dict[str, float | None]:
+    shown = [None if np.isnan(value) else 100 * float(value) for value in values]
+    return dict(zip(classes, shown, strict=True))
+
+
+def _intervals(matrix: np.ndarray, seed: int) -> list[list[float]]:
+    """(K, K) counts -> [low, high] of accuracy and of UAR in %: percentile bootstrap over images.
+
+    Images in one cell of the matrix are alike here, so that drawing n of them with replacement is
+    drawing the cells' counts from a multinomial distribution. A class that a draw leaves without
+    images is no part of that draw's UAR.
+    """
+    n, rng = matrix.sum(), generator(BOOTSTRAP, seed)
+    draws = rng.multinomial(n, matrix.ravel() / n, RESAMPLES).reshape(-1, *matrix.shape)
+    right, support = draws.diagonal(axis1=1, axis2=2), draws.sum(axis=2)
+    recall = np.where(support, right / np.maximum(support, 1), np.nan)
+    values = np.stack([right.sum(axis=1) / n, np.nanmean(recall, axis=1)], axis=1)
+    tail = (100 - COVERAGE) / 2
+    return (100 * np.percentile(values, (tail, 100 - tail), axis=0)).T.tolist()
+
+
+def _calibration_error(confidence: np.ndarray, right: np.ndarray) -> float:
+    """Mean distance of confidence and accuracy, (n,) each, over BINS equal bins of confidence."""
+    bins = np.clip(np.ceil(confidence * BINS).astype(int) - 1, 0, BINS - 1)  # (low, high]
+    return float(np.abs(np.bincount(bins, right - confidence)).sum() / len(right))
+
+
+def summary_lines(result: dict) -> list[str]:
+    """What `evaluate` returned, for a terminal."""
+    accuracy, uar = (
+        f"{result[key]:.2f} % ({low:.2f}–{high:.2f})"
+        for key in ("accuracy", "uar")
+        for low, high in [result[f"{key}_ci"]]
+    )
+    names = [_printable(name) for name in result["classes"]]
+    width = max(len("class"), *map(len, names))
+    lines = [
+        f"accuracy {accuracy}, UAR {uar}, macro-F1 {result['macro_f1']:.2f} %, "
+        f"{result['n']:,} images; in brackets: {COVERAGE} % interval",
+        f"  {'class':{width}}  {'recall':>7}  {'precision':>9}  {'n':>7}",
+    ]
+    for name, key in zip(names, result["classes"], strict=True):
+        recall, precision = (_or_dash(result[kind][key]) for kind in ("recall", "precision"))
+        support = result["support"][key]
+        lines.append(f"  {name:{width}}  {recall:>7}  {precision:>9}  {support:>7,}")
+    if len(names) <= MATRIX_CLASSES:
+        lines.append("confusion matrix, rows: truth, columns: prediction")
+        heads = [name if len(name) <= 8 else name[:7] + "…" for name in names]
+        columns = [
+            max(len(head), *(len(str(count)) for count in counts))
+            for head, counts in zip(
+                heads, zip(*result["confusion_matrix"], strict=True), strict=True
+            )
+        ]
+        for name, row in [("", heads), *zip(names, result["confusion_matrix"], strict=True)]:
+            cells = (f"{cell!s:>{w}}" for cell, w in zip(row, columns, strict=True))
+            lines.append(f"  {name:{width}}  {'  '.join(cells)}")
+    return lines
+
+
+def _or_dash(value: float | None) -> str:
+    return "–" if value is None else f"{value:.2f}"
+
+
+def _printable(name: str) -> str:
+    """A class name, which may be a folder's, without what a terminal obeys or cannot show."""
+    return "".join(c if c.isprintable() else "?" for c in name)
+
+
+def write_predictions(
+    path: str | Path,
+    names: Sequence[str],
+    labels: np.ndarray,
+    probabilities: np.ndarray,
+    classes: Sequence[str],
+) -> None:
+    """`predictions.csv`: path, label, prediction, and p_CLASS for each class; one row an image.
+
+    Bytes of a file name that are no UTF-8 are written as they are. Raises OSError as the disk does.
+    """
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["path", "label", "prediction", *(f"p_{name}" for name in classes)])
+    columns = names, labels.tolist(), probabilities.argmax(axis=1).tolist(), probabilities.tolist()
+    for name, label, prediction, row in zip(*columns, strict=True):
+        writer.writerow([name, classes[label], classes[prediction], *(f"{p:.6f}" for p in row)])
+    write_file(path, text.getvalue().encode("utf-8", "surrogateescape"))

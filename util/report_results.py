@@ -1,0 +1,157 @@
+"""The parts of a report that are about results: one run's numbers, and several runs compared."""
+
+from collections.abc import Sequence
+
+from util.markup import grid, numbers, section, text
+from util.summary import METRICS, Group, conditions, describe_test, paired_difference
+from util.untrusted import number, part
+
+MOST_CLASSES = 200  # in a table
+
+
+def result_section(result: dict) -> str:
+    """What `eval.json` says: the chosen epoch's numbers, beside the last one's, and by class."""
+    if not result:
+        return ""
+    items = [
+        (f"{name}, %", f"{result[key]:.2f}{_small(_interval(result, key))}")
+        for key, name in METRICS.items()
+    ]
+    if (count := number(result.get("n"))) is not None:
+        items.append(("images tested", f"{count:,.0f}"))
+    lines = text(describe_test([result])), " ".join(_remarks(result)), _small_print(result)
+    about = "".join(f'<p class="under">{line}</p>' for line in lines if line)
+    return section("Result", numbers(items) + about + _last(result) + _by_class(result), "result")
+
+
+def _remarks(result: dict) -> list[str]:
+    """Sentences on how the numbers came about."""
+    lines = []
+    if (epoch := number(result.get("epoch"))) is not None:
+        split, chosen_on = (result.get(key) or "" for key in ("split", "selected_on"))
+        lines.append(_choice(epoch, text(split), text(chosen_on)))
+    if result.get("weights") == "model_ema":
+        lines.append("The weights are their moving average (EMA) over training.")
+    if result.get("flip") is True:
+        lines.append("Each image is judged together with its mirror image.")
+    if unreadable := number(result.get("unreadable")):
+        lines.append(f"Images that could not be read: {unreadable:,.0f}.")
+    return lines
+
+
+def _choice(epoch: float, split: str, chosen_on: str) -> str:
+    """How the epoch was chosen, and what that does to its numbers."""
+    if not chosen_on:
+        return f"Weights of epoch {epoch:g}."
+    if chosen_on == split:
+        return (
+            f"Epoch {epoch:g} was chosen as the best on this very split, {split}: choosing and "
+            "testing on the same images flatters it. The last epoch was not chosen."
+        )
+    return (
+        f"Epoch {epoch:g} was chosen as the best on {chosen_on}; the images tested here had no "
+        "part in that."
+    )
+
+
+def _small_print(result: dict) -> str:
+    """What the ranges are, and how far the probabilities can be trusted."""
+    parts = []
+    if _interval(result, "accuracy"):
+        parts.append("Small: 95\u00a0% interval over test images; seeds add their own spread")
+    if (loss := number(result.get("log_loss"))) is not None:
+        parts.append(f"log loss {loss:.3f}")
+    if (error := number(result.get("ece"))) is not None:
+        parts.append(f"calibration error {error:.1f}\u00a0%")
+    return f'<span class="soft">{" · ".join(parts)}</span>' if parts else ""
+
+
+def _last(result: dict) -> str:
+    """The chosen and the last epoch, one under the other."""
+    last = part(result, "last")
+    if all(number(last.get(key)) is None for key in METRICS):
+        return ""
+    rows = [
+        [name, _show(of.get("epoch"), "g"), *(_show(of.get(key)) for key in METRICS)]
+        for name, of in (("chosen", result), ("last", last))
+    ]
+    return grid(["", "epoch", *(f"{name}, %" for name in METRICS.values())], rows)
+
+
+def _by_class(result: dict) -> str:
+    """Recall, precision and images of each class."""
+    classes = result.get("classes")
+    names = [c for c in classes if isinstance(c, str)] if isinstance(classes, list) else []
+    recall, precision, support = (part(result, key) for key in ("recall", "precision", "support"))
+    rows = [
+        [text(c), _show(recall.get(c)), _show(precision.get(c)), _show(support.get(c), ",.0f")]
+        for c in names[:MOST_CLASSES]
+    ]
+    return grid(["class", "recall, %", "precision, %", "images"], rows) if rows else ""
+
+
+def comparison(groups: Sequence[Group]) -> str:
+    """A row a group, with mean and deviation over its seeds; "" for fewer than two results."""
+    if sum(len(group.results) for group in groups) < 2:
+        return ""
+    tests = [conditions(group.results) for group in groups]
+    shared = tests[0] if len(set(tests)) == 1 else ""
+    rows = []
+    for group, test in zip(groups, tests, strict=True):
+        word = "seeds " if group.seeds[1:] else "seed " if group.seeds else ""
+        about = _small(word + ", ".join(map(str, group.seeds))) + _small(
+            "" if shared else text(test)
+        )
+        rows.append([text(group.name) + about, *(_spread(group, key) for key in METRICS)])
+    table = grid(["", *(f"{name}, %" for name in METRICS.values())], rows)
+    note = (
+        "The chosen epoch of each run. ±: standard deviation (n − 1) over seeds; small: the single "
+        "values, or one run’s 95\u00a0% interval."
+    )
+    below = f'<p class="under soft">{text(shared)}</p>' if shared else ""
+    return (
+        f"<header><h1>Comparison</h1>{below}</header>"
+        f'<main>{table}{_difference(groups)}<p class="under soft">{note}</p></main>'
+    )
+
+
+def _spread(group: Group, metric: str) -> str:
+    spread = group.spread(metric)
+    single = [f"{value:.2f}" for value in spread.values]
+    small = " · ".join(single) if single[1:] else _interval(group.results[0], metric)
+    return spread.show() + _small(small)
+
+
+def _difference(groups: Sequence[Group]) -> str:
+    """The line about two groups with the same seeds."""
+    seeded = [group for group in groups if group.seeds]
+    parts = []
+    for metric in ("accuracy", "uar"):
+        if difference := paired_difference(seeded, metric):
+            values = difference.values
+            better, equal = sum(v > 0 for v in values), sum(v == 0 for v in values)
+            shown = difference.show("+").replace(" ", "\u00a0")
+            ties = f", equal in {equal}" if equal else ""
+            parts.append(
+                f"{METRICS[metric]} <strong>{shown}</strong> points "
+                f"(higher in {better} of {len(values)} seeds{ties})"
+            )
+    if not parts:
+        return ""
+    first, second = (text(group.name) for group in seeded)
+    return f"<p><strong>{first}</strong> minus {second}, seed by seed: {', '.join(parts)}.</p>"
+
+
+def _interval(result: dict, metric: str) -> str:
+    """`90.03–92.08`, "" when there is none."""
+    ends = result.get(f"{metric}_ci")
+    ends = [number(end) for end in ends] if isinstance(ends, list) else []
+    return f"{ends[0]:.2f}–{ends[1]:.2f}" if len(ends) == 2 and None not in ends else ""
+
+
+def _show(value: object, style: str = ".2f") -> str:
+    return "–" if (finite := number(value)) is None else f"{finite:{style}}"
+
+
+def _small(words: str) -> str:
+    return f"<small>{words}</small>" if words else ""

@@ -1,0 +1,131 @@
+"""What runs came to: `eval.json` of one, mean and deviation over the seeds of a group.
+
+Runs in folders GROUP/seed-N differ in nothing but their seed; together they say how much of a
+result is luck.
+"""
+
+import os
+import re
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from util.untrusted import number, parse_object, part, read_text
+
+METRICS = {"accuracy": "accuracy", "uar": "UAR", "macro_f1": "macro-F1"}  # key: for people
+SEED = re.compile(r"seed-(\d{1,18})")
+TEST = ("data", "rule", "split", "n", "classes")  # what a result must share to be compared
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Values of one metric over seeds, in %."""
+
+    values: tuple[float, ...]
+
+    @property
+    def mean(self) -> float:
+        """Their mean."""
+        return statistics.fmean(self.values)
+
+    @property
+    def deviation(self) -> float | None:
+        """Their standard deviation (n − 1); None for a single one."""
+        return statistics.stdev(self.values) if len(self.values) > 1 else None
+
+    def show(self, sign: str = "") -> str:
+        """`83.20 ± 0.45`; with `sign` "+" also `+0.20 ± 0.45`."""
+        deviation = "" if self.deviation is None else f" ± {self.deviation:.2f}"
+        mean = round(self.mean, 2) + 0.0  # no −0.00
+        return f"{mean:{sign}.2f}{deviation}".replace("-", "−")
+
+
+@dataclass(frozen=True)
+class Group:
+    """The results of runs that differ in their seeds, or of one run that stands alone."""
+
+    name: str
+    folders: tuple[Path, ...]
+    results: tuple[dict, ...]  # of `evaluate`, and what the run adds
+    seeds: tuple[int, ...] = ()  # of GROUP/seed-N; () for a run that stands alone
+
+    def spread(self, metric: str) -> Spread:
+        """Of the chosen epochs."""
+        return Spread(tuple(float(result[metric]) for result in self.results))
+
+    def last(self, metric: str) -> Spread | None:
+        """Of the last epochs; None unless every run has it."""
+        values = [number(part(result, "last").get(metric)) for result in self.results]
+        return None if None in values else Spread(tuple(values))
+
+
+def group_runs(folders: Sequence[Path]) -> list[Group]:
+    """The groups among run folders, in their order; runs without a result are left out."""
+    found: dict[tuple[Path, bool], list[tuple[Path, int, dict]]] = {}
+    for path, folder in {Path(os.path.abspath(folder)): folder for folder in folders}.items():
+        if result := read_result(folder):
+            match = SEED.fullmatch(path.name)
+            key, seed = ((path.parent, True), int(match[1])) if match else ((path, False), 0)
+            found.setdefault(key, []).append((folder, seed, result))
+    groups = []
+    names = short_names([path for path, _ in found])
+    for name, ((_, seeded), runs) in zip(names, found.items(), strict=True):
+        paths, seeds, results = zip(*sorted(runs, key=lambda run: run[1]), strict=True)
+        groups.append(Group(name, paths, results, seeds if seeded else ()))
+    return groups
+
+
+def short_names(paths: list[Path]) -> list[str]:
+    """As much of the ends of different paths as tells them apart."""
+    for length in range(1, 1 + max((len(path.parts) for path in paths), default=0)):
+        names = [str(Path(*path.parts[-length:])) for path in paths]
+        if len(set(names)) == len(names):
+            return names
+    return [str(path) for path in paths]
+
+
+def paired_difference(groups: Sequence[Group], metric: str) -> Spread | None:
+    """First minus second, seed by seed.
+
+    None unless they are two groups with the same seeds, tested on the same images.
+    """
+    if len(groups) != 2 or not groups[0].seeds or groups[0].seeds != groups[1].seeds:
+        return None
+    tests = [[result.get(key) for key in TEST] for group in groups for result in group.results]
+    if any(test != tests[0] for test in tests):
+        return None
+    pairs = zip(*(group.spread(metric).values for group in groups), strict=True)
+    return Spread(tuple(first - second for first, second in pairs))
+
+
+def describe_test(results: Sequence[dict]) -> str:
+    """What was tested on: `RAF-DB basic, aligned, test`, with the rule of its labels."""
+    title = ", ".join(filter(None, (agreed(results, "data"), agreed(results, "split"))))
+    rule = agreed(results, "rule")
+    return f"{title}; labels by {rule}" if rule else title
+
+
+def conditions(results: Sequence[dict]) -> str:
+    """`describe_test`, and what the epochs were chosen on."""
+    chosen_on = agreed(results, "selected_on")
+    chosen = f"epoch chosen on {chosen_on}" if chosen_on else ""
+    return "; ".join(filter(None, (describe_test(results), chosen)))
+
+
+def agreed(results: Sequence[dict], key: str) -> str:
+    """The value of `key` that the results share; the different ones by " / "."""
+    values = [str(result[key]) for result in results if result.get(key) not in (None, "")]
+    return " / ".join(dict.fromkeys(values))
+
+
+def read_result(folder: Path) -> dict:
+    """`eval.json` of a run; {} without one, or when a metric in it is no finite number."""
+    result = parse_object(read_text(folder / "eval.json"))
+    return result if all(number(result.get(key)) is not None for key in METRICS) else {}
+
+
+def is_finished(folder: Path) -> bool:
+    """Whether a run came to its end and left a result."""
+    status = parse_object(read_text(folder / "status.json")).get("status")
+    return status == "done" and bool(read_result(folder))
