@@ -1,13 +1,16 @@
-"""What happens between steps: log lines, checkpoints, the end of a run that is asked to stop."""
+"""What happens between steps and epochs: log lines, checkpoints, bad images, the end on request."""
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-from engine_train import Position, StepResult, TrainState
+from engine_train import Position, StepResult, Trainer, TrainState
 from util.checkpoint import LAST, save_checkpoint
-from util.errors import Fault, Stopped
+from util.distributed import gather_objects, on_main
+from util.errors import BadInput, Fault, Stopped
 from util.log import Meter, NullLog, duration, peak_memory
+
+MAX_BAD_SHARE = 0.05
 
 
 class Saver:
@@ -24,16 +27,20 @@ class Saver:
         self.every, self.keep, self.epochs = every, keep, epochs
         self.last_saved = "none yet"
 
-    def save(self, state: TrainState) -> None:
-        """The state as it is now; at the beginning of an epoch perhaps under its number too."""
+    def save(self, state: TrainState, best: bool = False) -> None:
+        """The state as it is now; at the beginning of an epoch perhaps under its number too.
+
+        `best`: as `checkpoint-best.pth` too.
+        """
         done = state.position.epoch
         self.last_saved = f"of epoch {done}, step {state.position.step}"
         if self.folder is None:
             return
         numbered = state.position.step == 0 and (done % self.every == 0 or done == self.epochs)
         checkpoint = {**state.state_dict(), **self.extra}
+        number = done - 1 if numbered else None
         try:
-            save_checkpoint(checkpoint, self.folder, done - 1 if numbered else None, self.keep)
+            save_checkpoint(checkpoint, self.folder, number, self.keep, best)
         except OSError as error:
             raise Fault(
                 f"{self.folder / LAST}: could not be written ({error.strerror}); "
@@ -94,6 +101,33 @@ class RunObserver:
             self.saver.save(state)
             self.log.line(self._saved(state.position))
 
+    def finish_epoch(self, trainer: Trainer, measure: Callable[[int], dict[str, float]]) -> None:
+        """Measure, log an epoch, go to the next, save: in this order, that no log line is lost.
+
+        A run killed before the save does the epoch again and writes its line again.
+        """
+        state, steps = trainer.state, self.steps
+        epoch, sums = state.position.epoch, state.position.sums
+        measured = measure(epoch)
+        self.log.epoch(
+            {
+                "epoch": epoch,
+                "train_loss": sums.loss / sums.steps if sums.steps else None,
+                "train_lr": trainer.lr_at(epoch + (steps - 1) / steps),
+                "train_grad_norm": sums.grad_norm / sums.steps if sums.steps else None,
+                **measured,
+                "skipped_steps": sums.skipped,
+                "images_per_s": round(steps * self.global_batch / max(sums.seconds, 1e-9), 1),
+                "data_wait": round(sums.waited / max(sums.seconds, 1e-9), 4),
+                "epoch_s": round(sums.seconds, 2),
+            }
+        )
+        self.log.scalars(measured, epoch + 1)
+        best = state.position.best_epoch == epoch
+        state.position.next_epoch()
+        if self.saver:
+            self.saver.save(state, best)
+
     def _tell(self, position: Position, result: StepResult) -> None:
         speed = self.meter.take(self.global_batch)
         at = position.epoch + position.step / self.steps
@@ -113,3 +147,47 @@ class RunObserver:
             f"asked to stop: saved after step {position.step} of epoch {position.epoch}; "
             "the same command goes on from there"
         )
+
+
+class Loss(Protocol):
+    """A batch_loss that notes what was wrong with the files of its batches."""
+
+    problems: set[str]  # "name<TAB>reason", of this rank, since they were last taken
+
+
+class BadImages:
+    """Files that could not be decoded: counted, named once, too many end the run."""
+
+    def __init__(self, loss: Loss, count: int, record: Path, fresh: bool, log: NullLog) -> None:
+        """Of `count` images; `record` is bad_images.txt, gone on from unless the run is `fresh`."""
+        self.loss, self.count, self.record, self.log = loss, count, record, log
+        self.known: dict[str, str] = on_main(lambda: self._named_before(fresh))
+
+    def _named_before(self, fresh: bool) -> dict[str, str]:
+        if fresh:
+            self.record.unlink(missing_ok=True)
+        if not self.record.exists():
+            return {}
+        lines = self.record.read_text("utf-8", errors="replace").splitlines()
+        return dict(line.partition("\t")[::2] for line in lines)
+
+    def tell(self) -> None:
+        """Gather all ranks' finds (call it on all of them) and name those not named before.
+
+        Raises BadInput when more than 5 % of the data cannot be read.
+        """
+        found = {p for problems in gather_objects(self.loss.problems) for p in problems}
+        self.loss.problems = set()
+        pairs = sorted(problem.partition("\t")[::2] for problem in found)
+        new = {name: reason for name, reason in pairs if name not in self.known}
+        self.known.update(new)
+        for name, reason in new.items():
+            self.log.line(f"warning: cannot read {name}: {reason}; another takes its place")
+            self.log.append(self.record, f"{name}\t{reason}")
+        if len(self.known) > MAX_BAD_SHARE * self.count:
+            name, reason = next(iter(self.known.items()))
+            raise BadInput(
+                f"--data_path: {len(self.known)} of {self.count} images cannot be read, more than "
+                f"{MAX_BAD_SHARE:.0%} (first: {name}: {reason}; all: {self.record}); "
+                "remove or repair them"
+            )

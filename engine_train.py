@@ -14,11 +14,13 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, NamedTuple, Protocol
 
 import torch
+from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from util.distributed import Place, sum_over_ranks
 from util.errors import BadInput, Fault
+from util.optim import set_rates
 from util.seeding import seed_globals
 from util.stop import StopRequest
 
@@ -45,6 +47,13 @@ class Position:
     step: int = 0  # optimizer steps done in it
     sums: Sums = field(default_factory=Sums)
     skipped_in_row: int = 0
+    best: float = -1.0  # the highest accuracy so far on the split that selects, in %
+    best_epoch: int = -1
+
+    def note(self, accuracy: float) -> None:
+        """Remember the current epoch if it is better than all before."""
+        if accuracy > self.best:
+            self.best, self.best_epoch = accuracy, self.epoch
 
     def next_epoch(self) -> None:
         """Go to the beginning of the next epoch."""
@@ -80,28 +89,36 @@ class TrainState:
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
     position: Position = field(default_factory=Position)
+    ema: ModelEmaV3 | None = None  # a running average of the model
 
     def state_dict(self) -> dict[str, Any]:
         """Tensors and plain values; `epoch` is the last finished one, `step` those done since."""
         p = self.position
+        ema = {"model_ema": self.ema.module.state_dict()} if self.ema else {}
         return {
             "model": self.model.state_dict(),
+            **ema,
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
             "epoch": p.epoch - 1,
             "step": p.step,
             "sums": asdict(p.sums),
             "skipped_in_row": p.skipped_in_row,
+            "best": p.best,
+            "best_epoch": p.best_epoch,
         }
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
         """The reverse. Raises RuntimeError or ValueError when the model is another one."""
         self.model.load_state_dict(saved["model"])
+        if self.ema:
+            self.ema.module.load_state_dict(saved["model_ema"])
         self.optimizer.load_state_dict(saved["optimizer"])
         self.scaler.load_state_dict(saved["scaler"])
         self.position.epoch, self.position.step = saved["epoch"] + 1, saved["step"]
         self.position.sums = Sums(**saved["sums"])
-        self.position.skipped_in_row = saved["skipped_in_row"]
+        for name in ("skipped_in_row", "best", "best_epoch"):
+            setattr(self.position, name, saved.get(name, getattr(self.position, name)))
 
 
 class StepResult(NamedTuple):
@@ -141,15 +158,17 @@ class Trainer:
         accum: int = 1,
         clip_grad: float | None = None,
         seed: int = 0,
+        weight_decay_at: Callable[[float], float] | None = None,
     ) -> None:
         """`model` is what runs (perhaps wrapped by DDP); `batch_loss(model, batch)` its loss.
 
-        `lr_at(epoch)` is the learning rate at a fractional epoch; `accum` micro-batches make a
-        step.
+        `lr_at(epoch)` is the learning rate at a fractional epoch, and so is the weight decay where
+        it changes; `accum` micro-batches make a step.
         """
         self.state, self.model, self.batch_loss = state, model, batch_loss
         self.lr_at, self.precision, self.place, self.stop = lr_at, precision, place, stop
         self.accum, self.clip_grad, self.seed = accum, clip_grad, seed
+        self.weight_decay_at = weight_decay_at
         self.parameters = [p for p in state.model.parameters() if p.requires_grad]
         self.device = self.parameters[0].device
 
@@ -179,14 +198,13 @@ class Trainer:
         start, waited = time.perf_counter(), 0.0
         state, scaler = self.state, self.precision.scaler
         lr = self.lr_at(epoch)
-        for group in state.optimizer.param_groups:
-            group["lr"] = lr
+        weight_decay = self.weight_decay_at(epoch) if self.weight_decay_at else None
+        set_rates(state.optimizer, lr, weight_decay)
         seed_globals(self.seed, state.position.epoch, state.position.step, self.place.rank)
 
         total = torch.zeros((), device=self.device)
         for k in range(self.accum):
-            if self.stop.overdue():
-                observer.save_unfinished(state)
+            self.save_if_overdue(observer)
             asked = time.perf_counter()
             batch = next(batches)
             waited += time.perf_counter() - asked
@@ -204,10 +222,17 @@ class Trainer:
             nn.utils.clip_grads_with_norm_(self.parameters, self.clip_grad, norm)
         if not skipped:
             scaler.step(state.optimizer)
+            if state.ema:
+                state.ema.update(state.model)
         scaler.update()
         state.optimizer.zero_grad(set_to_none=True)
         seconds = time.perf_counter() - start
         return StepResult(loss, mean_norm, skipped, stop, lr, seconds, waited)
+
+    def save_if_overdue(self, observer: Observer) -> None:
+        """Where something may take long: save at once when asked to stop a while ago."""
+        if self.stop.overdue():
+            observer.save_unfinished(self.state)
 
     def _communicate(self, last: bool) -> Any:
         """Gradients cross the network once a step, with its last micro-batch."""

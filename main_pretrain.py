@@ -7,14 +7,13 @@ Start order: the newest good checkpoint of --output_dir, else --resume, else fro
 """
 
 import argparse
-import os
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from util.distributed import Place
 from util.errors import BadInput
 from util.options import (
+    COUNT,
+    RATE,
     RATIO,
     SIZE,
     Parser,
@@ -23,22 +22,23 @@ from util.options import (
     add_training,
     fill_defaults,
     flag,
+    launch,
     number,
+    saving,
+    start,
 )
 from util.program import run_program
 from util.schedule import lr_at, scaled_lr
 from util.sizes import CONVNEXT_PATCH, PRETRAIN_SIZES, family, find_size, kept_patches
 
 if TYPE_CHECKING:
-    import torch
-    from torch import nn
     from torch.utils.data import DataLoader
 
     from datasets import PretrainDataset
     from datasets.sampler import GlobalBatchSampler
-    from engine_train import TrainState
-    from util.rundir import RunDir
-    from util.stop import StopRequest
+    from datasets.transforms import Normalise
+    from engine_probe import Probe
+    from engine_run import Run
 
 FAMILY_DEFAULTS = {
     "mae": {
@@ -80,9 +80,14 @@ def build_parser() -> Parser:
     group.add_argument(
         "--crop_pct", type=number(float, above=0, high=1), help="centre shown in pictures (0.875)"
     )
-    add_training(parser, weight_decay=0.05)
+    group.add_argument("--face_margin", type=RATE, help="around AffectNet's face boxes, a share")
+    add_training(parser, min_lr=0.0, warmup_epochs=40)
     add_machine(parser)
     add_output(parser)
+    group = parser.add_argument_group("what one sees meanwhile")
+    group.add_argument("--vis_freq", type=COUNT, default=10, help="epochs between pictures")
+    group.add_argument("--probe_data_path", help="a labelled set to try the frozen features on")
+    group.add_argument("--probe_freq", type=SIZE, default=10, help="epochs between these trials")
     return parser
 
 
@@ -97,7 +102,8 @@ def check_options(args: argparse.Namespace) -> None:
                     f"--{name}: {args.model} has none; it is an option of mae_vit models"
                 )
     fill_defaults(args, FAMILY_DEFAULTS[kind])
-    fill_defaults(args, {"crop_pct": 0.875 if args.input_size <= 224 else 1.0})
+    crop_pct = 0.875 if args.input_size <= 224 else 1.0
+    fill_defaults(args, {"weight_decay": 0.05, "crop_pct": crop_pct})
     patch = CONVNEXT_PATCH if kind == "convnextv2" else args.patch_size or size.patch
     if args.input_size % patch:
         nearest = max(1, round(args.input_size / patch)) * patch
@@ -125,151 +131,154 @@ def model_options(args: argparse.Namespace) -> dict[str, object]:
 
 
 def train(args: argparse.Namespace) -> None:
-    """Lock the folder, meet the other processes, pre-train, part."""
-    from util import distributed
-    from util.report import write_report
-    from util.rundir import RunDir
-    from util.stop import StopRequest
+    """Pre-train in the run's folder, with the other processes."""
+    from engine_run import run_in_folder
 
-    place = distributed.find_place(args.world_size, args.local_rank, args.dist_on_itp)
-    folder = RunDir(args.output_dir) if place.main else None
-    stop = StopRequest()
-    stop.install()
-    device = distributed.pick_device(args.device, place)
-    distributed.join(place, device, args.dist_url, args.dist_timeout)
-    pretrain(args, place, device, stop, folder)
-    if folder:
-        folder.write_status("done")
-        try:
-            print(f"report: {write_report(folder.path)}")
-        except OSError as error:
-            print(f"warning: no report was written: {error}")
-        folder.release()
+    run_in_folder(args.output_dir, launch(args), lambda run: pretrain(args, run))
 
 
-def pretrain(
-    args: argparse.Namespace,
-    place: Place,
-    device: "torch.device",
-    stop: "StopRequest",
-    folder: "RunDir | None",
-) -> None:
+def pretrain(args: argparse.Namespace, run: "Run") -> None:
     """Build the parts, go to where the run begins, run the epochs that are left."""
     import torch
 
     from datasets.transforms import Normalise
-    from engine_observe import RunObserver, Saver
-    from engine_pretrain import BadImages, MaskedLoss, Reconstructions, finish_epoch
+    from engine_observe import BadImages
+    from engine_pretrain import MaskedLoss, Reconstructions
+    from engine_run import (
+        distribute,
+        find_beginning,
+        go_to,
+        observe,
+        open_log,
+        run_epochs,
+        step_line,
+        warmup_lines,
+        write_config,
+    )
     from engine_train import Precision, Trainer, TrainState
     from models_registry import create_pretrain_model
-    from util.log import Meter, NullLog, RunLog
-    from util.optim import adamw
+    from util.optim import adamw, parameter_groups
 
     torch.manual_seed(args.seed)
-    model = create_pretrain_model(args.model, **model_options(args)).to(device)
+    model = create_pretrain_model(args.model, **model_options(args)).to(run.device)
     model.set_grad_checkpointing(args.grad_checkpointing)
-    dataset, sampler, loader = build_data(args, place, model.num_patches, device)
+    dataset, sampler, loader = build_data(args, run, model.num_patches)
     lr = args.lr if args.lr is not None else scaled_lr(args.blr, sampler.global_batch)
-    precision = Precision(args.amp, device)
-    optimizer = adamw(model, lr, args.weight_decay, betas=(0.9, 0.95))
+    precision = Precision(args.amp, run.device)
+    optimizer = adamw(parameter_groups(model, args.weight_decay), lr, betas=(0.9, 0.95))
     state = TrainState(model, optimizer, precision.scaler)
 
     identity = run_identity(args, lr, sampler.global_batch, precision.name, dataset.source.digest)
-    fresh, notes = start(args, state, identity)
-    position = state.position
-    log = NullLog()
-    if folder:
-        events = Path(args.log_dir or args.output_dir)
-        log = RunLog(folder.path, events, position.epoch, position.step / sampler.steps)
-        write_config(args, folder, model, dataset, sampler.global_batch, lr)
-    for line in [*describe(args, model, sampler, lr, precision.name, device), *notes]:
+    path, notes = find_beginning(run, start(args))
+    notes += go_to(path, start(args), state, identity)
+    log = open_log(run, args.log_dir, state, sampler.steps)
+    parameters = sum(p.numel() for p in model.parameters())
+    write_config(
+        run,
+        vars(args),
+        model={"name": args.model, "parameters": parameters},
+        data={
+            "path": args.data_path,
+            "count": len(dataset),
+            "digest": dataset.source.digest,
+        },
+        global_batch=sampler.global_batch,
+        lr=lr,
+    )
+    shape = (
+        f"{args.model}: {parameters / 1e6:.1f} M parameters with decoder, {args.input_size} px, "
+        f"{args.mask_ratio:.0%} of {model.num_patches} patches removed; "
+        f"{precision.name} on {run.device}"
+    )
+    lines = [shape, step_line(sampler, args.data_path, lr)]
+    for line in [*lines, *warmup_lines(args.warmup_epochs, args.epochs), *notes]:
         log.line(line)
 
-    normalise = Normalise().to(device)
-    loss = MaskedLoss(normalise, device)
-    output = Path(args.output_dir)
-    bad_images = BadImages(loss, len(dataset), output / "bad_images.txt", fresh, log)
+    normalise = Normalise().to(run.device)
+    loss = MaskedLoss(normalise, run.device)
+    bad_images = BadImages(loss, len(dataset), run.output / "bad_images.txt", path is None, log)
     extra = {"args": vars(args), "run": identity}
-    saver = Saver(
-        output if folder else None, extra, args.save_ckpt_freq, args.save_ckpt_num, args.epochs
-    )
-    observer = RunObserver(
-        log,
-        saver if args.save_ckpt else None,
-        Meter((args.epochs - position.epoch) * sampler.steps - position.step),
-        bad_images.tell,
-        device.type,
-        sampler.steps,
-        args.epochs,
-        sampler.global_batch,
-        args.print_freq,
-        args.save_steps,
-    )
+    observer = observe(run, log, state, sampler, args.epochs, saving(args), bad_images.tell, extra)
     trainer = Trainer(
         state,
-        distribute(model, device, place, args.compile),
+        distribute(model, run, args.compile),
         loss,
         lambda epoch: lr_at(epoch, lr, args.min_lr, args.warmup_epochs, args.epochs),
         precision,
-        place,
-        stop,
+        run.place,
+        run.stop,
         args.accum_iter,
         args.clip_grad,
         args.seed,
     )
     trainer.settle_buckets(loss.blank(args.batch_size, args.input_size, model.num_patches))
     pictures = None
-    if folder and args.vis_freq:
+    if run.folder and args.vis_freq:
         pictures = Reconstructions(
-            dataset, normalise, output / "figures", args.vis_freq, args.crop_pct, args.seed
+            dataset, normalise, run.output / "figures", args.vis_freq, args.crop_pct, args.seed
         )
-    while position.epoch < args.epochs:
-        sampler.start_at(position.epoch, position.step)
-        trainer.run_epoch(loader, sampler.steps, observer)
-        finish_epoch(trainer, observer, pictures)
+    probe = build_probe(args, run, normalise)
+
+    def measure(epoch: int) -> dict[str, float]:
+        if pictures and pictures.due(epoch, args.epochs):
+            pictures.save(model, epoch, log)
+        if probe and ((epoch + 1) % args.probe_freq == 0 or epoch + 1 == args.epochs):
+            return probe.measure(model, precision, lambda: trainer.save_if_overdue(observer))
+        return {}
+
+    run_epochs(trainer, observer, sampler, loader, measure)
     log.close()
 
 
 def build_data(
-    args: argparse.Namespace, place: Place, num_patches: int, device: "torch.device"
+    args: argparse.Namespace, run: "Run", num_patches: int
 ) -> tuple["PretrainDataset", "GlobalBatchSampler", "DataLoader"]:
     """The images, their order, and the workers that read them; every rank must see the same."""
     from datasets import build_loader, build_pretrain_dataset
+    from datasets.replace import check_readable
     from datasets.sampler import GlobalBatchSampler
-    from engine_pretrain import check_readable
-    from util.distributed import on_main
+    from engine_run import same_everywhere, worker_count
 
-    cache = Path(args.output_dir) / "file_list.bin" if place.main else None
+    cache = run.output / "file_list.bin" if run.folder else None
 
     def build() -> "PretrainDataset":
-        return build_pretrain_dataset(
-            args.data_path, args.input_size, num_patches, args.seed, cache
+        dataset = build_pretrain_dataset(
+            args.data_path, args.input_size, num_patches, args.seed, cache, args.face_margin
         )
+        check_readable(dataset.source)
+        return dataset
 
-    def check() -> tuple[int, str]:
-        dataset = build()
-        check_readable(dataset)
-        return len(dataset), dataset.source.digest
-
-    count, digest = on_main(check)
-    dataset = build()
-    if dataset.source.digest != digest:
-        raise BadInput(
-            f"--data_path {args.data_path}: process {place.rank} finds {len(dataset)} images, "
-            f"process 0 {count}; every machine must see the same files"
-        )
-    sampler = GlobalBatchSampler(len(dataset), args.batch_size, args.accum_iter, place, args.seed)
-    workers = args.num_workers
-    if workers is None:
-        workers = min(10, available_cores() // place.local_world)
-    pin = args.pin_mem and device.type == "cuda"
+    dataset = same_everywhere(args.data_path, build, lambda dataset: dataset.source.digest)
+    sampler = GlobalBatchSampler(
+        len(dataset), args.batch_size, args.accum_iter, run.place, args.seed
+    )
+    workers = worker_count(args.num_workers, run.place)
+    pin = args.pin_mem and run.device.type == "cuda"
     return dataset, sampler, build_loader(dataset, sampler, workers, pin, args.dist_timeout)
 
 
-def available_cores() -> int:
-    """The cores this process may use, which containers and schedulers restrict."""
-    affinity = getattr(os, "sched_getaffinity", None)  # Linux
-    return len(affinity(0)) if affinity else os.cpu_count() or 1
+def build_probe(args: argparse.Namespace, run: "Run", normalise: "Normalise") -> "Probe | None":
+    """`--probe_data_path`: what the features of the model so far tell about expressions."""
+    if not args.probe_data_path:
+        return None
+    from datasets import open_labelled, plain
+    from datasets.finetune import choose_splits
+    from engine_probe import Probe
+    from engine_run import same_everywhere, worker_count
+
+    data = same_everywhere(
+        args.probe_data_path,
+        lambda: open_labelled(args.probe_data_path, size=args.input_size),
+        lambda data: data.digest,
+    )
+    train, tests = choose_splits(data, None, "test", 0.1, args.seed, args.probe_data_path)
+    loading = {
+        "workers": worker_count(args.num_workers, run.place),
+        "pin_memory": args.pin_mem and run.device.type == "cuda",
+        "timeout": args.dist_timeout,
+    }
+    view = plain(args.input_size)
+    return Probe(train, tests["test"], data.classes, view, normalise, run.place, **loading)
 
 
 def run_identity(
@@ -286,98 +295,6 @@ def run_identity(
         "amp": precision,
         "data": data,
     }
-
-
-def start(
-    args: argparse.Namespace, state: "TrainState", identity: dict[str, object]
-) -> tuple[bool, list[str]]:
-    """Bring `state` to where the run begins; -> whether from nothing, and lines that say so."""
-    from util.checkpoint import check_same_run, find_start, read_checkpoint
-    from util.distributed import on_main
-
-    path, notes = on_main(lambda: find_start(Path(args.output_dir), args.auto_resume, args.resume))
-    if path is None:
-        state.position.epoch = args.start_epoch
-        return True, notes
-    saved = read_checkpoint(path)
-    note = check_same_run(path, saved, identity, args.override_resume)
-    state.load_state_dict(saved)
-    position = state.position
-    if position.step and saved["run"].get("global_batch") != identity["global_batch"]:
-        position.step, position.sums = 0, type(position.sums)()  # steps are of another size now
-    at = f"at epoch {position.epoch}, step {position.step}"
-    return False, [*notes, *([note] if note else []), at]
-
-
-def distribute(
-    model: "nn.Module", device: "torch.device", place: Place, compiled: bool
-) -> "nn.Module":
-    """The model as it is run: perhaps compiled, wrapped by DDP when there are several ranks."""
-    from torch.nn.parallel import DistributedDataParallel
-
-    if compiled:
-        model.compile()
-    if place.world == 1:
-        return model
-    return DistributedDataParallel(
-        model,
-        device_ids=[device.index] if device.type == "cuda" else None,
-        gradient_as_bucket_view=True,
-    )
-
-
-def describe(
-    args: argparse.Namespace,
-    model: "nn.Module",
-    sampler: "GlobalBatchSampler",
-    lr: float,
-    precision: str,
-    device: "torch.device",
-) -> list[str]:
-    """The first lines of a run."""
-    parameters = sum(p.numel() for p in model.parameters()) / 1e6
-    lines = [
-        f"{args.model}: {parameters:.1f} M parameters with decoder, {args.input_size} px, "
-        f"{args.mask_ratio:.0%} of {model.num_patches} patches removed; {precision} on {device}",
-        f"{sampler.count} images of {args.data_path}, {sampler.steps} steps an epoch; a step is "
-        f"--batch_size {args.batch_size} × --accum_iter {args.accum_iter} × {sampler.place.world} "
-        f"processes = {sampler.global_batch} images, learning rate {lr:.3g}",
-    ]
-    if args.warmup_epochs >= args.epochs:
-        lines.append(
-            f"warning: --warmup_epochs {args.warmup_epochs:g} is not over within --epochs "
-            f"{args.epochs}: the learning rate only rises"
-        )
-    return lines
-
-
-def write_config(
-    args: argparse.Namespace,
-    folder: "RunDir",
-    model: "nn.Module",
-    dataset: "PretrainDataset",
-    global_batch: int,
-    lr: float,
-) -> None:
-    """`config.json`: everything needed to do the run again."""
-    from util.files import write_json
-    from util.rundir import provenance
-
-    folder.clear_status()
-    parameters = sum(p.numel() for p in model.parameters())
-    config = {
-        "options": vars(args),
-        **provenance(),
-        "model": {"name": args.model, "parameters": parameters},
-        "data": {
-            "path": args.data_path,
-            "count": len(dataset),
-            "digest": dataset.source.digest,
-        },
-        "global_batch": global_batch,
-        "lr": lr,
-    }
-    write_json(folder.path / "config.json", config)
 
 
 if __name__ == "__main__":

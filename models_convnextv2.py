@@ -201,6 +201,10 @@ class FCMAE(MaskedAutoencoder):
         """The encoder's blocks; the decoder works on single cells and is small."""
         self.encoder.set_grad_checkpointing(enable)
 
+    def forward_features(self, imgs: Tensor) -> Tensor:
+        """(N, C, H, W) -> (N, D): the mean over all cells of the dense pass."""
+        return self.encoder(imgs).mean(dim=(1, 2, 3))
+
     def predict(self, imgs: Tensor, ids: Tensor, keep: int, start: int) -> Tensor:
         """See MaskedAutoencoder."""
         n, length = ids.shape

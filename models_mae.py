@@ -85,6 +85,11 @@ class MaskedAutoencoderViT(MaskedAutoencoder):
             x = run_block(self.grad_checkpointing, block, x)
         return self.norm(x)
 
+    def forward_features(self, imgs: Tensor) -> Tensor:
+        """(N, C, H, W) -> (N, D): the mean of the patch tokens, nothing removed."""
+        everything = torch.arange(self.num_patches, device=imgs.device).expand(len(imgs), -1)
+        return self.encode(imgs, everything)[:, 1:].mean(dim=1)
+
     def decode(self, x: Tensor, ids: Tensor, start: int) -> Tensor:
         """(N, 1 + V, D), shuffled patch numbers (N, L) -> (N, L - start, p*p*C), ids[:, start:].
 

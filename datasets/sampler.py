@@ -19,10 +19,19 @@ class GlobalBatchSampler:
     """
 
     def __init__(
-        self, count: int, batch_size: int, accum: int = 1, place: Place | None = None, seed: int = 0
+        self,
+        count: int,
+        batch_size: int,
+        accum: int = 1,
+        place: Place | None = None,
+        seed: int = 0,
+        balance: np.ndarray | None = None,
     ) -> None:
-        """Raises BadInput when `count` images are fewer than one global batch."""
-        self.place = place or Place()
+        """`balance`: the images' labels (count,), to draw every class equally often in an epoch.
+
+        Raises BadInput when `count` images are fewer than one global batch.
+        """
+        self.place, self.balance = place or Place(), balance
         self.count, self.batch_size, self.accum, self.seed = count, batch_size, accum, seed
         self.global_batch = batch_size * accum * self.place.world
         if count < self.global_batch:
@@ -39,8 +48,12 @@ class GlobalBatchSampler:
         self.epoch, self.first_step = epoch, step
 
     def order(self) -> np.ndarray:
-        """The epoch's image numbers, (steps * global_batch,)."""
-        order = generator(ORDER, self.seed, self.epoch).permutation(self.count)
+        """The epoch's draws, (steps * global_batch,): image numbers, or see `balanced_order`."""
+        rng = generator(ORDER, self.seed, self.epoch)
+        if self.balance is None:
+            order = rng.permutation(self.count)
+        else:
+            order = balanced_order(self.balance, rng)
         return np.concatenate([order, order[: self.steps * self.global_batch - self.count]])
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
@@ -52,3 +65,21 @@ class GlobalBatchSampler:
 
     def __len__(self) -> int:
         return (self.steps - self.first_step) * self.accum
+
+
+def balanced_order(labels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """As many draws as there are images (n,), every class equally often to within one.
+
+    A large class is sampled without repetition, a small one gone through as often as needed. The
+    k-th repetition of image i is the draw i + k * n, so that it can be augmented differently.
+    """
+    n, classes = len(labels), np.unique(labels)
+    quotas = np.full(len(classes), n // len(classes))
+    quotas[rng.permutation(len(classes))[: n % len(classes)]] += 1
+    draws = []
+    for label, quota in zip(classes, quotas, strict=True):
+        members = np.flatnonzero(labels == label)
+        rounds = -(-quota // len(members))
+        passes = [rng.permutation(members) + k * n for k in range(rounds)]
+        draws.append(np.concatenate(passes)[:quota])
+    return rng.permutation(np.concatenate(draws))

@@ -1,6 +1,7 @@
 """From a decoded image to what the model takes; randomness comes in as a generator."""
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -59,12 +60,15 @@ def centre_crop(image: np.ndarray, size: int, crop_pct: float) -> Tensor:
 
 
 class Normalise(nn.Module):
-    """uint8 (N, 3, H, W) -> float with ImageNet's mean and deviation, on the images' device."""
+    """uint8 (N, 3, H, W) -> float with a mean and deviation of 0, 1, on the images' device."""
 
-    def __init__(self) -> None:
+    def __init__(
+        self, mean: Sequence[float] = IMAGENET_MEAN, std: Sequence[float] = IMAGENET_STD
+    ) -> None:
+        """`mean` and `std` of the three channels of pixels in 0–1."""
         super().__init__()
-        self.register_buffer("mean", 255 * torch.tensor(IMAGENET_MEAN).view(1, 3, 1, 1))
-        self.register_buffer("std", 255 * torch.tensor(IMAGENET_STD).view(1, 3, 1, 1))
+        self.register_buffer("mean", 255 * torch.tensor(mean).view(1, 3, 1, 1))
+        self.register_buffer("std", 255 * torch.tensor(std).view(1, 3, 1, 1))
 
     def forward(self, imgs: Tensor) -> Tensor:
         """Pixels -> model input."""

@@ -8,9 +8,11 @@ from torchvision.transforms import RandomResizedCrop
 from torchvision.transforms import functional as tvf
 
 from datasets import build_loader, build_pretrain_dataset
+from datasets.replace import check_readable
 from datasets.sampler import GlobalBatchSampler
 from datasets.transforms import Normalise, centre_crop, crop_and_resize, random_crop_box
-from engine_pretrain import BadImages, MaskedLoss, check_readable
+from engine_observe import BadImages
+from engine_pretrain import MaskedLoss
 from util.distributed import Place
 from util.errors import BadInput
 from util.log import RunLog
@@ -181,7 +183,7 @@ def test_a_folder_without_one_readable_image_is_refused_at_once(folder):
     for path in folder.glob("*.png"):
         path.write_bytes(b"")
     with pytest.raises(BadInput, match=r"none of the 32 images tried can be read .*empty"):
-        check_readable(build_pretrain_dataset(folder, 32))
+        check_readable(build_pretrain_dataset(folder, 32).source)
 
 
 def test_synthetic_takes_a_count():

@@ -7,9 +7,11 @@ import sys
 import pytest
 from runs import ROOT
 
+import main_finetune
+import main_pretrain
 from main_pretrain import build_parser
 
-FLOORS = {"main": 3, "app": 3, "engine": 2, "models": 1, "datasets": 1, "util": 0}
+FLOORS = {"main": 3, "build": 3, "app": 3, "engine": 2, "models": 1, "datasets": 1, "util": 0}
 SOURCES = sorted(
     path
     for path in [*ROOT.glob("*.py"), *ROOT.glob("util/*.py"), *ROOT.glob("datasets/*.py")]
@@ -67,7 +69,7 @@ def test_no_floor_has_a_circle():
 @pytest.mark.parametrize("path", [p for p in SOURCES if floor(module_name(p)) < 3], ids=module_name)
 def test_args_stops_at_the_mains(path):
     """Below the mains only option handling itself may touch the namespace."""
-    if module_name(path) in ("util.options", "util.program"):
+    if module_name(path) in ("util.options", "util.options_finetune", "util.program"):
         return
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, (ast.FunctionDef, ast.Lambda)):
@@ -75,24 +77,26 @@ def test_args_stops_at_the_mains(path):
             assert not names & {"args", "opts", "namespace"}, f"{path.name}:{node.lineno}"
 
 
-@pytest.mark.parametrize("path", MAINS, ids=module_name)
-def test_every_flag_is_read(path):
-    parser = {"main_pretrain": build_parser}[module_name(path)]()
+@pytest.mark.parametrize("main", [main_pretrain, main_finetune], ids=lambda m: m.__name__)
+def test_every_flag_is_read(main):
+    """By the program, the file that builds its parts, or the options' own bundles."""
+    places = {"main_pretrain": [], "main_finetune": ["build_finetune", "util/options_finetune"]}[main.__name__]
     read = set()
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Attribute) and getattr(node.value, "id", "") == "args":
-            read.add(node.attr)
-        # getattr(args, name) over a literal list of names
-        if isinstance(node, ast.Constant) and isinstance(node.value, str):
-            read.add(node.value)
-    flags = {action.dest for action in parser._actions} - {"help"}
+    for name in (main.__name__, *places, "util/options"):
+        for node in ast.walk(ast.parse((ROOT / f"{name}.py").read_text())):
+            if isinstance(node, ast.Attribute) and getattr(node.value, "id", "") == "args":
+                read.add(node.attr)
+            # getattr(args, name) over a literal list of names
+            if isinstance(node, ast.List):
+                read |= {e.value for e in node.elts if isinstance(e, ast.Constant)}
+    flags = {action.dest for action in main.build_parser()._actions} - {"help"}
     assert flags <= read, f"accepted but never read: {flags - read}"
 
 
 @pytest.mark.parametrize("path", MAINS, ids=module_name)
 def test_options_are_parsed_without_heavy_imports(path):
     heavy = "[m for m in ('torch', 'numpy') if m in sys.modules]"
-    code = f"import {module_name(path)}, sys; print({heavy})"
+    code = f"import {module_name(path)} as m, sys; m.build_parser(); print({heavy})"
     run = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True
     )
@@ -142,9 +146,28 @@ OFFICIAL = [
 ]
 
 
-def test_every_flag_of_the_official_pretraining_scripts_is_accepted():
+# MAE's and ConvNeXt V2's fine-tuning and linear probing, beyond those of pre-training.
+NOT_OF_FINETUNING = {"mask_ratio", "norm_pix_loss", "decoder_depth", "decoder_embed_dim"}
+# fmt: off
+OFFICIAL_FINETUNING = [
+    "drop_path", "clip_grad", "layer_decay", "color_jitter", "aa", "smoothing", "reprob",
+    "remode", "recount", "resplit", "mixup", "cutmix", "cutmix_minmax", "mixup_prob",
+    "mixup_switch_prob", "mixup_mode", "finetune", "global_pool", "cls_token", "nb_classes",
+    "eval", "dist_eval", "layer_decay_type", "model_ema", "model_ema_decay",
+    "model_ema_force_cpu", "model_ema_eval", "warmup_steps", "opt", "opt_eps", "opt_betas",
+    "momentum", "weight_decay_end", "train_interpolation", "head_init_scale", "model_key",
+    "model_prefix", "eval_data_path", "imagenet_default_mean_and_std", "data_set",
+    "disable_eval", "use_amp",
+]
+# fmt: on
+
+
+def test_every_flag_of_the_official_scripts_is_accepted():
     known = build_parser()._option_string_actions
     assert [name for name in OFFICIAL if f"--{name}" not in known] == []
+    known = main_finetune.build_parser()._option_string_actions
+    wanted = {*OFFICIAL, *OFFICIAL_FINETUNING} - NOT_OF_FINETUNING
+    assert sorted(name for name in wanted if f"--{name}" not in known) == []
 
 
 def test_flags_may_be_spelled_with_hyphens_and_booleans_bare_or_as_words():
@@ -162,9 +185,8 @@ def test_flags_may_be_spelled_with_hyphens_and_booleans_bare_or_as_words():
 
 @pytest.mark.parametrize("recipe", sorted((ROOT / "recipes").glob("*.args")), ids=lambda p: p.stem)
 def test_recipes_parse(recipe):
-    from main_pretrain import check_options
-
-    args = build_parser().parse([f"@{recipe}", "--epochs", "2"])
-    check_options(args)
+    main = main_pretrain if recipe.name.startswith("pretrain") else main_finetune
+    args = main.build_parser().parse([f"@{recipe}", "--epochs", "2"])
+    main.check_options(args)
     assert args.epochs == 2
     assert args.model in recipe.read_text()

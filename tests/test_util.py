@@ -12,7 +12,7 @@ from util.distributed import Place, find_place
 from util.errors import BadInput
 from util.files import replacing
 from util.log import Meter, cut_log, duration
-from util.optim import adamw
+from util.optim import adamw, parameter_groups
 from util.schedule import lr_at, scaled_lr
 
 
@@ -33,7 +33,7 @@ def test_the_schedule_warms_up_linearly_and_ends_on_its_floor():
 @pytest.mark.parametrize("name", ["mae_vit_tiny_patch16", "convnextv2_atto"])
 def test_every_parameter_is_in_one_group_and_only_weights_decay(name):
     model = create_pretrain_model(name, input_size=64, decoder_depth=1)
-    decayed, rest = adamw(model, 0.1, 0.05, (0.9, 0.95)).param_groups
+    decayed, rest = adamw(parameter_groups(model, 0.05), 0.1).param_groups
     names = {id(p): n for n, p in model.named_parameters()}
     decayed_names = {names[id(p)] for p in decayed["params"]}
     rest_names = {names[id(p)] for p in rest["params"]}

@@ -26,6 +26,17 @@ class Place(NamedTuple):
         return self.rank == 0
 
 
+class Launch(NamedTuple):
+    """The options about device and processes, under their own names."""
+
+    device: str
+    world_size: int
+    local_rank: int
+    dist_on_itp: bool
+    dist_url: str
+    dist_timeout: float  # seconds
+
+
 def find_place(world_size: int = 1, local_rank: int = -1, dist_on_itp: bool = False) -> Place:
     """The place a launcher gave this process, from the environment; needs no torch.
 

@@ -1,4 +1,6 @@
-"""The optimizer and what it decays."""
+"""The optimizer: what it decays, and how much slower the layers near the input learn."""
+
+from collections.abc import Callable
 
 import torch
 from torch import nn
@@ -12,21 +14,94 @@ def is_decayed(name: str, parameter: torch.Tensor) -> bool:
     return parameter.ndim > 1 and name.rpartition(".")[2] not in NOT_DECAYED | {"bias"}
 
 
-def decay_groups(model: nn.Module, weight_decay: float) -> list[dict]:
-    """Two optimizer groups, decayed or not, of all trained parameters in the model's order."""
-    trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-    decayed = [p for name, p in trained if is_decayed(name, p)]
-    rest = [p for name, p in trained if not is_decayed(name, p)]
-    return [
-        {"params": decayed, "weight_decay": weight_decay},
-        {"params": rest, "weight_decay": 0.0},
-    ]
+def parameter_groups(
+    model: nn.Module, weight_decay: float, lr_scale: Callable[[str], float] = lambda name: 1.0
+) -> list[dict]:
+    """Optimizer groups of all trained parameters: decayed, then not, one a learning rate each.
+
+    `lr_scale(name)` is a parameter's share of the learning rate.
+    """
+    groups: dict[tuple[float, bool], dict] = {}
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        scale, decayed = lr_scale(name), is_decayed(name, parameter)
+        group = {"lr_scale": scale, "weight_decay": weight_decay if decayed else 0.0, "params": []}
+        groups.setdefault((scale, decayed), group)["params"].append(parameter)
+    return sorted(groups.values(), key=lambda group: group["weight_decay"] == 0)
 
 
-def adamw(
-    model: nn.Module, lr: float, weight_decay: float, betas: tuple[float, float]
-) -> torch.optim.AdamW:
-    """AdamW in one fused kernel where the device has one."""
-    groups = decay_groups(model, weight_decay)
+def set_rates(
+    optimizer: torch.optim.Optimizer, lr: float, weight_decay: float | None = None
+) -> None:
+    """Set every group's share of `lr`, and the weight decay of the groups that have one."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr * group.get("lr_scale", 1.0)
+        if weight_decay is not None and group["weight_decay"]:
+            group["weight_decay"] = weight_decay
+
+
+def adamw(groups: list[dict], lr: float, **options: object) -> torch.optim.AdamW:
+    """AdamW in one fused kernel where the device has one; `options` are betas and eps."""
     device = groups[0]["params"][0].device.type
-    return torch.optim.AdamW(groups, lr=lr, betas=betas, fused=device in ("cpu", "cuda", "mps"))
+    return torch.optim.AdamW(groups, lr=lr, fused=device in ("cpu", "cuda", "mps"), **options)
+
+
+def create_optimizer(
+    name: str, groups: list[dict], lr: float, momentum: float, **options: object
+) -> torch.optim.Optimizer:
+    """`--opt`: AdamW fused, `lars` as in linear probing, anything else as timm names it.
+
+    `options` are betas and eps, those that were given. Raises ValueError for a name timm has not.
+    """
+    if name == "adamw":
+        return adamw(groups, lr, **options)
+    from timm.optim import Lars, create_optimizer_v2
+
+    if name == "lars":
+        # MAE, appendix A.1: the trust ratio also without weight decay, but never for biases.
+        for group in groups:
+            group["always_adapt"] = all(p.ndim > 1 for p in group["params"])
+        return Lars(groups, lr=lr, momentum=momentum)
+    return create_optimizer_v2(groups, opt=name, lr=lr, momentum=momentum, **options)
+
+
+def vit_layers(depth: int) -> Callable[[str], int]:
+    """A ViT parameter's layer: 0 for what makes tokens, b + 1 for block b, depth + 1 after."""
+
+    def layer(name: str) -> int:
+        first, *rest = name.split(".")
+        if first in ("cls_token", "pos_embed", "patch_embed"):
+            return 0
+        return int(rest[0]) + 1 if first == "blocks" else depth + 1
+
+    return layer
+
+
+def convnext_layers(depths: tuple[int, ...], grouped: bool) -> Callable[[str], int]:
+    """A ConvNeXt parameter's layer, counted by blocks or (`grouped`) as if there were twelve.
+
+    Grouped, three blocks of the long third stage are one layer (the official code's rule for Base
+    and Large).
+    """
+    before = [sum(depths[:stage]) for stage in range(len(depths))]
+    last = 12 if grouped else sum(depths)
+
+    def layer(name: str) -> int:
+        part, *rest = name.split(".")
+        if part not in ("downsample_layers", "stages"):
+            return last + 1
+        stage = int(rest[0])
+        if not grouped:  # a downsampling, the stem too, goes with the block after it
+            return before[stage] + 1 + (int(rest[1]) if part == "stages" else 0)
+        if part == "downsample_layers":
+            return (0, 2, 3, 12)[stage]
+        return (1, 2, 3 + int(rest[1]) // 3, 12)[stage]
+
+    return layer
+
+
+def decayed_rate(layer: Callable[[str], int], decay: float) -> Callable[[str], float]:
+    """The share of the learning rate: 1 for the last layer, times `decay` for each one before."""
+    last = layer("head.weight")
+    return lambda name: decay ** (last - layer(name))

@@ -8,7 +8,9 @@ import difflib
 import math
 import shlex
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
+from util.distributed import Launch
 from util.errors import BadInput
 
 
@@ -104,7 +106,7 @@ def flag(group: argparse._ActionsContainer, name: str, default: bool | None, tex
 # --- groups ---
 
 
-def add_training(parser: Parser, weight_decay: float) -> None:
+def add_training(parser: Parser, min_lr: float | None, warmup_epochs: float | None) -> None:
     """Batches, optimizer and schedule."""
     group = parser.add_argument_group("training")
     group.add_argument("--batch_size", type=SIZE, default=64, help="images a process, a step part")
@@ -117,11 +119,11 @@ def add_training(parser: Parser, weight_decay: float) -> None:
     )
     group.add_argument("--epochs", type=SIZE)
     group.add_argument("--start_epoch", type=COUNT, default=0, help="where a new run begins")
-    group.add_argument("--warmup_epochs", type=RATE, default=40)
+    group.add_argument("--warmup_epochs", type=RATE, default=warmup_epochs)
     group.add_argument("--blr", type=RATE, help="learning rate for 256 images a step")
     group.add_argument("--lr", type=RATE, help="learning rate as it is (instead of --blr)")
-    group.add_argument("--min_lr", type=RATE, default=0.0, help="where the cosine ends")
-    group.add_argument("--weight_decay", type=RATE, default=weight_decay)
+    group.add_argument("--min_lr", type=RATE, default=min_lr, help="where the cosine ends")
+    group.add_argument("--weight_decay", type=RATE, help="of matrices and filters (0.05)")
     group.add_argument("--clip_grad", type=number(float, above=0), help="largest gradient norm")
     group.add_argument("--seed", type=COUNT, default=0)
 
@@ -149,6 +151,18 @@ def add_machine(parser: Parser) -> None:
     flag(group, "--dist_on_itp", False, "take ranks from Open MPI")
 
 
+def launch(args: argparse.Namespace) -> Launch:
+    """The options about device and processes, as one value."""
+    return Launch(
+        args.device,
+        args.world_size,
+        args.local_rank,
+        args.dist_on_itp,
+        args.dist_url,
+        args.dist_timeout,
+    )
+
+
 def add_output_dir(group: argparse._ActionsContainer) -> None:
     """The one option that `find_output_dir` needs too."""
     group.add_argument("--output_dir", default="./output_dir", help="everything is written here")
@@ -160,7 +174,6 @@ def add_output(parser: Parser) -> None:
     add_output_dir(group)
     group.add_argument("--log_dir", help="TensorBoard events (default: --output_dir)")
     group.add_argument("--print_freq", type=SIZE, default=20, help="steps between log lines")
-    group.add_argument("--vis_freq", type=COUNT, default=10, help="epochs between pictures")
     flag(group, "--save_ckpt", True, "save checkpoints")
     group.add_argument("--save_ckpt_freq", type=SIZE, default=1, help="epochs between kept ones")
     group.add_argument("--save_ckpt_num", type=COUNT, default=3, help="how many to keep (0: all)")
@@ -168,6 +181,37 @@ def add_output(parser: Parser) -> None:
     group.add_argument("--resume", default="", help="checkpoint to go on from in a new output_dir")
     flag(group, "--auto_resume", True, "go on from output_dir's own newest checkpoint")
     flag(group, "--override_resume", False, "go on although options have changed")
+
+
+class Saving(NamedTuple):
+    """What is written while a run goes on, under the options' own names."""
+
+    save_ckpt: bool
+    save_ckpt_freq: int
+    save_ckpt_num: int
+    save_steps: int
+    print_freq: int
+
+
+class Start(NamedTuple):
+    """Where a run begins, under the options' own names."""
+
+    auto_resume: bool
+    resume: str
+    override_resume: bool
+    start_epoch: int
+
+
+def saving(args: argparse.Namespace) -> Saving:
+    """The options about what is written, as one value."""
+    return Saving(
+        args.save_ckpt, args.save_ckpt_freq, args.save_ckpt_num, args.save_steps, args.print_freq
+    )
+
+
+def start(args: argparse.Namespace) -> Start:
+    """The options about where to begin, as one value."""
+    return Start(args.auto_resume, args.resume, args.override_resume, args.start_epoch)
 
 
 def fill_defaults(args: argparse.Namespace, defaults: dict[str, object]) -> None:

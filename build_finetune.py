@@ -1,0 +1,228 @@
+"""From the options of fine-tuning to its parts: data, model, augmentation, loss, evaluator."""
+
+import argparse
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from timm.data.mixup import Mixup
+from timm.data.random_erasing import RandomErasing
+from torch import nn
+
+from datasets import (
+    Augment,
+    LabelledSet,
+    PlainImages,
+    build_test_loader,
+    drawn_size,
+    face_augment,
+    open_labelled,
+    plain,
+    random_augment,
+    recognised,
+)
+from datasets.finetune import choose_splits, in_classes, take_fraction
+from datasets.labelled import LabelledImages, digest_of
+from datasets.replace import check_readable
+from datasets.transforms import IMAGENET_MEAN, IMAGENET_STD, Normalise
+from engine_evaluate import TestSet
+from engine_finetune import (
+    ClassifierLoss,
+    Evaluator,
+    freeze_backbone,
+    normalise_head_input,
+    reset_head,
+)
+from engine_run import Run, same_everywhere, worker_count
+from engine_train import Precision
+from models_registry import create_classifier
+from util.distributed import Place, on_main
+from util.options_finetune import mixes
+from util.sizes import family
+from util.weights import find_source, load_pretrained
+
+
+class Data(NamedTuple):
+    """What `--data_path` and `--eval_data_path` hold, split as the options say."""
+
+    train_set: LabelledSet
+    test_set: LabelledSet
+    train: LabelledImages
+    tests: dict[str, LabelledImages]  # "test", and "val" if it selects
+
+    @property
+    def digest(self) -> str:
+        """Of everything that is trained on and chosen by."""
+        return digest_of(self.train.digest, *(images.digest for images in self.tests.values()))
+
+    def owner(self, split: str) -> LabelledSet:
+        """The set that images tested on come from."""
+        return self.test_set if split == "test" else self.train_set
+
+
+def open_data(args: argparse.Namespace, run: Run) -> Data:
+    """The images with their labels, equal on all ranks."""
+    cache = run.output / "file_list.bin" if run.folder else None
+    options = {"face_margin": args.face_margin, "size": drawn_size(args.input_size)}
+    # A rule for labels that is the test set's goes to that one only.
+    other = args.eval_data_path and recognised(args.eval_data_path)
+    rules = [args.label_rule, args.label_rule if other == "ferplus" else None]
+    if rules[1] and recognised(args.data_path) != "ferplus":
+        rules[0] = None
+
+    def build() -> Data:
+        own = open_labelled(
+            args.data_path,
+            args.data_set,
+            nb_classes=args.nb_classes,
+            label_rule=rules[0],
+            label_order=args.label_order,
+            cache=cache,
+            **options,
+        )
+        tested = None
+        if args.eval_data_path:
+            tested = open_labelled(args.eval_data_path, label_rule=rules[1], **options)
+        train, tests = choose_splits(
+            own, tested, args.select, args.val_fraction, args.seed, args.data_path
+        )
+        train = take_fraction(train, args.label_fraction, args.seed)
+        for images in (train, *tests.values()):
+            check_readable(images.source)
+        return Data(own, tested or own, train, {} if args.disable_eval else tests)
+
+    return same_everywhere(args.data_path, build, lambda data: data.digest)
+
+
+def build_model(args: argparse.Namespace, classes: int) -> nn.Module:
+    """The classifier as it is before anything is loaded, on the host."""
+    options = {"drop_path": args.drop_path}
+    if family(args.model) == "convnextv2":
+        options["head_init_scale"] = args.head_init_scale
+    else:
+        options["patch_size"] = args.patch_size
+        options["global_pool"] = "token" if args.cls_token else "avg"
+    model = create_classifier(args.model, classes, args.input_size, **options)
+    model.set_grad_checkpointing(args.grad_checkpointing)
+    return model
+
+
+def begin_with_pretrained(args: argparse.Namespace, model: nn.Module) -> list[str]:
+    """`--finetune` into a model, with a small fresh head; -> lines that say what fitted."""
+    # Rank 0 first: a released name may have to be downloaded.
+    on_main(lambda: bool(find_source(args.finetune, args.cache_dir)))
+    source = find_source(args.finetune, args.cache_dir)
+    report = load_pretrained(model, source, key=args.model_key, prefix=args.model_prefix)
+    reset_head(model, std=0.01 if args.linear_probe else 2e-5)
+    return str(report).splitlines()
+
+
+def prepare_head(args: argparse.Namespace, model: nn.Module) -> None:
+    """What `--linear_probe` and `--freeze_backbone` make of a model."""
+    if args.linear_probe:
+        normalise_head_input(model)
+    if args.linear_probe or args.freeze_backbone:
+        freeze_backbone(model)
+
+
+def optimizer_options(args: argparse.Namespace) -> dict[str, object]:
+    """Betas and epsilon, where they were given."""
+    options = {"betas": args.opt_betas and tuple(args.opt_betas), "eps": args.opt_eps}
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def build_augment(args: argparse.Namespace) -> Augment:
+    """What is done to a training image on the host; erasing and mixing come on the device."""
+    if args.aug == "none":
+        return plain(args.input_size, args.crop_pct)
+    if args.aug == "fer":
+        strength = 0.25 if args.color_jitter is None else args.color_jitter
+        return face_augment(args.input_size, strength)
+    return random_augment(
+        args.input_size, args.aa, args.color_jitter, args.train_interpolation, args.crop_scale
+    )
+
+
+def build_loss(args: argparse.Namespace, run: Run, classes: int) -> ClassifierLoss:
+    """Normalisation, random erasing, smoothing, mixup and cutmix."""
+    mix = erase = None
+    if mixes(args):
+        mix = Mixup(
+            args.mixup,
+            args.cutmix,
+            args.cutmix_minmax,
+            args.mixup_prob,
+            args.mixup_switch_prob,
+            args.mixup_mode,
+            label_smoothing=0.0,
+            num_classes=classes,
+            multi_label=True,
+        )
+    if args.reprob:
+        erase = RandomErasing(
+            args.reprob,
+            max_area=0.25 if args.aug == "fer" else 1 / 3,
+            mode=args.remode,
+            max_count=args.recount,
+            num_splits=2 if args.resplit else 0,
+            device=run.device,
+        )
+    return ClassifierLoss(normalise(args, run), run.device, args.smoothing, mix, erase)
+
+
+def normalise(args: argparse.Namespace, run: Run) -> Normalise:
+    """Pixels to model input, on the device."""
+    return Normalise(*mean_and_std(args)).to(run.device)
+
+
+def mean_and_std(args: argparse.Namespace) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """What pixels are normalised by: ImageNet's, or Inception's."""
+    half = (0.5, 0.5, 0.5)
+    return (IMAGENET_MEAN, IMAGENET_STD) if args.imagenet_default_mean_and_std else (half, half)
+
+
+def preprocessing(args: argparse.Namespace) -> dict[str, object]:
+    """What a picture has to go through before this model; travels in its checkpoints."""
+    mean, std = mean_and_std(args)
+    return {
+        "input_size": args.input_size,
+        "crop_pct": args.crop_pct,  # None: the whole image, squeezed into a square
+        "interpolation": "bicubic",
+        "mean": list(mean),
+        "std": list(std),
+    }
+
+
+def loading(args: argparse.Namespace, run: Run) -> dict[str, object]:
+    """How data workers are to work."""
+    return {
+        "workers": worker_count(args.num_workers, run.place),
+        "pin_memory": args.pin_mem and run.device.type == "cuda",
+        "timeout": args.dist_timeout,
+    }
+
+
+def build_evaluator(
+    args: argparse.Namespace,
+    run: Run,
+    data: Data,
+    classes: Sequence[str],
+    precision: Precision,
+    between: Callable[[], None] = lambda: None,
+) -> Evaluator:
+    """What tests a model of `classes` on the splits of `data`; `between` as in `collect`."""
+    place = run.place if args.dist_eval else Place()
+    view, tests = plain(args.input_size, args.crop_pct), {}
+    for split, images in data.tests.items():
+        images, common = in_classes(data.owner(split), images, classes)
+        dataset = PlainImages(images.source, view)
+        loader = build_test_loader(dataset, args.batch_size, place, **loading(args, run))
+        tests[split] = TestSet(images, loader, classes, common)
+    by_ema, flip = args.model_ema_eval, args.eval_flip
+    return Evaluator(tests, args.select, by_ema, normalise(args, run), precision, flip, between)
+
+
+def about(args: argparse.Namespace, data: Data, split: str) -> dict[str, object]:
+    """What stands in eval.json beside the numbers: what they are about."""
+    owner = data.owner(split)
+    facts = {"data": owner.title, "rule": owner.rule, "split": split, "flip": args.eval_flip}
+    return {**facts, "train_data": data.train_set.title, "train_images": len(data.train)}

@@ -1,0 +1,71 @@
+"""What fine-tuning does to an image: one of three augmentations, or the plain view for testing.
+
+Each is a function (H, W, 3) uint8 -> (3, S, S) uint8. The library transforms draw from the global
+generators; the data set seeds those from the sample's position.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from datasets.transforms import centre_crop, crop_and_resize
+
+Augment = Callable[[np.ndarray], Tensor]
+
+
+def plain(size: int, crop_pct: float | None = None) -> Augment:
+    """The whole image as a square, or the central square of `crop_pct` of its short side."""
+    if crop_pct is not None:
+        return lambda image: centre_crop(image, size, crop_pct)
+    return lambda image: crop_and_resize(image, (0, 0, *image.shape[:2]), size)
+
+
+def face_augment(size: int, color_jitter: float = 0.25) -> Augment:
+    """The published recipe for RAF-DB: the whole face, mirrored, recoloured, moved a little.
+
+    Flip; colour jitter and a shift of up to 0.1 with a zoom of up to 1.25 in half of the images
+    each. Nothing is cropped that would cut mouth or brows away.
+    """
+    from torchvision.transforms import v2
+
+    jitter = v2.ColorJitter(*4 * (color_jitter,))
+    bilinear = v2.InterpolationMode.BILINEAR
+    move = v2.RandomAffine(0, translate=(0.1, 0.1), scale=(1.0, 1.25), interpolation=bilinear)
+    steps = v2.Compose(
+        [
+            v2.Resize((size, size), v2.InterpolationMode.BICUBIC),
+            v2.RandomHorizontalFlip(),
+            v2.RandomApply([jitter]),
+            v2.RandomApply([move]),
+            v2.PILToTensor(),
+        ]
+    )
+    return lambda image: steps(Image.fromarray(image))
+
+
+def random_augment(
+    size: int,
+    policy: str = "rand-m9-mstd0.5-inc1",
+    color_jitter: float | None = None,
+    interpolation: str = "bicubic",
+    smallest_crop: float = 0.08,
+) -> Augment:
+    """ImageNet's: a random crop, a flip, and RandAugment (or another `policy` timm knows).
+
+    `smallest_crop` is a share of the image's area; "" as policy leaves only crop, flip and jitter.
+    """
+    from timm.data import create_transform
+
+    steps = create_transform(
+        size,
+        is_training=True,
+        use_prefetcher=True,  # bytes come out; normalising and erasing are the device's work
+        scale=(smallest_crop, 1.0),
+        color_jitter=color_jitter,
+        auto_augment=policy or None,
+        interpolation=interpolation,
+    )
+    return lambda image: torch.from_numpy(np.ascontiguousarray(steps(Image.fromarray(image))))

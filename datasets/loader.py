@@ -1,0 +1,50 @@
+"""Batches from data sets, by worker processes that never change what is in them."""
+
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from datasets.sampler import GlobalBatchSampler
+from util.distributed import Place
+from util.stop import shield_worker
+
+
+def build_loader(
+    dataset: Dataset,
+    sampler: GlobalBatchSampler,
+    workers: int,
+    pin_memory: bool = False,
+    timeout: float = 600,
+) -> DataLoader:
+    """A loader of the sampler's micro-batches; the number of workers changes no batch.
+
+    A batch that takes longer than `timeout` seconds is an error, not a hang.
+    """
+    return _loader(dataset, workers, pin_memory, timeout, batch_sampler=sampler)
+
+
+def build_test_loader(
+    dataset: Dataset,
+    batch_size: int,
+    place: Place,
+    workers: int,
+    pin_memory: bool = False,
+    timeout: float = 600,
+) -> DataLoader:
+    """Every item once over all ranks: this one's are every world-th, and none fills up a batch."""
+    own = range(place.rank, len(dataset), place.world)
+    return _loader(dataset, workers, pin_memory, timeout, batch_size=batch_size, sampler=own)
+
+
+def _loader(
+    dataset: Dataset, workers: int, pin_memory: bool, timeout: float, **batches: object
+) -> DataLoader:
+    return DataLoader(
+        dataset,
+        num_workers=workers,
+        pin_memory=pin_memory,
+        timeout=timeout if workers else 0,
+        persistent_workers=workers > 0,
+        worker_init_fn=shield_worker,
+        generator=torch.Generator(),  # else every epoch would draw from the global one
+        **batches,
+    )

@@ -1,0 +1,42 @@
+"""Images that cannot be read: what takes their place, and a look for them before training."""
+
+import numpy as np
+
+from datasets.decode import UnreadableImage
+from datasets.labelled import Source
+from util.errors import BadInput
+
+MAX_REPLACEMENTS = 20
+PREFLIGHT_IMAGES = 32
+
+
+def read_or_replace(
+    source: Source, index: int, rng: np.random.Generator
+) -> tuple[np.ndarray, int, str]:
+    """Image `index`, or another drawn from `rng` -> (H, W, 3) uint8, its index, "name<TAB>reason".
+
+    The text is empty when the image itself could be read. Raises BadInput when many in a row are
+    unreadable.
+    """
+    problem = ""
+    for _ in range(MAX_REPLACEMENTS):
+        try:
+            return source.image(index), index, problem
+        except UnreadableImage as error:
+            problem = problem or f"{source.name(index)}\t{error.reason}"
+            index = int(rng.integers(len(source)))
+    raise BadInput(f"--data_path: {MAX_REPLACEMENTS} files in a row are no images ({problem})")
+
+
+def check_readable(source: Source, flag: str = "--data_path") -> None:
+    """Decode a few images from all over a source; raises BadInput when none can be read."""
+    sample = np.unique(np.linspace(0, len(source) - 1, PREFLIGHT_IMAGES).astype(int))
+    for index in sample:
+        try:
+            source.image(int(index))
+            return
+        except UnreadableImage as error:
+            problem = f"{source.name(int(index))}: {error.reason}"
+    raise BadInput(
+        f"{flag}: none of the {len(sample)} images tried can be read (the last: {problem})"
+    )

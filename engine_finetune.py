@@ -1,0 +1,147 @@
+"""Fine-tuning: the classifier, the loss of a batch, evaluation after epochs and at the end."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from timm.data.mixup import Mixup
+from timm.data.random_erasing import RandomErasing
+from timm.layers import trunc_normal_
+from timm.loss import SoftTargetCrossEntropy
+from torch import Tensor, nn
+
+from datasets.transforms import Normalise
+from engine_evaluate import Evaluation, TestSet, evaluate_model
+from engine_train import Precision, TrainState
+from models_convnextv2 import ConvNeXtV2
+from util.figures import confusion_figure, save_png
+from util.files import write_json
+from util.metrics import write_predictions
+from util.optim import convnext_layers, decayed_rate, vit_layers
+
+# Metrics in log.txt under their official short names.
+LOGGED = {"loss": "log_loss", "acc1": "accuracy", "uar": "uar", "f1": "macro_f1"}
+Batch = tuple[Tensor, Tensor, list[str]]  # (N, 3, S, S) uint8, (N, K) distributions, problems
+
+
+class ClassifierLoss:
+    """`batch_loss` of the training loop: normalise, erase, smooth, mix, cross-entropy.
+
+    All labels are distributions, so that votes, smoothing and mixing need no case of their own.
+    """
+
+    def __init__(
+        self,
+        normalise: Normalise,
+        device: torch.device,
+        smoothing: float = 0.0,
+        mix: Mixup | None = None,
+        erase: RandomErasing | None = None,
+    ) -> None:
+        """`mix` must be for dense targets (`multi_label`) and smooth nothing itself."""
+        self.normalise, self.device = normalise, device
+        self.smoothing, self.mix, self.erase = smoothing, mix, erase
+        self.cross_entropy = SoftTargetCrossEntropy()
+        self.problems: set[str] = set()  # of this rank, since they were last taken
+
+    def __call__(self, model: nn.Module, batch: Batch) -> Tensor:
+        """The mean cross-entropy of one micro-batch."""
+        imgs, targets, problems = batch
+        self.problems.update(problem for problem in problems if problem)
+        x = self.normalise(imgs.to(self.device, non_blocking=True))
+        targets = targets.to(self.device, non_blocking=True)
+        if self.erase:
+            x = self.erase(x)
+        targets = (1 - self.smoothing) * targets + self.smoothing / targets.shape[1]
+        if self.mix:
+            x, targets = self.mix(x, targets)
+        return self.cross_entropy(model(x), targets)
+
+    def blank(self, batch_size: int, input_size: int, classes: int) -> Batch:
+        """A batch of nothing, for a pass whose result is thrown away."""
+        imgs = torch.zeros(batch_size, 3, input_size, input_size, dtype=torch.uint8)
+        return imgs, torch.full((batch_size, classes), 1 / classes), []
+
+
+def reset_head(model: nn.Module, std: float) -> None:
+    """A small random head on pre-trained features, as the official scripts begin with."""
+    trunc_normal_(model.head.weight, std=std)
+    nn.init.zeros_(model.head.bias)
+
+
+def freeze_backbone(model: nn.Module) -> None:
+    """Train nothing but the head."""
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name.startswith("head."))
+
+
+def normalise_head_input(model: nn.Module) -> None:
+    """MAE's linear probe: batch norm without parameters before the head (appendix A.1)."""
+    norm = nn.BatchNorm1d(model.head.in_features, affine=False, eps=1e-6)
+    model.head = nn.Sequential(norm, model.head)
+
+
+def layer_rates(model: nn.Module, decay: float, grouped: bool) -> Callable[[str], float]:
+    """Each parameter's share of the learning rate: less the nearer it is to the input."""
+    if isinstance(model, ConvNeXtV2):
+        depths = tuple(len(stage) for stage in model.stages)
+        return decayed_rate(convnext_layers(depths, grouped), decay)
+    return decayed_rate(vit_layers(len(model.blocks)), decay)
+
+
+class Evaluator:
+    """Evaluates after every epoch and chooses the best by the split named `select`."""
+
+    def __init__(
+        self,
+        tests: Mapping[str, TestSet],  # "test" and perhaps "val"
+        select: str,
+        by_ema: bool,
+        normalise: Normalise,
+        precision: Precision,
+        flip: bool,
+        between: Callable[[], None] = lambda: None,
+    ) -> None:
+        """`by_ema`: the averaged weights are evaluated too, and the best epoch is theirs."""
+        self.tests, self.select, self.by_ema = tests, select, by_ema
+        self.normalise, self.precision, self.flip = normalise, precision, flip
+        self.between = between
+
+    @property
+    def weights(self) -> str:
+        """Which of a checkpoint's weights the results belong to."""
+        return "model_ema" if self.by_ema else "model"
+
+    def evaluate(self, model: nn.Module, split: str) -> Evaluation:
+        """One model on one split."""
+        test = self.tests[split]
+        return evaluate_model(model, test, self.normalise, self.precision, self.flip, self.between)
+
+    def measure(self, state: TrainState) -> dict[str, float]:
+        """What an epoch's log line tells: `{test,val}_{loss,acc1,uar,f1}`, with `_ema` for its."""
+        models = {"": state.model, **({"_ema": state.ema.module} if self.by_ema else {})}
+        scores = {}
+        for split in self.tests:
+            for ending, model in models.items():
+                result = self.evaluate(model, split).result
+                scores |= {f"{split}_{s}{ending}": result[name] for s, name in LOGGED.items()}
+        state.position.note(scores[f"{self.select}_acc1{'_ema' if self.by_ema else ''}"])
+        return scores
+
+
+def write_results(
+    output: Path, evaluation: Evaluation, test: TestSet, facts: Mapping[str, Any]
+) -> None:
+    """`eval.json`, `predictions.csv` and the confusion matrix of one evaluation."""
+    result = {**evaluation.result, **facts}
+    write_json(output / "eval.json", result)
+    readable = np.flatnonzero(evaluation.readable)
+    names = [test.images.source.name(int(i)) for i in readable]
+    labels, classes = test.common_labels[readable], test.common_classes
+    p = evaluation.probabilities[readable]
+    write_predictions(output / "predictions.csv", names, labels, p, classes)
+    title = f"accuracy {result['accuracy']:.2f} %, UAR {result['uar']:.2f} %"
+    picture = confusion_figure(np.array(result["confusion_matrix"]), classes, title)
+    save_png(picture, output / "figures" / "confusion_matrix.png")

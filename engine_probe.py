@@ -1,0 +1,120 @@
+"""What frozen features tell about expressions: nearest neighbours and a linear classifier."""
+
+import warnings
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+from torch import nn
+
+from datasets.augment import Augment
+from datasets.finetune import PlainImages, stratified
+from datasets.labelled import LabelledImages
+from datasets.loader import build_test_loader
+from datasets.transforms import Normalise
+from engine_evaluate import collect
+from engine_train import Precision
+from util.distributed import Place, on_main
+from util.metrics import evaluate
+
+if TYPE_CHECKING:
+    from sklearn.base import ClassifierMixin
+
+NEIGHBOURS = 20
+TEMPERATURE = 0.07  # of a neighbour's weight, exp(similarity / T), as in DINO (Caron et al. 2021)
+BATCH = 64
+MOST_IMAGES = 20_000  # to learn from: more make a probe slow, not better
+
+
+class Features(NamedTuple):
+    """Of one split."""
+
+    x: np.ndarray  # (n, D) float32
+    labels: np.ndarray  # (n,)
+    readable: np.ndarray  # (n,) bool
+
+
+class Probe:
+    """Labelled images beside a pre-training run, or beside any frozen backbone."""
+
+    def __init__(
+        self,
+        train: LabelledImages,
+        test: LabelledImages,
+        classes: Sequence[str],
+        view: Augment,
+        normalise: Normalise,
+        place: Place,
+        **loading: object,
+    ) -> None:
+        """`loading`: what `build_test_loader` takes beside."""
+        if len(train) > MOST_IMAGES:
+            share = MOST_IMAGES / len(train)
+            train = train.take(np.flatnonzero(stratified(train.labels, share, seed=0)))
+        self.sets, self.classes, self.normalise = (train, test), classes, normalise
+        self.loaders = [
+            build_test_loader(PlainImages(images.source, view), BATCH, place, **loading)
+            for images in self.sets
+        ]
+
+    def features(
+        self, model: nn.Module, precision: Precision, between: Callable[[], None] = lambda: None
+    ) -> list[Features]:
+        """Those of train and test, equal on all ranks; `between` as in `collect`."""
+        was_training = model.training
+        model.eval()
+        found = []
+        for images, loader in zip(self.sets, self.loaders, strict=True):
+            x, readable = collect(
+                model.forward_features, loader, self.normalise, precision, between
+            )
+            found.append(Features(x, images.labels, readable))
+        model.train(was_training)
+        return found
+
+    def measure(
+        self, model: nn.Module, precision: Precision, between: Callable[[], None]
+    ) -> dict[str, float]:
+        """`probe_{knn,linear}_{acc1,uar}` in %, equal on all ranks."""
+        train, test = self.features(model, precision, between)
+        scores = {}
+        for name, classify in (("knn", knn), ("linear", linear)):
+            p = on_main(lambda: classify(train, test.x, len(self.classes)))  # noqa: B023
+            result = evaluate(p[test.readable], test.labels[test.readable], self.classes)
+            scores |= {f"probe_{name}_acc1": result["accuracy"], f"probe_{name}_uar": result["uar"]}
+        return scores
+
+
+def knn(train: Features, queries: np.ndarray, classes: int) -> np.ndarray:
+    """Probabilities (m, classes) by the weighted votes of the nearest in training, by cosine."""
+    from sklearn.neighbors import KNeighborsClassifier
+
+    def weight(distance: np.ndarray) -> np.ndarray:
+        return np.exp((1 - distance) / TEMPERATURE)
+
+    neighbours = min(NEIGHBOURS, int(train.readable.sum()))
+    model = KNeighborsClassifier(neighbours, metric="cosine", weights=weight)
+    return _fit_and_predict(model, train, queries, classes)
+
+
+def linear(train: Features, queries: np.ndarray, classes: int) -> np.ndarray:
+    """Probabilities (m, classes) by logistic regression on standardised features."""
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    model = make_pipeline(StandardScaler(), LogisticRegression(C=0.01, max_iter=200))
+    with warnings.catch_warnings():  # not converged to the last digit is good enough
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        return _fit_and_predict(model, train, queries, classes)
+
+
+def _fit_and_predict(
+    model: "ClassifierMixin", train: Features, queries: np.ndarray, classes: int
+) -> np.ndarray:
+    """Scikit-learn's answer, with a column for classes that training lacks, too."""
+    model.fit(train.x[train.readable], train.labels[train.readable])
+    p = np.zeros((len(queries), classes))
+    p[:, model.classes_] = model.predict_proba(queries)
+    return p

@@ -1,0 +1,199 @@
+"""What every training run has around its loop: folder, processes, where it begins, its end."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import DataLoader
+
+from datasets.sampler import GlobalBatchSampler
+from engine_observe import RunObserver, Saver
+from engine_train import Trainer, TrainState
+from util import distributed
+from util.checkpoint import check_same_run, find_start, read_checkpoint
+from util.distributed import Launch, Place, on_main
+from util.errors import BadInput
+from util.files import write_json
+from util.log import Meter, NullLog, RunLog
+from util.options import Saving, Start
+from util.report import write_report
+from util.rundir import RunDir, provenance
+from util.stop import StopRequest
+
+T = TypeVar("T")
+
+
+class Run(NamedTuple):
+    """Where a program runs and what it writes to."""
+
+    place: Place
+    device: torch.device
+    stop: StopRequest
+    output: Path
+    folder: RunDir | None  # rank 0's, locked; the others have none
+
+
+def run_in_folder(output_dir: str, launch: Launch, work: Callable[[Run], None]) -> None:
+    """Lock the folder, meet the other processes, work, report, part."""
+    place = distributed.find_place(launch.world_size, launch.local_rank, launch.dist_on_itp)
+    folder = RunDir(output_dir) if place.main else None
+    stop = StopRequest()
+    stop.install()
+    device = distributed.pick_device(launch.device, place)
+    distributed.join(place, device, launch.dist_url, launch.dist_timeout)
+    work(Run(place, device, stop, Path(output_dir), folder))
+    if folder:
+        folder.write_status("done")
+        try:
+            print(f"report: {write_report(folder.path)}")
+        except OSError as error:
+            print(f"warning: no report was written: {error}")
+        folder.release()
+
+
+def find_beginning(run: Run, start: Start) -> tuple[Path | None, list[str]]:
+    """The checkpoint to go on from, None for a new run, and lines that say which and why."""
+    return on_main(lambda: find_start(run.output, start.auto_resume, start.resume))
+
+
+def go_to(
+    path: Path | None, start: Start, state: TrainState, identity: dict[str, object]
+) -> list[str]:
+    """Bring `state` to where the run begins; -> lines that say so."""
+    if path is None:
+        state.position.epoch = start.start_epoch
+        return []
+    saved = read_checkpoint(path)
+    note = check_same_run(path, saved, identity, start.override_resume)
+    state.load_state_dict(saved)
+    position = state.position
+    if position.step and saved["run"].get("global_batch") != identity["global_batch"]:
+        position.step, position.sums = 0, type(position.sums)()  # steps are of another size now
+    at = f"at epoch {position.epoch}, step {position.step}"
+    return [*([note] if note else []), at]
+
+
+def open_log(run: Run, log_dir: str | None, state: TrainState, steps: int) -> NullLog:
+    """Rank 0's log, cut back to where `state` is; the silent one elsewhere."""
+    if not run.folder:
+        return NullLog()
+    position = state.position
+    events = Path(log_dir) if log_dir else run.output
+    return RunLog(run.folder.path, events, position.epoch, position.step / steps)
+
+
+def write_config(run: Run, options: dict[str, Any], **facts: object) -> None:
+    """`config.json`: everything needed to do the run again."""
+    if run.folder:
+        run.folder.clear_status()
+        config = {"options": options, **provenance(), **facts}
+        write_json(run.folder.path / "config.json", config)
+
+
+def distribute(model: nn.Module, run: Run, compiled: bool) -> nn.Module:
+    """The model as it is run: perhaps compiled, wrapped by DDP when there are several ranks."""
+    if compiled:
+        model.compile()
+    if run.place.world == 1:
+        return model
+    return DistributedDataParallel(
+        model,
+        device_ids=[run.device.index] if run.device.type == "cuda" else None,
+        gradient_as_bucket_view=True,
+    )
+
+
+def same_everywhere(path: str, build: Callable[[], T], digest: Callable[[T], str]) -> T:
+    """`build()` on every rank, on rank 0 first, so that the others find what it has cached.
+
+    Raises BadInput on all ranks: rank 0's, or when another finds something else.
+    """
+    made = []
+
+    def first() -> str:
+        made.append(build())
+        return digest(made[0])
+
+    expected = on_main(first)
+    built = made[0] if made else build()
+    if digest(built) != expected:
+        raise BadInput(
+            f"--data_path {path}: another process finds other images there than process 0; every "
+            "machine must see the same files"
+        )
+    return built
+
+
+def worker_count(asked: int | None, place: Place) -> int:
+    """`--num_workers`: as asked, else this process's share of the cores, at most 10."""
+    if asked is not None:
+        return asked
+    # What this process may use, which containers and schedulers restrict.
+    affinity = getattr(os, "sched_getaffinity", None)  # Linux
+    cores = len(affinity(0)) if affinity else os.cpu_count() or 1
+    return min(10, cores // place.local_world)
+
+
+def step_line(sampler: GlobalBatchSampler, data_path: str, lr: float) -> str:
+    """How an optimizer step is made up."""
+    return (
+        f"{sampler.count} images of {data_path}, {sampler.steps} steps an epoch; a step is "
+        f"--batch_size {sampler.batch_size} × --accum_iter {sampler.accum} × "
+        f"{sampler.place.world} processes = {sampler.global_batch} images, learning rate {lr:.3g}"
+    )
+
+
+def warmup_lines(warmup: float, epochs: int) -> list[str]:
+    """A warning where the warm-up is all there is."""
+    if warmup < epochs:
+        return []
+    return [
+        f"warning: --warmup_epochs {warmup:g} is not over within --epochs {epochs}: "
+        "the learning rate only rises"
+    ]
+
+
+def observe(
+    run: Run,
+    log: NullLog,
+    state: TrainState,
+    sampler: GlobalBatchSampler,
+    epochs: int,
+    saving: Saving,
+    at_lines: Callable[[], None],
+    extra: dict[str, Any],
+) -> RunObserver:
+    """The observer of a run; `extra` goes into its checkpoints, `at_lines` as in RunObserver."""
+    folder = run.output if run.folder else None
+    saver = Saver(folder, extra, saving.save_ckpt_freq, saving.save_ckpt_num, epochs)
+    return RunObserver(
+        log,
+        saver if saving.save_ckpt else None,
+        Meter((epochs - state.position.epoch) * sampler.steps - state.position.step),
+        at_lines,
+        run.device.type,
+        sampler.steps,
+        epochs,
+        sampler.global_batch,
+        saving.print_freq,
+        saving.save_steps,
+    )
+
+
+def run_epochs(
+    trainer: Trainer,
+    observer: RunObserver,
+    sampler: GlobalBatchSampler,
+    loader: DataLoader,
+    measure: Callable[[int], dict[str, float]],
+) -> None:
+    """Train the epochs that are left; `measure(epoch)` gives what else its log line holds."""
+    position = trainer.state.position
+    while position.epoch < observer.epochs:
+        sampler.start_at(position.epoch, position.step)
+        trainer.run_epoch(loader, sampler.steps, observer)
+        observer.finish_epoch(trainer, measure)

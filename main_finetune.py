@@ -1,0 +1,294 @@
+"""Fine-tuning of a pre-trained ViT or ConvNeXt V2 on labelled faces, and its evaluation.
+
+    python main_finetune.py --model vit_base_patch16 --finetune PRE-TRAINED --data_path RAF-DB
+    python main_finetune.py --eval --finetune FINE-TUNED --data_path RAF-DB --output_dir …
+
+Start order: the newest good checkpoint of --output_dir, else --resume, else --finetune, else from
+nothing.
+"""
+
+import argparse
+import sys
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from util.options import launch, saving, start
+from util.options_finetune import DECIDES_RESULT, build_parser, check_options, with_options_of
+from util.program import run_program
+from util.schedule import lr_at, scaled_lr, step_lr_at
+
+if TYPE_CHECKING:
+    from build_finetune import Data
+    from engine_finetune import Evaluator
+    from engine_run import Run
+    from engine_train import TrainState
+
+
+def work(args: argparse.Namespace) -> None:
+    """Fine-tune or evaluate in the run's folder, with the other processes."""
+    from engine_run import run_in_folder
+
+    job = evaluate if args.eval else classify_by_neighbours if args.knn else finetune
+    run_in_folder(args.output_dir, launch(args), lambda run: job(args, run))
+
+
+def finetune(args: argparse.Namespace, run: "Run") -> None:
+    """Build the parts, go to where the run begins, run the epochs that are left, test the best."""
+    import torch
+    from timm.utils import ModelEmaV3
+
+    import build_finetune as build
+    from datasets import FinetuneDataset, build_loader
+    from datasets.labelled import describe
+    from datasets.sampler import GlobalBatchSampler
+    from engine_finetune import layer_rates
+    from engine_observe import BadImages
+    from engine_run import (
+        distribute,
+        find_beginning,
+        go_to,
+        observe,
+        open_log,
+        run_epochs,
+        step_line,
+        warmup_lines,
+        write_config,
+    )
+    from engine_train import Precision, Trainer, TrainState
+    from util.optim import create_optimizer, parameter_groups
+
+    torch.manual_seed(args.seed)
+    data = build.open_data(args, run)
+    classes, train = data.train_set.classes, data.train
+    balance = data.train_set.name == "affectnet" if args.balance is None else args.balance
+    sampler = GlobalBatchSampler(
+        len(train),
+        args.batch_size,
+        args.accum_iter,
+        run.place,
+        args.seed,
+        train.labels if balance else None,
+    )
+    path, notes = find_beginning(run, start(args))
+    model = build.build_model(args, len(classes))
+    if args.finetune and path is None:
+        notes += build.begin_with_pretrained(args, model)
+    build.prepare_head(args, model)
+    model.to(run.device)
+    ema = None
+    if args.model_ema:
+        ema_device = "cpu" if args.model_ema_force_cpu else None
+        ema = ModelEmaV3(model, args.model_ema_decay, device=ema_device)
+    lr = args.lr if args.lr is not None else scaled_lr(args.blr, sampler.global_batch)
+    rates = layer_rates(model, args.layer_decay, args.layer_decay_type == "group")
+    groups = parameter_groups(model, args.weight_decay, rates)
+    options = build.optimizer_options(args)
+    optimizer = create_optimizer(args.opt, groups, lr, args.momentum, **options)
+    precision = Precision(args.amp, run.device)
+    state = TrainState(model, optimizer, precision.scaler, ema=ema)
+    identity = {
+        **{name: getattr(args, name) for name in DECIDES_RESULT},
+        "lr": lr,
+        "global_batch": sampler.global_batch,
+        "balance": balance,
+        "amp": precision.name,
+        "data": data.digest,
+    }
+    notes += go_to(path, start(args), state, identity)
+
+    log = open_log(run, args.log_dir, state, sampler.steps)
+    parameters = sum(p.numel() for p in model.parameters())
+    write_config(
+        run,
+        vars(args),
+        model={"name": args.model, "parameters": parameters},
+        data={
+            "path": args.data_path,
+            "set": data.train_set.title,
+            "rule": data.train_set.rule,
+            "count": len(train),
+            "digest": data.digest,
+        },
+        classes=classes,
+        global_batch=sampler.global_batch,
+        lr=lr,
+    )
+    lines = describe(data.train_set)
+    if data.test_set is not data.train_set:
+        lines += ["tested on:", *describe(data.test_set)]
+    shape = f"{args.model}: {parameters / 1e6:.1f} M parameters, {args.input_size} px; "
+    lines.append(f"{shape}{precision.name} on {run.device}")
+    drawn = ", all classes equally often" if balance else ""
+    lines.append(step_line(sampler, args.data_path, lr) + drawn)
+    for line in [*lines, *warmup_lines(args.warmup_epochs, args.epochs), *notes]:
+        log.line(line)
+
+    loss = build.build_loss(args, run, len(classes))
+    bad_images = BadImages(loss, len(train), run.output / "bad_images.txt", path is None, log)
+    extra = {
+        "args": vars(args),
+        "run": identity,
+        "classes": list(classes),
+        "evaluated": "model_ema" if args.model_ema_eval else "model",
+        "preprocessing": build.preprocessing(args),
+    }
+    observer = observe(run, log, state, sampler, args.epochs, saving(args), bad_images.tell, extra)
+    trainer = Trainer(
+        state,
+        distribute(model, run, args.compile),
+        loss,
+        learning_rate(args, lr, sampler.steps),
+        precision,
+        run.place,
+        run.stop,
+        args.accum_iter,
+        args.clip_grad,
+        args.seed,
+        weight_decay(args),
+    )
+    trainer.settle_buckets(loss.blank(args.batch_size, args.input_size, len(classes)))
+    evaluator = build.build_evaluator(
+        args, run, data, classes, precision, lambda: trainer.save_if_overdue(observer)
+    )
+    dataset = FinetuneDataset(train, len(classes), build.build_augment(args), args.seed)
+    loader = build_loader(dataset, sampler, **build.loading(args, run))
+    run_epochs(trainer, observer, sampler, loader, lambda epoch: evaluator.measure(state))
+    if data.tests:
+        for line in test_chosen(args, run, data, evaluator, state):
+            log.line(line)
+    log.close()
+
+
+def learning_rate(args: argparse.Namespace, peak: float, steps: int) -> Callable[[float], float]:
+    """The rate at a fractional epoch of `steps` steps."""
+    warmup = args.warmup_steps / steps if args.warmup_steps > 0 else args.warmup_epochs
+    if args.schedule == "step":
+        return lambda epoch: step_lr_at(epoch, peak, warmup, args.step_epochs, args.step_factor)
+    return lambda epoch: lr_at(epoch, peak, args.min_lr, warmup, args.epochs)
+
+
+def weight_decay(args: argparse.Namespace) -> Callable[[float], float] | None:
+    """The weight decay at a fractional epoch, where it is to change."""
+    if args.weight_decay_end is None:
+        return None
+    return lambda epoch: lr_at(epoch, args.weight_decay, args.weight_decay_end, 0, args.epochs)
+
+
+def test_chosen(
+    args: argparse.Namespace,
+    run: "Run",
+    data: "Data",
+    evaluator: "Evaluator",
+    state: "TrainState",
+) -> list[str]:
+    """Evaluate the best epoch beside the last; write what `--eval` writes; -> lines to say."""
+    from build_finetune import about
+    from engine_finetune import write_results
+    from util.checkpoint import BEST, read_checkpoint
+    from util.distributed import on_main
+    from util.metrics import summary_lines
+
+    split = "test" if "test" in data.tests else "val"
+    model = state.ema.module if args.model_ema_eval else state.model
+    best = last = evaluator.evaluate(model, split)
+    epoch = last_epoch = state.position.epoch - 1
+    if on_main(lambda: (run.output / BEST).exists()) and state.position.best_epoch != last_epoch:
+        saved = read_checkpoint(run.output / BEST)
+        model.load_state_dict(saved[saved["evaluated"]])
+        best, epoch = evaluator.evaluate(model, split), saved["epoch"]
+    facts = {
+        **about(args, data, split),
+        "epoch": epoch,
+        "selected_on": args.select,
+        "weights": evaluator.weights,
+        "last": {
+            "epoch": last_epoch,
+            **{name: last.result[name] for name in ("accuracy", "uar", "macro_f1")},
+        },
+    }
+    if run.folder:
+        write_results(run.output, best, evaluator.tests[split], facts)
+    return [
+        f"best epoch on {args.select}: {epoch}; its results on {split}:",
+        *summary_lines(best.result),
+        f"last epoch, {last_epoch}: accuracy {last.result['accuracy']:.2f} %, "
+        f"UAR {last.result['uar']:.2f} %",
+    ]
+
+
+def evaluate(args: argparse.Namespace, run: "Run") -> None:
+    """`--eval`: test a fine-tuned checkpoint; print and write the results."""
+    import build_finetune as build
+    from engine_finetune import write_results
+    from engine_train import Precision
+    from util.checkpoint import BEST, LAST
+    from util.errors import BadInput
+    from util.metrics import summary_lines
+    from util.weights import load_pretrained, read_source
+
+    own = [str(run.output / name) for name in (BEST, LAST) if (run.output / name).exists()]
+    source = args.finetune or args.resume or (own or [""])[0]
+    if not source:
+        raise BadInput(f"--eval: {run.output} holds no checkpoint; name one with --finetune")
+    saved = read_source(source, args.cache_dir)
+    args, notes = with_options_of(args, saved)
+    data = build.open_data(args, run)
+    classes = tuple(saved.get("classes") or data.train_set.classes)
+    if "classes" not in saved:
+        notes.append(f"{source} names no classes: taken to be {', '.join(classes)}, in this order")
+    model = build.build_model(args, len(classes))
+    build.prepare_head(args, model)
+    key = saved.get("evaluated", args.model_key)
+    prefix = args.model_prefix
+    report = load_pretrained(
+        model, source, key=key, prefix=prefix, keep_head=True, checkpoint=saved
+    )
+    evaluator = build.build_evaluator(args, run, data, classes, Precision(args.amp, run.device))
+    split = "test" if "test" in data.tests else "val"
+    evaluation = evaluator.evaluate(model.to(run.device), split)
+    if not run.folder:
+        return
+    facts = {**build.about(args, data, split), "checkpoint": source, "weights": report.entry}
+    if isinstance(saved.get("epoch"), int):
+        facts["epoch"] = saved["epoch"]
+    write_results(run.output, evaluation, evaluator.tests[split], facts)
+    print(*notes, report, *summary_lines(evaluation.result), sep="\n")
+
+
+def classify_by_neighbours(args: argparse.Namespace, run: "Run") -> None:
+    """`--knn`: test images by the training images nearest to them in a backbone's features."""
+    import build_finetune as build
+    from engine_evaluate import judge
+    from engine_finetune import write_results
+    from engine_probe import Probe, knn
+    from engine_train import Precision
+    from util.metrics import summary_lines
+
+    data = build.open_data(args, run)
+    classes = data.train_set.classes
+    model = build.build_model(args, len(classes))
+    notes = build.begin_with_pretrained(args, model)
+    evaluator = build.build_evaluator(args, run, data, classes, Precision(args.amp, run.device))
+    split = "test" if "test" in data.tests else "val"
+    test = evaluator.tests[split]
+    view = build.plain(args.input_size, args.crop_pct)
+    probe = Probe(
+        data.train,
+        test.images,
+        classes,
+        view,
+        evaluator.normalise,
+        run.place,
+        **build.loading(args, run),
+    )
+    train, queries = probe.features(model.to(run.device), evaluator.precision)
+    if not run.folder:
+        return
+    evaluation = judge(knn(train, queries.x, len(classes)), queries.readable, test)
+    facts = {**build.about(args, data, split), "classifier": "nearest neighbours"}
+    write_results(run.output, evaluation, test, facts)
+    print(*notes, *summary_lines(evaluation.result), sep="\n")
+
+
+if __name__ == "__main__":
+    sys.exit(run_program(build_parser, check_options, work))

@@ -1,0 +1,281 @@
+"""The options of fine-tuning: groups, defaults that depend on others, and what cannot work."""
+
+import argparse
+
+from util.errors import BadInput
+from util.options import (
+    RATE,
+    SIZE,
+    Parser,
+    add_machine,
+    add_output,
+    add_training,
+    fill_defaults,
+    flag,
+    number,
+)
+from util.sizes import CLASSIFIER_SIZES, CONVNEXT_PATCH, family, find_size
+
+SHARE = number(float, low=0, high=1)
+SOME = number(float, above=0, high=1)
+
+# What the official scripts default to.
+FAMILY_DEFAULTS = {
+    "mae": {
+        "epochs": 50,
+        "warmup_epochs": 5,
+        "blr": 1e-3,
+        "layer_decay": 0.75,
+        "drop_path": 0.1,
+    },
+    "convnextv2": {
+        "epochs": 100,
+        "warmup_epochs": 20,
+        "blr": 5e-4,
+        "layer_decay": 1.0,
+        "drop_path": 0.0,
+    },
+}
+# MAE's linear probing (appendix A.1): crop and flip, nothing else.
+LINEAR_DEFAULTS = {
+    "opt": "lars",
+    "epochs": 90,
+    "warmup_epochs": 10,
+    "blr": 0.1,
+    "min_lr": 0.0,
+    "weight_decay": 0.0,
+    "layer_decay": 1.0,
+    "drop_path": 0.0,
+    "smoothing": 0.0,
+    "reprob": 0.0,
+    "aug": "randaug",
+    "aa": "",
+    "cls_token": True,
+}
+FROZEN_DEFAULTS = {"layer_decay": 1.0, "drop_path": 0.0}
+COMMON_DEFAULTS = {
+    "opt": "adamw",
+    "min_lr": 1e-6,
+    "weight_decay": 0.05,
+    "smoothing": 0.1,
+    "reprob": 0.25,
+    "aug": "randaug",
+    "aa": "rand-m9-mstd0.5-inc1",
+    "cls_token": False,
+}
+
+
+# What, beside the data, determines the result of a run.
+DECIDES_RESULT = (
+    *("model", "finetune", "model_key", "model_prefix", "input_size", "patch_size", "drop_path"),
+    *("cls_token", "head_init_scale", "freeze_backbone", "linear_probe"),
+    *("aug", "aa", "crop_scale", "color_jitter", "train_interpolation", "crop_pct"),
+    *("imagenet_default_mean_and_std", "smoothing", "reprob", "remode", "recount", "resplit"),
+    *("mixup", "cutmix", "cutmix_minmax", "mixup_prob", "mixup_switch_prob", "mixup_mode"),
+    *("epochs", "warmup_epochs", "warmup_steps", "min_lr", "schedule", "step_epochs"),
+    *("step_factor", "weight_decay", "weight_decay_end", "clip_grad", "seed"),
+    *("opt", "opt_eps", "opt_betas", "momentum", "layer_decay", "layer_decay_type"),
+    *("model_ema", "model_ema_decay", "model_ema_eval", "select", "eval_flip", "disable_eval"),
+)
+# What a fine-tuned checkpoint knows better than the command line that evaluates it.
+BELONGS_TO_MODEL = (
+    *("model", "input_size", "patch_size", "cls_token", "linear_probe"),
+    *("aug", "crop_pct", "imagenet_default_mean_and_std"),
+)
+
+
+def build_parser() -> Parser:
+    """All options; those without a default here take one that depends on others."""
+    parser = Parser("Fine-tune a pre-trained model on labelled faces, and evaluate it.")
+    _add_model(parser)
+    _add_data(parser)
+    _add_augmentation(parser)
+    add_training(parser, min_lr=None, warmup_epochs=None)
+    _add_optimizer(parser)
+    _add_evaluation(parser)
+    add_machine(parser)
+    flag(parser, "--use_amp", None, "True is --amp auto, False is --amp off")
+    add_output(parser)
+    return parser
+
+
+def _add_model(parser: Parser) -> None:
+    group = parser.add_argument_group("model")
+    group.add_argument("--model", default="vit_base_patch16", help="(mae_)vit_* or convnextv2_*")
+    group.add_argument(
+        "--finetune", default="", help="a checkpoint, or a released name, to begin with"
+    )
+    group.add_argument("--model_key", default="model|module", help="its entry with the weights")
+    group.add_argument("--model_prefix", default="", help="what their names begin with")
+    group.add_argument("--cache_dir", help="where released weights are kept")
+    group.add_argument("--input_size", type=SIZE, default=224, help="pixels a side")
+    group.add_argument("--patch_size", type=SIZE, help="pixels a side of a ViT's patch")
+    group.add_argument("--nb_classes", type=SIZE, help="7 or 8 for AffectNet (8)")
+    group.add_argument("--drop_path", type=number(float, low=0, below=1))
+    flag(group, "--cls_token", None, "classify by a ViT's class token")
+    group.add_argument("--global_pool", dest="cls_token", action="store_false", default=None)
+    group.add_argument("--head_init_scale", type=RATE, default=0.001, help="of ConvNeXt V2's head")
+    flag(group, "--freeze_backbone", False, "train only the head")
+    flag(group, "--linear_probe", False, "MAE's linear probing: frozen, batch norm, LARS")
+
+
+def _add_data(parser: Parser) -> None:
+    group = parser.add_argument_group("data")
+    group.add_argument("--data_path", default="synthetic", help="or synthetic[:TRAIN[:TEST]]")
+    group.add_argument(
+        "--data_set",
+        default="auto",
+        help="auto, rafdb, affectnet, ferplus, fer2013, folder or synthetic",
+    )
+    group.add_argument("--eval_data_path", help="test on this set instead, on the common classes")
+    group.add_argument("--label_rule", help="FERPlus: argmax, argmax10, unique, majority or votes")
+    group.add_argument("--label_order", help="class folders: names in the order of their numbers")
+    group.add_argument("--face_margin", type=RATE, help="around AffectNet's face boxes, a share")
+    group.add_argument("--label_fraction", type=SOME, default=1.0, help="of the training images")
+    flag(group, "--balance", None, "draw all classes equally often (on for AffectNet)")
+    group.add_argument("--select", choices=("test", "val"), default="test", help="chooses the best")
+    group.add_argument("--val_fraction", type=number(float, above=0, below=1), default=0.1)
+
+
+def _add_augmentation(parser: Parser) -> None:
+    group = parser.add_argument_group("augmentation")
+    group.add_argument("--aug", choices=("fer", "randaug", "none"))
+    group.add_argument("--aa", help="randaug: timm's policy, '' for none")
+    group.add_argument(
+        "--crop_scale", type=SOME, default=0.08, help="randaug: smallest crop's area"
+    )
+    group.add_argument("--color_jitter", type=RATE, help="fer: 0.25; randaug: only without --aa")
+    interpolations = ("bicubic", "bilinear", "random")
+    group.add_argument("--train_interpolation", choices=interpolations, default="bicubic")
+    group.add_argument("--crop_pct", type=SOME, help="centre tested on (randaug 0.875; else all)")
+    flag(group, "--imagenet_default_mean_and_std", True, "False: 0.5 and 0.5")
+    group.add_argument("--smoothing", type=number(float, low=0, below=1), help="of labels (0.1)")
+    group.add_argument("--reprob", type=SHARE, help="random erasing (0.25)")
+    group.add_argument("--remode", choices=("pixel", "rand", "const"), default="pixel")
+    group.add_argument("--recount", type=SIZE, default=1, help="areas erased at the most")
+    flag(group, "--resplit", False, "erase nothing in the first half of a batch")
+    group.add_argument("--mixup", type=RATE, default=0.0, help="alpha; 0: off")
+    group.add_argument("--cutmix", type=RATE, default=0.0, help="alpha; 0: off")
+    group.add_argument("--cutmix_minmax", type=SHARE, nargs=2, help="sides; overrides --cutmix")
+    group.add_argument("--mixup_prob", type=SHARE, default=1.0)
+    group.add_argument("--mixup_switch_prob", type=SHARE, default=0.5)
+    group.add_argument("--mixup_mode", choices=("batch", "pair", "elem"), default="batch")
+
+
+def _add_optimizer(parser: Parser) -> None:
+    group = parser.add_argument_group("optimizer")
+    group.add_argument("--opt", help="adamw, lars, or a name timm knows: adam, sgd, …")
+    group.add_argument("--opt_eps", type=RATE)
+    group.add_argument("--opt_betas", type=number(float, low=0, below=1), nargs="+")
+    group.add_argument("--momentum", type=number(float, low=0, below=1), default=0.9)
+    group.add_argument("--layer_decay", type=number(float, above=0))
+    group.add_argument("--layer_decay_type", choices=("single", "group"), default="single")
+    group.add_argument(
+        "--weight_decay_end", type=RATE, help="weight decay follows a cosine to this"
+    )
+    group.add_argument("--warmup_steps", type=int, default=-1, help="> 0: instead of epochs")
+    group.add_argument("--schedule", choices=("cosine", "step"), default="cosine")
+    group.add_argument(
+        "--step_epochs", type=RATE, nargs="+", default=[], help="when the rate falls"
+    )
+    group.add_argument("--step_factor", type=SHARE, default=0.1, help="what it is multiplied by")
+    flag(group, "--model_ema", False, "keep a running average of the weights")
+    group.add_argument("--model_ema_decay", type=SHARE, default=0.9999)
+    flag(group, "--model_ema_force_cpu", False, "keep it in main memory")
+    flag(group, "--model_ema_eval", False, "evaluate it too, and choose the best epoch by it")
+
+
+def _add_evaluation(parser: Parser) -> None:
+    group = parser.add_argument_group("evaluation")
+    flag(group, "--eval", False, "only evaluate")
+    flag(group, "--knn", False, "only classify by nearest neighbours among frozen features")
+    flag(group, "--eval_flip", False, "average the answers for an image and its mirror image")
+    flag(group, "--dist_eval", True, "share the test images out among processes")
+    flag(group, "--disable_eval", False, "do not evaluate")
+
+
+def check_options(args: argparse.Namespace) -> None:
+    """Fill in what depends on other options, and refuse what cannot work."""
+    name = args.model.removeprefix("mae_")
+    size, kind = find_size(name, CLASSIFIER_SIZES), family(args.model)
+    if kind == "convnextv2":
+        for option in ("patch_size", "cls_token"):
+            if getattr(args, option) is not None:
+                raise BadInput(f"--{option}: {args.model} has none; it is an option of ViTs")
+    if args.linear_probe:
+        fill_defaults(args, LINEAR_DEFAULTS)
+    if args.freeze_backbone:
+        fill_defaults(args, FROZEN_DEFAULTS)
+    for defaults in (FAMILY_DEFAULTS[kind], COMMON_DEFAULTS):
+        fill_defaults(args, defaults)
+    if args.aug == "randaug":
+        fill_defaults(args, {"crop_pct": 0.875 if args.input_size <= 224 else 1.0})
+    patch = CONVNEXT_PATCH if kind == "convnextv2" else args.patch_size or size.patch
+    if args.input_size % patch:
+        nearest = max(1, round(args.input_size / patch)) * patch
+        raise BadInput(
+            f"--input_size {args.input_size}: not a multiple of the patch, {patch}; try {nearest}"
+        )
+    _check_training(args)
+    if args.use_amp is not None:
+        wanted = "auto" if args.use_amp else "off"
+        if args.amp not in ("auto", wanted):
+            raise BadInput(f"--use_amp {args.use_amp}: --amp {args.amp} says otherwise; give one")
+        args.amp = wanted
+    if not args.output_dir:
+        raise BadInput("--output_dir: name a folder to write to")
+
+
+def _check_training(args: argparse.Namespace) -> None:
+    if args.start_epoch >= args.epochs:
+        raise BadInput(f"--start_epoch {args.start_epoch}: the run ends at --epochs {args.epochs}")
+    if mixes(args) and args.batch_size % 2:
+        raise BadInput(
+            f"--batch_size {args.batch_size}: --mixup and --cutmix pair images; even only"
+        )
+    if args.cutmix_minmax and not 0 < args.cutmix_minmax[0] < args.cutmix_minmax[1]:
+        raise BadInput(f"--cutmix_minmax {args.cutmix_minmax}: must rise, from above 0 to 1")
+    if args.schedule == "step" and not args.step_epochs:
+        raise BadInput(
+            "--schedule step: say when the rate falls, for example --step_epochs 35 65 95"
+        )
+    if args.step_epochs and args.schedule != "step":
+        raise BadInput("--step_epochs: is for --schedule step; the cosine has no steps")
+    if args.model_ema_eval and not args.model_ema:
+        raise BadInput("--model_ema_eval: there is no average without --model_ema")
+    if args.select == "val" and args.disable_eval:
+        raise BadInput("--select val: needs evaluation, which --disable_eval leaves out")
+    if args.opt_betas and len(args.opt_betas) != 2:
+        raise BadInput(f"--opt_betas {args.opt_betas}: takes two numbers")
+    if args.eval and not (args.finetune or args.resume or args.auto_resume):
+        raise BadInput("--eval: name the checkpoint with --finetune")
+    if args.linear_probe and not args.finetune:
+        raise BadInput("--linear_probe: a frozen backbone must be trained; name it with --finetune")
+    if args.freeze_backbone and not args.finetune:
+        raise BadInput("--freeze_backbone: must have been trained; name it with --finetune")
+    if (args.freeze_backbone or args.linear_probe) and args.drop_path:
+        raise BadInput(f"--drop_path {args.drop_path}: a frozen backbone takes none; leave it out")
+    if args.knn and args.disable_eval:
+        raise BadInput("--knn: is an evaluation, which --disable_eval leaves out")
+
+
+def with_options_of(
+    args: argparse.Namespace, checkpoint: dict
+) -> tuple[argparse.Namespace, list[str]]:
+    """The options to evaluate a checkpoint with, and a line if they are not those given.
+
+    A checkpoint of ours knows its model and preprocessing; with others the options decide.
+    """
+    own = checkpoint.get("args")
+    if "classes" not in checkpoint or not isinstance(own, dict):
+        return args, []
+    known = {name: own[name] for name in BELONGS_TO_MODEL if name in own}
+    told = {name: value for name, value in known.items() if getattr(args, name) != value}
+    listed = ", ".join(f"--{name} {value}" for name, value in told.items())
+    notes = [f"taken from the checkpoint: {listed}"] if told else []
+    return argparse.Namespace(**{**vars(args), **known}), notes
+
+
+def mixes(args: argparse.Namespace) -> bool:
+    """Whether images are mixed with each other."""
+    return bool(args.mixup or args.cutmix or args.cutmix_minmax)
