@@ -36,6 +36,7 @@ from engine_run import Run, same_everywhere, worker_count
 from engine_train import Precision
 from models_registry import create_classifier
 from util.distributed import Place, on_main
+from util.errors import BadInput
 from util.options_finetune import mixes
 from util.sizes import family
 from util.weights import find_source, load_pretrained
@@ -90,7 +91,7 @@ def open_data(args: argparse.Namespace, run: Run) -> Data:
             check_readable(images.source)
         return Data(own, tested or own, train, {} if args.disable_eval else tests)
 
-    return same_everywhere(args.data_path, build, lambda data: data.digest)
+    return same_everywhere(f"--data_path {args.data_path}", build, lambda data: data.digest)
 
 
 def build_model(args: argparse.Namespace, classes: int) -> nn.Module:
@@ -137,9 +138,14 @@ def build_augment(args: argparse.Namespace) -> Augment:
     if args.aug == "fer":
         strength = 0.25 if args.color_jitter is None else args.color_jitter
         return face_augment(args.input_size, strength)
-    return random_augment(
-        args.input_size, args.aa, args.color_jitter, args.train_interpolation, args.crop_scale
-    )
+    try:
+        return random_augment(
+            args.input_size, args.aa, args.color_jitter, args.train_interpolation, args.crop_scale
+        )
+    except (AssertionError, ValueError):  # from timm's reading of the policy
+        raise BadInput(
+            f"--aa {args.aa}: no policy of timm's; take one like rand-m9-mstd0.5-inc1, or ''"
+        ) from None
 
 
 def build_loss(args: argparse.Namespace, run: Run, classes: int) -> ClassifierLoss:
@@ -224,5 +230,4 @@ def build_evaluator(
 def about(args: argparse.Namespace, data: Data, split: str) -> dict[str, object]:
     """What stands in eval.json beside the numbers: what they are about."""
     owner = data.owner(split)
-    facts = {"data": owner.title, "rule": owner.rule, "split": split, "flip": args.eval_flip}
-    return {**facts, "train_data": data.train_set.title, "train_images": len(data.train)}
+    return {"data": owner.title, "rule": owner.rule, "split": split, "flip": args.eval_flip}

@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader
 from datasets.labelled import LabelledImages
 from datasets.transforms import Normalise
 from engine_train import Precision
-from util.distributed import gather_objects
+from util.distributed import gather_objects, on_main, to_device
 from util.metrics import evaluate
 
 
@@ -25,18 +25,18 @@ def collect(
 ) -> tuple[np.ndarray, np.ndarray]:
     """`function` of all images, (n, D) float32 in their order, and which could be read, (n,) bool.
 
-    On every rank, though each does only its own share, and none is done twice. `between` is called
-    before each batch.
+    On every rank, though each does only its own share; an image that several ranks have done counts
+    once. `between` is called before each batch.
     """
     device, own = normalise.mean.device, []
     for imgs, index, readable in loader:
         between()
         with precision.autocast():
-            value = function(normalise(imgs.to(device, non_blocking=True)))
+            value = function(normalise(to_device(imgs, device)))
         own.append((index.numpy(), readable.numpy(), value.float().cpu().numpy()))
     batches = [batch for share in gather_objects(own) for batch in share]
     index, readable, values = (np.concatenate(part) for part in zip(*batches, strict=True))
-    order = np.argsort(index)
+    order = np.unique(index, return_index=True)[1]
     return values[order], readable[order]
 
 
@@ -86,14 +86,24 @@ def evaluate_model(
     """Metrics of a classifier, equal on all ranks and for any number of them."""
     was_training = model.training
     model.eval()
+    share_buffers(model)
     p, readable = collect(probabilities(model, flip), test.loader, normalise, precision, between)
     model.train(was_training)
     return judge(p, readable, test)
 
 
+@torch.no_grad()
+def share_buffers(model: nn.Module) -> None:
+    """Rank 0's batch-norm statistics, those a checkpoint holds, on every rank."""
+    for own, value in zip(
+        model.buffers(), on_main(lambda: [b.cpu() for b in model.buffers()]), strict=True
+    ):
+        own.copy_(value)
+
+
 def judge(p: np.ndarray, readable: np.ndarray, test: TestSet) -> Evaluation:
     """Probabilities (n, K) of the model's classes -> metrics over those that occur in the test."""
-    p = p[:, test.common]
-    p = p / p.sum(axis=1, keepdims=True).clip(1e-30)
+    p = p[:, test.common].clip(1e-30)  # all may be 0 where the model is sure of another class
+    p = p / p.sum(axis=1, keepdims=True)
     result = evaluate(p[readable], test.common_labels[readable], test.common_classes)
     return Evaluation({**result, "unreadable": int((~readable).sum())}, p, readable)

@@ -16,6 +16,7 @@ from datasets.transforms import Normalise
 from engine_evaluate import Evaluation, TestSet, evaluate_model
 from engine_train import Precision, TrainState
 from models_convnextv2 import ConvNeXtV2
+from util.distributed import to_device
 from util.figures import confusion_figure, save_png
 from util.files import write_json
 from util.metrics import write_predictions
@@ -50,8 +51,8 @@ class ClassifierLoss:
         """The mean cross-entropy of one micro-batch."""
         imgs, targets, problems = batch
         self.problems.update(problem for problem in problems if problem)
-        x = self.normalise(imgs.to(self.device, non_blocking=True))
-        targets = targets.to(self.device, non_blocking=True)
+        x = self.normalise(to_device(imgs, self.device))
+        targets = to_device(targets, self.device)
         if self.erase:
             x = self.erase(x)
         targets = (1 - self.smoothing) * targets + self.smoothing / targets.shape[1]
@@ -127,7 +128,8 @@ class Evaluator:
             for ending, model in models.items():
                 result = self.evaluate(model, split).result
                 scores |= {f"{split}_{s}{ending}": result[name] for s, name in LOGGED.items()}
-        state.position.note(scores[f"{self.select}_acc1{'_ema' if self.by_ema else ''}"])
+        if self.tests:  # none with --disable_eval
+            state.position.note(scores[f"{self.select}_acc1{'_ema' if self.by_ema else ''}"])
         return scores
 
 

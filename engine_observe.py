@@ -91,6 +91,7 @@ class RunObserver:
             raise Fault("asked to stop; nothing was saved (--save_ckpt False)")
         if result.stop:
             self.saver.save(state)
+            gather_objects(None)  # a launcher gives rank 0 little time once another has ended
             raise Stopped(self._saved(position))
         if self.saver and self.save_steps and position.step % self.save_steps == 0:
             self.saver.save(state)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from datasets import PretrainDataset
 from datasets.transforms import Normalise
 from models_masked import MaskedAutoencoder
+from util.distributed import to_device
 from util.figures import reconstruction_grid, save_png
 from util.log import NullLog
 from util.seeding import FIGURE, generator
@@ -27,8 +28,8 @@ class MaskedLoss:
         """The mean squared error on the removed patches of one micro-batch."""
         imgs, noise, problems = batch
         self.problems.update(problem for problem in problems if problem)
-        imgs = imgs.to(self.device, non_blocking=True)
-        return model(self.normalise(imgs), noise=noise.to(self.device, non_blocking=True))
+        x = self.normalise(to_device(imgs, self.device))
+        return model(x, noise=to_device(noise, self.device))
 
     def blank(self, batch_size: int, input_size: int, patches: int) -> Batch:
         """A batch of nothing, for a pass whose result is thrown away."""

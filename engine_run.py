@@ -107,10 +107,11 @@ def distribute(model: nn.Module, run: Run, compiled: bool) -> nn.Module:
     )
 
 
-def same_everywhere(path: str, build: Callable[[], T], digest: Callable[[T], str]) -> T:
+def same_everywhere(what: str, build: Callable[[], T], digest: Callable[[T], str]) -> T:
     """`build()` on every rank, on rank 0 first, so that the others find what it has cached.
 
-    Raises BadInput on all ranks: rank 0's, or when another finds something else.
+    `what`: the flag and its path. Raises BadInput on all ranks: rank 0's, or when another finds
+    something else.
     """
     made = []
 
@@ -122,7 +123,7 @@ def same_everywhere(path: str, build: Callable[[], T], digest: Callable[[T], str
     built = made[0] if made else build()
     if digest(built) != expected:
         raise BadInput(
-            f"--data_path {path}: another process finds other images there than process 0; every "
+            f"{what}: another process finds other images there than process 0; every "
             "machine must see the same files"
         )
     return built

@@ -67,7 +67,9 @@ class Precision:
         if mode == "auto":
             mode = "off"
             if device.type == "cuda":
-                mode = "bf16" if torch.cuda.is_bf16_supported() else "fp16"
+                # Older GPUs only emulate it, slowly.
+                native = torch.cuda.is_bf16_supported(including_emulation=False)
+                mode = "bf16" if native else "fp16"
         if mode == "fp16" and device.type == "cpu":
             raise BadInput("--amp fp16: needs a GPU; use bf16 or off on the CPU")
         self.name = {"off": "fp32"}.get(mode, mode)
@@ -112,9 +114,10 @@ class TrainState:
         """The reverse. Raises RuntimeError or ValueError when the model is another one."""
         self.model.load_state_dict(saved["model"])
         if self.ema:
-            self.ema.module.load_state_dict(saved["model_ema"])
+            self.ema.module.load_state_dict(saved.get("model_ema", saved["model"]))
         self.optimizer.load_state_dict(saved["optimizer"])
-        self.scaler.load_state_dict(saved["scaler"])
+        if saved["scaler"]:  # {} from a run without loss scaling
+            self.scaler.load_state_dict(saved["scaler"])
         self.position.epoch, self.position.step = saved["epoch"] + 1, saved["step"]
         self.position.sums = Sums(**saved["sums"])
         for name in ("skipped_in_row", "best", "best_epoch"):
@@ -178,11 +181,15 @@ class Trainer:
         DDP orders its buckets anew after the first one, which changes the last bits of gradients:
         a resumed run must not differ from an undisturbed one because of it.
         """
-        if isinstance(self.model, DistributedDataParallel):
-            with self.precision.autocast():
-                loss = self.batch_loss(self.model, batch)
-            loss.backward()
-            self.state.optimizer.zero_grad(set_to_none=True)
+        if not isinstance(self.model, DistributedDataParallel):
+            return
+        buffers = [(buffer, buffer.clone()) for buffer in self.state.model.buffers()]
+        with self.precision.autocast():
+            loss = self.batch_loss(self.model, batch)
+        loss.backward()
+        self.state.optimizer.zero_grad(set_to_none=True)
+        for buffer, before in buffers:  # batch-norm statistics, too, are as they were
+            buffer.copy_(before)
 
     def run_epoch(self, batches: Iterable, steps: int, observer: Observer) -> None:
         """Train the steps that are left of the current epoch of `steps` steps."""
@@ -263,7 +270,8 @@ class Trainer:
             sums.grad_norm += result.grad_norm
             return
         sums.skipped += 1
-        if self.precision.scaler.is_enabled() and math.isfinite(result.loss):
+        scaler = self.precision.scaler
+        if scaler.is_enabled() and math.isfinite(result.loss) and scaler.get_scale() >= 1:
             return  # an overflow by which fp16's scaler finds its scale
         position.skipped_in_row += 1
         if position.skipped_in_row >= MAX_SKIPPED:

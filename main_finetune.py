@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from util.errors import BadInput
 from util.options import launch, saving, start
 from util.options_finetune import DECIDES_RESULT, build_parser, check_options, with_options_of
 from util.program import run_program
@@ -58,6 +59,11 @@ def finetune(args: argparse.Namespace, run: "Run") -> None:
     from util.optim import create_optimizer, parameter_groups
 
     torch.manual_seed(args.seed)
+    if run.device.type == "mps" and args.grad_checkpointing and args.drop_path:
+        raise BadInput(
+            "--grad_checkpointing: on Apple GPUs torch would recompute other drop paths; set "
+            "--drop_path 0, or leave it out"
+        )
     data = build.open_data(args, run)
     classes, train = data.train_set.classes, data.train
     balance = data.train_set.name == "affectnet" if args.balance is None else args.balance
@@ -198,6 +204,8 @@ def test_chosen(
         best, epoch = evaluator.evaluate(model, split), saved["epoch"]
     facts = {
         **about(args, data, split),
+        "train_data": data.train_set.title,
+        "train_images": len(data.train),
         "epoch": epoch,
         "selected_on": args.select,
         "weights": evaluator.weights,
@@ -222,14 +230,16 @@ def evaluate(args: argparse.Namespace, run: "Run") -> None:
     from engine_finetune import write_results
     from engine_train import Precision
     from util.checkpoint import BEST, LAST
-    from util.errors import BadInput
+    from util.distributed import on_main
     from util.metrics import summary_lines
-    from util.weights import load_pretrained, read_source
+    from util.weights import find_source, load_pretrained, read_source
 
     own = [str(run.output / name) for name in (BEST, LAST) if (run.output / name).exists()]
     source = args.finetune or args.resume or (own or [""])[0]
     if not source:
         raise BadInput(f"--eval: {run.output} holds no checkpoint; name one with --finetune")
+    # Rank 0 first: a released name may have to be downloaded.
+    on_main(lambda: bool(find_source(source, args.cache_dir)))
     saved = read_source(source, args.cache_dir)
     args, notes = with_options_of(args, saved)
     data = build.open_data(args, run)
@@ -243,7 +253,8 @@ def evaluate(args: argparse.Namespace, run: "Run") -> None:
     report = load_pretrained(
         model, source, key=key, prefix=prefix, keep_head=True, checkpoint=saved
     )
-    evaluator = build.build_evaluator(args, run, data, classes, Precision(args.amp, run.device))
+    precision = Precision(args.amp, run.device)
+    evaluator = build.build_evaluator(args, run, data, classes, precision, run.stop.end_if_asked)
     split = "test" if "test" in data.tests else "val"
     evaluation = evaluator.evaluate(model.to(run.device), split)
     if not run.folder:
@@ -268,7 +279,8 @@ def classify_by_neighbours(args: argparse.Namespace, run: "Run") -> None:
     classes = data.train_set.classes
     model = build.build_model(args, len(classes))
     notes = build.begin_with_pretrained(args, model)
-    evaluator = build.build_evaluator(args, run, data, classes, Precision(args.amp, run.device))
+    precision = Precision(args.amp, run.device)
+    evaluator = build.build_evaluator(args, run, data, classes, precision, run.stop.end_if_asked)
     split = "test" if "test" in data.tests else "val"
     test = evaluator.tests[split]
     view = build.plain(args.input_size, args.crop_pct)
@@ -281,7 +293,7 @@ def classify_by_neighbours(args: argparse.Namespace, run: "Run") -> None:
         run.place,
         **build.loading(args, run),
     )
-    train, queries = probe.features(model.to(run.device), evaluator.precision)
+    train, queries = probe.features(model.to(run.device), precision, run.stop.end_if_asked)
     if not run.folder:
         return
     evaluation = judge(knn(train, queries.x, len(classes)), queries.readable, test)

@@ -248,7 +248,9 @@ def build_data(
         check_readable(dataset.source)
         return dataset
 
-    dataset = same_everywhere(args.data_path, build, lambda dataset: dataset.source.digest)
+    dataset = same_everywhere(
+        f"--data_path {args.data_path}", build, lambda dataset: dataset.source.digest
+    )
     sampler = GlobalBatchSampler(
         len(dataset), args.batch_size, args.accum_iter, run.place, args.seed
     )
@@ -261,14 +263,18 @@ def build_probe(args: argparse.Namespace, run: "Run", normalise: "Normalise") ->
     """`--probe_data_path`: what the features of the model so far tell about expressions."""
     if not args.probe_data_path:
         return None
-    from datasets import open_labelled, plain
+    from datasets import drawn_size, open_labelled, plain
     from datasets.finetune import choose_splits
     from engine_probe import Probe
     from engine_run import same_everywhere, worker_count
 
     data = same_everywhere(
-        args.probe_data_path,
-        lambda: open_labelled(args.probe_data_path, size=args.input_size),
+        f"--probe_data_path {args.probe_data_path}",
+        lambda: open_labelled(
+            args.probe_data_path,
+            face_margin=args.face_margin,
+            size=drawn_size(args.input_size),
+        ),
         lambda data: data.digest,
     )
     train, tests = choose_splits(data, None, "test", 0.1, args.seed, args.probe_data_path)

@@ -1,7 +1,6 @@
 """Images by path: what `--data_path` may be, and what training draws from it."""
 
 import os
-import re
 from pathlib import Path
 
 from datasets.augment import Augment, face_augment, plain, random_augment
@@ -11,7 +10,7 @@ from datasets.labelled import LabelledSet, Source
 from datasets.loader import build_loader, build_test_loader
 from datasets.pretrain import PretrainDataset
 from datasets.recognise import open_labelled, recognised
-from datasets.synthetic import SyntheticFaces
+from datasets.synthetic import SyntheticFaces, parse_synthetic
 from util.errors import BadInput
 
 __all__ = [
@@ -38,16 +37,17 @@ def open_source(
     size: int = 256,
     face_margin: float | None = None,
 ) -> Source:
-    """The images of `--data_path`: a folder, a list or CSV of files, `synthetic[:COUNT]`.
+    """The images of `--data_path`: a folder, a list or CSV of files, `synthetic[-lab][:COUNT]`.
 
     Of a labelled set as its owner ships it: the training images, cropped to the face where there
     are boxes. `cache` is where a folder's listing is kept; `size` is that of drawn faces. Raises
     BadInput.
     """
-    if match := re.fullmatch(r"synthetic(?::(\d+))?", str(data_path)):
-        if match[1] is not None and int(match[1]) < 1:
+    if drawn := parse_synthetic(str(data_path)):
+        count = 10_000 if drawn.counts[0] is None else drawn.counts[0]
+        if count < 1:
             raise BadInput(f"--data_path {data_path}: ask for at least one face")
-        return SyntheticFaces(int(match[1] or 10_000), size=size)
+        return SyntheticFaces(count, size=size, lab=drawn.lab)
     if name := recognised(Path(data_path).expanduser()):
         splits = open_labelled(str(data_path), name, face_margin=face_margin).splits
         if "train" in splits:

@@ -1,10 +1,12 @@
 """What fine-tuning does to an image: one of three augmentations, or the plain view for testing.
 
 Each is a function (H, W, 3) uint8 -> (3, S, S) uint8. The library transforms draw from the global
-generators; the data set seeds those from the sample's position.
+generators; the data set seeds those from the sample's position. They can be pickled, as workers
+need where processes are not forked.
 """
 
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import torch
@@ -19,8 +21,12 @@ Augment = Callable[[np.ndarray], Tensor]
 def plain(size: int, crop_pct: float | None = None) -> Augment:
     """The whole image as a square, or the central square of `crop_pct` of its short side."""
     if crop_pct is not None:
-        return lambda image: centre_crop(image, size, crop_pct)
-    return lambda image: crop_and_resize(image, (0, 0, *image.shape[:2]), size)
+        return partial(centre_crop, size=size, crop_pct=crop_pct)
+    return partial(_whole, size=size)
+
+
+def _whole(image: np.ndarray, size: int) -> Tensor:
+    return crop_and_resize(image, (0, 0, *image.shape[:2]), size)
 
 
 def face_augment(size: int, color_jitter: float = 0.25) -> Augment:
@@ -43,7 +49,7 @@ def face_augment(size: int, color_jitter: float = 0.25) -> Augment:
             v2.PILToTensor(),
         ]
     )
-    return lambda image: steps(Image.fromarray(image))
+    return partial(_through_pillow, steps)
 
 
 def random_augment(
@@ -68,4 +74,10 @@ def random_augment(
         auto_augment=policy or None,
         interpolation=interpolation,
     )
-    return lambda image: torch.from_numpy(np.ascontiguousarray(steps(Image.fromarray(image))))
+    return partial(_through_pillow, steps)
+
+
+def _through_pillow(
+    steps: Callable[[Image.Image], Tensor | np.ndarray], image: np.ndarray
+) -> Tensor:
+    return torch.as_tensor(np.ascontiguousarray(steps(Image.fromarray(image))))

@@ -64,20 +64,27 @@ class PlainImages(Dataset):
             return self._blank, index, False
 
 
-def stratified(labels: np.ndarray, share: float, seed: int, stream: int = SPLIT) -> np.ndarray:
-    """Whether each image is in a random `share` of its class, (n,) bool; at least one a class."""
-    rng, chosen = generator(stream, seed), np.zeros(len(labels), bool)
+def stratified(labels: np.ndarray, share: float, seed: int, spared: int = 0) -> np.ndarray:
+    """Whether each image is in a random `share` of its class, (n,) bool; at least one a class.
+
+    But `spared` images of every class are left out whatever the share.
+    """
+    rng, chosen = generator(SPLIT, seed), np.zeros(len(labels), bool)
     for label in np.unique(labels):
         members = rng.permutation(np.flatnonzero(labels == label))
-        chosen[members[: max(1, round(share * len(members)))]] = True
+        count = min(max(1, round(share * len(members))), len(members) - spared)
+        chosen[members[:count]] = True
     return chosen
 
 
 def hold_out(
     images: LabelledImages, share: float, seed: int
 ) -> tuple[LabelledImages, LabelledImages]:
-    """Split training images into those to train on and a stratified `share` to select by."""
-    held = stratified(images.labels, share, seed)
+    """Split training images into those to train on and a stratified `share` to select by.
+
+    A class keeps at least one image to learn from.
+    """
+    held = stratified(images.labels, share, seed, spared=1)
     return images.take(np.flatnonzero(~held)), images.take(np.flatnonzero(held))
 
 

@@ -7,6 +7,8 @@ from datasets.sampler import GlobalBatchSampler
 from util.distributed import Place
 from util.stop import shield_worker
 
+MOST_TEST_WORKERS = 4
+
 
 def build_loader(
     dataset: Dataset,
@@ -31,6 +33,8 @@ def build_test_loader(
     timeout: float = 600,
 ) -> DataLoader:
     """Every item once over all ranks: this one's are every world-th, and none fills up a batch."""
+    # Loaders keep their workers, and there are several of these beside the one that trains.
+    workers = min(workers, MOST_TEST_WORKERS)
     own = range(place.rank, len(dataset), place.world)
     return _loader(dataset, workers, pin_memory, timeout, batch_size=batch_size, sampler=own)
 

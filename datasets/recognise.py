@@ -1,7 +1,6 @@
 """One entry to every labelled data set: which one a path holds, and its images with labels."""
 
 import os
-import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -23,7 +22,7 @@ from datasets.present import listing
 from datasets.rafdb import LISTS
 from datasets.rafdb import read as read_rafdb
 from datasets.rafdb import recognise as recognise_rafdb
-from datasets.synthetic import SyntheticFaces
+from datasets.synthetic import SyntheticFaces, parse_synthetic
 from util.errors import BadInput
 
 # What has a layout of its own. Class folders may be anything, and are tried only after these.
@@ -35,7 +34,6 @@ OWNERS: dict[str, Callable[[Path], list[str]]] = {
 }
 NAMES = ("auto", *OWNERS, "folder", "synthetic")  # of --data_set
 OFFICIAL = {"IMNET": "folder", "image_folder": "folder"}  # ConvNeXt V2's names for such
-SYNTHETIC = re.compile(r"synthetic(?::(\d+))?(?::(\d+))?")
 AFFECTNET_PARTS = {
     "manually_annotated_images",
     "manually_annotated_compressed",
@@ -64,7 +62,7 @@ def open_labelled(
     cache: str | os.PathLike | None = None,
     counts: tuple[int, int] = (2000, 800),
 ) -> LabelledSet:
-    """The images and labels of `--data_path`; `synthetic[:TRAIN[:TEST]]` draws faces.
+    """The images and labels of `--data_path`; `synthetic[-lab][:TRAIN[:TEST]]` draws faces.
 
     `nb_classes` chooses AffectNet's 7 or 8 classes, and must be what other sets have;
     `label_rule` is for FERPlus, `label_order` for class folders, `face_margin` for
@@ -74,7 +72,7 @@ def open_labelled(
     name = OFFICIAL.get(data_set, data_set)
     if name not in NAMES:
         raise BadInput(f"--data_set {data_set}: choose from {', '.join((*NAMES, *OFFICIAL))}")
-    if SYNTHETIC.fullmatch(data_path) or name == "synthetic":
+    if parse_synthetic(data_path) or name == "synthetic":
         name, root = "synthetic", None
         _check_synthetic(data_path, data_set)
     else:
@@ -112,8 +110,8 @@ def recognised(root: str | os.PathLike) -> str | None:
 
 def _check_synthetic(data_path: str, data_set: str) -> None:
     """Drawn faces need the path `synthetic…` and no other data set's name."""
-    if not SYNTHETIC.fullmatch(data_path):
-        what = "takes --data_path synthetic, synthetic:TRAIN or synthetic:TRAIN:TEST"
+    if not parse_synthetic(data_path):
+        what = "takes --data_path synthetic or synthetic-lab, with :TRAIN or :TRAIN:TEST"
         raise BadInput(f"--data_set synthetic: {what}, not {printable(data_path)}")
     if data_set not in ("auto", "synthetic"):
         raise BadInput(f"--data_path {data_path} draws faces; it is no {data_set} data set")
@@ -121,16 +119,16 @@ def _check_synthetic(data_path: str, data_set: str) -> None:
 
 def _draw(data_path: str, size: int, counts: tuple[int, int]) -> LabelledSet:
     """Drawn faces, train and test of different people."""
-    given = SYNTHETIC.fullmatch(data_path).groups()
-    splits = {}
-    for split, text, usual in zip(("train", "test"), given, counts, strict=True):
-        count = int(text or usual)
+    drawn, splits = parse_synthetic(data_path), {}
+    for split, given, usual in zip(("train", "test"), drawn.counts, counts, strict=True):
+        count = usual if given is None else given
         if count < len(EXPRESSIONS):
             what = f"{count} faces to {split} with; ask for at least one of each expression"
             raise BadInput(f"--data_path {data_path}: {what}, {len(EXPRESSIONS)}")
-        faces = SyntheticFaces(count, size=size, split=split)
+        faces = SyntheticFaces(count, size=size, split=split, lab=drawn.lab)
         splits[split] = LabelledImages(faces, np.array([faces.label(i) for i in range(count)]))
-    return LabelledSet("synthetic", "synthetic faces", EXPRESSIONS, splits)
+    title = "synthetic faces" + " as in a laboratory" * drawn.lab
+    return LabelledSet("synthetic", title, EXPRESSIONS, splits)
 
 
 # Which data set it is

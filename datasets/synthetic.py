@@ -10,7 +10,9 @@ unit jittered on its own and none of them quite at rest.
 """
 
 import argparse
+import re
 from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -152,6 +154,28 @@ def sample_condition(rng: np.random.Generator) -> Condition:
     )
 
 
+def as_in_a_laboratory(condition: Condition) -> Condition:
+    """The same picture, taken closer, of a sitter who faces the camera in even light."""
+    c, calm = condition, 0.3
+    light = np.array([calm * c.light[0] / c.light[2], -0.45, 1.0])
+    return replace(
+        c,
+        yaw=calm * c.yaw,
+        pitch=calm * c.pitch,
+        roll=calm * c.roll,
+        scale=1.3 * c.scale,
+        shift=calm * c.shift + np.array([0, 0.01]),
+        light=light / np.linalg.norm(light),
+        contrast=0.3 + calm * (c.contrast - 0.3),
+        brightness=1 + calm * (c.brightness - 1),
+        warmth=calm * c.warmth,
+        blur=0.001,
+        noise=1.0,
+        background="gradient",
+        occlusion="none",
+    )
+
+
 def sample_actions(rng: np.random.Generator, label: int) -> Actions:
     """Action unit → (2,) left and right activation; as many draws for every label."""
     strength = 0.35 + 0.75 * rng.beta(2.2, 1.4)
@@ -183,16 +207,40 @@ def draw(
     return photograph(light_up(canvas, c, relief(who, actions)), c, rng)
 
 
+class Drawn(NamedTuple):
+    """What `synthetic…` as a `--data_path` asks for."""
+
+    lab: bool
+    counts: tuple[int | None, int | None]  # train, test; None where it does not say
+
+
+def parse_synthetic(data_path: str) -> Drawn | None:
+    """`synthetic` or `synthetic-lab`, with `[:TRAIN[:TEST]]`; None for any other path."""
+    match = re.fullmatch(r"synthetic(-lab)?(?::(\d+))?(?::(\d+))?", data_path)
+    if not match:
+        return None
+    train, test = (int(count) if count else None for count in match.groups()[1:])
+    return Drawn(bool(match[1]), (train, test))
+
+
 class SyntheticFaces:
     """`count` drawn faces of one split, each a function of (seed, split, index) alone.
 
+    The same people with the same expressions are met in the wild or, with `lab`, in a laboratory.
     Asking for more images adds to the ones there were; train and test share no identity; any eight
     images from a multiple of eight on hold every class once. `size` is the side in pixels.
     """
 
     classes = EXPRESSIONS
 
-    def __init__(self, count: int = 10_000, size: int = 256, seed: int = 0, split: str = "train"):
+    def __init__(
+        self,
+        count: int = 10_000,
+        size: int = 256,
+        seed: int = 0,
+        split: str = "train",
+        lab: bool = False,
+    ) -> None:
         if split not in SPLITS:
             raise ValueError(f"split must be one of {SPLITS}, not {split!r}")
         if count < 1:
@@ -201,8 +249,8 @@ class SyntheticFaces:
             raise ValueError(f"size must be 16 to 1024 pixels, not {size}")
         if seed < 0:
             raise ValueError(f"seed must not be negative, not {seed}")
-        self.count, self.size, self.seed, self.split = count, size, seed, split
-        self.digest = f"synthetic-v{VERSION}-{split}-{count}x{size}px-seed{seed}"
+        self.count, self.size, self.seed, self.split, self.lab = count, size, seed, split, lab
+        self.digest = f"synthetic-v{VERSION}-{split}-{count}x{size}px-seed{seed}{'-lab' * lab}"
         # A face takes milliseconds to draw: a process keeps those it has drawn, up to a bound.
         self._drawn: dict[int, np.ndarray] = {}
         self._room = KEPT_BYTES // (3 * size * size)
@@ -216,6 +264,8 @@ class SyntheticFaces:
             return self._drawn[index]
         rng, identity = self._start(index)
         condition = sample_condition(rng)
+        if self.lab:
+            condition = as_in_a_laboratory(condition)
         actions = sample_actions(rng, self.label(index))
         image = draw(sample_identity(self.seed, identity), condition, actions, self.size, rng)
         image.flags.writeable = False

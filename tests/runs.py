@@ -1,6 +1,8 @@
 """Starting real training runs from tests."""
 
+import importlib
 import json
+import multiprocessing
 import os
 import signal
 import socket
@@ -9,6 +11,9 @@ import sys
 from pathlib import Path
 
 import torch
+
+from util.program import run_program
+from util.stop import SIGNALS
 
 ROOT = Path(__file__).resolve().parent.parent
 FAMILIES = {
@@ -20,6 +25,13 @@ SMALL = (
     "--data_path synthetic:90 --epochs 2 --warmup_epochs 1 --batch_size 8 --print_freq 1 "
     "--num_workers 1 --vis_freq 0"
 )
+CLASSIFIERS = {"vit": "--model vit_tiny_patch16", "convnext": "--model convnextv2_atto"}
+SMALL_FINETUNE = (
+    "--input_size 32 --epochs 2 --warmup_epochs 1 --batch_size 4 --print_freq 1 --num_workers 0"
+)
+
+SLOW_IMPORTS = ["timm", "sklearn.linear_model", "sklearn.neighbors", "matplotlib.figure"]
+SLOW_IMPORTS += ["torchvision.transforms.v2", "torch.utils.tensorboard"]
 
 
 def free_port():
@@ -29,13 +41,67 @@ def free_port():
 
 
 def command(output, family="mae", more="", processes=1):
-    """The command line of a small run; later options overrule earlier ones."""
+    """The command line of a small pre-training; later options overrule earlier ones."""
+    options = f"{SMALL} {FAMILIES[family]} --output_dir {output} {more}"
+    return launched("main_pretrain.py", options.split(), processes)
+
+
+def finetune_command(output, family="vit", more="", processes=1):
+    """The same of a small fine-tuning."""
+    return launched("main_finetune.py", finetune_options(output, family, more), processes)
+
+
+def finetune_options(output, family="vit", more=""):
+    return f"{SMALL_FINETUNE} {CLASSIFIERS[family]} --output_dir {output} {more}".split()
+
+
+def launched(program, options, processes=1):
+    """A command line, with torch's launcher where it takes several processes."""
     launcher = [sys.executable]
     if processes > 1:
         launcher += ["-m", "torch.distributed.launch", f"--nproc_per_node={processes}"]
         launcher += ["--master_port", str(free_port())]
-    options = f"{SMALL} {FAMILIES[family]} --output_dir {output} {more}"
-    return [*launcher, str(ROOT / "main_pretrain.py"), *options.split()]
+    return [*launcher, str(ROOT / program), *options]
+
+
+def run_here(main, options):
+    """A program in this process, on one thread as in those started; its exit code."""
+    handlers = {number: signal.getsignal(number) for number in SIGNALS}
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    work = main.train if main.__name__ == "main_pretrain" else main.work
+    try:
+        return run_program(main.build_parser, main.check_options, work, options)
+    finally:
+        torch.set_num_threads(threads)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+
+
+def run_two(program, options):
+    """A program (`main_finetune`) as two processes that meet, without what launchers take to start.
+
+    They are copies of one that has imported the slow libraries, and must end well.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(SLOW_IMPORTS)
+    rest = (program, list(map(str, options)), free_port())
+    ranks = [context.Process(target=_run_rank, args=(rank, *rest)) for rank in range(2)]
+    for process in ranks:
+        process.start()
+    for process in ranks:
+        process.join(240)
+        process.kill()
+        process.join()
+    assert [process.exitcode for process in ranks] == [0, 0]
+
+
+def _run_rank(rank, program, options, port):
+    place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2}
+    os.environ |= {key: str(value) for key, value in place.items()}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
+    multiprocessing.set_start_method("fork", force=True)  # of data workers, as it usually is
+    sys.exit(run_here(importlib.import_module(program), options))
 
 
 def start(arguments):
@@ -116,6 +182,6 @@ def same(a, b):
 def assert_same_run(ours, undisturbed):
     """Bit for bit the same weights and optimizer; every epoch logged once, with equal numbers."""
     a, b = load(ours), load(undisturbed)
-    for part in ("model", "optimizer", "epoch", "step"):
-        assert same(a[part], b[part]), part
+    for part in ("model", "model_ema", "optimizer", "epoch", "step", "best", "best_epoch"):
+        assert same(a.get(part), b.get(part)), part
     assert log(ours) == log(undisturbed)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from util.errors import BadInput
+from util.errors import BadInput, Fault
 
 if TYPE_CHECKING:
     import torch
@@ -65,7 +65,8 @@ def pick_device(name: str, place: Place) -> "torch.device":
     import torch
 
     if name == "auto":
-        mps = torch.backends.mps.is_available()
+        # No backend carries an Apple GPU's tensors from process to process.
+        mps = torch.backends.mps.is_available() and place.world == 1
         name = "cuda" if torch.cuda.is_available() else "mps" if mps else "cpu"
     try:
         device = torch.device(name)
@@ -73,6 +74,8 @@ def pick_device(name: str, place: Place) -> "torch.device":
         raise BadInput(f"--device {name}: no such device; use auto, cuda, mps or cpu") from None
     if device.type == "mps" and not torch.backends.mps.is_available():
         raise BadInput("--device mps: this machine has none; use --device auto")
+    if device.type == "mps" and place.world > 1:
+        raise BadInput("--device mps: is for one process; use --device cpu for several")
     if device.type == "cuda":
         count = torch.cuda.device_count()
         index = place.local_rank if device.index is None else device.index
@@ -86,15 +89,23 @@ def pick_device(name: str, place: Place) -> "torch.device":
     return device
 
 
+def to_device(x: "torch.Tensor", device: "torch.device") -> "torch.Tensor":
+    """A copy, on CUDA not waited for; an Apple GPU might read a source that is gone by then."""
+    return x.to(device, non_blocking=device.type == "cuda")
+
+
 def join(place: Place, device: "torch.device", url: str, timeout: float) -> None:
-    """Meet the other ranks (NCCL on GPUs, gloo elsewhere); `timeout` in seconds for every call."""
+    """Meet the other ranks; `timeout` in seconds for every call.
+
+    Tensors on GPUs travel by NCCL; all else, so everything that ranks say in words, by gloo.
+    """
     if place.world == 1:
         return
     import torch.distributed as dist
 
     # A URL other than env:// needs to be told the rank; env:// takes the same answer.
     dist.init_process_group(
-        "nccl" if device.type == "cuda" else "gloo",
+        "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
         init_method=url,
         rank=place.rank,
         world_size=place.world,
@@ -103,14 +114,15 @@ def join(place: Place, device: "torch.device", url: str, timeout: float) -> None
     )
 
 
+def met_others() -> bool:
+    """Whether `join` has met other ranks."""
+    return "torch.distributed" in sys.modules and sys.modules["torch.distributed"].is_initialized()
+
+
 def leave() -> None:
     """Part from the other ranks, if any were met; the model's DDP wrapper must be gone by then."""
-    if "torch.distributed" not in sys.modules:
-        return
-    import torch.distributed as dist
-
-    if dist.is_initialized():
-        dist.destroy_process_group()
+    if met_others():
+        sys.modules["torch.distributed"].destroy_process_group()
 
 
 def sum_over_ranks(x: "torch.Tensor") -> "torch.Tensor":
@@ -134,18 +146,22 @@ def gather_objects(value: Any) -> list[Any]:
 
 
 def on_main(function: Callable[[], Any]) -> Any:
-    """Rank 0's `function()` on every rank; its BadInput too, so that all end together."""
+    """Rank 0's `function()` on every rank; its failure too, so that all end together."""
     import torch.distributed as dist
 
     if not dist.is_initialized():
         return function()
-    outcome: list[Any] = [None, ""]
+    outcome: list[Any] = [None, None]
     if dist.get_rank() == 0:
         try:
             outcome[0] = function()
-        except BadInput as error:
-            outcome[1] = str(error)
+        except (BadInput, Fault) as error:
+            outcome[1] = type(error)(str(error))
+        except Exception as error:  # the others must not wait for what never comes
+            outcome[1] = Fault(f"process 0: {type(error).__name__}: {error}")
+            dist.broadcast_object_list(outcome)
+            raise
     dist.broadcast_object_list(outcome)
     if outcome[1]:
-        raise BadInput(outcome[1])
+        raise outcome[1]
     return outcome[0]

@@ -5,6 +5,8 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
+from util.errors import BadInput
+
 # Tokens, position embeddings and GRN's parameters have more than one dimension but are no weights.
 NOT_DECAYED = {"cls_token", "mask_token", "pos_embed", "decoder_pos_embed", "gamma", "beta"}
 
@@ -26,18 +28,19 @@ def parameter_groups(
         if not parameter.requires_grad:
             continue
         scale, decayed = lr_scale(name), is_decayed(name, parameter)
-        group = {"lr_scale": scale, "weight_decay": weight_decay if decayed else 0.0, "params": []}
-        groups.setdefault((scale, decayed), group)["params"].append(parameter)
-    return sorted(groups.values(), key=lambda group: group["weight_decay"] == 0)
+        decay = {"decayed": decayed, "weight_decay": weight_decay if decayed else 0.0}
+        group = groups.setdefault((scale, decayed), {"lr_scale": scale, **decay, "params": []})
+        group["params"].append(parameter)
+    return sorted(groups.values(), key=lambda group: not group["decayed"])
 
 
 def set_rates(
     optimizer: torch.optim.Optimizer, lr: float, weight_decay: float | None = None
 ) -> None:
-    """Set every group's share of `lr`, and the weight decay of the groups that have one."""
+    """Set every group's share of `lr`, and the weight decay of the groups that are decayed."""
     for group in optimizer.param_groups:
         group["lr"] = lr * group.get("lr_scale", 1.0)
-        if weight_decay is not None and group["weight_decay"]:
+        if weight_decay is not None and group.get("decayed", True):
             group["weight_decay"] = weight_decay
 
 
@@ -52,7 +55,7 @@ def create_optimizer(
 ) -> torch.optim.Optimizer:
     """`--opt`: AdamW fused, `lars` as in linear probing, anything else as timm names it.
 
-    `options` are betas and eps, those that were given. Raises ValueError for a name timm has not.
+    `options` are betas and eps, those that were given. Raises BadInput for a name timm has not.
     """
     if name == "adamw":
         return adamw(groups, lr, **options)
@@ -63,7 +66,10 @@ def create_optimizer(
         for group in groups:
             group["always_adapt"] = all(p.ndim > 1 for p in group["params"])
         return Lars(groups, lr=lr, momentum=momentum)
-    return create_optimizer_v2(groups, opt=name, lr=lr, momentum=momentum, **options)
+    try:
+        return create_optimizer_v2(groups, opt=name, lr=lr, momentum=momentum, **options)
+    except ValueError as error:
+        raise BadInput(f"--opt {name}: {error}; adamw, adam, sgd and lars are usual") from error
 
 
 def vit_layers(depth: int) -> Callable[[str], int]:

@@ -239,12 +239,15 @@ def _check_training(args: argparse.Namespace) -> None:
         raise BadInput(
             "--schedule step: say when the rate falls, for example --step_epochs 35 65 95"
         )
-    if args.step_epochs and args.schedule != "step":
-        raise BadInput("--step_epochs: is for --schedule step; the cosine has no steps")
     if args.model_ema_eval and not args.model_ema:
         raise BadInput("--model_ema_eval: there is no average without --model_ema")
     if args.select == "val" and args.disable_eval:
         raise BadInput("--select val: needs evaluation, which --disable_eval leaves out")
+    if args.model_ema_eval and args.model_ema_force_cpu:
+        raise BadInput(
+            "--model_ema_force_cpu: an average in main memory is not evaluated; leave it out, or "
+            "--model_ema_eval"
+        )
     if args.opt_betas and len(args.opt_betas) != 2:
         raise BadInput(f"--opt_betas {args.opt_betas}: takes two numbers")
     if args.eval and not (args.finetune or args.resume or args.auto_resume):
@@ -255,6 +258,8 @@ def _check_training(args: argparse.Namespace) -> None:
         raise BadInput("--freeze_backbone: must have been trained; name it with --finetune")
     if (args.freeze_backbone or args.linear_probe) and args.drop_path:
         raise BadInput(f"--drop_path {args.drop_path}: a frozen backbone takes none; leave it out")
+    if args.knn and not args.finetune:
+        raise BadInput("--knn: features must have been trained; name a checkpoint with --finetune")
     if args.knn and args.disable_eval:
         raise BadInput("--knn: is an evaluation, which --disable_eval leaves out")
 

@@ -8,7 +8,7 @@ import time
 import traceback
 from collections.abc import Callable
 
-from util.distributed import leave
+from util.distributed import leave, met_others
 from util.errors import BAD_INPUT, DONE, FAULT, RESUMABLE, BadInput, Fault, Stopped
 from util.options import Parser, find_output_dir
 from util.rundir import note_status
@@ -31,15 +31,21 @@ def run_program(
     code, reason = attempt(parser, check, work, argv)
     # Reference cycles would hold on to the folder's lock, and to DDP, which then aborts at exit.
     gc.collect()
-    leave()
+    together = code in (DONE, RESUMABLE)
+    if together:
+        leave()
     if code == DONE:
         return code
     if int(os.environ.get("RANK", 0)) > 0:
         time.sleep(2)
-        return code
-    note_status(find_output_dir(argv), STATUS[code], reason)
-    word = "" if code == RESUMABLE else "error: "
-    print(f"{os.path.basename(sys.argv[0])}: {word}{reason}", file=sys.stderr, flush=True)
+    else:
+        note_status(find_output_dir(argv), STATUS[code], reason)
+        word = "" if code == RESUMABLE else "error: "
+        print(f"{os.path.basename(sys.argv[0])}: {word}{reason}", file=sys.stderr, flush=True)
+    if not together and met_others():
+        # They may be waiting in NCCL for this process: any orderly farewell would wait with them.
+        sys.stdout.flush()
+        os._exit(code)
     return code
 
 

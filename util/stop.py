@@ -4,6 +4,8 @@ import signal
 import time
 from types import FrameType
 
+from util.errors import Fault
+
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
 # Launchers wait about 30 s before they kill. A step that takes longer must not cost the run, so
@@ -29,6 +31,11 @@ class StopRequest:
             raise KeyboardInterrupt
         if not self.signal:
             self.signal, self._since = signal.Signals(number).name, time.monotonic()
+
+    def end_if_asked(self) -> None:
+        """For work that has nothing to save. Raises Fault when asked to stop."""
+        if self.signal:
+            raise Fault(f"asked to stop ({self.signal}); nothing was written")
 
     def overdue(self) -> bool:
         """True once, when the request is older than `PATIENCE`."""
