@@ -4,6 +4,7 @@ import argparse
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+import numpy as np
 from timm.data.mixup import Mixup
 from timm.data.random_erasing import RandomErasing
 from torch import nn
@@ -20,7 +21,7 @@ from datasets import (
     random_augment,
     recognised,
 )
-from datasets.finetune import choose_splits, in_classes, take_fraction
+from datasets.finetune import choose_splits, in_classes, take_fraction, test_images
 from datasets.labelled import LabelledImages, digest_of
 from datasets.replace import check_readable
 from datasets.transforms import IMAGENET_MEAN, IMAGENET_STD, Normalise
@@ -60,8 +61,8 @@ class Data(NamedTuple):
         return self.test_set if split == "test" else self.train_set
 
 
-def open_data(args: argparse.Namespace, run: Run) -> Data:
-    """The images with their labels, equal on all ranks."""
+def open_data(args: argparse.Namespace, run: Run, learns: bool = True) -> Data:
+    """The images with their labels, equal on all ranks; `train` is empty where nothing `learns`."""
     cache = run.output / "file_list.bin" if run.folder else None
     options = {"face_margin": args.face_margin, "size": drawn_size(args.input_size)}
     # A rule for labels that is the test set's goes to that one only.
@@ -83,11 +84,18 @@ def open_data(args: argparse.Namespace, run: Run) -> Data:
         tested = None
         if args.eval_data_path:
             tested = open_labelled(args.eval_data_path, label_rule=rules[1], **options)
-        train, tests = choose_splits(
-            own, tested, args.select, args.val_fraction, args.seed, args.data_path
-        )
-        train = take_fraction(train, args.label_fraction, args.seed)
-        for images in (train, *tests.values()):
+        if learns:
+            train, tests = choose_splits(
+                own, tested, args.select, args.val_fraction, args.seed, args.data_path
+            )
+            train = take_fraction(train, args.label_fraction, args.seed)
+            check_readable(train.source)
+        else:
+            tests = {
+                "test": test_images(tested or own, "--eval_data_path" if tested else "--data_path")
+            }
+            train = tests["test"].take(np.zeros(0, int))
+        for images in tests.values():
             check_readable(images.source)
         return Data(own, tested or own, train, {} if args.disable_eval else tests)
 

@@ -242,7 +242,7 @@ def evaluate(args: argparse.Namespace, run: "Run") -> None:
     on_main(lambda: bool(find_source(source, args.cache_dir)))
     saved = read_source(source, args.cache_dir)
     args, notes = with_options_of(args, saved)
-    data = build.open_data(args, run)
+    data = build.open_data(args, run, learns=False)
     classes = tuple(saved.get("classes") or data.train_set.classes)
     if "classes" not in saved:
         notes.append(f"{source} names no classes: taken to be {', '.join(classes)}, in this order")
@@ -255,14 +255,13 @@ def evaluate(args: argparse.Namespace, run: "Run") -> None:
     )
     precision = Precision(args.amp, run.device)
     evaluator = build.build_evaluator(args, run, data, classes, precision, run.stop.end_if_asked)
-    split = "test" if "test" in data.tests else "val"
-    evaluation = evaluator.evaluate(model.to(run.device), split)
+    evaluation = evaluator.evaluate(model.to(run.device), "test")
     if not run.folder:
         return
-    facts = {**build.about(args, data, split), "checkpoint": source, "weights": report.entry}
+    facts = {**build.about(args, data, "test"), "checkpoint": source, "weights": report.entry}
     if isinstance(saved.get("epoch"), int):
         facts["epoch"] = saved["epoch"]
-    write_results(run.output, evaluation, evaluator.tests[split], facts)
+    write_results(run.output, evaluation, evaluator.tests["test"], facts)
     print(*notes, report, *summary_lines(evaluation.result), sep="\n")
 
 

@@ -95,6 +95,14 @@ def take_fraction(images: LabelledImages, share: float, seed: int) -> LabelledIm
     return images.take(np.flatnonzero(stratified(images.labels, share, seed)))
 
 
+def test_images(data: LabelledSet, flag: str) -> LabelledImages:
+    """What a set has to test on; images that are of no split count as such. Raises BadInput."""
+    for name in ("test", "val", "all"):
+        if name in data.splits:
+            return data.splits[name]
+    raise BadInput(f"{flag}: has neither a test nor a validation split")
+
+
 def choose_splits(
     data: LabelledSet, other: LabelledSet | None, select: str, share: float, seed: int, path: str
 ) -> tuple[LabelledImages, dict[str, LabelledImages]]:
@@ -109,10 +117,7 @@ def choose_splits(
     check_classes(data, train, path)
     tests = {}
     if other:
-        found = [name for name in ("test", "val", "all") if name in other.splits]
-        if not found:
-            raise BadInput("--eval_data_path: has neither a test nor a validation split")
-        tests["test"] = other.splits[found[0]]
+        tests["test"] = test_images(other, "--eval_data_path")
     elif "test" in data.splits:
         tests["test"] = data.splits["test"]
     if select == "val":
@@ -120,6 +125,10 @@ def choose_splits(
             tests["val"] = data.splits["val"]
         else:
             train, tests["val"] = hold_out(train, share, seed)
+            if not len(tests["val"]):
+                raise BadInput(
+                    f"--val_fraction {share}: no class of --data_path {path} can spare an image"
+                )
     elif not tests:
         raise BadInput(
             f"--data_path {path}: has no test split; name a set to test on with --eval_data_path, "

@@ -260,8 +260,8 @@ def _check_training(args: argparse.Namespace) -> None:
         raise BadInput(f"--drop_path {args.drop_path}: a frozen backbone takes none; leave it out")
     if args.knn and not args.finetune:
         raise BadInput("--knn: features must have been trained; name a checkpoint with --finetune")
-    if args.knn and args.disable_eval:
-        raise BadInput("--knn: is an evaluation, which --disable_eval leaves out")
+    if (args.knn or args.eval) and args.disable_eval:
+        raise BadInput("--disable_eval: leaves out what --eval and --knn ask for; give one of them")
 
 
 def with_options_of(
