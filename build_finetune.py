@@ -9,6 +9,7 @@ from timm.data.mixup import Mixup
 from timm.data.random_erasing import RandomErasing
 from torch import nn
 
+import engine_run
 from datasets import (
     Augment,
     LabelledSet,
@@ -33,7 +34,7 @@ from engine_finetune import (
     normalise_head_input,
     reset_head,
 )
-from engine_run import Run, same_everywhere, worker_count
+from engine_run import Run, same_everywhere
 from engine_train import Precision
 from models_registry import create_classifier
 from util.distributed import Place, on_main
@@ -208,11 +209,7 @@ def preprocessing(args: argparse.Namespace) -> dict[str, object]:
 
 def loading(args: argparse.Namespace, run: Run) -> dict[str, object]:
     """How data workers are to work."""
-    return {
-        "workers": worker_count(args.num_workers, run.place),
-        "pin_memory": args.pin_mem and run.device.type == "cuda",
-        "timeout": args.dist_timeout,
-    }
+    return engine_run.loading(run, args.num_workers, args.pin_mem, args.dist_timeout)
 
 
 def build_evaluator(

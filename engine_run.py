@@ -139,6 +139,17 @@ def worker_count(asked: int | None, place: Place) -> int:
     return min(10, cores // place.local_world)
 
 
+def loading(
+    run: Run, num_workers: int | None, pin_mem: bool, dist_timeout: float
+) -> dict[str, Any]:
+    """How data workers are to work: what `build_loader` and `build_test_loader` take beside."""
+    return {
+        "workers": worker_count(num_workers, run.place),
+        "pin_memory": pin_mem and run.device.type == "cuda",
+        "timeout": dist_timeout,
+    }
+
+
 def step_line(sampler: GlobalBatchSampler, data_path: str, lr: float) -> str:
     """How an optimizer step is made up."""
     return (

@@ -237,7 +237,7 @@ def build_data(
     from datasets import build_loader, build_pretrain_dataset
     from datasets.replace import check_readable
     from datasets.sampler import GlobalBatchSampler
-    from engine_run import same_everywhere, worker_count
+    from engine_run import loading, same_everywhere
 
     cache = run.output / "file_list.bin" if run.folder else None
 
@@ -254,9 +254,8 @@ def build_data(
     sampler = GlobalBatchSampler(
         len(dataset), args.batch_size, args.accum_iter, run.place, args.seed
     )
-    workers = worker_count(args.num_workers, run.place)
-    pin = args.pin_mem and run.device.type == "cuda"
-    return dataset, sampler, build_loader(dataset, sampler, workers, pin, args.dist_timeout)
+    how = loading(run, args.num_workers, args.pin_mem, args.dist_timeout)
+    return dataset, sampler, build_loader(dataset, sampler, **how)
 
 
 def build_probe(args: argparse.Namespace, run: "Run", normalise: "Normalise") -> "Probe | None":
@@ -266,7 +265,7 @@ def build_probe(args: argparse.Namespace, run: "Run", normalise: "Normalise") ->
     from datasets import drawn_size, open_labelled, plain
     from datasets.finetune import choose_splits
     from engine_probe import Probe
-    from engine_run import same_everywhere, worker_count
+    from engine_run import loading, same_everywhere
 
     data = same_everywhere(
         f"--probe_data_path {args.probe_data_path}",
@@ -278,13 +277,9 @@ def build_probe(args: argparse.Namespace, run: "Run", normalise: "Normalise") ->
         lambda data: data.digest,
     )
     train, tests = choose_splits(data, None, "test", 0.1, args.seed, args.probe_data_path)
-    loading = {
-        "workers": worker_count(args.num_workers, run.place),
-        "pin_memory": args.pin_mem and run.device.type == "cuda",
-        "timeout": args.dist_timeout,
-    }
+    how = loading(run, args.num_workers, args.pin_mem, args.dist_timeout)
     view = plain(args.input_size)
-    return Probe(train, tests["test"], data.classes, view, normalise, run.place, **loading)
+    return Probe(train, tests["test"], data.classes, view, normalise, run.place, **how)
 
 
 def run_identity(

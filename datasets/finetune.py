@@ -22,7 +22,7 @@ class FinetuneDataset(Dataset):
 
     def __init__(self, images: LabelledImages, classes: int, augment: Augment, seed: int) -> None:
         self.images, self.augment, self.seed = images, augment, seed
-        # A function, so that 280,000 distributions need not be stored.
+        # Rows to hand out, so that 280,000 distributions need not be stored.
         self._one_hot = torch.eye(classes)
 
     def __len__(self) -> int:
