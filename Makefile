@@ -3,13 +3,14 @@
 PYTHON ?= python3
 RUN = .venv/bin/python
 # Small enough for a few minutes of two cores, large enough to show something.
-SMALL = --input_size 48 --patch_size 16 --clip_grad 1 --print_freq 1000 --save_ckpt_freq 100
+SMALL = --input_size 48 --patch_size 16 --clip_grad 1 --lr 7e-4 --warmup_epochs 1 \
+	--num_workers 0 --print_freq 1000 --save_ckpt_freq 100
 PRETRAIN = --model mae_vit_tiny_patch16 --data_path synthetic-lab:4000 --mask_ratio 0.5 \
-	--norm_pix_loss False --decoder_embed_dim 128 --decoder_depth 1 --decoder_num_heads 4 \
-	--lr 1e-3 --batch_size 32 --epochs 20 --warmup_epochs 1 --vis_freq 5 --num_workers 1
-FEW_LABELS = --model vit_tiny_patch16 --data_path synthetic-lab:400:400 --aug randaug --aa '' \
-	--crop_scale 0.7 --crop_pct 1 --reprob 0 --drop_path 0 --layer_decay 0.8 --lr 1e-3 \
-	--batch_size 16 --epochs 12 --warmup_epochs 1 --num_workers 0
+	--decoder_embed_dim 128 --decoder_depth 1 --decoder_num_heads 4 \
+	--batch_size 16 --epochs 20 --vis_freq 5
+FEW_LABELS = --model vit_tiny_patch16 --data_path synthetic-lab:160:400 --aug randaug --aa '' \
+	--crop_scale 0.8 --crop_pct 1 --reprob 0 --drop_path 0 --layer_decay 0.8 \
+	--batch_size 8 --epochs 24
 # A run a core is faster than a run on both.
 THREE_SEEDS = OMP_NUM_THREADS=1 $(RUN) benchmarks/reproduce.py $(SMALL) $(FEW_LABELS) --seeds 0 1 2
 
