@@ -64,9 +64,10 @@ def test_bf16_follows_fp32(tmp_path):
     assert rough[-1]["train_loss"] == pytest.approx(exact[-1]["train_loss"], rel=0.02)
 
 
-def test_a_compiled_model_follows_the_eager_one(tmp_path):
+@pytest.mark.parametrize("family", ["mae", pytest.param("fcmae", marks=pytest.mark.long)])
+def test_a_compiled_model_follows_the_eager_one(family, tmp_path):
     for name, more in (("a", ""), ("b", "--compile")):
-        run(f"{FAMILIES['fcmae']} --epochs 1 --output_dir {tmp_path / name} {more}")
+        run(f"{FAMILIES[family]} --epochs 1 --output_dir {tmp_path / name} {more}")
     eager, compiled = log(tmp_path / "a"), log(tmp_path / "b")
     assert compiled[-1]["train_loss"] == pytest.approx(eager[-1]["train_loss"], rel=1e-4)
 

@@ -24,8 +24,15 @@ def undisturbed(tmp_path_factory):
     return make
 
 
-@pytest.mark.parametrize("processes", [1, 2])
-@pytest.mark.parametrize("family", ["mae", "fcmae"])
+@pytest.mark.parametrize(
+    ("family", "processes"),
+    [
+        ("mae", 1),
+        ("fcmae", 2),
+        pytest.param("mae", 2, marks=pytest.mark.long),
+        pytest.param("fcmae", 1, marks=pytest.mark.long),
+    ],
+)
 def test_stopped_in_mid_epoch_it_goes_on_bit_for_bit(family, processes, undisturbed, tmp_path):
     code, output = signal_at(command(tmp_path, family, processes=processes), "epoch 1/2  step 2/")
     assert code == (75 if processes == 1 else 1), output  # launchers turn every code into 1

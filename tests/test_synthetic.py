@@ -140,9 +140,9 @@ def features(faces, count):
 
 
 def linear_accuracy(lab):
-    """Of ridge regression on 700 training images, tested on 300."""
-    x, y = features(SyntheticFaces(700, 32, lab=lab), 700)
-    x_test, y_test = features(SyntheticFaces(300, 32, split="test", lab=lab), 300)
+    """Of ridge regression on 500 training images, tested on 200."""
+    x, y = features(SyntheticFaces(500, 32, lab=lab), 500)
+    x_test, y_test = features(SyntheticFaces(200, 32, split="test", lab=lab), 200)
     dual = np.linalg.solve(x @ x.T + 300 * np.eye(len(x)), np.eye(8)[y])
     return ((x_test @ (x.T @ dual)).argmax(1) == y_test).mean()
 

@@ -1,0 +1,50 @@
+"""Data sets on disk, and runs made from them once for all tests."""
+
+import pytest
+from layouts import write_ferplus_csv, write_rafdb
+from layouts_affectnet import write_affectnet_csv
+from runs import FAMILIES, SMALL, finetune_options, run_here
+
+import main_finetune
+import main_pretrain
+
+
+@pytest.fixture(scope="session")
+def sets(tmp_path_factory):
+    """The data sets as their owners ship them: 56 and 40 training, 21 and 15 test images, …"""
+    root = tmp_path_factory.mktemp("sets")
+    write_rafdb(root / "rafdb", 8, 3)
+    write_affectnet_csv(root / "affectnet", {"train": (5,) * 8, "test": (2,) * 7 + (1,)})
+    votes = [[7, 2, 0, 0, 0, 0, 0, 0, 1, 0], [0, 5, 4, 0, 0, 0, 0, 0, 1, 0]]
+    write_ferplus_csv(root / "ferplus", 2, 1, 2, votes=votes)
+    return root
+
+
+@pytest.fixture(scope="session")
+def pretrained(sets, tmp_path_factory):
+    """A pre-trained checkpoint of each family, by `main_pretrain.py` on an owner's layout."""
+    root, paths = tmp_path_factory.mktemp("pretrained"), {}
+    for name, family, data in (("vit", "mae", "affectnet"), ("convnext", "fcmae", "rafdb")):
+        size = "--input_size 32 --model mae_vit_tiny_patch16" if name == "vit" else ""
+        data = f"--data_path {sets / data} --num_workers 0 --epochs 1 --output_dir {root / name}"
+        options = f"{SMALL} {FAMILIES[family]} {size} {data}"
+        assert run_here(main_pretrain, options.split()) == 0
+        paths[name] = root / name / "checkpoint-last.pth"
+    return paths
+
+
+@pytest.fixture(scope="session")
+def finetune(sets, pretrained, tmp_path_factory):
+    """Fine-tune here and now; the same options only once."""
+    made = {}
+
+    def run(family="vit", more="", data="rafdb"):
+        if (family, more, data) not in made:
+            folder = tmp_path_factory.mktemp("run")
+            source = "" if "--finetune" in more else f"--finetune {pretrained[family]}"
+            more_ = f"--data_path {sets / data} {source} {more}"
+            assert run_here(main_finetune, finetune_options(folder, family, more_)) == 0
+            made[family, more, data] = folder
+        return made[family, more, data]
+
+    return run
