@@ -177,6 +177,7 @@ def check_container(path: Path) -> str:
         try:
             with zipfile.ZipFile(path) as archive:
                 wrong = archive.testzip()
+        # Each of these comes of some flipped or missing byte: in a size, an offset, a method.
         except (zipfile.BadZipFile, OSError, EOFError, ValueError, NotImplementedError) as error:
             raise Damaged(f"{path}: truncated or damaged ({first_line(error)})") from None
         if wrong:
