@@ -1,30 +1,16 @@
-"""Frozen backbones: linear and nearest-neighbour probes, while pre-training too."""
+"""Frozen backbones: what a head on them learns, their nearest neighbours, the probe of a run."""
 
 import math
 
 import numpy as np
 import pytest
 import torch
-from finetuned import (
-    RAF_NAMES,
-    assert_close,
-    config,
-    evaluate,
-    measured,
-    predictions,
-    results,
-    unaugmented,
-)
-from PIL import Image
+from finetuned import RAF_NAMES, assert_close, evaluate, measured, predictions, results, unaugmented
 from runs import command, finetune_options, load, log, run_here, run_two, same
 
 import main_pretrain
-from datasets import open_source
-from datasets.labelled import crop_face
 from models_registry import create_classifier
 from util.weights import load_pretrained
-
-# --- frozen backbones ---
 
 LINEAR = "--linear_probe --lr 0.5 --batch_size 8"
 
@@ -92,28 +78,7 @@ def test_nearest_neighbours_equal_a_slow_reference(sets, finetune, pretrained):
     assert not list(folder.glob("checkpoint*"))
 
 
-# --- pre-training on labelled sets, and its probe ---
-
-
-def test_pretraining_draws_the_labelled_training_images(sets, pretrained):
-    assert config(pretrained["vit"].parent)["data"]["count"] == 40
-    assert config(pretrained["convnext"].parent)["data"]["count"] == 56
-    source = open_source(str(sets / "rafdb"))
-    assert {source.name(i).rpartition("/")[2][:6] for i in range(len(source))} == {"train_"}
-
-
-def test_pretraining_on_affectnet_sees_faces_not_photographs(sets):
-    root = sets / "affectnet"
-    source = open_source(str(root))
-    lines = (root / "Manually_Annotated_file_lists" / "training.csv").read_text().splitlines()[1:]
-    images = root / "Manually_Annotated_compressed" / "Manually_Annotated_Images"
-    assert len(source) == len(lines)
-    for i in (0, 17, 39):
-        name, *box = lines[i].split(",")[:5]
-        assert source.name(i).endswith(name)
-        photograph = np.asarray(Image.open(images / name).convert("RGB"))
-        np.testing.assert_array_equal(source.image(i), crop_face(photograph, map(int, box), 0.15))
-        assert max(source.image(i).shape) < 64 < min(photograph.shape[:2])
+# --- while pre-training ---
 
 
 PRETRAIN = "--input_size 32 --num_workers 0 --data_path synthetic:24"

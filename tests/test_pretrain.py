@@ -4,9 +4,12 @@ import numpy as np
 import pytest
 import skimage.data
 import torch
+from finetuned import config
 from PIL import Image
 from runs import FAMILIES, SMALL, log
 
+from datasets import open_source
+from datasets.labelled import crop_face
 from main_pretrain import build_parser, check_options, train
 from util.program import run_program
 
@@ -81,3 +84,24 @@ def test_tensorboard_counts_epochs_in_thousandths(tmp_path):
     assert {"train_loss", "lr", "grad_norm", "images_per_s"} <= set(events.Tags()["scalars"])
     assert [event.step for event in events.Images("reconstruction")] == [1000, 2000]
     assert events.Scalars("train_loss")[-1].step == 2000
+
+
+def test_pretraining_draws_the_labelled_training_images(sets, pretrained):
+    assert config(pretrained["vit"].parent)["data"]["count"] == 40
+    assert config(pretrained["convnext"].parent)["data"]["count"] == 56
+    source = open_source(str(sets / "rafdb"))
+    assert {source.name(i).rpartition("/")[2][:6] for i in range(len(source))} == {"train_"}
+
+
+def test_pretraining_on_affectnet_sees_faces_not_photographs(sets):
+    root = sets / "affectnet"
+    source = open_source(str(root))
+    lines = (root / "Manually_Annotated_file_lists" / "training.csv").read_text().splitlines()[1:]
+    images = root / "Manually_Annotated_compressed" / "Manually_Annotated_Images"
+    assert len(source) == len(lines)
+    for i in (0, 17, 39):
+        name, *box = lines[i].split(",")[:5]
+        assert source.name(i).endswith(name)
+        photograph = np.asarray(Image.open(images / name).convert("RGB"))
+        np.testing.assert_array_equal(source.image(i), crop_face(photograph, map(int, box), 0.15))
+        assert max(source.image(i).shape) < 64 < min(photograph.shape[:2])
