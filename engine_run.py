@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader
 from datasets.sampler import GlobalBatchSampler
 from engine_observe import RunObserver, Saver
 from engine_train import Trainer, TrainState
+from models_registry import compile_blocks
 from util import distributed
 from util.checkpoint import check_same_run, find_start, read_checkpoint
 from util.distributed import Launch, Place, on_main
@@ -97,7 +98,7 @@ def write_config(run: Run, options: dict[str, Any], **facts: object) -> None:
 def distribute(model: nn.Module, run: Run, compiled: bool) -> nn.Module:
     """The model as it is run: perhaps compiled, wrapped by DDP when there are several ranks."""
     if compiled:
-        model.compile()
+        compile_blocks(model)
     if run.place.world == 1:
         return model
     return DistributedDataParallel(

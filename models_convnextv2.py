@@ -8,7 +8,8 @@ side. A dense image is one patch as large as the image (V = 1); a masked one is 
 patches (b = 8, 4, 2, 1 in the four stages). Normalisation, MLP and GRN work on the packed tensor as
 it is, and the stride-2 downsampling never leaves a patch; only the 7×7 depthwise convolution looks
 at neighbours, so only it needs to know where the patches lie. Removed cells count as zero: exactly
-submanifold sparse convolution (section 3.1), at the cost of the visible patches.
+submanifold sparse convolution (section 3.1), at the cost of the visible patches. `models_packed`
+says where that is, and has a block's passes for CPUs.
 """
 
 import torch
@@ -16,7 +17,8 @@ import torch.nn.functional as F
 from timm.layers import DropPath, trunc_normal_
 from torch import Tensor, nn
 
-from models_masked import LayerNorm, MaskedAutoencoder, run_block, take_patches, take_tokens
+from models_masked import LayerNorm, MaskedAutoencoder, compute_type, run_block, take_patches
+from models_packed import MLP, Canvas, Depthwise, Neighbours, find_neighbours
 from util.sizes import CONVNEXT_PATCH, ConvNeXtSize
 
 
@@ -34,8 +36,9 @@ class GRN(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(N, V, b, b, C) -> same."""
         energy = torch.linalg.vector_norm(x, dim=(1, 2, 3), keepdim=True)
-        response = energy / (energy.mean(dim=-1, keepdim=True) + 1e-6)
-        return x + self.gamma * (x * response) + self.beta
+        scale = 1 + self.gamma * energy / (energy.mean(dim=-1, keepdim=True) + 1e-6)
+        # In the type of x: the parameters' own would make everything after it fp32.
+        return torch.addcmul(self.beta.to(x.dtype), x, scale.to(x.dtype))
 
 
 class Block(nn.Module):
@@ -50,42 +53,44 @@ class Block(nn.Module):
         self.pwconv2 = nn.Linear(4 * dim, dim)
         self.drop_path = DropPath(drop_path) if drop_path else nn.Identity()
 
-    def forward(self, x: Tensor, cells: Tensor | None = None, side: int = 0) -> Tensor:
-        """(N, V, b, b, C) -> same; `cells` and `side` as in `depthwise`."""
-        y = self.norm(depthwise(x, self.dwconv, cells, side))
+    def forward(self, x: Tensor, near: Canvas | Neighbours | None = None) -> Tensor:
+        """(N, V, b, b, C) -> same; `near` from `find_neighbours`, None for whole images."""
+        if isinstance(near, Neighbours):
+            return x + self.drop_path(self._packed(x, near))
+        y = self.norm(depthwise(x, self.dwconv, near))
         y = self.grn(F.gelu(self.pwconv1(y)))
         return x + self.drop_path(self.pwconv2(y))
 
+    def _packed(self, x: Tensor, near: Neighbours) -> Tensor:
+        """The same with the passes of `models_packed`."""
+        n, c = len(x), x.shape[-1]
+        y = x.to(compute_type(x)).reshape(-1, c)
+        y = Depthwise.apply(y, self.dwconv.weight, self.dwconv.bias, near)
+        layers = (self.norm, self.pwconv1, self.pwconv2)
+        norm, first, second = ((layer.weight, layer.bias) for layer in layers)
+        gamma, beta = self.grn.gamma.flatten(), self.grn.beta.flatten()
+        return MLP.apply(y.view(n, -1, c), *norm, *first, gamma, beta, *second).view_as(x)
 
-def depthwise(x: Tensor, conv: nn.Conv2d, cells: Tensor | None, side: int) -> Tensor:
-    """The depthwise convolution of packed patches, (N, V, b, b, C) -> same.
 
-    `cells` (N*V*b*b,): each cell's place on the canvas of all images, (N, side, side), from
-    `cell_places`; everything else there is zero. None: the one patch is the whole image.
+def depthwise(x: Tensor, conv: nn.Conv2d, canvas: Canvas | None) -> Tensor:
+    """The library's depthwise convolution of packed patches, (N, V, b, b, C) -> same.
+
+    Without a canvas, the one patch is the whole image.
     """
     n, v, b, _, c = x.shape
-    if cells is None:
-        canvas = x.flatten(0, 1)
+    if canvas is None:
+        y = x.flatten(0, 1)
     else:
-        canvas = x.new_zeros(n * side * side, c).index_copy(0, cells, x.reshape(-1, c))
-        canvas = canvas.view(n, side, side, c)
+        side = canvas.side
+        y = x.new_zeros(n * side * side, c).index_copy(0, canvas.cells, x.reshape(-1, c))
+        y = y.view(n, side, side, c)
     # Channels-last kernels return gradients in strides DDP does not expect; the detour orders them.
     weight = conv.weight.flatten(1).view_as(conv.weight)
-    y = F.conv2d(canvas.permute(0, 3, 1, 2), weight, conv.bias, padding=3, groups=c)
+    y = F.conv2d(y.permute(0, 3, 1, 2), weight, conv.bias, padding=3, groups=c)
     y = y.permute(0, 2, 3, 1)
-    if cells is None:
+    if canvas is None:
         return y.unflatten(0, (n, v))
-    return y.reshape(-1, c).index_select(0, cells).view(n, v, b, b, c)
-
-
-def cell_places(visible: Tensor, grid: int, b: int) -> Tensor:
-    """Patch numbers (N, V) on a grid×grid image, b cells a side -> canvas places (N*V*b*b,)."""
-    side = grid * b
-    cell = torch.arange(b, device=visible.device)
-    image = torch.arange(len(visible), device=visible.device).view(-1, 1, 1, 1) * side
-    row = (visible // grid * b)[:, :, None, None] + cell.view(1, 1, b, 1)
-    column = (visible % grid * b)[:, :, None, None] + cell.view(1, 1, 1, b)
-    return ((image + row) * side + column).flatten()
+    return y.reshape(-1, c).index_select(0, canvas.cells).view(n, v, b, b, c)
 
 
 def downsample(x: Tensor, conv: nn.Conv2d) -> Tensor:
@@ -136,11 +141,11 @@ class ConvNeXtV2Encoder(nn.Module):
         for i, (down, stage) in enumerate(zip(self.downsample_layers, self.stages, strict=True)):
             for layer in down:
                 x = downsample(x, layer) if isinstance(layer, nn.Conv2d) else layer(x)
-            grid, b, cells = h // CONVNEXT_PATCH, 8 >> i, None
+            near = None
             if visible is not None:
-                cells = cell_places(visible, grid, b)
+                near = find_neighbours(visible, h // CONVNEXT_PATCH, 8 >> i)
             for block in stage:
-                x = run_block(self.grad_checkpointing, block, x, cells, grid * b)
+                x = run_block(self.grad_checkpointing, block, x, near)
         return x
 
     def forward(self, imgs: Tensor, visible: Tensor | None = None) -> Tensor:
@@ -206,15 +211,15 @@ class FCMAE(MaskedAutoencoder):
         return self.encoder(imgs).mean(dim=(1, 2, 3))
 
     def predict(self, imgs: Tensor, ids: Tensor, keep: int, start: int) -> Tensor:
-        """See MaskedAutoencoder."""
+        """See MaskedAutoencoder. Cells stay in shuffled order: `near` knows where they are."""
         n, length = ids.shape
-        x = self.encoder(imgs, ids[:, :keep]).flatten(2)
+        x = self.encoder(imgs, ids[:, :keep])
         x = F.linear(x, self.proj.weight.flatten(1), self.proj.bias)
-        removed = self.mask_token.to(x.dtype).flatten(1).expand(n, length - keep, -1)
-        x = take_tokens(torch.cat([x, removed], dim=1), ids.argsort(dim=1))
-        x = self.decoder(x.view(n, 1, self.grid, self.grid, -1)).view(n, length, -1)
-        x = take_tokens(x, ids[:, start:])
-        return F.linear(x, self.pred.weight.flatten(1), self.pred.bias)
+        removed = self.mask_token.to(x.dtype).view(-1).expand(n, length - keep, 1, 1, -1)
+        x, near = torch.cat([x, removed], dim=1), find_neighbours(ids, self.grid, 1)
+        for block in self.decoder:
+            x = block(x, near)
+        return F.linear(x[:, start:].flatten(2), self.pred.weight.flatten(1), self.pred.bias)
 
 
 def init_weights(model: nn.Module) -> None:

@@ -36,6 +36,12 @@ def take_tokens(x: Tensor, ids: Tensor) -> Tensor:
     return x.gather(1, ids[:, :, None].expand(-1, -1, x.shape[2]))
 
 
+def compute_type(x: Tensor) -> torch.dtype:
+    """What matrices are multiplied in: autocast's type where it is on, else that of x."""
+    device = x.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+
+
 def run_block(recompute: bool, block: Callable[..., Tensor], *inputs: object) -> Tensor:
     """`block(*inputs)`; its activations are stored, or recomputed in the backward pass."""
     return checkpoint(block, *inputs, use_reentrant=False) if recompute else block(*inputs)

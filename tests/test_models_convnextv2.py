@@ -7,7 +7,8 @@ import pytest
 import timm
 import torch
 
-from models_convnextv2 import FCMAE, ConvNeXtV2, ConvNeXtV2Encoder, cell_places
+from models_convnextv2 import FCMAE, ConvNeXtV2, ConvNeXtV2Encoder
+from models_packed import in_windows, on_canvas
 from models_registry import create_classifier, create_pretrain_model
 from util.sizes import CONVNEXTV2, ConvNeXtSize
 
@@ -139,16 +140,16 @@ def test_packed_fcmae_equals_the_sparse_reference(input_size, mask_ratio, norm_p
 
 @pytest.mark.parametrize("stage", range(4))
 @pytest.mark.parametrize("mask_ratio", [0.2, 0.6, 0.8])
-def test_a_packed_block_equals_the_sparse_one_at_each_resolution(stage, mask_ratio):
+@pytest.mark.parametrize("neighbours", [on_canvas, in_windows])
+def test_a_packed_block_equals_the_sparse_one_at_each_resolution(stage, mask_ratio, neighbours):
     grid, b = 3, 8 >> stage
     block = randomise(ConvNeXtV2Encoder(SMALL)).double().stages[stage][0]
     visible = torch.rand(1, 9).argsort()[:, : int(9 * (1 - mask_ratio))]
     x = torch.randn(1, visible.shape[1], b, b, SMALL.dims[stage], dtype=torch.float64)
     x.requires_grad_()
-    cells = cell_places(visible, grid, b)
-    y = block(x, cells, grid * b)
+    y = block(x, neighbours(visible, grid, b))
 
-    places = [divmod(int(p), grid * b) for p in cells]
+    places = [divmod(int(p), grid * b) for p in on_canvas(visible, grid, b).cells]
     points = dict(zip(places, x.reshape(len(places), -1), strict=True))
     reference = sparse_block(points, block)
     expected = torch.stack([reference[p] for p in places]).view_as(y)

@@ -1,0 +1,178 @@
+"""Packed FCMAE against the same network as masked dense convolution.
+
+    python benchmarks/fcmae.py [--models atto tiny base] [--compile] [--json FILE]
+
+Two peers: `dense` is masked dense convolution with the library's kernels; `dense, tuned` has our
+gradients of the depthwise convolution too, so that what is left is what packing gives. Times are
+of forward and backward passes, of the encoder alone and of whole optimizer steps (decoder, loss,
+fused AdamW). Memory is what the allocator holds at most beyond weights and gradients.
+"""
+
+import copy
+from collections.abc import Callable
+from functools import partial
+
+import timing
+import torch
+from peer_convnextv2 import MaskedDense, tuned_depthwise
+from torch import Tensor, nn
+
+from models_convnextv2 import FCMAE
+from models_registry import compile_blocks, create_pretrain_model
+from util.optim import adamw, parameter_groups
+
+BATCH = {"atto": 16, "tiny": 8, "base": 8}
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+class Candidate:
+    """One way to compute an FCMAE, with weights of its own."""
+
+    def __init__(self, model: FCMAE, peer: Callable[[FCMAE], MaskedDense] | None = None) -> None:
+        self.model = copy.deepcopy(model)
+        self.peer = peer(self.model) if peer else None
+        self.optimizer = adamw(parameter_groups(self.model, 0.05), lr=1e-5, betas=(0.9, 0.95))
+
+    def compile(self) -> "Candidate":
+        compile_blocks(self.model)
+        return self
+
+    def encode(self, imgs: Tensor, noise: Tensor) -> Tensor:
+        """Forward and backward through the encoder, for a gradient that is its output's sine."""
+        ids = noise.argsort(dim=1, stable=True)[:, : self.keep(noise)]
+        if self.peer is None:
+            x = self.model.encoder(imgs, ids).flatten(1, 3)
+        else:
+            grid = self.model.grid
+            seen = torch.zeros_like(noise).scatter(1, ids, 1.0).view(-1, grid, grid)
+            x = self.peer.encode(imgs, seen).flatten(1, 2)
+        (x * x.detach().sin()).sum().backward()
+        return x
+
+    def keep(self, noise: Tensor) -> int:
+        return int(noise.shape[1] * (1 - self.model.mask_ratio) + 1e-6)
+
+    def loss(self, imgs: Tensor, noise: Tensor) -> Tensor:
+        loss = (self.peer or self.model)(imgs, noise=noise)
+        loss.backward()
+        return loss.detach()
+
+    def step(self, imgs: Tensor, noise: Tensor) -> None:
+        """A whole optimizer step."""
+        self.loss(imgs, noise)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+
+
+def build(name: str, compiled: bool) -> dict[str, Candidate]:
+    """All candidates, with equal weights for which every term matters (GRN starts as zeros)."""
+    torch.manual_seed(0)
+    model = create_pretrain_model(f"convnextv2_{name}")
+    for key, p in model.named_parameters():
+        if key.endswith(("gamma", "beta")):
+            nn.init.normal_(p, std=0.2)
+    candidates = {
+        "packed": Candidate(model),
+        "dense": Candidate(model, MaskedDense),
+        "dense, tuned": Candidate(model, lambda m: MaskedDense(m, tuned_depthwise)),
+    }
+    if compiled:
+        candidates["packed, compiled"] = Candidate(model).compile()
+    return candidates
+
+
+def check(candidates: dict[str, Candidate], precision: str, imgs: Tensor, noise: Tensor) -> list:
+    """Losses and gradients against the dense peer's in fp32; -> a row for each candidate.
+
+    In fp32 they have to be equal but for the order of sums; in bf16, no farther off than the
+    dense peer's own.
+    """
+    truth, rows = gradients(candidates["dense"], "fp32", imgs, noise), []
+    errors = {}
+    for name, candidate in candidates.items():
+        loss, found = gradients(candidate, precision, imgs, noise)
+        off = [float((a - b).norm() / b.norm()) for a, b in zip(found, truth[1], strict=True)]
+        errors[name] = max(off)
+        rows.append([name, abs(loss / truth[0] - 1), sum(off) / len(off), max(off)])
+    limit = 2e-5 if precision == "fp32" else 1.2 * errors["dense"]
+    assert max(errors.values()) <= limit, (precision, errors)
+    return rows
+
+
+def gradients(
+    candidate: Candidate, precision: str, imgs: Tensor, noise: Tensor
+) -> tuple[float, list[Tensor]]:
+    """The loss and all gradients."""
+    with autocast(precision):
+        loss = candidate.loss(imgs, noise)
+    found = [p.grad for p in candidate.model.parameters()]
+    candidate.model.zero_grad()
+    return loss.item(), found
+
+
+def autocast(precision: str) -> torch.autocast:
+    dtype = PRECISIONS[precision]
+    return torch.autocast("cpu", dtype, enabled=dtype != torch.float32)
+
+
+def peak_memory(candidate: Candidate, precision: str, imgs: Tensor, noise: Tensor) -> float:
+    """MB at most beyond weights and gradients in a pass through the encoder."""
+    for p in candidate.model.parameters():
+        p.grad = torch.zeros_like(p)
+    with torch.profiler.profile(profile_memory=True) as profile, autocast(precision):
+        candidate.encode(imgs, noise)
+    candidate.model.zero_grad()
+    events = [e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"]
+    held = peak = 0
+    for event in sorted(events, key=lambda e: e.start_ns()):
+        held += event.nbytes()
+        peak = max(peak, held)
+    return peak / 1e6
+
+
+def main() -> None:
+    parser = timing.parser(__doc__.splitlines()[0], rounds=7)
+    parser.add_argument("--models", nargs="+", choices=BATCH, default=list(BATCH))
+    parser.add_argument("--precisions", nargs="+", choices=PRECISIONS, default=list(PRECISIONS))
+    parser.add_argument("--compile", action="store_true", help="also the packed blocks compiled")
+    args = parser.parse_args()
+    timing.pin(args.threads)
+    report = timing.Report("FCMAE: packed against masked dense convolution, 224 px, mask 0.6", args)
+    equality, times, memory = [], [], []
+    for name in args.models:
+        imgs, noise = torch.randn(BATCH[name], 3, 224, 224), torch.rand(BATCH[name], 49)
+        for precision in args.precisions:
+            candidates = build(name, args.compile)
+            where = [name, BATCH[name], precision]
+            equality += [where + row for row in check(candidates, precision, imgs, noise)]
+            for part in ("encode", "step"):
+                calls = {
+                    key: partial(run_in, precision, getattr(candidate, part), imgs, noise)
+                    for key, candidate in candidates.items()
+                }
+                taken = timing.alternate(calls, args.rounds)
+                times += [
+                    [*where, part, key, 1000 * seconds, taken["dense"] / seconds,
+                     taken["dense, tuned"] / seconds]
+                    for key, seconds in taken.items()
+                ]  # fmt: skip
+            used = {k: peak_memory(c, precision, imgs, noise) for k, c in candidates.items()}
+            memory += [[*where, key, mb, used["dense"] / mb] for key, mb in used.items()]
+    head = ["model", "batch", "precision"]
+    report.table(
+        "Off the dense peer in fp32 (relative)",
+        [*head, "candidate", "loss", "gradients, mean", "gradients, worst"],
+        equality,
+    )
+    report.table("Times", [*head, "part", "candidate", "ms", "× dense", "× dense, tuned"], times)
+    report.table("Peak memory, encoder", [*head, "candidate", "MB", "dense's share"], memory)
+    report.close()
+
+
+def run_in(precision: str, run: Callable, imgs: Tensor, noise: Tensor) -> None:
+    with autocast(precision):
+        run(imgs, noise)
+
+
+if __name__ == "__main__":
+    main()

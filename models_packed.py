@@ -1,0 +1,223 @@
+"""A ConvNeXt V2 block on packed cells: where neighbours are, and a forward and backward for CPUs.
+
+What `Packed` computes is exactly what `models_convnextv2.Block` computes, but for the order of
+sums. On a CPU the library's gradient of a depthwise convolution is the slowest part by far, and
+autograd stores about fourteen tensors of the block's width for one block; this stores six.
+
+Rows are cells, (R, C) with R = N*V*b*b: image by image, patch by patch. A *window* is a square of
+cells and the three around it that a 7×7 filter reaches. Tables of row numbers, made once a batch,
+say what lies in each window; a row of zeros after the last stands for cells that are not there.
+"""
+
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+REACH = 3  # of a 7×7 filter
+# Bytes of upstream gradient taken as filters at once: with their windows they stay in the cache.
+CHUNK = 400_000
+
+
+class Canvas(NamedTuple):
+    """For the library's convolution: all images in full, removed cells zero."""
+
+    cells: Tensor  # (R,): each row's place on (N, side, side)
+    side: int
+
+
+class Windows(NamedTuple):
+    rows: Tensor  # (W, s + 6, s + 6): the row of each cell in a window and around it
+    inner: Tensor  # (W, s, s): of those in the window itself
+    places: Tensor | None  # (R,): where in the windows each row is; None: they are in this order
+
+
+class Neighbours(NamedTuple):
+    """For `Depthwise`."""
+
+    convolved: Windows
+    correlated: Windows  # for the filters' gradient
+
+
+def find_neighbours(visible: Tensor, grid: int, b: int) -> Canvas | Neighbours:
+    """Patch numbers (N, V) on a grid×grid image, b cells a side -> how to convolve them here.
+
+    Our own passes are for CPUs; other devices have the library's.
+    """
+    return (in_windows if visible.device.type == "cpu" else on_canvas)(visible, grid, b)
+
+
+def on_canvas(visible: Tensor, grid: int, b: int) -> Canvas:
+    """See `find_neighbours`."""
+    top, left = corners(visible, grid, b)
+    cell = torch.arange(b, device=visible.device)
+    image = torch.arange(len(visible), device=visible.device).view(-1, 1, 1, 1)
+    cells = (image * grid * b + top + cell.view(b, 1)) * grid * b + left + cell
+    return Canvas(cells.flatten(), grid * b)
+
+
+def in_windows(visible: Tensor, grid: int, b: int) -> Neighbours:
+    """See `find_neighbours`."""
+    n, v = visible.shape
+    cells, side = on_canvas(visible, grid, b)
+    own = torch.arange(len(cells))
+    table = torch.full((n * side * side,), len(cells)).index_copy(0, cells, own)
+    table = F.pad(table.view(n, side, side), 4 * (REACH,), value=len(cells))
+    top, left = corners(visible, grid, b)
+    cell = torch.arange(b + 2 * REACH)
+    around = table[torch.arange(n).view(n, 1, 1, 1), top + cell.view(-1, 1), left + cell]
+    patches = Windows(around.flatten(0, 1), own.view(n * v, b, b), None)
+    images = Windows(table, table[:, REACH:-REACH, REACH:-REACH].contiguous(), cells)
+    # Small patches are mostly surroundings: there whole images are less work.
+    return Neighbours(patches if b > 2 else images, patches if b > 1 else images)
+
+
+def corners(visible: Tensor, grid: int, b: int) -> tuple[Tensor, Tensor]:
+    """The first row and column of each patch, (N, V, 1, 1)."""
+    visible = visible[:, :, None, None]
+    return visible // grid * b, visible % grid * b
+
+
+class Depthwise(torch.autograd.Function):
+    """7×7 depthwise convolution, (R, C), filters (C, 1, 7, 7), bias (C,) -> (R, C).
+
+    The gradient of its input is the convolution with turned filters. The gradient of its filters
+    is a convolution, too: windows side by side as channels, the upstream gradient as filters.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, near: Neighbours) -> Tensor:
+        x, weight = with_zero_row(x), weight.to(x.dtype)
+        ctx.save_for_backward(x, weight)
+        ctx.near = near
+        return convolve(x, weight, bias.to(x.dtype), near.convolved)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight = ctx.saved_tensors
+        dbias, g = g.sum(0), with_zero_row(g)
+        dx = convolve(g, weight.flip(2, 3), None, ctx.near.convolved)
+        return dx, correlate(x, g, ctx.near.correlated), dbias, None
+
+
+def with_zero_row(x: Tensor) -> Tensor:
+    """(R, C) -> (R + 1, C)."""
+    return torch.cat([x, x.new_zeros(1, x.shape[1])])
+
+
+def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, windows: Windows) -> Tensor:
+    """(R + 1, C) -> (R, C)."""
+    count, side, _ = windows.rows.shape
+    x = x.index_select(0, windows.rows.view(-1)).view(count, side, side, -1).permute(0, 3, 1, 2)
+    y = F.conv2d(x, weight, bias, groups=len(weight)).permute(0, 2, 3, 1).flatten(0, 2)
+    return y if windows.places is None else y.index_select(0, windows.places)
+
+
+def correlate(x: Tensor, g: Tensor, windows: Windows) -> Tensor:
+    """Input and upstream gradient, (R + 1, C) -> gradient of the filters, (C, 1, 7, 7)."""
+    c, s = x.shape[1], windows.inner.shape[1]
+    total = torch.zeros(49, c, dtype=wide(x.dtype))
+    share = max(1, CHUNK // (s * s * c * x.element_size()))
+    for rows, inner in zip(windows.rows.split(share), windows.inner.split(share), strict=True):
+        # (s + 6, s + 6, W, C) and (s, s, W, C): a window's channels are W*C groups.
+        a = x.index_select(0, rows.permute(1, 2, 0).flatten()).view(1, s + 6, s + 6, -1)
+        b = g.index_select(0, inner.permute(1, 2, 0).flatten()).view(s, s, 1, -1)
+        y = F.conv2d(a.permute(0, 3, 1, 2), b.permute(3, 2, 0, 1), groups=len(rows) * c)
+        total += y.permute(0, 2, 3, 1).reshape(49, len(rows), c).sum(1, dtype=total.dtype)
+    return total.t().reshape(c, 1, 7, 7)
+
+
+class MLP(torch.autograd.Function):
+    """LayerNorm, linear, GELU, GRN, linear: (N, M, C) -> same, M cells an image.
+
+    GRN is a factor for each image's channels, and its beta a part of the last bias. Stored are
+    the input and what GELU gets; GELU is computed twice.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        y: Tensor,
+        norm_weight: Tensor,
+        norm_bias: Tensor,
+        w1: Tensor,
+        b1: Tensor,
+        gamma: Tensor,
+        beta: Tensor,
+        w2: Tensor,
+        b2: Tensor,
+    ) -> Tensor:
+        n, m, c = y.shape
+        w1, narrow_w2 = w1.to(y.dtype), w2.to(y.dtype)
+        z, mean, rstd = torch.native_layer_norm(y, [c], norm_weight, norm_bias, 1e-6)
+        h = torch.addmm(b1.to(y.dtype), z.view(-1, c), w1.t()).view(n, m, -1)
+        a = F.gelu(h)
+        energy = (a * a).sum(1).to(w2.dtype).sqrt()
+        scale = 1 + gamma * response(energy)
+        ctx.save_for_backward(
+            y, mean, rstd, norm_weight, norm_bias, h, energy, w1, gamma, beta, w2, narrow_w2
+        )
+        bias = torch.addmv(b2, w2, beta).to(y.dtype)
+        if by_image(y):
+            return torch.baddbmm(bias, a, scaled(w2, scale, a).mT)
+        return torch.addmm(bias, a.mul_(like(scale, a)).flatten(0, 1), narrow_w2.t()).view(n, m, c)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, ...]:
+        y, mean, rstd, norm_weight, norm_bias, h, energy, w1, gamma, beta, w2, narrow_w2 = (
+            ctx.saved_tensors
+        )
+        n, m, c = y.shape
+        a, r = F.gelu(h), response(energy)
+        scale = 1 + gamma * r
+        if by_image(y):
+            # dL/dscale is a sum over cells; it is cheaper over the products of each image.
+            products = torch.bmm(g.mT, a).to(w2.dtype)
+            dscale, dw2 = (products * w2).sum(1), (products * scale[:, None]).sum(0)
+            da = torch.bmm(g, scaled(w2, scale, a))
+        else:
+            da = (g.reshape(-1, c) @ narrow_w2).view(n, m, -1)
+            dscale = (da * a).sum(1).to(w2.dtype)
+            dw2 = (g.reshape(-1, c).t() @ (a * like(scale, a)).flatten(0, 1)).to(w2.dtype)
+            da.mul_(like(scale, a))
+        dbias = g.sum((0, 1)).to(w2.dtype)
+        dw2.addr_(dbias, beta)
+        dr, mean_energy = dscale * gamma, energy.mean(1, keepdim=True) + 1e-6
+        denergy = (dr - (dr * energy).mean(1, keepdim=True) / mean_energy) / mean_energy
+        da.addcmul_(a, like(torch.where(energy > 0, denergy / energy, 0), a))
+        dh = torch.ops.aten.gelu_backward(da, h).flatten(0, 1)
+        z = torch.native_layer_norm(y, [c], norm_weight, norm_bias, 1e-6)[0].view(-1, c)
+        dy, dnorm_weight, dnorm_bias = torch.ops.aten.native_layer_norm_backward(
+            (dh @ w1).view(n, m, c), y, [c], mean, rstd, norm_weight, norm_bias, [True] * 3
+        )
+        dgamma, dbeta = (dscale * r).sum(0), w2.t() @ dbias
+        return dy, dnorm_weight, dnorm_bias, dh.t() @ z, dh.sum(0), dgamma, dbeta, dw2, dbias
+
+
+def by_image(y: Tensor) -> bool:
+    """Whether it is less work to scale the weights for each image than its hidden cells."""
+    return y.shape[1] > 2 * y.shape[2]
+
+
+def scaled(w2: Tensor, scale: Tensor, a: Tensor) -> Tensor:
+    """(C, 4C), (N, 4C) -> each image's second linear, (N, C, 4C)."""
+    return (w2 * scale[:, None]).to(a.dtype)
+
+
+def like(x: Tensor, a: Tensor) -> Tensor:
+    """(N, 4C) -> (N, 1, 4C) in the type of `a`."""
+    return x[:, None].to(a.dtype)
+
+
+def response(energy: Tensor) -> Tensor:
+    """GRN: each channel's norm over that of the mean channel, (N, 4C)."""
+    return energy / (energy.mean(1, keepdim=True) + 1e-6)
+
+
+def wide(dtype: torch.dtype) -> torch.dtype:
+    """What sums are kept in."""
+    return torch.promote_types(dtype, torch.float32)
