@@ -6,11 +6,14 @@ the official release, so that weights travel without translation. Blocks are tim
 
 import torch
 import torch.nn.functional as F
+from timm.layers import Attention as TimmAttention
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
 from models_masked import LayerNorm, MaskedAutoencoder, run_block, take_patches
 from util.sizes import ViTSize
+
+CACHED_SCORES = 5_000_000  # of attention, computed at once on a CPU
 
 
 class PatchEmbed(nn.Module):
@@ -111,19 +114,37 @@ class MaskedAutoencoderViT(MaskedAutoencoder):
         return self.decode(self.encode(imgs, ids[:, :keep]), ids, start)
 
 
-def block_tail(block: Block, x: Tensor, start: int) -> Tensor:
-    """A transformer block's output for tokens `start:` only. (N, T, D) -> (N, T - start, D).
+class Attention(TimmAttention):
+    """timm's self-attention, by the kernel that is faster here."""
 
-    All tokens are looked at, but the others' queries, projection and MLP would be thrown away.
+    def forward(self, x: Tensor, start: int = 0, **no_mask: object) -> Tensor:
+        """All tokens (N, T, D) -> what tokens `start:` attend to, (N, T - start, D)."""
+        weight, bias, d = self.qkv.weight, self.qkv.bias, x.shape[2]
+        if start:  # the other tokens' queries would be thrown away
+            q = F.linear(x[:, start:], weight[:d], bias[:d])
+            k, v = F.linear(x, weight[d:], bias[d:]).chunk(2, dim=-1)
+        else:
+            q, k, v = self.qkv(x).chunk(3, dim=-1)
+        q, k, v = (y.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for y in (q, k, v))
+        return self.proj(attend(q, k, v).transpose(1, 2).flatten(2))
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Queries (N, H, S, d), keys and values (N, H, T, d) -> (N, H, S, d).
+
+    The one place that chooses how. torch's fused kernel, but for half precision on a CPU, where
+    its backward pass is slow: there step by step, a few images at a time, that the cache holds.
     """
-    attn, d = block.attn, x.shape[2]
-    weight, bias = attn.qkv.weight, attn.qkv.bias
-    h = block.norm1(x)
-    q = F.linear(h[:, start:], weight[:d], bias[:d])
-    k, v = F.linear(h, weight[d:], bias[d:]).chunk(2, dim=-1)
-    q, k, v = (y.unflatten(-1, (attn.num_heads, -1)).transpose(1, 2) for y in (q, k, v))
-    y = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
-    x = x[:, start:] + attn.proj(y)
+    if q.device.type != "cpu" or q.dtype == torch.float32 or q.dtype == torch.float64:
+        return F.scaled_dot_product_attention(q, k, v)
+    n = max(1, CACHED_SCORES // (q.shape[1] * q.shape[2] * k.shape[2]))
+    parts = zip(q.split(n), k.split(n), v.split(n), strict=True)
+    return torch.cat([(q * q.shape[3] ** -0.5 @ k.mT).softmax(-1) @ v for q, k, v in parts])
+
+
+def block_tail(block: Block, x: Tensor, start: int) -> Tensor:
+    """A transformer block's output for tokens `start:` only. (N, T, D) -> (N, T - start, D)."""
+    x = x[:, start:] + block.attn(block.norm1(x), start)
     return x + block.mlp(block.norm2(x))
 
 
@@ -151,6 +172,7 @@ class ViTClassifier(VisionTransformer):
             num_heads=size.heads,
             drop_path_rate=drop_path,
             norm_layer=LayerNorm,
+            attn_layer=Attention,
         )
         self.pos_embed.data.copy_(
             sincos_position_embedding(size.dim, self.patch_embed.grid_size[0])
@@ -168,7 +190,8 @@ class ViTClassifier(VisionTransformer):
 def transformer(dim: int, depth: int, heads: int) -> nn.ModuleList:
     """`depth` pre-norm blocks with an MLP of four times the width."""
     return nn.ModuleList(
-        Block(dim, heads, mlp_ratio=4, qkv_bias=True, norm_layer=LayerNorm) for _ in range(depth)
+        Block(dim, heads, 4, qkv_bias=True, norm_layer=LayerNorm, attn_layer=Attention)
+        for _ in range(depth)
     )
 
 

@@ -3,8 +3,8 @@
 import pytest
 import torch
 from timm.models.vision_transformer import VisionTransformer
-from transformers import ViTMAEConfig, ViTMAEForPreTraining
 
+from benchmarks.peer_mae import renamed, to_transformers
 from models_mae import MaskedAutoencoderViT, sincos_position_embedding
 from models_registry import create_classifier, create_pretrain_model, list_models
 from util.errors import BadInput
@@ -31,68 +31,7 @@ def build_pair(which, norm_pix_loss):
     for p in ours.parameters():
         if p.requires_grad:
             torch.nn.init.normal_(p, std=0.1)
-    config = ViTMAEConfig(
-        hidden_size=size.dim,
-        num_hidden_layers=size.depth,
-        num_attention_heads=size.heads,
-        intermediate_size=4 * size.dim,
-        layer_norm_eps=1e-6,
-        image_size=input_size,
-        patch_size=size.patch,
-        decoder_hidden_size=width,
-        decoder_num_hidden_layers=depth,
-        decoder_num_attention_heads=heads,
-        decoder_intermediate_size=4 * width,
-        mask_ratio=0.75,
-        norm_pix_loss=norm_pix_loss,
-        attn_implementation="eager",
-    )
-    theirs = ViTMAEForPreTraining(config)
-    theirs.load_state_dict(to_transformers(ours.state_dict(), theirs.state_dict()))
-    return ours.train(), theirs.eval()  # no dropout: eval changes nothing but their defaults
-
-
-RENAMES = {
-    "vit.embeddings.cls_token": "cls_token",
-    "vit.embeddings.position_embeddings": "pos_embed",
-    "vit.embeddings.patch_embeddings.projection": "patch_embed.proj",
-    "vit.layernorm": "norm",
-    "decoder.mask_token": "mask_token",
-    "decoder.decoder_pos_embed": "decoder_pos_embed",
-    "decoder.decoder_embed": "decoder_embed",
-    "decoder.decoder_norm": "decoder_norm",
-    "decoder.decoder_pred": "decoder_pred",
-    "vit.encoder.layer": "blocks",
-    "vit.layers": "blocks",
-    "decoder.decoder_layers": "decoder_blocks",
-    "layernorm_before": "norm1",
-    "layernorm_after": "norm2",
-    "attention.output.dense": "attn.proj",
-    "attention.o_proj": "attn.proj",
-    "intermediate.dense": "mlp.fc1",
-    "output.dense": "mlp.fc2",
-}
-
-
-def our_name(name):
-    for theirs, ours in RENAMES.items():
-        name = name.replace(theirs, ours)
-    return name
-
-
-def to_transformers(state, wanted):
-    """Our state dict under transformers' names (its query, key and value are apart)."""
-    result = {}
-    for name in wanted:
-        ours = our_name(name)
-        for k, part in enumerate(("query", "key", "value")):
-            for spelling in (f"attention.attention.{part}", f"attention.{part[0]}_proj"):
-                if spelling in ours:
-                    stacked = state[ours.replace(spelling, "attn.qkv")]
-                    result[name] = stacked.chunk(3)[k]
-        if name not in result:
-            result[name] = state[ours]
-    return result
+    return ours.train(), to_transformers(ours, "eager")
 
 
 def relative_error(a, b):
@@ -118,7 +57,7 @@ def test_loss_reconstruction_mask_and_gradients_equal_transformers(which, norm_p
     out.loss.backward()
     gradients = {n: p.grad for n, p in ours.named_parameters() if p.grad is not None}
     expected = {n: p.grad for n, p in theirs.named_parameters() if p.grad is not None}
-    mapped = to_transformers(gradients, expected)
+    mapped = renamed(gradients, expected)
     for name, gradient in expected.items():
         if name.endswith(("key.bias", "k_proj.bias")):
             continue  # softmax ignores a constant added to the keys: both are rounding noise

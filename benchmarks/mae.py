@@ -1,0 +1,147 @@
+"""A whole optimizer step of MAE against the official formulation and transformers' ViTMAE.
+
+    python benchmarks/mae.py [--models tiny small base] [--batches 8 32] [--compile] [--json FILE]
+
+224 px, mask 0.75, official decoder. The peers' optimizer is torch's AdamW with its defaults, as in
+the official code; ours is the fused one. `official` has attention step by step, `official, SDPA`
+torch's kernel; transformers' is its faster choice, SDPA.
+"""
+
+import copy
+from collections.abc import Callable
+from functools import partial
+
+import timing
+import torch
+from peer_mae import OfficialMAE, TransformersMAE, our_name
+from torch import Tensor, nn
+
+from models_mae import MaskedAutoencoderViT
+from models_registry import compile_blocks, create_pretrain_model
+from util.optim import adamw, parameter_groups
+
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+class Candidate:
+    """One way to train an MAE, with weights of its own."""
+
+    def __init__(self, model: nn.Module, fused: bool = False) -> None:
+        self.model = model
+        if fused:
+            self.optimizer = adamw(parameter_groups(model, 0.05), lr=1e-5, betas=(0.9, 0.95))
+        else:
+            trained = [p for p in model.parameters() if p.requires_grad]
+            self.optimizer = torch.optim.AdamW(trained, lr=1e-5, betas=(0.9, 0.95))
+
+    def step(self, precision: str, imgs: Tensor, noise: Tensor) -> None:
+        """Forward, backward, update."""
+        self.loss(precision, imgs, noise).backward()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+
+    def loss(self, precision: str, imgs: Tensor, noise: Tensor) -> Tensor:
+        dtype = PRECISIONS[precision]
+        with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+            return self.model(imgs, noise=noise)
+
+
+def build(name: str, compiled: bool) -> dict[str, Candidate]:
+    """All candidates, with equal weights."""
+    torch.manual_seed(0)
+    model = create_pretrain_model(f"mae_vit_{name}_patch16")
+    peers: dict[str, Callable[[MaskedAutoencoderViT], nn.Module]] = {
+        "official": partial(OfficialMAE, fused_attention=False),
+        "official, SDPA": partial(OfficialMAE, fused_attention=True),
+        "transformers": TransformersMAE,
+    }
+    candidates = {"ours": Candidate(copy.deepcopy(model), fused=True)}
+    if compiled:
+        ours = copy.deepcopy(model)
+        compile_blocks(ours)
+        candidates["ours, compiled"] = Candidate(ours, fused=True)
+    return candidates | {k: Candidate(make(copy.deepcopy(model))) for k, make in peers.items()}
+
+
+def check(
+    candidates: dict[str, Candidate], precision: str, imgs: Tensor, noise: Tensor
+) -> list[list[object]]:
+    """Losses and gradients against the official formulation's in fp32; -> a row for each.
+
+    In fp32 they have to be equal but for the order of sums; in bf16, no farther off than the
+    official formulation's own.
+    """
+    truth, rows, errors = gradients(candidates["official"], "fp32", imgs, noise), [], {}
+    for name, candidate in candidates.items():
+        loss, found = gradients(candidate, precision, imgs, noise)
+        # Transformers has query, key and value apart, which is compared by the other tensors.
+        off = [float((found[k] - g).norm() / g.norm()) for k, g in truth[1].items() if k in found]
+        errors[name] = max(off)
+        rows.append([name, abs(loss / truth[0] - 1), sum(off) / len(off), errors[name]])
+    limit = 1e-4 if precision == "fp32" else 1.2 * errors["official"]
+    assert max(errors.values()) <= limit, (precision, errors)
+    return rows
+
+
+def gradients(
+    candidate: Candidate, precision: str, imgs: Tensor, noise: Tensor
+) -> tuple[float, dict[str, Tensor]]:
+    """The loss and all gradients by our names."""
+    loss = candidate.loss(precision, imgs, noise)
+    loss.backward()
+    named = candidate.model.named_parameters()
+    found = {our_name(k.removeprefix("model.")): p.grad for k, p in named if p.grad is not None}
+    candidate.optimizer.zero_grad()
+    return loss.item(), found
+
+
+def main() -> None:
+    parser = timing.parser(__doc__.splitlines()[0], rounds=7)
+    sizes = ["tiny", "small", "base"]
+    parser.add_argument("--models", nargs="+", choices=sizes, default=sizes)
+    parser.add_argument("--batches", nargs="+", type=int, default=[8, 32])
+    parser.add_argument("--precisions", nargs="+", choices=PRECISIONS, default=list(PRECISIONS))
+    parser.add_argument("--compile", action="store_true", help="also our blocks compiled")
+    args = parser.parse_args()
+    timing.pin(args.threads)
+    report = timing.Report("MAE: a whole optimizer step, 224 px, mask 0.75", args)
+    equality, times = [], []
+    for name in args.models:
+        for batch in args.batches:
+            imgs, noise = torch.randn(batch, 3, 224, 224), torch.rand(batch, 196)
+            candidates = build(name, args.compile)
+            for precision in args.precisions:
+                rows = check(candidates, precision, imgs, noise)
+                equality += [[name, batch, precision, *row] for row in rows]
+            calls = {
+                (key, precision): partial(candidate.step, precision, imgs, noise)
+                for precision in args.precisions
+                for key, candidate in candidates.items()
+            }
+            times += [[name, batch, *row] for row in compared(timing.alternate(calls, args.rounds))]
+    head = ["model", "batch"]
+    report.table(
+        "Off the official formulation in fp32 (relative)",
+        [*head, "precision", "candidate", "loss", "gradients, mean", "gradients, worst"],
+        equality,
+    )
+    columns = ["candidate", "precision", "ms", "× official", "× SDPA", "× transformers", "× fp32"]
+    report.table("Times", head + columns, times)
+    report.close()
+
+
+def compared(taken: dict[tuple[str, str], float]) -> list[list[object]]:
+    """A row for each candidate: how many times as fast as each peer in the same precision.
+
+    The last column: as the fastest peer in fp32.
+    """
+    peers = ("official", "official, SDPA", "transformers")
+    slow = min((taken[peer, "fp32"] for peer in peers if (peer, "fp32") in taken), default=0.0)
+    return [
+        [key, precision, 1000 * s, *(taken[peer, precision] / s for peer in peers), slow / s]
+        for (key, precision), s in taken.items()
+    ]
+
+
+if __name__ == "__main__":
+    main()
