@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from models_masked import LayerNorm, MaskedAutoencoder, run_block, take_patches
 from util.sizes import ViTSize
 
-CACHED_SCORES = 5_000_000  # of attention, computed at once on a CPU
+CACHED_SCORES = 1_500_000  # of attention, computed at once on a CPU
 
 
 class PatchEmbed(nn.Module):
