@@ -1,5 +1,6 @@
 """Masked pre-training: the loss of a batch, pictures of reconstructions."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -35,6 +36,30 @@ class MaskedLoss:
         """A batch of nothing, for a pass whose result is thrown away."""
         imgs = torch.zeros(batch_size, 3, input_size, input_size, dtype=torch.uint8)
         return imgs, torch.zeros(batch_size, patches), []
+
+
+class Resolution:
+    """Sets the model to each epoch's resolution, and to the full one for all who look at it."""
+
+    def __init__(
+        self, model: MaskedAutoencoder, size_at: Callable[[int], int], log: NullLog
+    ) -> None:
+        """`size_at(epoch)`: pixels a side."""
+        self.model, self.size_at, self.log = model, size_at, log
+        self.full = self.told = model.input_size
+
+    def begin(self, epoch: int) -> None:
+        """Before an epoch, or what is left of one."""
+        size = self.size_at(epoch)
+        self.model.set_resolution(size)
+        if size != self.told:
+            self.log.line(f"epoch {epoch}: {size} px from here on, {self.model.grid}² patches")
+        self.told = size
+
+    def end(self, epoch: int) -> dict[str, float]:
+        """After it; -> what the epoch's log line holds of it."""
+        self.model.set_resolution(self.full)
+        return {"resolution": self.size_at(epoch)}
 
 
 class Reconstructions:

@@ -203,10 +203,16 @@ def run_epochs(
     sampler: GlobalBatchSampler,
     loader: DataLoader,
     measure: Callable[[int], dict[str, float]],
+    begin: Callable[[int], None] = lambda epoch: None,
 ) -> None:
-    """Train the epochs that are left; `measure(epoch)` gives what else its log line holds."""
+    """Train the epochs that are left.
+
+    `begin(epoch)` is called before one, and before what is left of one; `measure(epoch)` gives
+    what else its log line holds.
+    """
     position = trainer.state.position
     while position.epoch < observer.epochs:
+        begin(position.epoch)
         sampler.start_at(position.epoch, position.step)
         trainer.run_epoch(loader, sampler.steps, observer)
         observer.finish_epoch(trainer, measure)

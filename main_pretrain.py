@@ -8,6 +8,8 @@ Start order: the newest good checkpoint of --output_dir, else --resume, else fro
 
 import argparse
 import sys
+from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING
 
 from util.errors import BadInput
@@ -24,11 +26,12 @@ from util.options import (
     flag,
     launch,
     number,
+    rise,
     saving,
     start,
 )
 from util.program import run_program
-from util.schedule import lr_at, scaled_lr
+from util.schedule import lr_at, resolution_at, scaled_lr
 from util.sizes import CONVNEXT_PATCH, PRETRAIN_SIZES, family, find_size, kept_patches
 
 if TYPE_CHECKING:
@@ -65,6 +68,12 @@ def build_parser() -> Parser:
     group = parser.add_argument_group("model")
     group.add_argument("--model", default="mae_vit_base_patch16", help="mae_vit_* or convnextv2_*")
     group.add_argument("--input_size", type=SIZE, default=224, help="pixels a side")
+    group.add_argument(
+        "--progressive",
+        type=rise,
+        metavar="LOW:HIGH",
+        help="begin with small images: pixels a side, up to --input_size in the last third",
+    )
     group.add_argument("--patch_size", type=SIZE, help="pixels a side of a ViT's patch")
     group.add_argument("--mask_ratio", type=RATIO, help="share removed (MAE 0.75, FCMAE 0.6)")
     flag(group, "--norm_pix_loss", None, "normalise each target patch (MAE off, FCMAE on)")
@@ -111,6 +120,7 @@ def check_options(args: argparse.Namespace) -> None:
             f"--input_size {args.input_size}: not a multiple of the patch, {patch}; try {nearest}"
         )
     kept_patches((args.input_size // patch) ** 2, args.mask_ratio)
+    check_progressive(args, patch)
     width, heads = args.decoder_embed_dim, args.decoder_num_heads
     if kind == "mae" and (width % heads or width % 4):
         raise BadInput(
@@ -120,6 +130,29 @@ def check_options(args: argparse.Namespace) -> None:
         raise BadInput(f"--start_epoch {args.start_epoch}: the run ends at --epochs {args.epochs}")
     if not args.output_dir:
         raise BadInput("--output_dir: name a folder to write to")
+
+
+def check_progressive(args: argparse.Namespace, patch: int) -> None:
+    """Refuse resolutions that the model cannot take."""
+    if args.progressive is None:
+        return
+    low, high = args.progressive
+    flag = f"--progressive {low}:{high}"
+    if high != args.input_size:
+        raise BadInput(f"{flag}: has to end at --input_size {args.input_size}; change one of them")
+    if low % patch:
+        nearest = min(high - patch, max(1, round(low / patch)) * patch)
+        raise BadInput(f"{flag}: {low} is not a multiple of the patch, {patch}; try {nearest}")
+    try:
+        kept_patches((low // patch) ** 2, args.mask_ratio)
+    except BadInput as error:
+        raise BadInput(f"{flag}: at {low} px, {error}; begin higher") from None
+
+
+def size_schedule(args: argparse.Namespace, patch: int) -> Callable[[int], int]:
+    """An epoch's resolution: the same throughout, or `--progressive`."""
+    low, high = args.progressive or (args.input_size, args.input_size)
+    return partial(resolution_at, low=low, high=high, patch=patch, epochs=args.epochs)
 
 
 def model_options(args: argparse.Namespace) -> dict[str, object]:
@@ -143,7 +176,7 @@ def pretrain(args: argparse.Namespace, run: "Run") -> None:
 
     from datasets.transforms import Normalise
     from engine_observe import BadImages
-    from engine_pretrain import MaskedLoss, Reconstructions
+    from engine_pretrain import MaskedLoss, Reconstructions, Resolution
     from engine_run import (
         distribute,
         find_beginning,
@@ -162,7 +195,8 @@ def pretrain(args: argparse.Namespace, run: "Run") -> None:
     torch.manual_seed(args.seed)
     model = create_pretrain_model(args.model, **model_options(args)).to(run.device)
     model.set_grad_checkpointing(args.grad_checkpointing)
-    dataset, sampler, loader = build_data(args, run, model.num_patches)
+    size_at = size_schedule(args, model.patch_size)
+    dataset, sampler, loader = build_data(args, run, model.num_patches, size_at)
     lr = args.lr if args.lr is not None else scaled_lr(args.blr, sampler.global_batch)
     precision = Precision(args.amp, run.device)
     optimizer = adamw(parameter_groups(model, args.weight_decay), lr, betas=(0.9, 0.95))
@@ -218,20 +252,22 @@ def pretrain(args: argparse.Namespace, run: "Run") -> None:
             dataset, normalise, run.output / "figures", args.vis_freq, args.crop_pct, args.seed
         )
     probe = build_probe(args, run, normalise)
+    resolution = Resolution(model, size_at, log)
 
     def measure(epoch: int) -> dict[str, float]:
+        measured = resolution.end(epoch)
         if pictures and pictures.due(epoch, args.epochs):
             pictures.save(model, epoch, log)
         if probe and ((epoch + 1) % args.probe_freq == 0 or epoch + 1 == args.epochs):
-            return probe.measure(model, precision, lambda: trainer.save_if_overdue(observer))
-        return {}
+            measured |= probe.measure(model, precision, lambda: trainer.save_if_overdue(observer))
+        return measured
 
-    run_epochs(trainer, observer, sampler, loader, measure)
+    run_epochs(trainer, observer, sampler, loader, measure, resolution.begin)
     log.close()
 
 
 def build_data(
-    args: argparse.Namespace, run: "Run", num_patches: int
+    args: argparse.Namespace, run: "Run", num_patches: int, size_at: Callable[[int], int]
 ) -> tuple["PretrainDataset", "GlobalBatchSampler", "DataLoader"]:
     """The images, their order, and the workers that read them; every rank must see the same."""
     from datasets import build_loader, build_pretrain_dataset
@@ -243,7 +279,13 @@ def build_data(
 
     def build() -> "PretrainDataset":
         dataset = build_pretrain_dataset(
-            args.data_path, args.input_size, num_patches, args.seed, cache, args.face_margin
+            args.data_path,
+            args.input_size,
+            num_patches,
+            args.seed,
+            cache,
+            args.face_margin,
+            size_at,
         )
         check_readable(dataset.source)
         return dataset
@@ -287,6 +329,7 @@ def run_identity(
 ) -> dict[str, object]:
     """What determines the result of a run: a checkpoint of another one is not gone on from."""
     names = ["warmup_epochs", "min_lr", "weight_decay", "clip_grad", "seed", "epochs"]
+    names += ["progressive"]
     return {
         "model": args.model,
         **model_options(args),

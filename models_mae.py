@@ -66,6 +66,9 @@ class MaskedAutoencoderViT(MaskedAutoencoder):
         self.decoder_blocks = transformer(width, decoder_depth, decoder_num_heads)
         self.decoder_norm = LayerNorm(width)
         self.decoder_pred = nn.Linear(width, self.patch_size**2 * in_chans)
+        # What stands in for the position embeddings at another resolution than the full one.
+        self.register_buffer("scaled_pos", None, persistent=False)
+        self.register_buffer("scaled_decoder_pos", None, persistent=False)
         self._init_weights()
 
     def _init_weights(self) -> None:
@@ -77,12 +80,24 @@ class MaskedAutoencoderViT(MaskedAutoencoder):
         nn.init.normal_(self.cls_token, std=0.02)
         nn.init.normal_(self.mask_token, std=0.02)
 
+    def set_resolution(self, size: int) -> None:
+        """See MaskedAutoencoder. A place in the face keeps its position embedding."""
+        super().set_resolution(size)
+        full = self.full_size // self.patch_size
+        self.scaled_pos = self.scaled_decoder_pos = None
+        if self.grid != full:
+            dim, width = self.pos_embed.shape[2], self.decoder_pos_embed.shape[2]
+            self.scaled_pos = sincos_position_embedding(dim, self.grid, full).to(self.pos_embed)
+            self.scaled_decoder_pos = sincos_position_embedding(width, self.grid, full).to(
+                self.decoder_pos_embed
+            )
+
     def encode(self, imgs: Tensor, visible: Tensor) -> Tensor:
         """(N, C, H, W), kept patch numbers (N, V) -> (N, 1 + V, D), the class token first."""
-        n = len(imgs)
+        n, pos = len(imgs), self.pos_embed if self.scaled_pos is None else self.scaled_pos
         x = self.patch_embed(take_patches(imgs, visible, self.patch_size))
-        x = x + self.pos_embed[0, 1:][visible]
-        cls = (self.cls_token + self.pos_embed[:, :1]).expand(n, -1, -1)
+        x = x + pos[0, 1:][visible]
+        cls = (self.cls_token + pos[:, :1]).expand(n, -1, -1)
         x = torch.cat([cls, x], dim=1)
         for block in self.blocks:
             x = run_block(self.grad_checkpointing, block, x)
@@ -101,8 +116,9 @@ class MaskedAutoencoderViT(MaskedAutoencoder):
         x = self.decoder_embed(x)
         n, visible, width = x.shape[0], x.shape[1] - 1, x.shape[2]
         removed = self.mask_token.to(x.dtype).expand(n, ids.shape[1] - visible, width)
-        cls_pos = self.decoder_pos_embed[:, :1].expand(n, -1, -1)
-        pos = torch.cat([cls_pos, self.decoder_pos_embed[0, 1:][ids]], dim=1)
+        scaled = self.scaled_decoder_pos
+        pos = self.decoder_pos_embed if scaled is None else scaled
+        pos = torch.cat([pos[:, :1].expand(n, -1, -1), pos[0, 1:][ids]], dim=1)
         x = torch.cat([x, removed], dim=1) + pos
         for block in self.decoder_blocks[:-1]:
             x = run_block(self.grad_checkpointing, block, x)
@@ -200,15 +216,18 @@ def sincos_parameter(dim: int, grid: int) -> nn.Parameter:
     return nn.Parameter(sincos_position_embedding(dim, grid), requires_grad=False)
 
 
-def sincos_position_embedding(dim: int, grid: int) -> Tensor:
+def sincos_position_embedding(dim: int, grid: int, full: int | None = None) -> Tensor:
     """(1, 1 + grid*grid, dim): zeros for the class token, then the patches row by row.
 
-    The first half of the channels encodes the column, the second the row (the official code's
-    order); each half is sine then cosine of position / 10000^(2i/half).
+    Positions are those of the patches' centres on a grid of `full` (default `grid`) over the same
+    image: 0 … grid - 1 where both are equal. The first half of the channels encodes the column, the
+    second the row (the official code's order); each half is sine then cosine of position /
+    10000^(2i/half).
     """
     quarter = dim // 4
     omega = 10000.0 ** -(torch.arange(quarter, dtype=torch.float64) / quarter)
-    row, column = torch.meshgrid(*2 * (torch.arange(grid, dtype=torch.float64),), indexing="ij")
+    places = (torch.arange(grid, dtype=torch.float64) + 0.5) * ((full or grid) / grid) - 0.5
+    row, column = torch.meshgrid(places, places, indexing="ij")
     angles = [position.reshape(-1, 1) * omega for position in (column, row)]
     patches = torch.cat([f(angle) for angle in angles for f in (torch.sin, torch.cos)], dim=1)
     return torch.cat([torch.zeros(1, dim), patches.float()])[None]

@@ -63,13 +63,24 @@ class MaskedAutoencoder(nn.Module):
         norm_pix_loss: bool,
     ) -> None:
         super().__init__()
-        if input_size % patch_size:
-            raise ValueError(f"input size {input_size} is not a multiple of the patch {patch_size}")
-        self.input_size, self.patch_size, self.in_chans = input_size, patch_size, in_chans
-        self.grid = input_size // patch_size
-        self.num_patches = self.grid**2
+        self.patch_size, self.in_chans = patch_size, in_chans
+        self.full_size = input_size
+        self._set_grid(input_size)
         self.mask_ratio, self.norm_pix_loss = mask_ratio, norm_pix_loss
         self.grad_checkpointing = False
+
+    def set_resolution(self, size: int) -> None:
+        """Take images of `size` pixels a side from now on; weights and state dict stay.
+
+        Raises ValueError when that is not a multiple of the patch.
+        """
+        self._set_grid(size)
+
+    def _set_grid(self, size: int) -> None:
+        if size % self.patch_size:
+            raise ValueError(f"input size {size} is not a multiple of the patch {self.patch_size}")
+        self.input_size, self.grid = size, size // self.patch_size
+        self.num_patches = self.grid**2
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute blocks in the backward pass instead of storing their activations."""
@@ -134,7 +145,7 @@ class MaskedAutoencoder(nn.Module):
         """Patch numbers (N, L), the kept ones first, and how many are kept."""
         n, _, h, w = imgs.shape
         if h != self.input_size or w != self.input_size:
-            raise ValueError(f"images are {h}x{w}, the model is built for {self.input_size}")
+            raise ValueError(f"images are {h}x{w}, the model is set to {self.input_size}")
         if noise is None:
             noise = torch.rand(n, self.num_patches, device=imgs.device)
         keep = kept_patches(self.num_patches, self.mask_ratio if mask_ratio is None else mask_ratio)

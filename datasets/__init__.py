@@ -1,6 +1,7 @@
 """Images by path: what `--data_path` may be, and what training draws from it."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 from datasets.augment import Augment, face_augment, plain, random_augment
@@ -62,14 +63,16 @@ def build_pretrain_dataset(
     seed: int = 0,
     cache: str | os.PathLike | None = None,
     face_margin: float | None = None,
+    size_at: Callable[[int], int] | None = None,
 ) -> PretrainDataset:
     """Images for masked pre-training, `ds[i][0]` an augmented one, (3, S, S) uint8.
 
-    `num_patches` is how much mask noise is drawn beside each (patches of 16 px when not given).
-    Raises BadInput for a path that holds no images.
+    `num_patches` is how much mask noise is drawn beside each (patches of 16 px when not given);
+    `size_at(epoch)` their size where it changes. Raises BadInput for a path that holds no images.
     """
     source = open_source(data_path, cache, drawn_size(input_size), face_margin)
-    return PretrainDataset(source, input_size, num_patches or (input_size // 16) ** 2, seed)
+    patches = num_patches or (input_size // 16) ** 2
+    return PretrainDataset(source, input_size, patches, seed, size_at)
 
 
 def build_finetune_dataset(

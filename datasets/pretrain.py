@@ -1,5 +1,8 @@
 """What pre-training draws from images."""
 
+import math
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -17,8 +20,20 @@ class PretrainDataset(Dataset):
     Crop, flip and noise are functions of (seed, epoch, index); a plain index is epoch 0.
     """
 
-    def __init__(self, source: Source, size: int, patches: int, seed: int) -> None:
+    def __init__(
+        self,
+        source: Source,
+        size: int,
+        patches: int,
+        seed: int,
+        size_at: Callable[[int], int] | None = None,
+    ) -> None:
+        """`patches`: how many an image of `size` pixels a side has.
+
+        `size_at(epoch)` is the size in an epoch where it changes (workers need to pickle it).
+        """
         self.source, self.size, self.patches, self.seed = source, size, patches, seed
+        self.size_at = size_at
 
     def __len__(self) -> int:
         return len(self.source)
@@ -26,12 +41,14 @@ class PretrainDataset(Dataset):
     def __getitem__(self, position: int | tuple[int, int]) -> tuple[Tensor, Tensor, str]:
         """-> image (3, S, S) uint8, noise (L,) float32, "" or "name<TAB>reason"."""
         epoch, index = position if isinstance(position, tuple) else (0, position)
+        size = self.size_at(epoch) if self.size_at else self.size
+        patches = (math.isqrt(self.patches) * size // self.size) ** 2
         rng = generator(SAMPLE, self.seed, epoch, index)
-        noise = torch.from_numpy(rng.random(self.patches, dtype="float32"))
+        noise = torch.from_numpy(rng.random(patches, dtype="float32"))
         flip = rng.random() < 0.5
         image, _, problem = read_or_replace(self.source, index, rng)
         box = random_crop_box(*image.shape[:2], rng)
-        return crop_and_resize(image, box, self.size, flip), noise, problem
+        return crop_and_resize(image, box, size, flip), noise, problem
 
     def view(self, index: int, crop_pct: float) -> Tensor | None:
         """The image as a whole, (3, S, S) uint8, without augmentation; None if unreadable."""

@@ -94,6 +94,14 @@ def boolean(text: str) -> bool:
     return words[text.lower()]
 
 
+def rise(text: str) -> tuple[int, int]:
+    """LOW:HIGH, two whole numbers, the second the larger."""
+    low, _, high = text.partition(":")
+    if not (low.isdecimal() and high.isdecimal() and 0 < int(low) < int(high)):
+        raise argparse.ArgumentTypeError(f"must be LOW:HIGH, such as 128:224, not {text!r}")
+    return int(low), int(high)
+
+
 COUNT, SIZE, RATE = number(int, low=0), number(int, low=1), number(float, low=0)
 RATIO = number(float, above=0, below=1)
 
