@@ -195,7 +195,7 @@ def pretrain(args: argparse.Namespace, run: "Run") -> None:
         log.line(line)
 
     normalise = Normalise().to(run.device)
-    loss = MaskedLoss(normalise, run.device)
+    loss = MaskedLoss(normalise)
     bad_images = BadImages(loss, len(dataset), run.output / "bad_images.txt", path is None, log)
     extra = {"args": vars(args), "run": identity}
     observer = observe(run, log, state, sampler, args.epochs, saving(args), bad_images.tell, extra)

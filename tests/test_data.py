@@ -159,7 +159,7 @@ class Lines(RunLog):
 
 def test_unreadable_images_are_named_once_and_too_many_end_the_run(tmp_path):
     record, log = tmp_path / "bad_images.txt", Lines()
-    loss = MaskedLoss(Normalise(), torch.device("cpu"))
+    loss = MaskedLoss(Normalise())
     bad = BadImages(loss, 100, record, True, log)
     loss.problems = {"b.jpg\tempty", "a.jpg\ttruncated"}
     bad.tell()
