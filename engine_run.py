@@ -204,9 +204,13 @@ def run_epochs(
     loader: DataLoader,
     measure: Callable[[int], dict[str, float]],
 ) -> None:
-    """Train the epochs that are left; `measure(epoch)` gives what else its log line holds."""
+    """Train the epochs that are left; `measure(epoch)` gives what else its log line holds.
+
+    However it ends, nothing is still being saved afterwards.
+    """
     position = trainer.state.position
-    while position.epoch < observer.epochs:
-        sampler.start_at(position.epoch, position.step)
-        trainer.run_epoch(loader, sampler.steps, observer)
-        observer.finish_epoch(trainer, measure)
+    with observer:
+        while position.epoch < observer.epochs:
+            sampler.start_at(position.epoch, position.step)
+            trainer.run_epoch(loader, sampler.steps, observer)
+            observer.finish_epoch(trainer, measure)

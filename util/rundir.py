@@ -53,6 +53,8 @@ class RunDir:
         file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
         file.flush()
         self._lock = file
+        # Data workers outlive a killed run for some seconds, and must not hold its lock meanwhile.
+        os.register_at_fork(after_in_child=file.close)
 
     def release(self) -> None:
         """Let others use the folder; done by the operating system at the end at the latest."""
