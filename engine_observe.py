@@ -11,6 +11,7 @@ from util.distributed import gather_objects, on_main
 from util.errors import BadInput, Fault, Stopped
 from util.hostcopy import HostCopy
 from util.log import Meter, NullLog, duration, peak_memory
+from util.trace import StepTrace
 
 MAX_BAD_SHARE = 0.05
 
@@ -84,11 +85,13 @@ class RunObserver:
         global_batch: int,
         print_freq: int,
         save_steps: int,
+        trace: StepTrace,
     ) -> None:
         """`at_lines` runs on all ranks whenever a line is due: what ranks have to exchange."""
         self.log, self.saver, self.meter, self.at_lines = log, saver, meter, at_lines
         self.device_type, self.steps, self.epochs = device_type, steps, epochs
         self.global_batch, self.print_freq, self.save_steps = global_batch, print_freq, save_steps
+        self.trace = trace
 
     def __enter__(self) -> "RunObserver":
         return self
@@ -96,6 +99,7 @@ class RunObserver:
     def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
         """Raises Fault as Saver.wait does; but where the run ends by another error, only tells."""
         try:
+            self.trace.close()
             if self.saver:
                 self.saver.wait()
         except Exception as failure:
@@ -111,6 +115,7 @@ class RunObserver:
     def after_step(self, state: TrainState, result: StepResult) -> None:
         """See engine_train.Observer."""
         position = state.position
+        self.trace.step()
         self.meter.step(result.seconds, result.waited)
         self.log.progress(position.step, self.steps, f"epoch {position.epoch}")
         if result.skipped:

@@ -24,6 +24,7 @@ from util.options import Saving, Start
 from util.report import write_report
 from util.rundir import RunDir, provenance
 from util.stop import StopRequest
+from util.trace import StepTrace
 
 T = TypeVar("T")
 
@@ -194,6 +195,7 @@ def observe(
         sampler.global_batch,
         saving.print_freq,
         saving.save_steps,
+        StepTrace(run.output / "trace.json", saving.profile if run.folder else 0, log.line),
     )
 
 

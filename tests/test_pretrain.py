@@ -1,5 +1,7 @@
 """Whole runs: real photographs, every family and size, options that change how but not what."""
 
+import json
+
 import numpy as np
 import pytest
 import skimage.data
@@ -105,3 +107,10 @@ def test_pretraining_on_affectnet_sees_faces_not_photographs(sets):
         photograph = np.asarray(Image.open(images / name).convert("RGB"))
         np.testing.assert_array_equal(source.image(i), crop_face(photograph, map(int, box), 0.15))
         assert max(source.image(i).shape) < 64 < min(photograph.shape[:2])
+
+
+def test_a_few_steps_can_be_traced(tmp_path, capsys):
+    run(f"{FAMILIES['mae']} --output_dir {tmp_path} --profile 2")
+    steps = json.loads((tmp_path / "trace.json").read_text())["traceEvents"]
+    assert {f"ProfilerStep#{k}" for k in (10, 11)} <= {event.get("name") for event in steps}
+    assert f"traced 2 steps: {tmp_path}/trace.json" in capsys.readouterr().out

@@ -5,6 +5,7 @@ import errno
 import io
 import resource
 import threading
+from pathlib import Path
 
 import pytest
 import torch
@@ -19,6 +20,7 @@ from util.checkpoint import save_checkpoint
 from util.errors import BadInput, Fault
 from util.hostcopy import HostCopy, tensors_of
 from util.log import Meter, NullLog
+from util.trace import StepTrace
 
 
 def make_state(width=4):
@@ -149,7 +151,19 @@ class Lines(NullLog):
 
 
 def make_observer(saver, log=None):
-    return RunObserver(log or Lines(), saver, Meter(1), lambda: None, "cpu", 4, 9, 8, 1, 0)
+    return RunObserver(
+        log or Lines(),
+        saver,
+        Meter(1),
+        lambda: None,
+        "cpu",
+        4,
+        9,
+        8,
+        1,
+        0,
+        StepTrace(Path(), 0, print),
+    )
 
 
 def end_after_a_save(observer, error):

@@ -8,6 +8,7 @@ import shlex
 import socket
 import subprocess
 import sys
+import weakref
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -54,7 +55,10 @@ class RunDir:
         file.flush()
         self._lock = file
         # Data workers outlive a killed run for some seconds, and must not hold its lock meanwhile.
-        os.register_at_fork(after_in_child=file.close)
+        held = weakref.ref(
+            file
+        )  # what is registered stays for good: it must not hold it
+        os.register_at_fork(after_in_child=lambda: held() and held().close())
 
     def release(self) -> None:
         """Let others use the folder; done by the operating system at the end at the latest."""
