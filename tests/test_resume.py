@@ -108,9 +108,10 @@ def test_killed_while_saving_it_goes_on_from_the_checkpoint_before(undisturbed, 
 
 def test_a_killed_runs_data_workers_do_not_keep_its_folder_locked(tmp_path):
     context = multiprocessing.get_context("fork")
-    folder, ended = RunDir(tmp_path), context.Event()
-    worker = context.Process(target=ended.wait, args=(60,))
+    folder, running, ended = RunDir(tmp_path), context.Event(), context.Event()
+    worker = context.Process(target=lambda: (running.set(), ended.wait(60)))
     worker.start()
+    assert running.wait(60)
     with pytest.raises(BadInput, match="is training in it"):
         RunDir(tmp_path)
     folder.release()  # as the system does when a process is killed
