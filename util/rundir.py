@@ -55,9 +55,7 @@ class RunDir:
         file.flush()
         self._lock = file
         # Data workers outlive a killed run for some seconds, and must not hold its lock meanwhile.
-        held = weakref.ref(
-            file
-        )  # what is registered stays for good: it must not hold it
+        held = weakref.ref(file)  # what is registered stays for good: it must not hold it
         os.register_at_fork(after_in_child=lambda: held() and held().close())
 
     def release(self) -> None:
