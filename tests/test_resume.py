@@ -1,11 +1,15 @@
 """Stopped or killed anywhere, a run ends exactly as an undisturbed one."""
 
+import multiprocessing
 import shutil
 import signal
 import sys
 
 import pytest
 from runs import assert_same_run, command, finish, load, log, signal_at, status
+
+from util.errors import BadInput
+from util.rundir import RunDir
 
 STEPS = {1: 12, 2: 6}  # an epoch: 90 images in batches of 8, on one or two processes
 
@@ -100,6 +104,19 @@ def test_killed_while_saving_it_goes_on_from_the_checkpoint_before(undisturbed, 
     assert "at epoch 1, step 0" in output
     assert_same_run(tmp_path, undisturbed("mae", 1))
     assert list(tmp_path.glob(".*.tmp")) == []
+
+
+def test_a_killed_runs_data_workers_do_not_keep_its_folder_locked(tmp_path):
+    context = multiprocessing.get_context("fork")
+    folder, ended = RunDir(tmp_path), context.Event()
+    worker = context.Process(target=ended.wait, args=(60,))
+    worker.start()
+    with pytest.raises(BadInput, match="is training in it"):
+        RunDir(tmp_path)
+    folder.release()  # as the system does when a process is killed
+    RunDir(tmp_path).release()
+    ended.set()
+    worker.join()
 
 
 def test_a_damaged_newest_checkpoint_is_passed_over_and_the_end_is_the_same(undisturbed, tmp_path):
