@@ -1,5 +1,6 @@
 """What happens between steps and epochs: log lines, checkpoints, bad images, the end on request."""
 
+import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -11,6 +12,7 @@ from util.distributed import gather_objects, on_main
 from util.errors import BadInput, Fault, Stopped
 from util.hostcopy import HostCopy
 from util.log import Meter, NullLog, duration, peak_memory
+from util.program import BEGAN
 
 MAX_BAD_SHARE = 0.05
 
@@ -89,6 +91,7 @@ class RunObserver:
         self.log, self.saver, self.meter, self.at_lines = log, saver, meter, at_lines
         self.device_type, self.steps, self.epochs = device_type, steps, epochs
         self.global_batch, self.print_freq, self.save_steps = global_batch, print_freq, save_steps
+        self._begun = False
 
     def __enter__(self) -> "RunObserver":
         return self
@@ -112,6 +115,9 @@ class RunObserver:
         """See engine_train.Observer."""
         position = state.position
         self.meter.step(result.seconds, result.waited)
+        if not self._begun:
+            self._begun = True
+            self.log.line(f"first step after {time.monotonic() - BEGAN:.1f} s")
         self.log.progress(position.step, self.steps, f"epoch {position.epoch}")
         if result.skipped:
             self.log.line(
