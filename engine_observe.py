@@ -1,5 +1,6 @@
 """What happens between steps and epochs: log lines, checkpoints, bad images, the end on request."""
 
+import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -11,6 +12,7 @@ from util.distributed import gather_objects, on_main
 from util.errors import BadInput, Fault, Stopped
 from util.hostcopy import HostCopy
 from util.log import Meter, NullLog, duration, peak_memory
+from util.program import BEGAN
 from util.trace import StepTrace
 
 MAX_BAD_SHARE = 0.05
@@ -92,6 +94,7 @@ class RunObserver:
         self.device_type, self.steps, self.epochs = device_type, steps, epochs
         self.global_batch, self.print_freq, self.save_steps = global_batch, print_freq, save_steps
         self.trace = trace
+        self._begun = False
 
     def __enter__(self) -> "RunObserver":
         return self
@@ -117,6 +120,9 @@ class RunObserver:
         position = state.position
         self.trace.step()
         self.meter.step(result.seconds, result.waited)
+        if not self._begun:
+            self._begun = True
+            self.log.line(f"first step after {time.monotonic() - BEGAN:.1f} s")
         self.log.progress(position.step, self.steps, f"epoch {position.epoch}")
         if result.skipped:
             self.log.line(

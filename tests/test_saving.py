@@ -1,4 +1,4 @@
-"""Checkpoints written while training goes on: what is in them, and who waits for them."""
+"""What a run tells and saves while training goes on: what is in a file, and who waits for it."""
 
 import copy
 import errno
@@ -15,7 +15,7 @@ from torch import nn
 import engine_observe
 import main_pretrain
 from engine_observe import RunObserver, Saver
-from engine_train import TrainState
+from engine_train import StepResult, TrainState
 from util.checkpoint import save_checkpoint
 from util.errors import BadInput, Fault
 from util.hostcopy import HostCopy, tensors_of
@@ -201,6 +201,15 @@ def test_saved_is_told_only_when_it_is_true(tmp_path, disk):
     with pytest.raises(Fault, match="No space left"):
         observer.save_unfinished(make_state())
     assert len(log.lines) == 1
+
+
+def test_the_first_step_says_how_long_it_took_to_come_to_it(tmp_path):
+    log, state = Lines(), make_state()
+    observer = make_observer(make_saver(tmp_path), log)
+    for step in (1, 2):
+        state.position.step = step
+        observer.after_step(state, StepResult(0.5, 0.1, False, False, 1e-3, 0.1, 0.0))
+    assert [line.startswith("first step after ") for line in log.lines] == [True, False, False]
 
 
 def test_testing_after_the_last_epoch_saves_nothing(tmp_path):

@@ -105,6 +105,15 @@ def test_options_are_parsed_without_heavy_imports(path):
     assert run.stdout.strip() == "[]"
 
 
+def test_training_does_not_wait_for_what_comes_after_it():
+    late = "[m for m in ('sklearn', 'matplotlib', 'torch.utils.tensorboard') if m in sys.modules]"
+    code = f"import sys, build_finetune, engine_run, engine_pretrain, engine_probe; print({late})"
+    run = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True
+    )
+    assert run.stdout.strip() == "[]"
+
+
 @pytest.mark.parametrize("path", SOURCES, ids=module_name)
 def test_modules_are_short(path):
     assert len(path.read_text().splitlines()) <= 400

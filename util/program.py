@@ -13,6 +13,7 @@ from util.errors import BAD_INPUT, DONE, FAULT, RESUMABLE, BadInput, Fault, Stop
 from util.options import Parser, find_output_dir
 from util.rundir import note_status
 
+BEGAN = time.monotonic()  # programs import this before anything that takes long
 STATUS = {DONE: "done", FAULT: "failed", BAD_INPUT: "bad_input", RESUMABLE: "resumable"}
 
 

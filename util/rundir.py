@@ -55,8 +55,8 @@ class RunDir:
         file.flush()
         self._lock = file
         # Data workers outlive a killed run for some seconds, and must not hold its lock meanwhile.
-        held = weakref.ref(file)  # what is registered stays for good: it must not hold it
-        os.register_at_fork(after_in_child=lambda: held() and held().close())
+        held = weakref.ref(file)  # for a lock is given up, too, when its RunDir is gone
+        os.register_at_fork(after_in_child=lambda: (lock := held()) and lock.close())
 
     def release(self) -> None:
         """Let others use the folder; done by the operating system at the end at the latest."""
