@@ -31,6 +31,10 @@ class Parser(argparse.ArgumentParser):
             raise BadInput(f"{flag}: no such option{hint}")
         return args
 
+    def takes(self, name: str) -> bool:
+        """Whether there is an option of this name."""
+        return name in self._option_string_actions
+
     def convert_arg_line_to_args(self, arg_line: str) -> list[str]:
         """A line of an options file: shell quoting, `#` comments, several options a line."""
         return [underscored(arg) for arg in shlex.split(arg_line, comments=True)]
