@@ -5,11 +5,15 @@ Whatever Pillow decodes comes out as (H, W, 3) uint8; whatever goes wrong on the
 and the warning filters are left as they are: other threads share them.
 """
 
+import io
 import os
 import stat
+from contextlib import suppress
 
 import numpy as np
+import torch
 from PIL import Image, UnidentifiedImageError
+from torchvision.io import ImageReadMode, decode_jpeg
 
 ORIENTATION = 0x0112  # the EXIF tag; its values 2..8 and what undoes each:
 UNDO = {
@@ -48,9 +52,12 @@ def load_rgb(path: str | bytes | os.PathLike) -> np.ndarray:
     wrong with a file, and nothing else. Never blocks on a FIFO or a device.
     """
     try:
-        _check_file(os.stat(path))
-        with open(path, "rb") as file, Image.open(file) as im:
+        data = _read(path)
+        with Image.open(io.BytesIO(data)) as im:
             _check_header(im)
+            if im.format == "JPEG" and im.mode in ("RGB", "L") and _turn(im) is None:
+                with suppress(RuntimeError):  # what is damaged, Pillow says why
+                    return _decode_jpeg(data)
             im.load()
             return _to_rgb(_upright(im))
     except _Refused as e:
@@ -71,14 +78,25 @@ class _Refused(Exception):
     """Our own reason not to decode a file."""
 
 
-def _check_file(st: os.stat_result) -> None:
-    """Refuse, before anything is opened, what is not a regular file with something in it."""
+def _read(path: str | bytes | os.PathLike) -> bytearray:
+    """A file's bytes. Refused, before it is opened, is what is no regular file or empty."""
+    st = os.stat(path)
     if stat.S_ISDIR(st.st_mode):
         raise _Refused("is a folder")
     if not stat.S_ISREG(st.st_mode):
         raise _Refused("is not a regular file")
     if st.st_size == 0:
         raise _Refused("is empty (0 bytes)")
+    data = bytearray(st.st_size)
+    with open(path, "rb", buffering=0) as file:
+        del data[file.readinto(data) :]
+    return data
+
+
+def _decode_jpeg(data: bytearray) -> np.ndarray:
+    """The same decoder as Pillow's and the same pixels, without the ways round them."""
+    image = decode_jpeg(torch.frombuffer(data, dtype=torch.uint8), ImageReadMode.RGB)
+    return image.permute(1, 2, 0).numpy()
 
 
 def _check_header(im: Image.Image) -> None:
@@ -117,11 +135,16 @@ def _upright(im: Image.Image) -> Image.Image:
     Not `ImageOps.exif_transpose`: that also writes the EXIF data anew, which fails on data that
     is damaged elsewhere, and copies an image that needs no turning.
     """
-    try:
-        method = UNDO.get(im.getexif().get(ORIENTATION, 1))
-    except Exception:  # a broken EXIF block says nothing, least of all that the pixels are bad
-        method = None
+    method = _turn(im)
     return im if method is None else im.transpose(method)
+
+
+def _turn(im: Image.Image) -> Image.Transpose | None:
+    """What undoes the rotation that the EXIF data tell of."""
+    try:
+        return UNDO.get(im.getexif().get(ORIENTATION, 1))
+    except Exception:  # a broken EXIF block says nothing, least of all that the pixels are bad
+        return None
 
 
 def _to_rgb(im: Image.Image) -> np.ndarray:
