@@ -53,10 +53,14 @@ def load_rgb(path: str | bytes | os.PathLike) -> np.ndarray:
     """
     try:
         data = _read(path)
+        if size := _plain_jpeg(data):
+            _check_size(*size)
+            with suppress(RuntimeError):  # what is damaged, Pillow says why
+                return _decode_jpeg(data)
         with Image.open(io.BytesIO(data)) as im:
             _check_header(im)
             if im.format == "JPEG" and im.mode in ("RGB", "L") and _turn(im) is None:
-                with suppress(RuntimeError):  # what is damaged, Pillow says why
+                with suppress(RuntimeError):
                     return _decode_jpeg(data)
             im.load()
             return _to_rgb(_upright(im))
@@ -93,6 +97,23 @@ def _read(path: str | bytes | os.PathLike) -> bytearray:
     return data
 
 
+def _plain_jpeg(data: bytearray) -> tuple[int, int] | None:
+    """Width and height of a JPEG of 8-bit colour or grey without EXIF data; None for all else.
+
+    Pillow would tell, too, in a tenth of the time that the rest of reading takes.
+    """
+    at = 2 if data.startswith(b"\xff\xd8") else len(data)
+    while at + 10 <= len(data) and data[at] == 0xFF:
+        marker = data[at + 1]
+        if marker in (0xC0, 0xC1, 0xC2):  # the frame: bits, height, width, channels
+            height, width = (int.from_bytes(data[at + k : at + k + 2], "big") for k in (5, 7))
+            return (width, height) if data[at + 4] == 8 and data[at + 9] in (1, 3) else None
+        if marker == 0xE1:  # EXIF: perhaps the image has to be turned
+            return None
+        at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+    return None
+
+
 def _decode_jpeg(data: bytearray) -> np.ndarray:
     """The same decoder as Pillow's and the same pixels, without the ways round them."""
     image = decode_jpeg(torch.frombuffer(data, dtype=torch.uint8), ImageReadMode.RGB)
@@ -101,14 +122,18 @@ def _decode_jpeg(data: bytearray) -> np.ndarray:
 
 def _check_header(im: Image.Image) -> None:
     """Refuse what the header already tells: no pixels, too many, or a program to be run."""
-    width, height = im.size
+    _check_size(*im.size)
+    if im.format == "EPS":  # Pillow would hand the file to Ghostscript
+        raise _Refused("is a PostScript program, not an image")
+
+
+def _check_size(width: int, height: int) -> None:
+    """Refuse no pixels, or too many."""
     if width <= 0 or height <= 0:
         raise _Refused(f"has no pixels ({width} × {height})")
     # Pillow itself only warns between the limit and twice the limit.
     if Image.MAX_IMAGE_PIXELS is not None and width * height > Image.MAX_IMAGE_PIXELS:
         raise _Refused(_too_many_pixels())
-    if im.format == "EPS":  # Pillow would hand the file to Ghostscript
-        raise _Refused("is a PostScript program, not an image")
 
 
 def _too_many_pixels() -> str:
