@@ -189,7 +189,7 @@ class MLP(torch.autograd.Function):
         dr, mean_energy = dscale * gamma, energy.mean(1, keepdim=True) + 1e-6
         denergy = (dr - (dr * energy).mean(1, keepdim=True) / mean_energy) / mean_energy
         da.addcmul_(a, like(torch.where(energy > 0, denergy / energy, 0), a))
-        dh = torch.ops.aten.gelu_backward(da, h).flatten(0, 1)
+        dh = torch.ops.aten.gelu_backward.grad_input(da, h, grad_input=da).flatten(0, 1)
         z = torch.native_layer_norm(y, [c], norm_weight, norm_bias, 1e-6)[0].view(-1, c)
         dy, dnorm_weight, dnorm_bias = torch.ops.aten.native_layer_norm_backward(
             (dh @ w1).view(n, m, c), y, [c], mean, rstd, norm_weight, norm_bias, [True] * 3
