@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from datasets import LabelledSet
     from datasets.pack import ToPack
     from datasets.parts import Parts
+    from util.stop import StopRequest
 
 
 def build_parser() -> Parser:
@@ -84,8 +85,10 @@ def verify(folder: Path) -> None:
 def pack(args: argparse.Namespace) -> None:
     """Write the store, or what is missing of it."""
     from datasets.pack import finish
+    from datasets.packed import PackedImages
     from datasets.parts import Parts, is_packed
     from datasets.replace import check_readable
+    from util.stop import StopRequest
 
     folder = Path(args.output).expanduser()
     with faults(folder):
@@ -99,15 +102,15 @@ def pack(args: argparse.Namespace) -> None:
     check_readable(data)
     with faults(folder):
         announce(folder, labelled, data)
+        stop = StopRequest()
+        stop.install()
         parts = Parts(folder, plan)
     try:
-        write(args, parts, data)
+        write(args, parts, data, stop)
         with faults(folder, parts):
             finish(parts, plan, names_below(args.data_path, data), splits, labelled)
     finally:
         parts.close()
-    from datasets.packed import PackedImages
-
     print(f"{folder}: {PackedImages(folder).described()}")
 
 
@@ -186,7 +189,7 @@ def announce(folder: Path, labelled: "LabelledSet | None", data: "ToPack") -> No
         raise BadInput(f"--output {folder}: {what}; name another disk, or a smaller --short_side")
 
 
-def write(args: argparse.Namespace, parts: "Parts", data: "ToPack") -> None:
+def write(args: argparse.Namespace, parts: "Parts", data: "ToPack", stop: "StopRequest") -> None:
     """Decode what is missing, and write it in its order."""
     from tqdm import tqdm
 
@@ -194,10 +197,7 @@ def write(args: argparse.Namespace, parts: "Parts", data: "ToPack") -> None:
     from engine_run import worker_count
     from util.distributed import Place
     from util.log import duration
-    from util.stop import StopRequest
 
-    stop = StopRequest()
-    stop.install()
     workers = worker_count(args.num_workers, Place())
     begin, began, told = len(parts.images), time.monotonic(), len(parts.full)
     bad = sum(isinstance(item, str) for item in parts.images)

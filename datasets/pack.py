@@ -96,7 +96,10 @@ def finish(
 
     `names` are of all images; `splits` says how many each has, in the order they were written.
     """
-    folder, kept = parts.folder, np.array([not isinstance(item, str) for item in parts.images])
+    folder = parts.folder
+    for leftover in folder.glob(".*.tmp"):  # of a kill in here
+        leftover.unlink()
+    kept = np.array([not isinstance(item, str) for item in parts.images])
     sizes = np.array([item for item in parts.images if not isinstance(item, str)], np.int64)
     ends = np.cumsum(3 * sizes.prod(axis=1))
     arrays = {packed.INDEX: np.column_stack([ends - 3 * sizes.prod(axis=1), sizes])}

@@ -40,10 +40,11 @@ class Parts:
         folder.mkdir(parents=True, exist_ok=True)
         self._journal = open(folder / JOURNAL, "a+b", buffering=0)  # noqa: SIM115
         try:
-            fcntl.flock(self._journal, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # Not flock, which the processes that decode would inherit, and keep after a kill.
+            fcntl.lockf(self._journal, fcntl.LOCK_EX | fcntl.LOCK_NB)
             self._read_journal(plan)
             self._cut_part()
-        except BlockingIOError:
+        except (BlockingIOError, PermissionError):
             self.close()
             raise _bad(folder, "another process is packing in it; wait for it") from None
         except BadInput:

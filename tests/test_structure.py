@@ -8,6 +8,7 @@ import pytest
 from runs import ROOT
 
 import main_finetune
+import main_pack
 import main_pretrain
 from main_pretrain import build_parser
 
@@ -77,12 +78,12 @@ def test_args_stops_at_the_mains(path):
             assert not names & {"args", "opts", "namespace"}, f"{path.name}:{node.lineno}"
 
 
-@pytest.mark.parametrize("main", [main_pretrain, main_finetune], ids=lambda m: m.__name__)
+@pytest.mark.parametrize(
+    "main", [main_pretrain, main_finetune, main_pack], ids=lambda m: m.__name__
+)
 def test_every_flag_is_read(main):
     """By the program, the file that builds its parts, or the options' own bundles."""
-    places = {"main_pretrain": [], "main_finetune": ["build_finetune", "util/options_finetune"]}[
-        main.__name__
-    ]
+    places = {"main_finetune": ["build_finetune", "util/options_finetune"]}.get(main.__name__, [])
     read = set()
     for name in (main.__name__, *places, "util/options"):
         for node in ast.walk(ast.parse((ROOT / f"{name}.py").read_text())):
