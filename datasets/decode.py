@@ -11,9 +11,8 @@ import stat
 from contextlib import suppress
 
 import numpy as np
-import torch
 from PIL import Image, UnidentifiedImageError
-from torchvision.io import ImageReadMode, decode_jpeg
+from simplejpeg import decode_jpeg
 
 ORIENTATION = 0x0112  # the EXIF tag; its values 2..8 and what undoes each:
 UNDO = {
@@ -55,13 +54,13 @@ def load_rgb(path: str | bytes | os.PathLike) -> np.ndarray:
         data = _read(path)
         if size := _plain_jpeg(data):
             _check_size(*size)
-            with suppress(RuntimeError):  # what is damaged, Pillow says why
-                return _decode_jpeg(data)
+            with suppress(ValueError):  # what is damaged, Pillow says why
+                return decode_jpeg(data)  # Pillow's pixels, sooner
         with Image.open(io.BytesIO(data)) as im:
             _check_header(im)
             if im.format == "JPEG" and im.mode in ("RGB", "L") and _turn(im) is None:
-                with suppress(RuntimeError):
-                    return _decode_jpeg(data)
+                with suppress(ValueError):
+                    return decode_jpeg(data)
             im.load()
             return _to_rgb(_upright(im))
     except _Refused as e:
@@ -112,12 +111,6 @@ def _plain_jpeg(data: bytearray) -> tuple[int, int] | None:
             return None
         at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
     return None
-
-
-def _decode_jpeg(data: bytearray) -> np.ndarray:
-    """The same decoder as Pillow's and the same pixels, without the ways round them."""
-    image = decode_jpeg(torch.frombuffer(data, dtype=torch.uint8), ImageReadMode.RGB)
-    return image.permute(1, 2, 0).numpy()
 
 
 def _check_header(im: Image.Image) -> None:
