@@ -97,8 +97,10 @@ class MaskedAutoencoder(nn.Module):
     def normalise_patches(self, patches: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(N, M, D) -> (normalised, mean, deviation) of each patch (section 4.1, norm_pix_loss)."""
         mean = patches.mean(-1, keepdim=True)
-        deviation = (patches.var(-1, keepdim=True) + 1e-6).sqrt()
-        return (patches - mean) / deviation, mean, deviation
+        centred = patches - mean
+        variance = centred.square().sum(-1, keepdim=True) / (patches.shape[-1] - 1)
+        deviation = (variance + 1e-6).sqrt()
+        return centred / deviation, mean, deviation
 
     def forward(
         self, imgs: Tensor, mask_ratio: float | None = None, noise: Tensor | None = None

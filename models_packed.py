@@ -1,6 +1,6 @@
 """A ConvNeXt V2 block on packed cells: where neighbours are, and a forward and backward for CPUs.
 
-What `Packed` computes is exactly what `models_convnextv2.Block` computes, but for the order of
+`Depthwise` and `MLP` compute exactly what `models_convnextv2.Block` computes, but for the order of
 sums. On a CPU the library's gradient of a depthwise convolution is the slowest part by far, and
 autograd stores about fourteen tensors of the block's width for one block; this stores six.
 
