@@ -83,14 +83,15 @@ class Precision:
             torch.backends.cuda.matmul.fp32_precision = kind
             torch.backends.cudnn.conv.fp32_precision = kind
         self.name = {"off": "fp32"}.get(mode, mode)
-        self._dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(mode)
+        self.dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(mode, torch.float32)
         self._device = device.type
         # Only fp16 can underflow: elsewhere the scaler passes everything through.
         self.scaler = torch.amp.GradScaler(device.type, enabled=mode == "fp16")
 
     def autocast(self) -> torch.autocast:
         """The context of a forward pass."""
-        return torch.autocast(self._device, dtype=self._dtype, enabled=self._dtype is not None)
+        enabled = self.dtype != torch.float32
+        return torch.autocast(self._device, self.dtype if enabled else None, enabled=enabled)
 
 
 @dataclass

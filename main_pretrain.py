@@ -188,7 +188,7 @@ def pretrain(args: argparse.Namespace, run: "Run") -> None:
     shape = (
         f"{args.model}: {parameters / 1e6:.1f} M parameters with decoder, {args.input_size} px, "
         f"{args.mask_ratio:.0%} of {model.num_patches} patches removed; "
-        f"{precision.name} on {run.device}"
+        f"{precision.name} on {run.device}, {model.kernels(run.device, precision.dtype)}"
     )
     lines = [shape, step_line(sampler, args.data_path, lr)]
     for line in [*lines, *warmup_lines(args.warmup_epochs, args.epochs), *notes]:

@@ -51,7 +51,7 @@ class MaskedAutoencoder(nn.Module):
     """Masks patches, asks the subclass's `predict` for the removed ones, scores them.
 
     Subclasses implement `predict(imgs, ids, keep, start) -> (N, L - start, p*p*C)`: the patches
-    `ids[:, start:]`, seeing only the pixels of `ids[:, :keep]`.
+    `ids[:, start:]`, seeing only the pixels of `ids[:, :keep]`; and `kernels`.
     """
 
     def __init__(
@@ -129,6 +129,10 @@ class MaskedAutoencoder(nn.Module):
     def predict(self, imgs: Tensor, ids: Tensor, keep: int, start: int) -> Tensor:
         """See the class."""
         raise TypeError(f"{type(self).__name__} must define predict")
+
+    def kernels(self, device: torch.device, dtype: torch.dtype) -> str:
+        """Which of several equal computations is the faster there and is used, for people."""
+        raise TypeError(f"{type(self).__name__} must define kernels")
 
     def _shuffle(
         self, imgs: Tensor, mask_ratio: float | None, noise: Tensor | None

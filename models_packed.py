@@ -42,11 +42,13 @@ class Neighbours(NamedTuple):
 
 
 def find_neighbours(visible: Tensor, grid: int, b: int) -> Canvas | Neighbours:
-    """Patch numbers (N, V) on a grid×grid image, b cells a side -> how to convolve them here.
+    """Patch numbers (N, V) on a grid×grid image, b cells a side -> how to convolve them here."""
+    return (in_windows if has_own_passes(visible.device) else on_canvas)(visible, grid, b)
 
-    Our own passes are for CPUs; other devices have the library's.
-    """
-    return (in_windows if visible.device.type == "cpu" else on_canvas)(visible, grid, b)
+
+def has_own_passes(device: torch.device) -> bool:
+    """Where this module's passes are used: on CPUs. Other devices have the library's kernels."""
+    return device.type == "cpu"
 
 
 def on_canvas(visible: Tensor, grid: int, b: int) -> Canvas:

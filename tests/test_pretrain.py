@@ -61,6 +61,19 @@ def test_options_that_change_how_do_not_change_what(option, tmp_path):
         torch.testing.assert_close(b["model"][name], weight, msg=name)
 
 
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (FAMILIES["mae"], "attention by the fused kernel"),
+        (f"{FAMILIES['mae']} --amp bf16", "attention step by step"),
+        (FAMILIES["fcmae"], "convolution by windows"),
+    ],
+)
+def test_the_log_tells_which_of_equal_kernels_are_used(options, told, tmp_path, capsys):
+    run(f"{options} --epochs 1 --output_dir {tmp_path}")
+    assert told in capsys.readouterr().out
+
+
 def test_bf16_follows_fp32(tmp_path):
     for name, more in (("a", ""), ("b", "--amp bf16")):
         run(f"{FAMILIES['mae']} --output_dir {tmp_path / name} {more}")
