@@ -75,7 +75,7 @@ def build_parser() -> Parser:
     group.add_argument(
         "--data_path",
         default="synthetic",
-        help="folder of images, text or CSV list of files, or synthetic[:COUNT] (default)",
+        help="folder of images, list of files, packed store, or synthetic[:COUNT] (default)",
     )
     group.add_argument(
         "--crop_pct", type=number(float, above=0, high=1), help="centre shown in pictures (0.875)"
