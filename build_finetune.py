@@ -181,7 +181,7 @@ def build_loss(args: argparse.Namespace, run: Run, classes: int) -> ClassifierLo
             num_splits=2 if args.resplit else 0,
             device=run.device,
         )
-    return ClassifierLoss(normalise(args, run), run.device, args.smoothing, mix, erase)
+    return ClassifierLoss(normalise(args, run), args.smoothing, mix, erase)
 
 
 def normalise(args: argparse.Namespace, run: Run) -> Normalise:

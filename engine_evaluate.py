@@ -11,8 +11,9 @@ from torch.utils.data import DataLoader
 from datasets.labelled import LabelledImages
 from datasets.transforms import Normalise
 from engine_train import Precision
-from util.distributed import gather_objects, on_main, to_device
+from util.distributed import gather_objects, on_main
 from util.metrics import evaluate
+from util.transfer import on_device
 
 
 @torch.no_grad()
@@ -29,11 +30,11 @@ def collect(
     once. `between` is called before each batch.
     """
     device, own = normalise.mean.device, []
-    for imgs, index, readable in loader:
+    for imgs, index, readable in on_device(loader, device):
         between()
         with precision.autocast():
-            value = function(normalise(to_device(imgs, device)))
-        own.append((index.numpy(), readable.numpy(), value.float().cpu().numpy()))
+            value = function(normalise(imgs))
+        own.append(tuple(x.cpu().numpy() for x in (index, readable, value.float())))
     batches = [batch for share in gather_objects(own) for batch in share]
     index, readable, values = (np.concatenate(part) for part in zip(*batches, strict=True))
     order = np.unique(index, return_index=True)[1]

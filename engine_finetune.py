@@ -16,7 +16,6 @@ from datasets.transforms import Normalise
 from engine_evaluate import Evaluation, TestSet, evaluate_model
 from engine_train import Precision, TrainState
 from models_convnextv2 import ConvNeXtV2
-from util.distributed import to_device
 from util.figures import confusion_figure, save_png
 from util.files import write_json
 from util.metrics import write_predictions
@@ -36,13 +35,12 @@ class ClassifierLoss:
     def __init__(
         self,
         normalise: Normalise,
-        device: torch.device,
         smoothing: float = 0.0,
         mix: Mixup | None = None,
         erase: RandomErasing | None = None,
     ) -> None:
         """`mix` must be for dense targets (`multi_label`) and smooth nothing itself."""
-        self.normalise, self.device = normalise, device
+        self.normalise = normalise
         self.smoothing, self.mix, self.erase = smoothing, mix, erase
         self.cross_entropy = SoftTargetCrossEntropy()
         self.problems: set[str] = set()  # of this rank, since they were last taken
@@ -51,8 +49,7 @@ class ClassifierLoss:
         """The mean cross-entropy of one micro-batch."""
         imgs, targets, problems = batch
         self.problems.update(problem for problem in problems if problem)
-        x = self.normalise(to_device(imgs, self.device))
-        targets = to_device(targets, self.device)
+        x = self.normalise(imgs)
         if self.erase:
             x = self.erase(x)
         targets = (1 - self.smoothing) * targets + self.smoothing / targets.shape[1]

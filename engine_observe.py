@@ -1,44 +1,67 @@
 """What happens between steps and epochs: log lines, checkpoints, bad images, the end on request."""
 
+import time
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Protocol
 
 from engine_train import Position, StepResult, Trainer, TrainState
-from util.checkpoint import LAST, save_checkpoint
+from util.checkpoint import LAST, remove_unfinished, save_checkpoint
 from util.distributed import gather_objects, on_main
 from util.errors import BadInput, Fault, Stopped
+from util.hostcopy import HostCopy
 from util.log import Meter, NullLog, duration, peak_memory
+from util.program import BEGAN
+from util.trace import StepTrace
 
 MAX_BAD_SHARE = 0.05
 
 
 class Saver:
-    """Writes a run's checkpoints: rank 0 has a folder, the others None."""
+    """Writes a run's checkpoints: rank 0 has a folder, the others None.
+
+    Training waits only while the state is copied: a thread writes the copy, which takes as much
+    memory again as a checkpoint. One is written at a time, and whoever needs it on the disk waits.
+    """
 
     def __init__(
         self, folder: Path | None, extra: dict[str, Any], every: int, keep: int, epochs: int
     ) -> None:
         """`extra` goes into each file; every `every` epochs one is kept by number, `keep` of them.
 
-        The last of `epochs` is always kept.
+        The last of `epochs` is always kept. The folder must be this process's alone.
         """
         self.folder, self.extra = folder, extra
         self.every, self.keep, self.epochs = every, keep, epochs
-        self.last_saved = "none yet"
+        self.last_saved = "none yet"  # the newest that is on the disk
+        self._copy, self._thread = HostCopy(), ThreadPoolExecutor(1, "checkpoint")
+        self._writing: Future | None = None
+        if folder:
+            remove_unfinished(folder)
 
     def save(self, state: TrainState, best: bool = False) -> None:
         """The state as it is now; at the beginning of an epoch perhaps under its number too.
 
-        `best`: as `checkpoint-best.pth` too.
+        `best`: as `checkpoint-best.pth` too. Raises Fault when the one before could not be written.
         """
-        done = state.position.epoch
-        self.last_saved = f"of epoch {done}, step {state.position.step}"
         if self.folder is None:
             return
-        numbered = state.position.step == 0 and (done % self.every == 0 or done == self.epochs)
-        checkpoint = {**state.state_dict(), **self.extra}
+        self.wait()
+        done, step = state.position.epoch, state.position.step
+        numbered = step == 0 and (done % self.every == 0 or done == self.epochs)
+        checkpoint = self._copy.take({**state.state_dict(), **self.extra})
         number = done - 1 if numbered else None
+        name = f"of epoch {done}, step {step}"
+        self._writing = self._thread.submit(self._write, checkpoint, name, number, best)
+
+    def wait(self) -> None:
+        """Until what was saved is on the disk. Raises Fault, once, when it could not be written."""
+        writing, self._writing = self._writing, None
+        if writing:
+            writing.result()
+
+    def _write(self, checkpoint: dict[str, Any], name: str, number: int | None, best: bool) -> None:
         try:
             save_checkpoint(checkpoint, self.folder, number, self.keep, best)
         except OSError as error:
@@ -46,10 +69,11 @@ class Saver:
                 f"{self.folder / LAST}: could not be written ({error.strerror}); "
                 "the checkpoints before it are as they were"
             ) from None
+        self.last_saved = name
 
 
 class RunObserver:
-    """The training loop's observer."""
+    """The training loop's observer; at the end of its `with` block all it saved is on the disk."""
 
     def __init__(
         self,
@@ -63,11 +87,28 @@ class RunObserver:
         global_batch: int,
         print_freq: int,
         save_steps: int,
+        trace: StepTrace,
     ) -> None:
         """`at_lines` runs on all ranks whenever a line is due: what ranks have to exchange."""
         self.log, self.saver, self.meter, self.at_lines = log, saver, meter, at_lines
         self.device_type, self.steps, self.epochs = device_type, steps, epochs
         self.global_batch, self.print_freq, self.save_steps = global_batch, print_freq, save_steps
+        self.trace = trace
+        self._begun = False
+
+    def __enter__(self) -> "RunObserver":
+        return self
+
+    def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
+        """Raises Fault as Saver.wait does; but where the run ends by another error, only tells."""
+        try:
+            self.trace.close()
+            if self.saver:
+                self.saver.wait()
+        except Exception as failure:
+            if error is None:
+                raise
+            self.log.line(f"warning: {failure}")
 
     @property
     def last_saved(self) -> str:
@@ -77,7 +118,11 @@ class RunObserver:
     def after_step(self, state: TrainState, result: StepResult) -> None:
         """See engine_train.Observer."""
         position = state.position
+        self.trace.step()
         self.meter.step(result.seconds, result.waited)
+        if not self._begun:
+            self._begun = True
+            self.log.line(f"first step after {time.monotonic() - BEGAN:.1f} s")
         self.log.progress(position.step, self.steps, f"epoch {position.epoch}")
         if result.skipped:
             self.log.line(
@@ -91,15 +136,17 @@ class RunObserver:
             raise Fault("asked to stop; nothing was saved (--save_ckpt False)")
         if result.stop:
             self.saver.save(state)
+            self.saver.wait()
             gather_objects(None)  # a launcher gives rank 0 little time once another has ended
             raise Stopped(self._saved(position))
         if self.saver and self.save_steps and position.step % self.save_steps == 0:
             self.saver.save(state)
 
     def save_unfinished(self, state: TrainState) -> None:
-        """See engine_train.Observer."""
-        if self.saver:
+        """See engine_train.Observer; a run whose epochs are all done is saved already."""
+        if self.saver and state.position.epoch < self.epochs:
             self.saver.save(state)
+            self.saver.wait()
             self.log.line(self._saved(state.position))
 
     def finish_epoch(self, trainer: Trainer, measure: Callable[[int], dict[str, float]]) -> None:

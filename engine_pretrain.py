@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from datasets import PretrainDataset
 from datasets.transforms import Normalise
 from models_masked import MaskedAutoencoder
-from util.distributed import to_device
 from util.figures import reconstruction_grid, save_png
 from util.log import NullLog
 from util.seeding import FIGURE, generator
@@ -21,16 +20,15 @@ Batch = tuple[Tensor, Tensor, list[str]]  # (N, 3, S, S) uint8, (N, L) noise, pr
 class MaskedLoss:
     """`batch_loss` of the training loop: normalise on the device, mask by the given noise."""
 
-    def __init__(self, normalise: Normalise, device: torch.device) -> None:
-        self.normalise, self.device = normalise, device
+    def __init__(self, normalise: Normalise) -> None:
+        self.normalise = normalise
         self.problems: set[str] = set()  # of this rank, since they were last taken
 
     def __call__(self, model: nn.Module, batch: Batch) -> Tensor:
         """The mean squared error on the removed patches of one micro-batch."""
         imgs, noise, problems = batch
         self.problems.update(problem for problem in problems if problem)
-        x = self.normalise(to_device(imgs, self.device))
-        return model(x, noise=to_device(noise, self.device))
+        return model(self.normalise(imgs), noise=noise)
 
     def blank(self, batch_size: int, input_size: int, patches: int) -> Batch:
         """A batch of nothing, for a pass whose result is thrown away."""

@@ -24,6 +24,7 @@ from util.options import Saving, Start
 from util.report import write_report
 from util.rundir import RunDir, provenance
 from util.stop import StopRequest
+from util.trace import StepTrace
 
 T = TypeVar("T")
 
@@ -194,6 +195,7 @@ def observe(
         sampler.global_batch,
         saving.print_freq,
         saving.save_steps,
+        StepTrace(run.output / "trace.json", saving.profile if run.folder else 0, log.line),
     )
 
 
@@ -208,11 +210,12 @@ def run_epochs(
     """Train the epochs that are left.
 
     `begin(epoch)` is called before one, and before what is left of one; `measure(epoch)` gives
-    what else its log line holds.
+    what else its log line holds. However it ends, nothing is still being saved afterwards.
     """
     position = trainer.state.position
-    while position.epoch < observer.epochs:
-        begin(position.epoch)
-        sampler.start_at(position.epoch, position.step)
-        trainer.run_epoch(loader, sampler.steps, observer)
-        observer.finish_epoch(trainer, measure)
+    with observer:
+        while position.epoch < observer.epochs:
+            begin(position.epoch)
+            sampler.start_at(position.epoch, position.step)
+            trainer.run_epoch(loader, sampler.steps, observer)
+            observer.finish_epoch(trainer, measure)

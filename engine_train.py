@@ -23,6 +23,7 @@ from util.errors import BadInput, Fault
 from util.optim import set_rates
 from util.seeding import seed_globals
 from util.stop import StopRequest
+from util.transfer import on_device, to_device
 
 MAX_SKIPPED = 5  # steps in a row whose loss or gradient is not finite
 
@@ -61,7 +62,10 @@ class Position:
 
 
 class Precision:
-    """Autocast and loss scaling for one of `bf16`, `fp16`, `off`; `auto` picks by device."""
+    """Autocast and loss scaling for one of `bf16`, `fp16`, `tf32`, `off`; `auto` picks by device.
+
+    `off` is true fp32, for which torch's own choice on GPUs, TF32 in convolutions, is undone.
+    """
 
     def __init__(self, mode: str, device: torch.device) -> None:
         if mode == "auto":
@@ -72,15 +76,22 @@ class Precision:
                 mode = "bf16" if native else "fp16"
         if mode == "fp16" and device.type == "cpu":
             raise BadInput("--amp fp16: needs a GPU; use bf16 or off on the CPU")
+        if mode == "tf32" and device.type != "cuda":
+            raise BadInput(f"--amp tf32: is for CUDA GPUs; use off on {device.type}")
+        if device.type == "cuda":
+            kind = "tf32" if mode == "tf32" else "ieee"
+            torch.backends.cuda.matmul.fp32_precision = kind
+            torch.backends.cudnn.conv.fp32_precision = kind
         self.name = {"off": "fp32"}.get(mode, mode)
-        self._dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(mode)
+        self.dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(mode, torch.float32)
         self._device = device.type
         # Only fp16 can underflow: elsewhere the scaler passes everything through.
         self.scaler = torch.amp.GradScaler(device.type, enabled=mode == "fp16")
 
     def autocast(self) -> torch.autocast:
         """The context of a forward pass."""
-        return torch.autocast(self._device, dtype=self._dtype, enabled=self._dtype is not None)
+        enabled = self.dtype != torch.float32
+        return torch.autocast(self._device, self.dtype if enabled else None, enabled=enabled)
 
 
 @dataclass
@@ -185,7 +196,7 @@ class Trainer:
             return
         buffers = [(buffer, buffer.clone()) for buffer in self.state.model.buffers()]
         with self.precision.autocast():
-            loss = self.batch_loss(self.model, batch)
+            loss = self.batch_loss(self.model, to_device(batch, self.device))
         loss.backward()
         self.state.optimizer.zero_grad(set_to_none=True)
         for buffer, before in buffers:  # batch-norm statistics, too, are as they were
@@ -194,7 +205,7 @@ class Trainer:
     def run_epoch(self, batches: Iterable, steps: int, observer: Observer) -> None:
         """Train the steps that are left of the current epoch of `steps` steps."""
         self.model.train()
-        position, batches = self.state.position, iter(batches)
+        position, batches = self.state.position, on_device(batches, self.device)
         while position.step < steps:
             result = self._step(batches, position.epoch + position.step / steps, observer)
             position.step += 1

@@ -84,7 +84,7 @@ def build_parser() -> Parser:
     group.add_argument(
         "--data_path",
         default="synthetic",
-        help="folder of images, text or CSV list of files, or synthetic[:COUNT] (default)",
+        help="folder of images, list of files, packed store, or synthetic[:COUNT] (default)",
     )
     group.add_argument(
         "--crop_pct", type=number(float, above=0, high=1), help="centre shown in pictures (0.875)"
@@ -222,14 +222,14 @@ def pretrain(args: argparse.Namespace, run: "Run") -> None:
     shape = (
         f"{args.model}: {parameters / 1e6:.1f} M parameters with decoder, {args.input_size} px, "
         f"{args.mask_ratio:.0%} of {model.num_patches} patches removed; "
-        f"{precision.name} on {run.device}"
+        f"{precision.name} on {run.device}, {model.kernels(run.device, precision.dtype)}"
     )
     lines = [shape, step_line(sampler, args.data_path, lr)]
     for line in [*lines, *warmup_lines(args.warmup_epochs, args.epochs), *notes]:
         log.line(line)
 
     normalise = Normalise().to(run.device)
-    loss = MaskedLoss(normalise, run.device)
+    loss = MaskedLoss(normalise)
     bad_images = BadImages(loss, len(dataset), run.output / "bad_images.txt", path is None, log)
     extra = {"args": vars(args), "run": identity}
     observer = observe(run, log, state, sampler, args.epochs, saving(args), bad_images.tell, extra)

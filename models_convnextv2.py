@@ -18,7 +18,14 @@ from timm.layers import DropPath, trunc_normal_
 from torch import Tensor, nn
 
 from models_masked import LayerNorm, MaskedAutoencoder, compute_type, run_block, take_patches
-from models_packed import MLP, Canvas, Depthwise, Neighbours, find_neighbours
+from models_packed import (
+    MLP,
+    Canvas,
+    Depthwise,
+    Neighbours,
+    find_neighbours,
+    has_own_passes,
+)
 from util.sizes import CONVNEXT_PATCH, ConvNeXtSize
 
 
@@ -205,6 +212,10 @@ class FCMAE(MaskedAutoencoder):
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """The encoder's blocks; the decoder works on single cells and is small."""
         self.encoder.set_grad_checkpointing(enable)
+
+    def kernels(self, device: torch.device, dtype: torch.dtype) -> str:
+        """See MaskedAutoencoder."""
+        return f"convolution by {'windows' if has_own_passes(device) else 'the library'}"
 
     def forward_features(self, imgs: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, D): the mean over all cells of the dense pass."""

@@ -103,6 +103,11 @@ class MaskedAutoencoderViT(MaskedAutoencoder):
             x = run_block(self.grad_checkpointing, block, x)
         return self.norm(x)
 
+    def kernels(self, device: torch.device, dtype: torch.dtype) -> str:
+        """See MaskedAutoencoder."""
+        fused = fused_attention_is_faster(device, dtype)
+        return f"attention {'by the fused kernel' if fused else 'step by step'}"
+
     def forward_features(self, imgs: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, D): the mean of the patch tokens, nothing removed."""
         everything = torch.arange(self.num_patches, device=imgs.device).expand(len(imgs), -1)
@@ -148,14 +153,18 @@ class Attention(TimmAttention):
 def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Queries (N, H, S, d), keys and values (N, H, T, d) -> (N, H, S, d).
 
-    The one place that chooses how. torch's fused kernel, but for half precision on a CPU, where
-    its backward pass is slow: there step by step, a few images at a time, that the cache holds.
+    By torch's fused kernel, or step by step for as many images at a time as the cache holds.
     """
-    if q.device.type != "cpu" or q.dtype == torch.float32 or q.dtype == torch.float64:
+    if fused_attention_is_faster(q.device, q.dtype):
         return F.scaled_dot_product_attention(q, k, v)
     n = max(1, CACHED_SCORES // (q.shape[1] * q.shape[2] * k.shape[2]))
     parts = zip(q.split(n), k.split(n), v.split(n), strict=True)
     return torch.cat([(q * q.shape[3] ** -0.5 @ k.mT).softmax(-1) @ v for q, k, v in parts])
+
+
+def fused_attention_is_faster(device: torch.device, dtype: torch.dtype) -> bool:
+    """Everywhere but in half precision on a CPU, where its backward pass is slow."""
+    return device.type != "cpu" or dtype not in (torch.bfloat16, torch.float16)
 
 
 def block_tail(block: Block, x: Tensor, start: int) -> Tensor:

@@ -51,7 +51,7 @@ class MaskedAutoencoder(nn.Module):
     """Masks patches, asks the subclass's `predict` for the removed ones, scores them.
 
     Subclasses implement `predict(imgs, ids, keep, start) -> (N, L - start, p*p*C)`: the patches
-    `ids[:, start:]`, seeing only the pixels of `ids[:, :keep]`.
+    `ids[:, start:]`, seeing only the pixels of `ids[:, :keep]`; and `kernels`.
     """
 
     def __init__(
@@ -108,8 +108,10 @@ class MaskedAutoencoder(nn.Module):
     def normalise_patches(self, patches: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(N, M, D) -> (normalised, mean, deviation) of each patch (section 4.1, norm_pix_loss)."""
         mean = patches.mean(-1, keepdim=True)
-        deviation = (patches.var(-1, keepdim=True) + 1e-6).sqrt()
-        return (patches - mean) / deviation, mean, deviation
+        centred = patches - mean
+        variance = centred.square().sum(-1, keepdim=True) / (patches.shape[-1] - 1)
+        deviation = (variance + 1e-6).sqrt()
+        return centred / deviation, mean, deviation
 
     def forward(
         self, imgs: Tensor, mask_ratio: float | None = None, noise: Tensor | None = None
@@ -138,6 +140,10 @@ class MaskedAutoencoder(nn.Module):
     def predict(self, imgs: Tensor, ids: Tensor, keep: int, start: int) -> Tensor:
         """See the class."""
         raise TypeError(f"{type(self).__name__} must define predict")
+
+    def kernels(self, device: torch.device, dtype: torch.dtype) -> str:
+        """Which of several equal computations is the faster there and is used, for people."""
+        raise TypeError(f"{type(self).__name__} must define kernels")
 
     def _shuffle(
         self, imgs: Tensor, mask_ratio: float | None, noise: Tensor | None

@@ -1,6 +1,6 @@
 """A ConvNeXt V2 block on packed cells: where neighbours are, and a forward and backward for CPUs.
 
-What `Packed` computes is exactly what `models_convnextv2.Block` computes, but for the order of
+`Depthwise` and `MLP` compute exactly what `models_convnextv2.Block` computes, but for the order of
 sums. On a CPU the library's gradient of a depthwise convolution is the slowest part by far, and
 autograd stores about fourteen tensors of the block's width for one block; this stores six.
 
@@ -42,11 +42,13 @@ class Neighbours(NamedTuple):
 
 
 def find_neighbours(visible: Tensor, grid: int, b: int) -> Canvas | Neighbours:
-    """Patch numbers (N, V) on a grid×grid image, b cells a side -> how to convolve them here.
+    """Patch numbers (N, V) on a grid×grid image, b cells a side -> how to convolve them here."""
+    return (in_windows if has_own_passes(visible.device) else on_canvas)(visible, grid, b)
 
-    Our own passes are for CPUs; other devices have the library's.
-    """
-    return (in_windows if visible.device.type == "cpu" else on_canvas)(visible, grid, b)
+
+def has_own_passes(device: torch.device) -> bool:
+    """Where this module's passes are used: on CPUs. Other devices have the library's kernels."""
+    return device.type == "cpu"
 
 
 def on_canvas(visible: Tensor, grid: int, b: int) -> Canvas:
@@ -189,7 +191,7 @@ class MLP(torch.autograd.Function):
         dr, mean_energy = dscale * gamma, energy.mean(1, keepdim=True) + 1e-6
         denergy = (dr - (dr * energy).mean(1, keepdim=True) / mean_energy) / mean_energy
         da.addcmul_(a, like(torch.where(energy > 0, denergy / energy, 0), a))
-        dh = torch.ops.aten.gelu_backward(da, h).flatten(0, 1)
+        dh = torch.ops.aten.gelu_backward.grad_input(da, h, grad_input=da).flatten(0, 1)
         z = torch.native_layer_norm(y, [c], norm_weight, norm_bias, 1e-6)[0].view(-1, c)
         dy, dnorm_weight, dnorm_bias = torch.ops.aten.native_layer_norm_backward(
             (dh @ w1).view(n, m, c), y, [c], mean, rstd, norm_weight, norm_bias, [True] * 3

@@ -11,6 +11,8 @@ fused AdamW). Memory is what the allocator holds at most beyond weights and grad
 import copy
 from collections.abc import Callable
 from functools import partial
+from itertools import accumulate
+from math import nan
 
 import timing
 import torch
@@ -22,6 +24,7 @@ from models_registry import compile_blocks, create_pretrain_model
 from util.optim import adamw, parameter_groups
 
 BATCH = {"atto": 16, "tiny": 8, "base": 8}
+PEERS = ("dense", "dense, tuned")
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
@@ -64,18 +67,17 @@ class Candidate:
         self.optimizer.zero_grad()
 
 
-def build(name: str, compiled: bool) -> dict[str, Candidate]:
+def build(name: str, device: torch.device, compiled: bool) -> dict[str, Candidate]:
     """All candidates, with equal weights for which every term matters (GRN starts as zeros)."""
     torch.manual_seed(0)
-    model = create_pretrain_model(f"convnextv2_{name}")
+    model = create_pretrain_model(f"convnextv2_{name}").to(device)
     for key, p in model.named_parameters():
         if key.endswith(("gamma", "beta")):
             nn.init.normal_(p, std=0.2)
-    candidates = {
-        "packed": Candidate(model),
-        "dense": Candidate(model, MaskedDense),
-        "dense, tuned": Candidate(model, lambda m: MaskedDense(m, tuned_depthwise)),
-    }
+    candidates = {"packed": Candidate(model), "dense": Candidate(model, MaskedDense)}
+    if device.type == "cpu":
+        tuned = partial(MaskedDense, depthwise=tuned_depthwise)
+        candidates["dense, tuned"] = Candidate(model, tuned)
     if compiled:
         candidates["packed, compiled"] = Candidate(model).compile()
     return candidates
@@ -103,74 +105,76 @@ def gradients(
     candidate: Candidate, precision: str, imgs: Tensor, noise: Tensor
 ) -> tuple[float, list[Tensor]]:
     """The loss and all gradients."""
-    with autocast(precision):
+    with autocast(precision, imgs.device):
         loss = candidate.loss(imgs, noise)
     found = [p.grad for p in candidate.model.parameters()]
     candidate.model.zero_grad()
     return loss.item(), found
 
 
-def autocast(precision: str) -> torch.autocast:
+def autocast(precision: str, device: torch.device) -> torch.autocast:
     dtype = PRECISIONS[precision]
-    return torch.autocast("cpu", dtype, enabled=dtype != torch.float32)
+    return torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
 
 
 def peak_memory(candidate: Candidate, precision: str, imgs: Tensor, noise: Tensor) -> float:
     """MB at most beyond weights and gradients in a pass through the encoder."""
     for p in candidate.model.parameters():
         p.grad = torch.zeros_like(p)
-    with torch.profiler.profile(profile_memory=True) as profile, autocast(precision):
-        candidate.encode(imgs, noise)
+    if imgs.is_cuda:
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        run_in(precision, candidate.encode, imgs, noise)
+        peak = torch.cuda.max_memory_allocated() - before
+    else:
+        with torch.profiler.profile(profile_memory=True) as profile:
+            run_in(precision, candidate.encode, imgs, noise)
+        events = [e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"]
+        events.sort(key=lambda event: event.start_ns())
+        peak = max(accumulate(event.nbytes() for event in events))
     candidate.model.zero_grad()
-    events = [e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"]
-    held = peak = 0
-    for event in sorted(events, key=lambda e: e.start_ns()):
-        held += event.nbytes()
-        peak = max(peak, held)
     return peak / 1e6
 
 
 def main() -> None:
     parser = timing.parser(__doc__.splitlines()[0], rounds=7)
     parser.add_argument("--models", nargs="+", choices=BATCH, default=list(BATCH))
+    parser.add_argument("--batch_size", type=int, help=f"default by model: {BATCH}")
     parser.add_argument("--precisions", nargs="+", choices=PRECISIONS, default=list(PRECISIONS))
     parser.add_argument("--compile", action="store_true", help="also the packed blocks compiled")
     args = parser.parse_args()
-    timing.pin(args.threads)
+    device = timing.settle(args)
     report = timing.Report("FCMAE: packed against masked dense convolution, 224 px, mask 0.6", args)
     equality, times, memory = [], [], []
     for name in args.models:
-        imgs, noise = torch.randn(BATCH[name], 3, 224, 224), torch.rand(BATCH[name], 49)
+        batch = args.batch_size or BATCH[name]
+        data = torch.randn(batch, 3, 224, 224, device=device), torch.rand(batch, 49, device=device)
         for precision in args.precisions:
-            candidates = build(name, args.compile)
-            where = [name, BATCH[name], precision]
-            equality += [where + row for row in check(candidates, precision, imgs, noise)]
+            candidates, where = build(name, device, args.compile), [name, batch, precision]
+            equality += [where + row for row in check(candidates, precision, *data)]
             for part in ("encode", "step"):
                 calls = {
-                    key: partial(run_in, precision, getattr(candidate, part), imgs, noise)
+                    key: partial(run_in, precision, getattr(candidate, part), *data)
                     for key, candidate in candidates.items()
                 }
                 taken = timing.alternate(calls, args.rounds)
                 times += [
-                    [*where, part, key, 1000 * seconds, taken["dense"] / seconds,
-                     taken["dense, tuned"] / seconds]
-                    for key, seconds in taken.items()
-                ]  # fmt: skip
-            used = {k: peak_memory(c, precision, imgs, noise) for k, c in candidates.items()}
+                    [*where, part, key, 1000 * s, *(taken.get(peer, nan) / s for peer in PEERS)]
+                    for key, s in taken.items()
+                ]
+            used = {key: peak_memory(c, precision, *data) for key, c in candidates.items()}
             memory += [[*where, key, mb, used["dense"] / mb] for key, mb in used.items()]
     head = ["model", "batch", "precision"]
-    report.table(
-        "Off the dense peer in fp32 (relative)",
-        [*head, "candidate", "loss", "gradients, mean", "gradients, worst"],
-        equality,
-    )
-    report.table("Times", [*head, "part", "candidate", "ms", "× dense", "× dense, tuned"], times)
-    report.table("Peak memory, encoder", [*head, "candidate", "MB", "dense's share"], memory)
+    errors = ["candidate", "loss", "gradients, mean", "gradients, worst"]
+    report.table("Off the dense peer in fp32 (relative)", head + errors, equality)
+    peers = [f"× {peer}" for peer in PEERS]
+    report.table("Times", [*head, "part", "candidate", "ms", *peers], times)
+    report.table("Peak memory, encoder", [*head, "candidate", "MB", "dense / this"], memory)
     report.close()
 
 
 def run_in(precision: str, run: Callable, imgs: Tensor, noise: Tensor) -> None:
-    with autocast(precision):
+    with autocast(precision, imgs.device):
         run(imgs, noise)
 
 

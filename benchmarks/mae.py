@@ -42,14 +42,14 @@ class Candidate:
 
     def loss(self, precision: str, imgs: Tensor, noise: Tensor) -> Tensor:
         dtype = PRECISIONS[precision]
-        with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+        with torch.autocast(imgs.device.type, dtype, enabled=dtype != torch.float32):
             return self.model(imgs, noise=noise)
 
 
-def build(name: str, compiled: bool) -> dict[str, Candidate]:
+def build(name: str, device: torch.device, compiled: bool) -> dict[str, Candidate]:
     """All candidates, with equal weights."""
     torch.manual_seed(0)
-    model = create_pretrain_model(f"mae_vit_{name}_patch16")
+    model = create_pretrain_model(f"mae_vit_{name}_patch16").to(device)
     peers: dict[str, Callable[[MaskedAutoencoderViT], nn.Module]] = {
         "official": partial(OfficialMAE, fused_attention=False),
         "official, SDPA": partial(OfficialMAE, fused_attention=True),
@@ -103,18 +103,21 @@ def main() -> None:
     parser.add_argument("--precisions", nargs="+", choices=PRECISIONS, default=list(PRECISIONS))
     parser.add_argument("--compile", action="store_true", help="also our blocks compiled")
     args = parser.parse_args()
-    timing.pin(args.threads)
+    device = timing.settle(args)
     report = timing.Report("MAE: a whole optimizer step, 224 px, mask 0.75", args)
     equality, times = [], []
     for name in args.models:
         for batch in args.batches:
-            imgs, noise = torch.randn(batch, 3, 224, 224), torch.rand(batch, 196)
-            candidates = build(name, args.compile)
+            data = (
+                torch.randn(batch, 3, 224, 224, device=device),
+                torch.rand(batch, 196, device=device),
+            )
+            candidates = build(name, device, args.compile)
             for precision in args.precisions:
-                rows = check(candidates, precision, imgs, noise)
+                rows = check(candidates, precision, *data)
                 equality += [[name, batch, precision, *row] for row in rows]
             calls = {
-                (key, precision): partial(candidate.step, precision, imgs, noise)
+                (key, precision): partial(candidate.step, precision, *data)
                 for precision in args.precisions
                 for key, candidate in candidates.items()
             }

@@ -92,7 +92,9 @@ def to_transformers(model: MaskedAutoencoderViT, attention: str) -> ViTMAEForPre
         )
     )
     theirs.load_state_dict(renamed(model.state_dict(), theirs.state_dict()))
-    return theirs.eval()  # no dropout: eval changes nothing but their defaults
+    return theirs.to(
+        model.norm.weight.device
+    ).eval()  # no dropout: eval changes nothing but their defaults
 
 
 RENAMES = {

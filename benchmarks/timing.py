@@ -12,6 +12,10 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -19,10 +23,21 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 def parser(description: str, rounds: int = 15) -> argparse.ArgumentParser:
     """The options all benchmarks have."""
     options = argparse.ArgumentParser(description=description)
-    options.add_argument("--threads", type=int, default=1, help="pinned to as many cores")
+    options.add_argument("--device", default="cpu", help="or cuda, where a benchmark has it")
+    options.add_argument("--threads", type=int, default=1, help="of the CPU, pinned")
     options.add_argument("--rounds", type=int, default=rounds, help="turns of each candidate")
     options.add_argument("--json", type=Path, help="write the figures to this file too")
     return options
+
+
+def settle(options: argparse.Namespace) -> "torch.device":
+    """The device of `--device`; on the CPU with `--threads` threads, pinned."""
+    import torch
+
+    device = torch.device(options.device)
+    if device.type == "cpu":
+        pin(options.threads)
+    return device
 
 
 def pin(threads: int) -> None:
@@ -35,17 +50,22 @@ def pin(threads: int) -> None:
 
 
 def alternate(
-    candidates: Mapping[str, Callable[[], object]], rounds: int, warmup: int = 2
-) -> dict[str, float]:
+    candidates: Mapping[Any, Callable[[], object]], rounds: int, warmup: int = 2
+) -> dict[Any, float]:
     """Seconds a call: the median of `rounds` turns, in each of which every candidate runs once.
 
-    So all of them meet the same machine, however it changes meanwhile.
+    So all of them meet the same machine, however it changes meanwhile. A GPU is waited for.
     """
+    import torch
+
+    gpu = torch.cuda.is_available()
     times: dict[str, list[float]] = {name: [] for name in candidates}
     for turn in range(-warmup, rounds):
         for name, run in candidates.items():
             start = time.perf_counter()
             run()
+            if gpu:
+                torch.cuda.synchronize()
             if turn >= 0:
                 times[name].append(time.perf_counter() - start)
     return {name: statistics.median(values) for name, values in times.items()}
@@ -56,7 +76,8 @@ class Report:
 
     def __init__(self, title: str, options: argparse.Namespace) -> None:
         self.path, self.tables = options.json, []
-        self.head = {"title": title, "command": " ".join(sys.argv), **machine(options.threads)}
+        where = gpu() if options.device.startswith("cuda") else {"threads": options.threads}
+        self.head = {"title": title, "command": " ".join(sys.argv), **machine(), **where}
         print(f"# {title}\n")
         for name, value in self.head.items():
             if name != "title":
@@ -84,7 +105,7 @@ def shown(value: object) -> str:
     return f"{value:.0f}" if value >= 1000 else f"{value:.3g}"
 
 
-def machine(threads: int) -> dict[str, object]:
+def machine() -> dict[str, object]:
     """What the figures depend on beside the program."""
     import timm
     import torch
@@ -92,7 +113,15 @@ def machine(threads: int) -> dict[str, object]:
     versions = {"python": platform.python_version(), "torch": torch.__version__}
     versions["timm"] = timm.__version__
     listed = ", ".join(f"{name} {version}" for name, version in versions.items())
-    return {"cpu": processor(), "threads": threads, "versions": listed}
+    return {"cpu": processor(), "versions": listed}
+
+
+def gpu() -> dict[str, object]:
+    """The GPU in use and the libraries it is driven by."""
+    import torch
+
+    name, cuda, cudnn = torch.cuda.get_device_name(), torch.version.cuda, torch.backends.cudnn
+    return {"gpu": f"{name}, CUDA {cuda}, cuDNN {cudnn.version()}"}
 
 
 def processor() -> str:

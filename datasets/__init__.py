@@ -9,6 +9,7 @@ from datasets.finetune import FinetuneDataset, PlainImages
 from datasets.folder import ImageFiles, list_images
 from datasets.labelled import LabelledSet, Source
 from datasets.loader import build_loader, build_test_loader
+from datasets.packed import PackedImages, is_store
 from datasets.pretrain import PretrainDataset
 from datasets.recognise import open_labelled, recognised
 from datasets.synthetic import SyntheticFaces, parse_synthetic
@@ -38,22 +39,23 @@ def open_source(
     size: int = 256,
     face_margin: float | None = None,
 ) -> Source:
-    """The images of `--data_path`: a folder, a list or CSV of files, `synthetic[-lab][:COUNT]`.
+    """The images of `--data_path`: folder, list or CSV, packed store, `synthetic[-lab][:COUNT]`.
 
-    Of a labelled set as its owner ships it: the training images, cropped to the face where there
-    are boxes. `cache` is where a folder's listing is kept; `size` is that of drawn faces. Raises
-    BadInput.
+    Of a labelled set as its owner ships it, or packed: the training images, cropped to the face
+    where there are boxes. `cache` is where a folder's listing is kept; `size` is that of drawn
+    faces. Raises BadInput.
     """
     if drawn := parse_synthetic(str(data_path)):
         count = 10_000 if drawn.counts[0] is None else drawn.counts[0]
         if count < 1:
             raise BadInput(f"--data_path {data_path}: ask for at least one face")
         return SyntheticFaces(count, size=size, lab=drawn.lab)
-    if name := recognised(Path(data_path).expanduser()):
+    root = Path(data_path).expanduser()
+    if name := recognised(root):
         splits = open_labelled(str(data_path), name, face_margin=face_margin).splits
         if "train" in splits:
             return splits["train"].source
-    return ImageFiles(list_images(data_path, cache))
+    return PackedImages(root) if is_store(root) else ImageFiles(list_images(data_path, cache))
 
 
 def build_pretrain_dataset(

@@ -5,11 +5,14 @@ Whatever Pillow decodes comes out as (H, W, 3) uint8; whatever goes wrong on the
 and the warning filters are left as they are: other threads share them.
 """
 
+import io
 import os
 import stat
+from contextlib import suppress
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
+from simplejpeg import decode_jpeg
 
 ORIENTATION = 0x0112  # the EXIF tag; its values 2..8 and what undoes each:
 UNDO = {
@@ -48,9 +51,16 @@ def load_rgb(path: str | bytes | os.PathLike) -> np.ndarray:
     wrong with a file, and nothing else. Never blocks on a FIFO or a device.
     """
     try:
-        _check_file(os.stat(path))
-        with open(path, "rb") as file, Image.open(file) as im:
+        data = _read(path)
+        if size := _plain_jpeg(data):
+            _check_size(*size)
+            with suppress(ValueError):  # what is damaged, Pillow says why
+                return decode_jpeg(data)  # Pillow's pixels, sooner
+        with Image.open(io.BytesIO(data)) as im:
             _check_header(im)
+            if im.format == "JPEG" and im.mode in ("RGB", "L") and _turn(im) is None:
+                with suppress(ValueError):
+                    return decode_jpeg(data)
             im.load()
             return _to_rgb(_upright(im))
     except _Refused as e:
@@ -71,26 +81,52 @@ class _Refused(Exception):
     """Our own reason not to decode a file."""
 
 
-def _check_file(st: os.stat_result) -> None:
-    """Refuse, before anything is opened, what is not a regular file with something in it."""
+def _read(path: str | bytes | os.PathLike) -> bytearray:
+    """A file's bytes. Refused, before it is opened, is what is no regular file or empty."""
+    st = os.stat(path)
     if stat.S_ISDIR(st.st_mode):
         raise _Refused("is a folder")
     if not stat.S_ISREG(st.st_mode):
         raise _Refused("is not a regular file")
     if st.st_size == 0:
         raise _Refused("is empty (0 bytes)")
+    data = bytearray(st.st_size)
+    with open(path, "rb", buffering=0) as file:
+        del data[file.readinto(data) :]
+    return data
+
+
+def _plain_jpeg(data: bytearray) -> tuple[int, int] | None:
+    """Width and height of a JPEG of 8-bit colour or grey without EXIF data; None for all else.
+
+    Pillow would tell, too, in a tenth of the time that the rest of reading takes.
+    """
+    at = 2 if data.startswith(b"\xff\xd8") else len(data)
+    while at + 10 <= len(data) and data[at] == 0xFF:
+        marker = data[at + 1]
+        if marker in (0xC0, 0xC1, 0xC2):  # the frame: bits, height, width, channels
+            height, width = (int.from_bytes(data[at + k : at + k + 2], "big") for k in (5, 7))
+            return (width, height) if data[at + 4] == 8 and data[at + 9] in (1, 3) else None
+        if marker == 0xE1:  # EXIF: perhaps the image has to be turned
+            return None
+        at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+    return None
 
 
 def _check_header(im: Image.Image) -> None:
     """Refuse what the header already tells: no pixels, too many, or a program to be run."""
-    width, height = im.size
+    _check_size(*im.size)
+    if im.format == "EPS":  # Pillow would hand the file to Ghostscript
+        raise _Refused("is a PostScript program, not an image")
+
+
+def _check_size(width: int, height: int) -> None:
+    """Refuse no pixels, or too many."""
     if width <= 0 or height <= 0:
         raise _Refused(f"has no pixels ({width} × {height})")
     # Pillow itself only warns between the limit and twice the limit.
     if Image.MAX_IMAGE_PIXELS is not None and width * height > Image.MAX_IMAGE_PIXELS:
         raise _Refused(_too_many_pixels())
-    if im.format == "EPS":  # Pillow would hand the file to Ghostscript
-        raise _Refused("is a PostScript program, not an image")
 
 
 def _too_many_pixels() -> str:
@@ -117,11 +153,16 @@ def _upright(im: Image.Image) -> Image.Image:
     Not `ImageOps.exif_transpose`: that also writes the EXIF data anew, which fails on data that
     is damaged elsewhere, and copies an image that needs no turning.
     """
-    try:
-        method = UNDO.get(im.getexif().get(ORIENTATION, 1))
-    except Exception:  # a broken EXIF block says nothing, least of all that the pixels are bad
-        method = None
+    method = _turn(im)
     return im if method is None else im.transpose(method)
+
+
+def _turn(im: Image.Image) -> Image.Transpose | None:
+    """What undoes the rotation that the EXIF data tell of."""
+    try:
+        return UNDO.get(im.getexif().get(ORIENTATION, 1))
+    except Exception:  # a broken EXIF block says nothing, least of all that the pixels are bad
+        return None
 
 
 def _to_rgb(im: Image.Image) -> np.ndarray:

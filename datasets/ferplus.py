@@ -111,6 +111,7 @@ RULES = {
         (27_956, 3_505, 3_505),
     ),
 }
+DEFAULT_RULE = "argmax"
 
 
 # Pixels in a CSV
@@ -231,11 +232,11 @@ def recognise(root: Path) -> list[str]:
 
 
 def read(root: Path, rule: str | None = None) -> LabelledSet:
-    """FERPlus's three splits and 8 classes, labels made by a rule (`argmax` unless given).
+    """FERPlus's three splits and 8 classes, labels made by a rule (DEFAULT_RULE unless given).
 
     Of both layouts the CSV files are read. Raises BadInput naming file and row.
     """
-    rule = rule or "argmax"
+    rule = rule or DEFAULT_RULE
     if rule not in RULES:
         raise BadInput(f"--label_rule {rule}: choose from {', '.join(RULES)}")
     pair, folders = _pair(root), _folders(root)

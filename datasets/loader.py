@@ -1,7 +1,9 @@
 """Batches from data sets, by worker processes that never change what is in them."""
 
+from collections.abc import Sequence
+
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, default_collate
 
 from datasets.sampler import GlobalBatchSampler
 from util.distributed import Place
@@ -50,5 +52,16 @@ def _loader(
         persistent_workers=workers > 0,
         worker_init_fn=shield_worker,
         generator=torch.Generator(),  # else every epoch would draw from the global one
+        collate_fn=collate,
         **batches,
     )
+
+
+def collate(samples: Sequence[tuple]) -> list:
+    """Samples, their images first -> a batch, (N, 3, S, S) with channels last in memory.
+
+    So they are stacked as they lie, and patches are read from them without another turn.
+    """
+    images, *rest = zip(*samples, strict=True)
+    images = default_collate([image.permute(1, 2, 0) for image in images]).permute(0, 3, 1, 2)
+    return [images, *map(default_collate, rest)]

@@ -1,23 +1,27 @@
 """One entry to every labelled data set: which one a path holds, and its images with labels."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
+from datasets.affectnet import DEFAULT_MARGIN
+from datasets.affectnet import published as affectnet_counts
 from datasets.affectnet import read as read_affectnet
 from datasets.affectnet import recognise as recognise_affectnet
 from datasets.classfolder import child, subfolders
 from datasets.classfolder import read as read_folder
 from datasets.classfolder import recognise as recognise_folder
 from datasets.decode import printable
-from datasets.ferplus import FOLDERS, read_fer2013, recognise_fer2013
+from datasets.ferplus import DEFAULT_RULE, FOLDERS, read_fer2013, recognise_fer2013
 from datasets.ferplus import read as read_ferplus
 from datasets.ferplus import recognise as recognise_ferplus
 from datasets.folder import EXTENSIONS
 from datasets.labelled import LabelledImages, LabelledSet
 from datasets.labels import EXPRESSIONS
+from datasets.packed import PackedImages, is_store, read_manifest
 from datasets.present import listing
 from datasets.rafdb import LISTS
 from datasets.rafdb import read as read_rafdb
@@ -34,6 +38,12 @@ OWNERS: dict[str, Callable[[Path], list[str]]] = {
 }
 NAMES = ("auto", *OWNERS, "folder", "synthetic")  # of --data_set
 OFFICIAL = {"IMNET": "folder", "image_folder": "folder"}  # ConvNeXt V2's names for such
+# The option that decides what is read of a set, and what it is unless given.
+SETTINGS = {
+    "ferplus": ("label_rule", DEFAULT_RULE),
+    "folder": ("label_order", None),
+    "affectnet": ("face_margin", DEFAULT_MARGIN),
+}
 AFFECTNET_PARTS = {
     "manually_annotated_images",
     "manually_annotated_compressed",
@@ -67,22 +77,32 @@ def open_labelled(
     `nb_classes` chooses AffectNet's 7 or 8 classes, and must be what other sets have;
     `label_rule` is for FERPlus, `label_order` for class folders, `face_margin` for
     AffectNet; `size` is the side of drawn faces and `counts` how many if the path does not say;
-    `cache` is where a folder's listing is kept. Raises BadInput.
+    `cache` is where a folder's listing is kept. A packed store is the set that was packed, and
+    these options must be what they were then; of 8 classes of AffectNet it gives 7 as well.
+    Raises BadInput.
     """
     name = OFFICIAL.get(data_set, data_set)
     if name not in NAMES:
         raise BadInput(f"--data_set {data_set}: choose from {', '.join((*NAMES, *OFFICIAL))}")
+    store = None
     if parse_synthetic(data_path) or name == "synthetic":
         name, root = "synthetic", None
         _check_synthetic(data_path, data_set)
     else:
         root = _root(data_path)
-        name = _only_one(root) if name == "auto" else name
+        store = PackedImages(root) if is_store(root) else None
+        if store:
+            name = _packed_set(store, name)
+        elif name == "auto":
+            name = _only_one(root)
     if label_rule is not None and name != "ferplus":
         raise BadInput(f"--label_rule {label_rule}: is for the votes of FERPlus; this is {name}")
     if label_order is not None and name != "folder":
         what = f"is for class folders (--data_set folder); this is {name}, which has an order"
         raise BadInput(f"--label_order {label_order}: {what}")
+    if store:
+        given = {"label_rule": label_rule, "label_order": label_order, "face_margin": face_margin}
+        _check_settings(store, given)
     readers: dict[str, Callable[[], LabelledSet]] = {
         "rafdb": lambda: read_rafdb(root, cache),
         "affectnet": lambda: read_affectnet(root, nb_classes, face_margin),
@@ -91,7 +111,9 @@ def open_labelled(
         "folder": lambda: read_folder(root, label_order, cache),
         "synthetic": lambda: _draw(data_path, size, counts),
     }
-    data = readers[name]()
+    data = store.labelled() if store else readers[name]()
+    if store and name == "affectnet" and nb_classes == 7:
+        data = _without_contempt(data)
     if nb_classes not in (None, len(data.classes)):
         listed = ", ".join(map(printable, data.classes))
         what = f"{data.title} has {len(data.classes)} classes ({listed})"
@@ -100,9 +122,68 @@ def open_labelled(
 
 
 def recognised(root: str | os.PathLike) -> str | None:
-    """The name of the one owner's layout a path holds; None if there is none, or more."""
-    found = _layouts(Path(os.path.abspath(os.path.expanduser(root))))
+    """The name of the one owner's layout a path holds, packed or not; None if none, or more."""
+    root = Path(os.path.abspath(os.path.expanduser(root)))
+    if is_store(root):
+        known = read_manifest(root)["set"]
+        return known["name"] if known else None
+    found = _layouts(root)
     return next(iter(found)) if len(found) == 1 else None
+
+
+def labelled_as(data_path: str) -> str | None:
+    """What `--data_set auto` takes a path for where labels are not needed; None for images alone.
+
+    Raises BadInput where there is more than one data set.
+    """
+    root = Path(os.path.abspath(os.path.expanduser(data_path)))
+    if parse_synthetic(data_path):
+        return "synthetic"
+    if is_store(root):
+        return recognised(root)
+    if _layouts(root):
+        return _only_one(root)
+    return "folder" if recognise_folder(root) else None
+
+
+# Packed stores
+
+
+def settings(name: str | None, given: Mapping[str, str | float | None]) -> dict[str, object]:
+    """Those of the options `given` that a set of this name has, with their defaults."""
+    if name not in SETTINGS:
+        return {}
+    option, default = SETTINGS[name]
+    return {option: default if given[option] is None else given[option]}
+
+
+def _packed_set(store: PackedImages, data_set: str) -> str:
+    """The name of the set in a store. Raises BadInput if it is not the one asked for."""
+    name = store.labelled().name
+    if data_set not in ("auto", name):
+        raise BadInput(f"--data_set {data_set}: {store.folder} is a packed store of {name}")
+    return name
+
+
+def _check_settings(store: PackedImages, given: Mapping[str, str | float | None]) -> None:
+    """Raises BadInput for an option that would have given other images or labels."""
+    for option, packed in store.manifest["settings"].items():
+        if given[option] not in (None, packed):
+            was = f"with {packed}" if packed is not None else "without it"
+            what = f"{store.folder} was packed {was}; leave it out, or pack anew"
+            raise BadInput(f"--{option} {given[option]}: {what}")
+
+
+def _without_contempt(data: LabelledSet) -> LabelledSet:
+    """AffectNet's 7 classes from its 8."""
+    classes = data.classes[:7]
+    splits = {
+        split: images.take(np.flatnonzero(images.labels < len(classes)))
+        for split, images in data.splits.items()
+    }
+    title = data.title.replace("AffectNet-8", "AffectNet-7", 1)
+    counts = affectnet_counts(len(classes))
+    return replace(data, title=title, classes=classes, splits=splits, published=counts)
 
 
 # Drawn faces

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from runs import assert_as_pillow
 from timm.data import create_transform
 from timm.data.mixup import Mixup
 from timm.data.random_erasing import RandomErasing
@@ -58,9 +59,9 @@ def test_every_view_of_any_image_is_a_square_of_bytes(view, shape):
 
 
 def test_the_plain_view_is_the_whole_image_as_pil_resizes_it():
-    image = noise_image(100, 70)
+    image = noise_image(70, 100)  # Pillow resamples tall images in the other order of axes
     expected = Image.fromarray(image).resize((48, 48), Image.Resampling.BICUBIC)
-    assert np.array_equal(plain(48)(image).permute(1, 2, 0), np.asarray(expected))
+    assert_as_pillow(plain(48)(image), expected)
 
 
 @pytest.fixture(scope="module")
@@ -208,7 +209,7 @@ def mixup(**options):
 def test_smoothed_hard_labels_give_timms_loss(smoothing):
     imgs, labels, targets = a_batch()
     model, normalise = Flat(), Normalise()
-    ours = ClassifierLoss(normalise, CPU, smoothing)(model, (imgs, targets, []))
+    ours = ClassifierLoss(normalise, smoothing)(model, (imgs, targets, []))
     theirs = LabelSmoothingCrossEntropy(smoothing)(model(normalise(imgs)), labels)
     torch.testing.assert_close(ours, theirs)
 
@@ -228,7 +229,7 @@ def test_mixing_hard_labels_gives_timms_loss(kind, mode):
     imgs, labels, targets = a_batch()
     model, normalise = Flat(), Normalise()
     options = {**KINDS[kind], "mode": mode}
-    loss = ClassifierLoss(normalise, CPU, 0.1, mixup(**options))
+    loss = ClassifierLoss(normalise, 0.1, mixup(**options))
     theirs = Mixup(**options, label_smoothing=0.1, num_classes=CLASSES)
     for seed in range(4):
         np.random.seed(seed)
@@ -246,7 +247,7 @@ def test_votes_are_mixed_by_the_share_of_each_image(kind, mode):
     colours = torch.tensor([0, 10, 30, 60, 100, 150, 200, 255], dtype=torch.uint8)
     imgs = colours.view(n, 1, 1, 1).expand(n, 3, 10, 10).contiguous()
     votes = torch.rand(n, CLASSES, generator=torch.Generator().manual_seed(0)).softmax(dim=1)
-    loss = ClassifierLoss(Normalise((0, 0, 0), (1, 1, 1)), CPU, mix=mixup(**KINDS[kind], mode=mode))
+    loss = ClassifierLoss(Normalise((0, 0, 0), (1, 1, 1)), mix=mixup(**KINDS[kind], mode=mode))
     loss.cross_entropy = lambda x, targets: (x, targets)
     np.random.seed(3)
     x, targets = loss(nn.Identity(), (imgs, votes, []))
@@ -261,7 +262,7 @@ def test_votes_are_mixed_by_the_share_of_each_image(kind, mode):
 def erased(step, **options):
     """What reaches the model of a grey batch after erasing in one step of a run."""
     loss = ClassifierLoss(
-        Normalise(), CPU, erase=RandomErasing(1.0, mode="pixel", device=CPU, **options)
+        Normalise(), erase=RandomErasing(1.0, mode="pixel", device=CPU, **options)
     )
     loss.cross_entropy = lambda x, targets: x
     seed_globals(5, 2, step, 0)
@@ -284,7 +285,7 @@ def test_resplit_erases_nothing_in_the_first_half():
 
 def test_half_precision_keeps_the_loss_in_float32_and_near():
     imgs, _, targets = a_batch()
-    model, loss = Flat(), ClassifierLoss(Normalise(), CPU, 0.1)
+    model, loss = Flat(), ClassifierLoss(Normalise(), 0.1)
     exact = loss(model, (imgs, targets, []))
     with Precision("bf16", CPU).autocast():
         half = loss(model, (imgs, targets, []))
@@ -295,7 +296,7 @@ def test_half_precision_keeps_the_loss_in_float32_and_near():
 
 def test_problems_of_a_batch_are_kept_until_they_are_told():
     imgs, _, targets = a_batch(2)
-    loss = ClassifierLoss(Normalise(), CPU)
+    loss = ClassifierLoss(Normalise())
     for problems in (["", "a.jpg\tempty"], ["a.jpg\tempty", "b.jpg\ttruncated"]):
         loss(Flat(), (imgs, targets, problems))
     assert loss.problems == {"a.jpg\tempty", "b.jpg\ttruncated"}

@@ -81,6 +81,22 @@ def test_jpeg_is_close_to_what_was_saved(save):
     assert abs(load_rgb(save("a.jpg", image)).astype(int) - image).max() <= 3
 
 
+@pytest.mark.parametrize("quality", [40, 95])
+@pytest.mark.parametrize(
+    "options", [{"subsampling": k} for k in range(3)] + [{"progressive": True}]
+)
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+def test_jpegs_are_decoded_as_pillow_decodes_them(save, quality, options, mode):
+    path = save(
+        "a.jpg", Image.fromarray(noise(37, 53, 3)).convert(mode), quality=quality, **options
+    )
+    out = load_rgb(path)
+    assert out.flags.writeable
+    assert out.flags.c_contiguous
+    with Image.open(path) as image:
+        np.testing.assert_array_equal(out, np.asarray(image.convert("RGB")))
+
+
 def test_the_content_decides_not_the_ending(save):
     image = noise(4, 4, 3)
     np.testing.assert_array_equal(load_rgb(save("a.jpg", encoded(image, "PNG"))), image)

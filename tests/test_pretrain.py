@@ -1,5 +1,7 @@
 """Whole runs: real photographs, every family and size, options that change how but not what."""
 
+import json
+
 import numpy as np
 import pytest
 import skimage.data
@@ -59,6 +61,19 @@ def test_options_that_change_how_do_not_change_what(option, tmp_path):
         torch.testing.assert_close(b["model"][name], weight, msg=name)
 
 
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (FAMILIES["mae"], "attention by the fused kernel"),
+        (f"{FAMILIES['mae']} --amp bf16", "attention step by step"),
+        (FAMILIES["fcmae"], "convolution by windows"),
+    ],
+)
+def test_the_log_tells_which_of_equal_kernels_are_used(options, told, tmp_path, capsys):
+    run(f"{options} --epochs 1 --output_dir {tmp_path}")
+    assert told in capsys.readouterr().out
+
+
 def test_bf16_follows_fp32(tmp_path):
     for name, more in (("a", ""), ("b", "--amp bf16")):
         run(f"{FAMILIES['mae']} --output_dir {tmp_path / name} {more}")
@@ -105,3 +120,10 @@ def test_pretraining_on_affectnet_sees_faces_not_photographs(sets):
         photograph = np.asarray(Image.open(images / name).convert("RGB"))
         np.testing.assert_array_equal(source.image(i), crop_face(photograph, map(int, box), 0.15))
         assert max(source.image(i).shape) < 64 < min(photograph.shape[:2])
+
+
+def test_a_few_steps_can_be_traced(tmp_path, capsys):
+    run(f"{FAMILIES['mae']} --output_dir {tmp_path} --profile 2")
+    steps = json.loads((tmp_path / "trace.json").read_text())["traceEvents"]
+    assert {f"ProfilerStep#{k}" for k in (10, 11)} <= {event.get("name") for event in steps}
+    assert f"traced 2 steps: {tmp_path}/trace.json" in capsys.readouterr().out

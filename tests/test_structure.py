@@ -8,6 +8,7 @@ import pytest
 from runs import ROOT
 
 import main_finetune
+import main_pack
 import main_pretrain
 from main_pretrain import build_parser
 
@@ -77,12 +78,12 @@ def test_args_stops_at_the_mains(path):
             assert not names & {"args", "opts", "namespace"}, f"{path.name}:{node.lineno}"
 
 
-@pytest.mark.parametrize("main", [main_pretrain, main_finetune], ids=lambda m: m.__name__)
+@pytest.mark.parametrize(
+    "main", [main_pretrain, main_finetune, main_pack], ids=lambda m: m.__name__
+)
 def test_every_flag_is_read(main):
     """By the program, the file that builds its parts, or the options' own bundles."""
-    places = {"main_pretrain": [], "main_finetune": ["build_finetune", "util/options_finetune"]}[
-        main.__name__
-    ]
+    places = {"main_finetune": ["build_finetune", "util/options_finetune"]}.get(main.__name__, [])
     read = set()
     for name in (main.__name__, *places, "util/options"):
         for node in ast.walk(ast.parse((ROOT / f"{name}.py").read_text())):
@@ -99,6 +100,15 @@ def test_every_flag_is_read(main):
 def test_options_are_parsed_without_heavy_imports(path):
     heavy = "[m for m in ('torch', 'numpy') if m in sys.modules]"
     code = f"import {module_name(path)} as m, sys; m.build_parser(); print({heavy})"
+    run = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True
+    )
+    assert run.stdout.strip() == "[]"
+
+
+def test_training_does_not_wait_for_what_comes_after_it():
+    late = "[m for m in ('sklearn', 'matplotlib', 'torch.utils.tensorboard') if m in sys.modules]"
+    code = f"import sys, build_finetune, engine_run, engine_pretrain, engine_probe; print({late})"
     run = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True
     )

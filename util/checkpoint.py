@@ -7,7 +7,7 @@ import re
 import shutil
 import zipfile
 from pathlib import Path, PurePosixPath
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 import torch
@@ -57,7 +57,7 @@ def save_checkpoint(
     # The best is written first: killed in between, the run does this epoch again and comes to it
     # again; the other way round it would take an older file for the best.
     with replacing(folder / (BEST if best else LAST)) as file:
-        torch.save(checkpoint, file)
+        write(checkpoint, file)
     if best:
         second_name(folder / BEST, folder / LAST)
     if number is None:
@@ -67,6 +67,22 @@ def save_checkpoint(
     # Higher numbers are of another run that went further: not this one's to delete.
     own = [path for n, path in numbered_checkpoints(folder) if n <= number]
     for path in own[keep:] if keep else []:
+        path.unlink()
+
+
+def write(checkpoint: dict[str, Any], file: BinaryIO) -> None:
+    """torch.save, but that it hides what the disk had against it behind a complaint of its own."""
+    try:
+        torch.save(checkpoint, file)
+    except RuntimeError as error:
+        if isinstance(error.__context__, OSError):
+            raise error.__context__ from None
+        raise
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Delete what a run that was killed while saving has left; nobody else may be saving there."""
+    for path in folder.glob(".checkpoint-*.pth.*.tmp"):
         path.unlink()
 
 

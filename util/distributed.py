@@ -89,11 +89,6 @@ def pick_device(name: str, place: Place) -> "torch.device":
     return device
 
 
-def to_device(x: "torch.Tensor", device: "torch.device") -> "torch.Tensor":
-    """A copy, on CUDA not waited for; an Apple GPU might read a source that is gone by then."""
-    return x.to(device, non_blocking=device.type == "cuda")
-
-
 def join(place: Place, device: "torch.device", url: str, timeout: float) -> None:
     """Meet the other ranks; `timeout` in seconds for every call.
 

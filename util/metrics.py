@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from sklearn import metrics
 
 from util.errors import Fault
 from util.files import write_file
@@ -34,6 +33,8 @@ def evaluate(
 
     Raises Fault when a probability is not finite, ValueError when the arrays do not fit each other.
     """
+    from sklearn import metrics  # takes long, and training need not wait for it
+
     probabilities, labels = np.asarray(probabilities, np.float64), np.asarray(labels)
     shape = (len(labels), len(classes))
     if probabilities.shape != shape or not len(labels) or len(classes) < 2:

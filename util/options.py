@@ -31,6 +31,10 @@ class Parser(argparse.ArgumentParser):
             raise BadInput(f"{flag}: no such option{hint}")
         return args
 
+    def takes(self, name: str) -> bool:
+        """Whether there is an option of this name."""
+        return name in self._option_string_actions
+
     def convert_arg_line_to_args(self, arg_line: str) -> list[str]:
         """A line of an options file: shell quoting, `#` comments, several options a line."""
         return [underscored(arg) for arg in shlex.split(arg_line, comments=True)]
@@ -142,11 +146,11 @@ def add_machine(parser: Parser) -> None:
     group.add_argument("--device", default="auto", help="auto, cuda, mps or cpu")
     group.add_argument(
         "--amp",
-        choices=("auto", "bf16", "fp16", "off"),
+        choices=("auto", "bf16", "fp16", "tf32", "off"),
         default="auto",
-        help="auto: bf16 on GPUs that have it, else fp16; off on the CPU",
+        help="auto: bf16 on GPUs that have it, else fp16; off (fp32) on the CPU",
     )
-    flag(group, "--compile", False, "compile the model (torch.compile)")
+    flag(group, "--compile", False, "compile the blocks (torch.compile): starts slower")
     flag(group, "--grad_checkpointing", False, "recompute activations to save memory")
     group.add_argument("--num_workers", type=COUNT, help="data workers a process (by the cores)")
     flag(group, "--pin_mem", True, "pinned memory for copies to a GPU")
@@ -189,6 +193,7 @@ def add_output(parser: Parser) -> None:
     group.add_argument("--resume", default="", help="checkpoint to go on from in a new output_dir")
     flag(group, "--auto_resume", True, "go on from output_dir's own newest checkpoint")
     flag(group, "--override_resume", False, "go on although options have changed")
+    group.add_argument("--profile", type=COUNT, default=0, help="trace N steps to trace.json")
 
 
 class Saving(NamedTuple):
@@ -199,6 +204,7 @@ class Saving(NamedTuple):
     save_ckpt_num: int
     save_steps: int
     print_freq: int
+    profile: int
 
 
 class Start(NamedTuple):
@@ -213,7 +219,12 @@ class Start(NamedTuple):
 def saving(args: argparse.Namespace) -> Saving:
     """The options about what is written, as one value."""
     return Saving(
-        args.save_ckpt, args.save_ckpt_freq, args.save_ckpt_num, args.save_steps, args.print_freq
+        args.save_ckpt,
+        args.save_ckpt_freq,
+        args.save_ckpt_num,
+        args.save_steps,
+        args.print_freq,
+        args.profile,
     )
 
 

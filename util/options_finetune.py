@@ -121,7 +121,11 @@ def _add_model(parser: Parser) -> None:
 
 def _add_data(parser: Parser) -> None:
     group = parser.add_argument_group("data")
-    group.add_argument("--data_path", default="synthetic", help="or synthetic[:TRAIN[:TEST]]")
+    group.add_argument(
+        "--data_path",
+        default="synthetic",
+        help="data set, packed store, synthetic[:TRAIN[:TEST]]",
+    )
     group.add_argument(
         "--data_set",
         default="auto",

@@ -13,6 +13,7 @@ from util.errors import BAD_INPUT, DONE, FAULT, RESUMABLE, BadInput, Fault, Stop
 from util.options import Parser, find_output_dir
 from util.rundir import note_status
 
+BEGAN = time.monotonic()  # programs import this before anything that takes long
 STATUS = {DONE: "done", FAULT: "failed", BAD_INPUT: "bad_input", RESUMABLE: "resumable"}
 
 
@@ -22,7 +23,7 @@ def run_program(
     work: Callable[[argparse.Namespace], None],
     argv: list[str] | None = None,
 ) -> int:
-    """Parse, check, work; return the exit code and leave `status.json` behind.
+    """Parse, check, work; return the exit code and leave `status.json` in an --output_dir.
 
     Under a launcher only rank 0 speaks; the others wait a moment, so that the launcher does not
     kill it before it has spoken.
@@ -39,7 +40,8 @@ def run_program(
     if int(os.environ.get("RANK", 0)) > 0:
         time.sleep(2)
     else:
-        note_status(find_output_dir(argv), STATUS[code], reason)
+        if parser().takes("--output_dir"):
+            note_status(find_output_dir(argv), STATUS[code], reason)
         word = "" if code == RESUMABLE else "error: "
         print(f"{os.path.basename(sys.argv[0])}: {word}{reason}", file=sys.stderr, flush=True)
     if not together and met_others():

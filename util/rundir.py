@@ -8,6 +8,7 @@ import shlex
 import socket
 import subprocess
 import sys
+import weakref
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -53,6 +54,9 @@ class RunDir:
         file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
         file.flush()
         self._lock = file
+        # Data workers outlive a killed run for some seconds, and must not hold its lock meanwhile.
+        held = weakref.ref(file)  # for a lock is given up, too, when its RunDir is gone
+        os.register_at_fork(after_in_child=lambda: (lock := held()) and lock.close())
 
     def release(self) -> None:
         """Let others use the folder; done by the operating system at the end at the latest."""

@@ -1,0 +1,165 @@
+"""Images a second: files and the packed store against torchvision's usual pipeline.
+
+    python benchmarks/data.py [--files 200] [--workers 2] [--json FILE]
+
+The peer is what the official code uses: ImageFolder, Pillow, RandomResizedCrop (bicubic),
+RandomHorizontalFlip, ToTensor, Normalize. Ours is what `main_pretrain.py` uses, mask noise
+included; its batches are normalised within the timed part. JPEG files are drawn faces of quality
+90. Crops are compared with Pillow's before anything is timed.
+"""
+
+import argparse
+import tempfile
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import numpy as np
+import timing
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader, Dataset
+from torchvision import transforms
+from torchvision.datasets import ImageFolder
+
+from datasets import PretrainDataset, build_loader, open_source
+from datasets.decode import load_rgb
+from datasets.sampler import GlobalBatchSampler
+from datasets.synthetic import SyntheticFaces
+from datasets.transforms import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    Normalise,
+    crop_and_resize,
+    random_crop_box,
+)
+from util.distributed import Place
+from util.seeding import SAMPLE, generator
+
+SIDES = (224, 500)
+BATCH = 32
+
+
+def write_faces(folder: Path, side: int, count: int) -> None:
+    """Drawn faces as JPEG files of one class."""
+    (folder / "faces").mkdir(parents=True)
+    drawn = SyntheticFaces(min(count, 100), size=side)
+    for i in range(count):
+        image = Image.fromarray(drawn.image(i % len(drawn)))
+        image.save(folder / "faces" / f"{i:05d}.jpg", quality=90)
+
+
+def peer(folder: Path) -> Dataset:
+    """torchvision's pipeline."""
+    bicubic = transforms.InterpolationMode.BICUBIC
+    steps = [
+        transforms.RandomResizedCrop(224, scale=(0.2, 1.0), interpolation=bicubic),
+        transforms.RandomHorizontalFlip(),
+        transforms.ToTensor(),
+        transforms.Normalize(IMAGENET_MEAN, IMAGENET_STD),
+    ]
+    return ImageFolder(str(folder), transforms.Compose(steps))
+
+
+def difference(folder: Path) -> float:
+    """How far our crops are from Pillow's, of 255, on average."""
+    off = []
+    for k, path in enumerate(sorted(folder.rglob("*.jpg"))[:100]):
+        with Image.open(path) as image:
+            whole = np.asarray(image.convert("RGB"))
+        assert np.array_equal(load_rgb(path), whole), path
+        top, left, h, w = box = random_crop_box(*whole.shape[:2], generator(SAMPLE, 0, 0, k))
+        cut = Image.fromarray(whole[top : top + h, left : left + w])
+        theirs = np.asarray(cut.resize((224, 224), Image.Resampling.BICUBIC), float)
+        ours = crop_and_resize(whole, box, 224).permute(1, 2, 0).numpy()
+        off.append(np.abs(ours - theirs).mean())
+    return float(np.mean(off))
+
+
+def through(items: Iterable, finish: Callable | None = None) -> Callable[[], None]:
+    """Go once through items; with `finish`, on each batch's images."""
+
+    def run() -> None:
+        for item in items:
+            if finish:
+                finish(item[0])
+
+    return run
+
+
+def pack(folder: Path, store: Path) -> None:
+    """The files as a packed store, as main_pack.py makes it."""
+    import main_pack
+    from util.program import run_program
+
+    options = ["--data_path", str(folder), "--output", str(store), "--num_workers", "0"]
+    assert (
+        run_program(main_pack.build_parser, main_pack.check_options, main_pack.pack, options) == 0
+    )
+
+
+def measure(folder: Path, args: argparse.Namespace, side: int) -> tuple[list, list]:
+    """Rows for one process and for the whole loader."""
+    normalise, theirs = Normalise(), peer(folder)
+    pack(folder, folder.with_name(f"{side}-packed"))
+    ours = {
+        "files": PretrainDataset(open_source(str(folder)), 224, 196, 0),
+        "packed": PretrainDataset(
+            open_source(str(folder.with_name(f"{side}-packed"))), 224, 196, 0
+        ),
+    }
+
+    def alone(dataset: Dataset) -> Iterable:
+        return (dataset[i] for i in range(len(dataset)))
+
+    class Again:
+        """A generator anew for each turn."""
+
+        def __init__(self, dataset: Dataset) -> None:
+            self.dataset = dataset
+
+        def __iter__(self) -> Iterable:
+            return alone(self.dataset)
+
+    single = {"torchvision": through(Again(theirs))}
+    single |= {name: through(Again(dataset)) for name, dataset in ours.items()}
+    loaders = {
+        "torchvision": through(
+            DataLoader(theirs, BATCH, True, num_workers=args.workers, persistent_workers=True)
+        )
+    }
+    for name, dataset in ours.items():
+        sampler = GlobalBatchSampler(len(dataset), BATCH, 1, Place(), 0)
+        loaders[name] = through(build_loader(dataset, sampler, args.workers), normalise)
+    tables = []
+    for candidates in (single, loaders):
+        taken = timing.alternate(candidates, args.rounds, warmup=1)
+        rate = {name: len(theirs) / seconds for name, seconds in taken.items()}
+        tables.append([[side, name, r, r / rate["torchvision"]] for name, r in rate.items()])
+    return tables[0], tables[1]
+
+
+def main() -> None:
+    parser = timing.parser(__doc__.splitlines()[0], rounds=5)
+    parser.add_argument("--files", type=int, default=192)
+    parser.add_argument("--workers", type=int, default=2)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    report = timing.Report("Feeding images, RandomResizedCrop 224 and flip", args)
+    off, single, loaded = [], [], []
+    with tempfile.TemporaryDirectory() as temporary:
+        for side in SIDES:
+            folder = Path(temporary, str(side))
+            write_faces(folder, side, args.files)
+            off.append([side, difference(folder)])
+            one, all_of = measure(folder, args, side)
+            single += one
+            loaded += all_of
+    report.table("Difference from Pillow's crops, of 255", ["px", "mean"], off)
+    head = ["px", "path", "images/s", "× torchvision"]
+    report.table("One process, one thread", head, single)
+    report.table(f"The whole loader, {args.workers} workers", head, loaded)
+    report.close()
+
+
+if __name__ == "__main__":
+    main()

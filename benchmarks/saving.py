@@ -1,0 +1,118 @@
+"""How long training waits for a checkpoint: synchronously saved, and as here.
+
+    python benchmarks/saving.py
+
+The peer is `save_checkpoint` itself, called by the loop (temporary file, flushed, renamed). Then
+the time of a step while a file is being written, against one while none is; of a tiny model, whose
+many short calls from Python would suffer most if the writing thread kept Python to itself.
+"""
+
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import timing
+
+if TYPE_CHECKING:
+    from engine_observe import Saver
+    from engine_train import TrainState
+
+
+def main() -> None:
+    """Print the tables."""
+    options = timing.parser("What saving a checkpoint costs the training loop.", rounds=9)
+    options.add_argument("--model", default="vit_base_patch16")
+    options.add_argument("--folder", help="where to write (default: a temporary folder)")
+    args = options.parse_args()
+    report = timing.Report("Saving a checkpoint", args)
+    timing.pin(args.threads + 1)  # a core for the thread that writes, as a GPU's host has
+
+    import torch
+
+    torch.set_num_threads(args.threads)
+    from engine_observe import Saver
+    from engine_train import TrainState
+    from models_registry import create_classifier
+    from util.checkpoint import LAST, save_checkpoint
+    from util.optim import adamw, parameter_groups
+
+    torch.manual_seed(0)
+    imgs = torch.randn(1, 3, 224, 224)
+
+    def new_state(name: str) -> TrainState:
+        model = create_classifier(name, 7)
+        optimizer = adamw(parameter_groups(model, 0.05), 1e-4)
+        state = TrainState(model, optimizer, torch.amp.GradScaler("cpu"))
+        train(state)
+        return state
+
+    def train(state: TrainState) -> None:
+        state.model(imgs).square().mean().backward()
+        state.optimizer.step()
+        state.optimizer.zero_grad()
+
+    state, small = new_state(args.model), new_state("vit_tiny_patch16")
+    with tempfile.TemporaryDirectory(dir=args.folder) as folder:
+        peer, ours = Path(folder) / "synchronous", Path(folder) / "ours"
+        for path in (peer, ours):
+            path.mkdir()
+        saver = Saver(ours, {}, every=1, keep=0, epochs=1)
+        save_checkpoint(state.state_dict(), peer)
+        saver.save(state)
+        saver.wait()
+        if (peer / LAST).read_bytes() != (ours / LAST).read_bytes():
+            raise SystemExit("the two files differ")
+        size = (ours / LAST).stat().st_size / 2**20
+
+        times = timing.alternate(
+            {
+                "synchronous save": lambda: save_checkpoint(state.state_dict(), peer),
+                "save as here": lambda: saver.save(state),
+                "(its thread, afterwards)": saver.wait,
+            },
+            args.rounds,
+        )
+        whole = times["synchronous save"]
+        rows = [[name, 1000 * s, whole / s] for name, s in times.items()]
+        report.table(f"{args.model} + AdamW, {size:.0f} MiB", ["", "ms waited", "ratio"], rows)
+
+        busy, idle, steps = steps_beside(saver, state, lambda: train(small), args.rounds)
+        cost = times["save as here"] + steps * (busy - idle)
+        rows = [
+            ["step, nothing being written, ms", 1000 * idle],
+            ["step while a file is written, ms", 1000 * busy],
+            ["steps a write lasts", steps],
+            ["a save costs the loop in all, ms", 1000 * cost],
+            ["as much as synchronous saves", cost / whole],
+        ]
+        report.table("Steps of vit_tiny_patch16, one image, meanwhile", ["", "median"], rows)
+    report.close()
+
+
+def steps_beside(
+    saver: "Saver", state: "TrainState", step: Callable[[], None], rounds: int
+) -> tuple[float, float, float]:
+    """Seconds a step while a file is written, and without; how many steps a write lasts."""
+    busy, idle, steps = [], [], []
+    for _ in range(rounds):
+        saver.save(state)
+        times = []
+        while not saver._writing.done():
+            start = time.perf_counter()
+            step()
+            times.append(time.perf_counter() - start)
+        saver.wait()
+        busy += times[:-1] or times  # the write ended somewhere in the last one
+        steps.append(len(times))
+        for _ in times:
+            start = time.perf_counter()
+            step()
+            idle.append(time.perf_counter() - start)
+    return tuple(map(statistics.median, (busy, idle, steps)))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,298 @@
+"""What grows with the data and the processes: start-up, memory, steps, communication.
+
+    python benchmarks/scale.py                              # all tables, some minutes
+    python benchmarks/scale.py --parts start --counts 10000
+
+There is no peer but the program itself, smaller: times and memory are to stay flat but for the
+listing, communication is to stay flat however many micro-batches make a step.
+"""
+
+import argparse
+import os
+import re
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import timing
+
+if TYPE_CHECKING:
+    from torch.nn.parallel import DistributedDataParallel
+
+    from engine_train import StepResult
+
+ROOT = Path(__file__).resolve().parents[1]
+FILES_A_FOLDER = 1000
+LINKS = 30_000  # names one file may have (ext4: 65,000)
+TINY = (
+    "--model mae_vit_tiny_patch16 --decoder_embed_dim 32 --decoder_depth 1 --decoder_num_heads 2 "
+    "--input_size 32 --batch_size 8 --num_workers 2 --print_freq 1 --vis_freq 0"
+)
+STEP = re.compile(r"step (\d+)/\d+")
+
+
+def main() -> None:
+    """Print the tables."""
+    options = timing.parser("Start-up, memory, steps and communication as things grow.", rounds=3)
+    options.add_argument("--counts", type=int, nargs="+", default=[10_000, 90_000, 270_000])
+    options.add_argument("--steps", type=int, default=400, help="of a run that is watched")
+    options.add_argument("--folder", help="where files are made (default: a temporary folder)")
+    options.add_argument(
+        "--parts", nargs="+", choices=PARTS, default=list(PARTS), help="which tables"
+    )
+    args = options.parse_args()
+    os.environ["OMP_NUM_THREADS"] = str(args.threads)
+    report = timing.Report("Scale", args)
+    for part in args.parts:
+        PARTS[part](report, args)
+    report.close()
+
+
+# --- files ---
+
+
+def start(report: timing.Report, args: argparse.Namespace) -> None:
+    """Listing, the first step, memory and step time by the number of files."""
+    listing, runs = [], []
+    with tempfile.TemporaryDirectory(dir=args.folder) as folder:
+        for count in args.counts:
+            data = make_files(Path(folder) / f"{count}", count)
+            listing.append([f"{count:,}", *time_listing(data, Path(folder))])
+            for cached in ("listed", "from the cache"):
+                output = Path(folder) / f"run-{count}"
+                runs.append([f"{count:,}", cached, *watch_run(data, output, args.steps)])
+    report.table(
+        "Listing, seconds",
+        ["files", "a folder", "from its cache", "class folders", "from their cache"],
+        listing,
+    )
+    columns = ["files", "", "first step after, s", "step, ms"]
+    columns += ["main, MiB", "a worker, MiB", f"workers' growth in {args.steps} steps, MiB"]
+    report.table("A run with 2 workers (memory: proportional set size)", columns, runs)
+
+
+def make_files(root: Path, count: int) -> Path:
+    """`count` names of a few small JPEG files, in folders that could be 4 classes; -> `root`."""
+    import numpy as np
+    from PIL import Image
+
+    rng = np.random.default_rng(0)
+    for n in range(0, count, FILES_A_FOLDER):
+        folder = root / f"class{n // FILES_A_FOLDER % 4}" / f"{n:07d}"
+        folder.mkdir(parents=True)
+        if n % LINKS == 0:
+            first = folder / "face_0000000.jpg"
+            Image.fromarray(rng.integers(0, 255, (48, 48, 3), np.uint8)).save(first)
+        for k in range(n, min(n + FILES_A_FOLDER, count)):
+            if (path := folder / f"face_{k:07d}.jpg") != first:
+                os.link(first, path)
+    time.sleep(2.5)  # a cache does not believe folders that have just changed
+    return root
+
+
+def time_listing(data: Path, scratch: Path) -> list[float]:
+    """Seconds for a folder and for class folders, each anew and from the cache."""
+    from datasets.classfolder import read
+    from datasets.folder import list_images
+
+    seconds = []
+    for name, work in (("list", list_images), ("classes", read)):
+        cache, digests = scratch / f"{data.name}-{name}.bin", set()
+        for _ in range(2):
+            begun = time.perf_counter()
+            digests.add(work(data, cache=cache).digest)
+            seconds.append(time.perf_counter() - begun)
+        if len(digests) > 1:
+            raise SystemExit(f"{data}: the cache says something else")
+    return seconds
+
+
+def watch_run(data: Path, output: Path, steps: int) -> list[float]:
+    """First step after (s), step (ms), memory of main and of a worker, growth (MiB); then kill."""
+    command = [sys.executable, "main_pretrain.py", *TINY.split()]
+    command += ["--data_path", str(data), "--output_dir", str(output)]
+    begun = time.perf_counter()
+    with subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as run:
+        times, early, last = [], [], ""
+        for line in run.stdout:
+            last, number = line, step_of(line)
+            if not number:
+                continue
+            times.append(time.perf_counter())
+            if number == steps // 4:
+                early = workers_memory(run.pid)
+            if number == steps:
+                break
+        else:
+            raise SystemExit(f"{' '.join(command)} ended early: {last}")
+        late, main_memory = workers_memory(run.pid), memory(run.pid)
+        run.send_signal(signal.SIGKILL)  # nothing is saved: it begins anew the next time
+    gaps = [b - a for a, b in zip(times[steps // 4 :], times[steps // 4 + 1 :], strict=False)]
+    growth = statistics.mean(late) - statistics.mean(early)
+    step = 1000 * statistics.median(gaps)
+    return [times[0] - begun, step, main_memory, statistics.mean(late), growth]
+
+
+def step_of(line: str) -> int:
+    """The step a line of a run tells of; 0 for another line."""
+    found = STEP.search(line)
+    return int(found[1]) if found else 0
+
+
+def workers_memory(pid: int) -> list[float]:
+    """Of each data worker, MiB."""
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return [memory(int(child)) for child in children]
+
+
+def memory(pid: int) -> float:
+    """A process's own pages and its share of those it shares, MiB."""
+    text = Path(f"/proc/{pid}/smaps_rollup").read_text()
+    return int(re.search(r"^Pss:\s+(\d+)", text, re.M)[1]) / 1024
+
+
+# --- processes ---
+
+
+def communication(report: timing.Report, args: argparse.Namespace) -> None:
+    """What two processes exchange in an optimizer step."""
+    rows = []
+    for accum in (1, 2, 8):
+        counts = together(2, accum, 4, batch_size=2, counting=True)[0]
+        rows.append([accum, counts["buckets"], counts["MB"], counts["others"]])
+    columns = ["micro-batches", "gradient all-reduces", "MB", "other all-reduces"]
+    report.table("One optimizer step of mae_vit_tiny_patch16, 2 processes", columns, rows)
+
+
+def processes(report: timing.Report, args: argparse.Namespace) -> None:
+    """Images a second of two processes, a core each, against one."""
+    speeds: dict[int, list[float]] = {1: [], 2: []}
+    for _ in range(args.rounds):
+        for world, found in speeds.items():
+            seconds = max(rank["seconds"] for rank in together(world, 1, 11, batch_size=16))
+            found.append(16 * world / seconds)
+    one, two = (statistics.median(found) for found in speeds.values())
+    report.table(
+        "mae_vit_tiny_patch16, 16 images a process and step, a thread each",
+        ["1 process, images/s", "2 processes, images/s", "efficiency"],
+        [[one, two, two / (2 * one)]],
+    )
+
+
+def together(
+    world: int, accum: int, steps: int, batch_size: int, counting: bool = False
+) -> list[dict[str, float]]:
+    """What each of `world` processes found in a run of `steps` steps."""
+    import torch.multiprocessing as mp
+
+    with tempfile.TemporaryDirectory() as folder:
+        mp.spawn(run_rank, (world, accum, steps, batch_size, counting, folder), world)
+        import torch
+
+        return [torch.load(f"{folder}/{rank}") for rank in range(world)]
+
+
+def run_rank(
+    rank: int, world: int, accum: int, steps: int, batch_size: int, counting: bool, folder: str
+) -> None:
+    """Train on noise with the real loop; write down the median step and what was sent in one."""
+    cores = sorted(os.sched_getaffinity(0))
+    os.sched_setaffinity(0, {cores[rank % len(cores)]})
+    import torch
+    import torch.distributed as dist
+    from torch.nn.parallel import DistributedDataParallel
+
+    from engine_train import Precision, Trainer, TrainState
+    from models_registry import create_pretrain_model
+    from util.distributed import Place, join, leave
+    from util.optim import adamw, parameter_groups
+    from util.stop import StopRequest
+
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    place, cpu = Place(rank, world, rank, world), torch.device("cpu")
+    join(place, cpu, f"file://{folder}/meet", 120)
+    precision = Precision("off", cpu)
+    model = create_pretrain_model("mae_vit_tiny_patch16", decoder_embed_dim=128, decoder_depth=2)
+    state = TrainState(model, adamw(parameter_groups(model, 0.05), 1e-4), precision.scaler)
+    run = DistributedDataParallel(model, gradient_as_bucket_view=True) if world > 1 else model
+    trainer = Trainer(
+        state,
+        run,
+        lambda model, imgs: model(imgs),
+        lambda _: 1e-4,
+        precision,
+        place,
+        StopRequest(),
+        accum,
+    )
+    imgs = torch.randn(batch_size, 3, 224, 224)
+    trainer.settle_buckets(imgs)
+    sent = {"buckets": 0, "MB": 0.0, "others": 0}
+    if counting:
+        count_sent(run, sent)
+    watch = Watch(sent)
+    trainer.run_epoch([imgs] * (steps * accum), steps, watch)
+    torch.save({**watch.sent, "seconds": statistics.median(watch.seconds[1:])}, f"{folder}/{rank}")
+    del trainer, run
+    if world > 1:
+        dist.barrier()
+    leave()
+
+
+class Watch:
+    """An observer that keeps the times, and what was sent in the last step."""
+
+    last_saved = "none"
+
+    def __init__(self, sent: dict[str, float]) -> None:
+        self.seconds, self._sent, self._before, self.sent = [], sent, dict(sent), {}
+
+    def after_step(self, state: object, result: "StepResult") -> None:
+        """See engine_train.Observer."""
+        self.seconds.append(result.seconds)
+        self.sent = {name: n - self._before[name] for name, n in self._sent.items()}
+        self._before = dict(self._sent)
+
+    def save_unfinished(self, state: object) -> None:
+        """See engine_train.Observer."""
+
+
+def count_sent(run: "DistributedDataParallel", sent: dict[str, float]) -> None:
+    """Add up in `sent` what DDP and the loop itself reduce over the processes."""
+    import torch
+    import torch.distributed as dist
+    from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
+
+    def hook(group: object, bucket: dist.GradBucket) -> torch.futures.Future[torch.Tensor]:
+        sent["buckets"] += 1
+        sent["others"] -= 1  # counted below like any other
+        sent["MB"] += bucket.buffer().nbytes / 1e6
+        return allreduce_hook(group, bucket)
+
+    run.register_comm_hook(None, hook)
+    reduce = dist.all_reduce
+
+    def counted(*parts: object, **options: object) -> object:
+        sent["others"] += 1
+        return reduce(*parts, **options)
+
+    dist.all_reduce = counted
+
+
+PARTS: dict[str, Callable[[timing.Report, argparse.Namespace], None]] = {
+    "start": start,
+    "communication": communication,
+    "processes": processes,
+}
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,195 @@
+"""The packed store: a data set decoded once, read from flat uint8 files through the memory map.
+
+A folder of `part-00000.bin`, … (pixels, image after image), `index.npy` (offset, height, width of
+each), `names.bin`, `labels.npy` and `targets.npy` where there are such, and `manifest.json`, which
+holds the hash of every other file and of itself. `datasets.pack` writes it.
+"""
+
+import hashlib
+import json
+from bisect import bisect_right
+from itertools import accumulate, takewhile
+from pathlib import Path
+
+import numpy as np
+
+from datasets.decode import printable
+from datasets.folder import FileList
+from datasets.labelled import LabelledImages, LabelledSet, Picked
+from util.errors import BadInput
+
+FORMAT, VERSION = "MAE-SFER packed store", 1
+MANIFEST, JOURNAL = "manifest.json", "packing.jsonl"
+INDEX, NAMES, LABELS, TARGETS = "index.npy", "names.bin", "labels.npy", "targets.npy"
+ANEW = "remove the folder and pack it again (main_pack.py)"
+
+
+def is_store(folder: Path) -> bool:
+    """Whether a folder is a packed store, whole, unfinished or damaged."""
+    marks = (MANIFEST, INDEX, NAMES, part_name(0))
+    return (folder / JOURNAL).is_file() or sum((folder / mark).is_file() for mark in marks) > 1
+
+
+def part_name(number: int) -> str:
+    """Of the file of pixels with a number."""
+    return f"part-{number:05d}.bin"
+
+
+def read_manifest(folder: Path) -> dict:
+    """The manifest of a finished store of this version. Raises BadInput, naming what is wrong."""
+    path = folder / MANIFEST
+    if not path.is_file() and (folder / JOURNAL).is_file():
+        raise _bad(folder, "is not packed to the end: give main_pack.py the same command again")
+    try:
+        manifest = json.loads(path.read_text("utf-8"))
+        kind, version, known = (manifest[key] for key in ("format", "version", "digest"))
+    except OSError as e:
+        raise _bad(folder, f"its {MANIFEST} cannot be read ({e.strerror}); {ANEW}") from None
+    except (ValueError, LookupError, TypeError, RecursionError):
+        raise _bad(folder, f"its {MANIFEST} is damaged; {ANEW}") from None
+    if kind != FORMAT or version != VERSION:
+        found = f"{printable(str(kind))}, version {version}"
+        raise _bad(folder, f"is a {found}; this program reads version {VERSION}: {ANEW}")
+    if known != manifest_digest(manifest):
+        raise _bad(folder, f"its {MANIFEST} has been edited; {ANEW}")
+    return manifest
+
+
+def manifest_digest(manifest: dict) -> str:
+    """Of all a manifest says, and so of all bytes of its store."""
+    rest = {key: value for key, value in manifest.items() if key != "digest"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
+
+
+def file_digest(path: Path) -> str:
+    """sha256 of a file, as `sha256sum` prints it."""
+    digest, buffer = hashlib.sha256(), memoryview(bytearray(2**20))
+    with open(path, "rb", buffering=0) as file:
+        while count := file.readinto(buffer):
+            digest.update(buffer[:count])
+    return digest.hexdigest()
+
+
+def _bad(folder: Path, what: str) -> BadInput:
+    return BadInput(f"packed store {printable(str(folder))}: {what}")
+
+
+class PackedImages:
+    """All images of a store, a Source: views into the memory map, not to be written to.
+
+    Each process maps a part when it first needs it. Pickled, it is its path.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        """Raises BadInput for a store that is unfinished, cut short, edited or of another version.
+
+        All files but the pixels are hashed; of those the sizes are compared (`verify` does more).
+        """
+        manifest = read_manifest(folder)
+        for part in manifest["parts"]:
+            _check_size(folder, part["file"], part["bytes"])
+        for name, known in manifest["files"].items():
+            try:
+                found = file_digest(folder / name)
+            except OSError as e:
+                raise _bad(folder, f"{name} cannot be read ({e.strerror}); {ANEW}") from None
+            if found != known:
+                raise _bad(folder, f"{name} is not as it was packed: cut short or edited; {ANEW}")
+        self._load(folder, manifest)
+        offsets, areas = self._index[:, 0], self._index[:, 1] * self._index[:, 2]
+        ends = np.append(offsets[1:], manifest["bytes"])
+        if not (offsets + 3 * areas == ends).all() or self._starts[-1] != manifest["bytes"]:
+            raise _bad(folder, f"{INDEX} does not fit the pixels; {ANEW}")
+
+    def _load(self, folder: Path, manifest: dict) -> None:
+        self.folder, self.manifest, self.digest = folder, manifest, manifest["digest"]
+        self._index = np.asarray(np.load(folder / INDEX, mmap_mode="r"))  # (n, 3) int64
+        self._names = FileList("", (folder / NAMES).read_bytes())
+        sizes = [part["bytes"] for part in manifest["parts"]]
+        self._starts = list(accumulate(sizes, initial=0))
+        self._maps: dict[int, np.ndarray] = {}
+
+    def __getstate__(self) -> tuple[Path, dict]:
+        return self.folder, self.manifest
+
+    def __setstate__(self, state: tuple[Path, dict]) -> None:
+        self._load(*state)
+
+    def __len__(self) -> int:
+        return len(self._index)
+
+    def image(self, i: int) -> np.ndarray:
+        """Image i -> (H, W, 3) uint8, read-only."""
+        offset, height, width = self._index[i].tolist()
+        part = bisect_right(self._starts, offset) - 1
+        if part not in self._maps:
+            # Not as np.memmap: its slices cost more to make than all the rest here.
+            path = self.folder / part_name(part)
+            self._maps[part] = np.asarray(np.memmap(path, np.uint8, mode="r"))
+        start = offset - self._starts[part]
+        return self._maps[part][start : start + 3 * height * width].reshape(height, width, 3)
+
+    def name(self, i: int) -> str:
+        """What the image was called below `--data_path` when it was packed."""
+        return self._names.relative(i)
+
+    def split(self, name: str) -> Picked:
+        """The images of one split."""
+        splits = self.manifest["splits"]
+        start = sum(splits[other] for other in takewhile(name.__ne__, splits))
+        return Picked(self, np.arange(start, start + splits[name]))
+
+    def labelled(self) -> LabelledSet:
+        """The set that was packed. Raises BadInput for images without labels."""
+        known = self.manifest["set"]
+        if not known:
+            what = "is a packed store of images without labels; it can be pre-trained on"
+            raise _bad(self.folder, what)
+        labels, targets = np.load(self.folder / LABELS), None
+        if TARGETS in self.manifest["files"]:
+            targets = np.load(self.folder / TARGETS)
+        splits = {}
+        for name in self.manifest["splits"]:
+            images = self.split(name)
+            rows = None if targets is None else targets[images.indices]
+            splits[name] = LabelledImages(images, labels[images.indices], rows)
+        published = {
+            s: tuple(n) if isinstance(n, list) else n for s, n in known["published"].items()
+        }
+        return LabelledSet(
+            known["name"],
+            known["title"],
+            tuple(known["classes"]),
+            splits,
+            known["rule"],
+            (*known["notes"], self.described()),
+            published,
+        )
+
+    def described(self) -> str:
+        """One line: how many images, in what form."""
+        side, missing = self.manifest["short_side"], len(self.manifest["left_out"])
+        size = f"short side at most {side}" if side else "as large as they were"
+        left_out = f"; {missing:,} unreadable ones left out" if missing else ""
+        return f"packed: {len(self):,} images, {size}, {gigabytes(self._starts[-1])}{left_out}"
+
+    def verify(self) -> None:
+        """Hash all pixels. Raises BadInput that names the first part that is not as packed."""
+        for part in self.manifest["parts"]:
+            if file_digest(self.folder / part["file"]) != part["sha256"]:
+                raise _bad(self.folder, f"{part['file']} is not as it was packed; {ANEW}")
+
+
+def _check_size(folder: Path, name: str, size: int) -> None:
+    """Raises BadInput unless a part is as long as it was."""
+    try:
+        found = (folder / name).stat().st_size
+    except OSError as e:
+        raise _bad(folder, f"{name} cannot be read ({e.strerror}); {ANEW}") from None
+    if found != size:
+        raise _bad(folder, f"{name} has {found:,} bytes instead of {size:,}; {ANEW}")
+
+
+def gigabytes(count: float) -> str:
+    """A number of bytes for people."""
+    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"

@@ -1,0 +1,254 @@
+"""Decoding a data set once, into a packed store that training reads through the memory map.
+
+    python main_pack.py --data_path RAF-DB --output STORE    # then: --data_path STORE
+    python main_pack.py --verify STORE
+
+The same command goes on where an earlier one was interrupted.
+"""
+
+import argparse
+import os
+import shutil
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from util.errors import BadInput, Fault, Stopped
+from util.options import COUNT, RATE, SIZE, Parser
+from util.program import run_program
+
+if TYPE_CHECKING:
+    from datasets import LabelledSet
+    from datasets.pack import ToPack
+    from datasets.parts import Parts
+    from util.stop import StopRequest
+
+
+def build_parser() -> Parser:
+    """All options."""
+    parser = Parser("Decode a data set once, into a packed store for --data_path.")
+    parser.add_argument("--data_path", help="any data set, with labels or without, as in training")
+    parser.add_argument("--output", help="folder to write the store to")
+    parser.add_argument(
+        "--short_side",
+        type=COUNT,
+        default=256,
+        help="make larger images this small, in pixels (256; 0: leave them as they are)",
+    )
+    parser.add_argument(
+        "--data_set", default="auto", help="as in fine-tuning; none: images without labels"
+    )
+    parser.add_argument("--nb_classes", type=SIZE, help="AffectNet: 7 or 8 (8, which gives both)")
+    parser.add_argument("--label_rule", help="FERPlus: argmax, argmax10, unique, majority or votes")
+    parser.add_argument("--label_order", help="class folders: names in the order of their numbers")
+    parser.add_argument("--face_margin", type=RATE, help="around AffectNet's face boxes, a share")
+    parser.add_argument("--num_workers", type=COUNT, help="processes that decode (by the cores)")
+    parser.add_argument(
+        "--verify", nargs="?", const="", metavar="STORE", help="check all bytes of a store instead"
+    )
+    return parser
+
+
+def check_options(args: argparse.Namespace) -> None:
+    """Refuse what cannot work, before torch is imported."""
+    if args.verify is not None:
+        if not (args.verify or args.output):
+            raise BadInput("--verify: name the store to check")
+        return
+    for name in ("data_path", "output"):
+        if not getattr(args, name):
+            raise BadInput(f"--{name} is missing; see --help")
+
+
+def work(args: argparse.Namespace) -> None:
+    """Pack or verify."""
+    if args.verify is not None:
+        verify(Path(args.verify or args.output).expanduser())
+    else:
+        pack(args)
+
+
+def verify(folder: Path) -> None:
+    """Check all bytes of a store, and say so."""
+    from datasets.packed import PackedImages, is_store
+
+    if not is_store(folder):
+        raise BadInput(f"--verify {folder}: is no packed store")
+    store = PackedImages(folder)
+    store.verify()
+    print(f"{folder}: {store.described()}; every byte is as it was packed")
+
+
+def pack(args: argparse.Namespace) -> None:
+    """Write the store, or what is missing of it."""
+    from datasets.pack import finish
+    from datasets.packed import PackedImages
+    from datasets.parts import Parts, is_packed
+    from datasets.replace import check_readable
+    from util.stop import StopRequest
+
+    folder = Path(args.output).expanduser()
+    with faults(folder):
+        is_packed(folder, {})  # what is no place for a store, before a long look at the data
+    labelled, splits, data = open_data(args)
+    plan = make_plan(args, labelled, data)
+    with faults(folder):
+        if is_packed(folder, plan):
+            print(f"{folder}: is packed already")
+            return
+    check_readable(data)
+    with faults(folder):
+        announce(folder, labelled, data)
+        stop = StopRequest()
+        stop.install()
+        parts = Parts(folder, plan)
+    try:
+        write(args, parts, data, stop)
+        with faults(folder, parts):
+            finish(parts, plan, names_below(args.data_path, data), splits, labelled)
+    finally:
+        parts.close()
+    print(f"{folder}: {PackedImages(folder).described()}")
+
+
+def open_data(
+    args: argparse.Namespace,
+) -> tuple["LabelledSet | None", dict[str, int], "ToPack"]:
+    """What to pack: the labels if there are some, how many images by split, and the images."""
+    from datasets import open_labelled, open_source
+    from datasets.pack import ToPack
+    from datasets.recognise import labelled_as
+
+    name = args.data_set
+    if name == "auto":
+        name = labelled_as(args.data_path) or "none"
+    if name == "none":
+        source = open_source(args.data_path, size=drawn_size(args), face_margin=args.face_margin)
+        return None, {"all": len(source)}, ToPack([source], args.short_side)
+    try:
+        labelled = open_labelled(
+            args.data_path,
+            name,
+            nb_classes=args.nb_classes,
+            label_rule=args.label_rule,
+            label_order=args.label_order,
+            face_margin=args.face_margin,
+            size=drawn_size(args),
+        )
+    except BadInput as error:
+        if args.data_set != "auto" or name != "folder":
+            raise
+        raise BadInput(f"{error}; --data_set none packs the images without labels") from None
+    splits = {split: len(images) for split, images in labelled.splits.items()}
+    sources = [images.source for images in labelled.splits.values()]
+    return labelled, splits, ToPack(sources, args.short_side)
+
+
+def drawn_size(args: argparse.Namespace) -> int:
+    """The side of drawn faces."""
+    return args.short_side or 256
+
+
+def make_plan(
+    args: argparse.Namespace, labelled: "LabelledSet | None", data: "ToPack"
+) -> dict[str, object]:
+    """All that determines the bytes of a store."""
+    from datasets.packed import FORMAT, VERSION
+    from datasets.recognise import settings
+
+    names = ("label_rule", "label_order", "face_margin")
+    given = {name: getattr(args, name) for name in names}
+    return {
+        "format": FORMAT,
+        "version": VERSION,
+        "short_side": args.short_side,
+        "data_set": labelled.name if labelled else "none",
+        "settings": settings(labelled and labelled.name, given),
+        "count": len(data),
+        "data": labelled.digest if labelled else data.digest,
+    }
+
+
+def announce(folder: Path, labelled: "LabelledSet | None", data: "ToPack") -> None:
+    """Say what is going to be written. Raises BadInput where the disk has no room for it."""
+    from datasets.labelled import describe
+    from datasets.packed import gigabytes
+
+    for line in describe(labelled) if labelled else [f"{len(data):,} images without labels"]:
+        print(line)
+    size, there = data.estimated_bytes(), sum(p.stat().st_size for p in folder.glob("part-*.bin"))
+    above = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    free = shutil.disk_usage(above).free
+    need = max(0, size - there)
+    print(f"{folder}: about {gigabytes(size)}; {gigabytes(free)} are free", flush=True)
+    if need > free:
+        what = f"about {gigabytes(need)} more are needed, but {gigabytes(free)} are free"
+        raise BadInput(f"--output {folder}: {what}; name another disk, or a smaller --short_side")
+
+
+def write(args: argparse.Namespace, parts: "Parts", data: "ToPack", stop: "StopRequest") -> None:
+    """Decode what is missing, and write it in its order."""
+    from tqdm import tqdm
+
+    from engine_observe import MAX_BAD_SHARE
+    from engine_run import worker_count
+    from util.distributed import Place
+    from util.log import duration
+
+    workers = worker_count(args.num_workers, Place())
+    begin, began, told = len(parts.images), time.monotonic(), len(parts.full)
+    bad = sum(isinstance(item, str) for item in parts.images)
+    if begin:
+        print(f"going on after {begin:,} images", flush=True)
+    left = data.in_order(begin, workers)
+    for image in tqdm(left, initial=begin, total=len(data), unit="image", disable=None):
+        with faults(parts.folder, parts):
+            parts.add(image)
+            if stop.signal:
+                parts.keep()
+        done = len(parts.images)
+        bad += isinstance(image, str)
+        if bad > MAX_BAD_SHARE * len(data):
+            raise BadInput(
+                f"--data_path {args.data_path}: {bad} of {len(data)} images cannot be read, more "
+                f"than {MAX_BAD_SHARE:.0%} (the last: {data.name(done - 1)}: {image}); repair or "
+                f"remove them, and {parts.folder} too"
+            )
+        if stop.signal:
+            raise Stopped(f"asked to stop after {done:,} images; the same command goes on there")
+        if len(parts.full) > told:
+            told = len(parts.full)
+            speed = (done - begin) / (time.monotonic() - began)
+            rest = duration((len(data) - done) / speed)
+            print(
+                f"{done:,} of {len(data):,} images, {speed:.0f} a second, {rest} left", flush=True
+            )
+    with faults(parts.folder, parts):
+        parts.end_part()
+
+
+def names_below(data_path: str, data: "ToPack") -> list[str]:
+    """What images are called, the same wherever the data set lies."""
+    path = os.path.abspath(os.path.expanduser(data_path))
+    names = (data.name(i) for i in range(len(data)))
+    roots = path + os.sep, os.path.dirname(path) + os.sep  # of a list's entries: beside it
+    return [name.removeprefix(roots[0]).removeprefix(roots[1]) for name in names]
+
+
+@contextmanager
+def faults(folder: Path, parts: "Parts | None" = None) -> Iterator[None]:
+    """A disk that does not take what is written is one line, and no reason to begin anew."""
+    try:
+        yield
+    except OSError as error:
+        what = f"{folder}: cannot be written ({error.strerror})"
+        if parts is None:
+            raise BadInput(f"--output {what}; name another folder") from None
+        raise Fault(f"{what}; once that is mended, the same command goes on") from None
+
+
+if __name__ == "__main__":
+    sys.exit(run_program(build_parser, check_options, work))

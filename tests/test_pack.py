@@ -1,0 +1,346 @@
+"""Writing a packed store: equal bytes however it comes about, and only where there is place."""
+
+import fcntl
+import json
+import multiprocessing
+import os
+import shutil
+import signal
+import subprocess
+import time
+
+import numpy as np
+import pytest
+from PIL import Image
+from runs import launched, run_here, start
+
+import main_pack
+from datasets import open_labelled, open_source, parts
+from datasets.pack import ToPack
+from datasets.packed import JOURNAL, PackedImages
+from util.errors import BAD_INPUT, FAULT, RESUMABLE, BadInput
+
+SHORT = ["--short_side", "40", "--data_set", "none"]
+
+
+@pytest.fixture(scope="module")
+def faces(tmp_path_factory):
+    """60 noisy images of different shapes, of which two cannot be read."""
+    folder = tmp_path_factory.mktemp("data") / "faces"
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for k in range(60):
+        height, width = rng.integers(30, 90, 2)
+        noise = rng.integers(0, 256, (height, width, 3), np.uint8)
+        Image.fromarray(noise).save(folder / f"{k:02d}.png")
+    (folder / "11.png").write_bytes(b"")
+    (folder / "42.png").write_bytes(b"<html>quota exceeded</html>")
+    return folder
+
+
+@pytest.fixture
+def small_parts(monkeypatch):
+    """Several parts, and a journal that is written after every image."""
+    monkeypatch.setattr(parts, "PART_BYTES", 80_000)
+    monkeypatch.setattr(parts, "KEEP_EVERY", 0.0)
+
+
+def pack(data, output, *more, workers=0):
+    options = ["--data_path", data, "--output", output, "--num_workers", workers, *SHORT, *more]
+    return run_here(main_pack, list(map(str, options)))
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@pytest.fixture
+def undisturbed(faces, tmp_path, small_parts):
+    """The bytes of a store that one process wrote without an incident."""
+    assert pack(faces, tmp_path / "undisturbed") == 0
+    return contents(tmp_path / "undisturbed")
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create 3 worker")
+def test_several_processes_write_the_bytes_of_one(faces, tmp_path, undisturbed):
+    assert sum(name.startswith("part-") for name in undisturbed) > 2
+    assert pack(faces, tmp_path / "store", workers=3) == 0
+    assert contents(tmp_path / "store") == undisturbed
+
+
+def test_unreadable_images_are_left_out_and_listed_with_the_reason(faces, tmp_path, undisturbed):
+    store = PackedImages(tmp_path / "undisturbed")
+    assert store.manifest["left_out"] == [
+        {"image": "11.png", "reason": "is empty (0 bytes)"},
+        {"image": "42.png", "reason": "is a web page, not an image"},
+    ]
+    assert len(store) == 58
+    assert [store.name(i) for i in (10, 11, 40, 41)] == ["10.png", "12.png", "41.png", "43.png"]
+    assert "2 unreadable ones left out" in store.described()
+
+
+def test_labels_of_unreadable_images_are_left_out_too(sets, tmp_path):
+    data = shutil.copytree(sets / "rafdb", tmp_path / "rafdb")
+    bad = data / "basic/Image/aligned/train_00003_aligned.jpg"
+    bad.write_bytes(b"\xff\xd8broken")
+    assert pack(data, tmp_path / "store", "--data_set", "auto") == 0
+    own, packed = open_labelled(str(data)).splits, open_labelled(str(tmp_path / "store")).splits
+    names = [own["train"].source.name(i) for i in range(56)]
+    kept = [i for i, name in enumerate(names) if name != str(bad)]
+    assert len(packed["train"]) == len(kept) == 55
+    assert np.array_equal(packed["train"].labels, own["train"].labels[kept])
+    assert np.array_equal(packed["test"].labels, own["test"].labels)
+    assert packed["train"].source.name(54) == os.path.relpath(names[kept[54]], data)
+
+
+def test_more_than_five_percent_unreadable_images_end_it(faces, tmp_path, capfd):
+    data = shutil.copytree(faces, tmp_path / "faces")
+    for k in (1, 2):
+        (data / f"{k:02d}.png").write_bytes(b"")
+    assert pack(data, tmp_path / "store") == BAD_INPUT
+    error = capfd.readouterr().err
+    assert "4 of 60 images cannot be read, more than 5%" in error
+    assert error.count("\n") == 1
+    for path in data.iterdir():
+        path.write_bytes(b"")
+    assert pack(data, tmp_path / "other") == BAD_INPUT
+    assert "none of the 32 images tried can be read" in capfd.readouterr().err
+
+
+# Interrupted
+
+
+def kill_at(monkeypatch, number):
+    """Let this process die by SIGKILL at one of the calls that move a store on; count them."""
+    count = [0]
+
+    def dying(function):
+        def call(*args, **kwargs):
+            count[0] += 1
+            if count[0] == number:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return function(*args, **kwargs)
+
+        return call
+
+    for module, name in ((os, "fsync"), (os, "replace"), (os, "unlink"), (parts.Parts, "add")):
+        monkeypatch.setattr(module, name, dying(getattr(module, name)))
+    return count
+
+
+def pack_and_die(faces, output, number):
+    """Pack in a process that dies at a call."""
+
+    def work():
+        kill_at(pytest.MonkeyPatch(), number)
+        os._exit(pack(faces, output))
+
+    process = multiprocessing.get_context("fork").Process(target=work)
+    process.start()
+    process.join(60)
+    assert process.exitcode in (-signal.SIGKILL, 0)
+    return process.exitcode
+
+
+def test_killed_anywhere_the_same_command_goes_on_to_the_same_bytes(faces, tmp_path, undisturbed):
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        calls = kill_at(monkeypatch, 0)
+        assert pack(faces, tmp_path / "counted") == 0
+    # At the beginning, in the middle, and at every call where it all comes together.
+    ending = calls[0] - 18
+    for number in [*range(1, 6), *range(6, ending, 31), *range(ending, calls[0] + 1)]:
+        output = tmp_path / f"killed-{number}"
+        assert pack_and_die(faces, output, number) == -signal.SIGKILL
+        assert pack(faces, output) == 0
+        assert contents(output) == undisturbed, number
+
+
+def test_killed_again_and_again_it_still_arrives(faces, tmp_path, undisturbed):
+    rounds = 0
+    while pack_and_die(faces, tmp_path / "store", 60):
+        rounds += 1
+    assert rounds > 2
+    assert contents(tmp_path / "store") == undisturbed
+
+
+@pytest.fixture
+def unfinished(faces, tmp_path, undisturbed):
+    """A store killed in its second part or later."""
+    output = tmp_path / "unfinished"
+    pack_and_die(faces, output, 100)
+    assert (output / "part-00001.bin").exists()
+    assert (output / JOURNAL).exists()
+    return output
+
+
+def test_what_lies_beyond_the_journal_is_written_anew(faces, unfinished, undisturbed):
+    """As after a power cut: pixels without a word for them, half a word, half a file."""
+    last = sorted(unfinished.glob("part-*"))[-1]
+    with open(last, "ab") as file:
+        file.write(b"\x55" * 100_000)
+    with open(unfinished / JOURNAL, "ab") as file:
+        file.write(b"[[40, 4")
+    (unfinished / ".index.npy.1.tmp").write_bytes(b"half")
+    assert pack(faces, unfinished) == 0
+    assert contents(unfinished) == undisturbed
+
+
+def test_an_unfinished_store_is_refused_by_training_and_by_verify(unfinished, capfd):
+    with pytest.raises(BadInput, match="is not packed to the end: give main_pack"):
+        open_source(str(unfinished))
+    assert run_here(main_pack, ["--verify", str(unfinished)]) == BAD_INPUT
+    assert "is not packed to the end" in capfd.readouterr().err
+
+
+def test_an_unfinished_store_goes_on_with_the_same_images_and_options_only(
+    faces, unfinished, undisturbed, tmp_path, capfd
+):
+    assert pack(faces, unfinished, "--short_side", 32) == BAD_INPUT
+    assert "holds a store of short_side 40, not 32" in capfd.readouterr().err
+    other = shutil.copytree(faces, tmp_path / "other")
+    (other / "59.png").rename(other / "60.png")
+    assert pack(other, unfinished) == BAD_INPUT
+    assert "holds a store of other images" in capfd.readouterr().err
+    assert pack(faces, unfinished) == 0
+    assert "going on after" in capfd.readouterr().out
+    assert contents(unfinished) == undisturbed
+
+
+def test_a_part_that_lost_bytes_meanwhile_is_named(faces, unfinished, capfd):
+    (unfinished / "part-00000.bin").write_bytes(b"short")
+    assert pack(faces, unfinished) == BAD_INPUT
+    assert "part-00000.bin is shorter than it was" in capfd.readouterr().err
+
+
+def stopped_by(number, output):
+    """A process that packs into `output` with two more, and is sent a signal soon."""
+    options = f"--data_path synthetic:2000:8 --output {output} --num_workers 2 --short_side 64"
+    process = start(launched("main_pack.py", options.split()))
+    for line in process.stdout:
+        if "are free" in line:
+            break
+    time.sleep(0.3)
+    process.send_signal(number)
+    return process, process.communicate(timeout=60)[0]
+
+
+def test_killed_or_asked_to_stop_it_can_go_on_at_once(tmp_path):
+    process, said = stopped_by(signal.SIGKILL, tmp_path / "store")
+    assert process.returncode == -signal.SIGKILL, said
+    process, said = stopped_by(signal.SIGTERM, tmp_path / "store")
+    assert process.returncode == RESUMABLE, said
+    assert said.count("asked to stop") == 1
+    done = int(said.split("asked to stop after ")[1].split()[0])
+    assert len(parts_of(tmp_path / "store" / JOURNAL)) == done
+
+
+def parts_of(journal):
+    """The images a journal knows."""
+    entries = [json.loads(line) for line in journal.read_text().splitlines()]
+    return [item for entry in entries[1:] for item in entry]
+
+
+def test_two_do_not_pack_into_one_folder(faces, unfinished, capfd):
+    with open(unfinished / JOURNAL, "r+") as journal:
+        fcntl.lockf(journal, fcntl.LOCK_EX)
+        second = multiprocessing.get_context("fork").Process(
+            target=lambda: os._exit(pack(faces, unfinished))
+        )
+        second.start()
+        second.join(60)
+    assert second.exitcode == BAD_INPUT
+    assert "another process is packing in it" in capfd.readouterr().err
+
+
+# Disks
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A disk of 200 kB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=200k", "tmpfs", folder]
+    if os.geteuid() or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("may not mount a small disk here")
+    yield folder
+    subprocess.run(["umount", folder], check=True)
+
+
+def test_a_disk_that_fills_is_one_line_and_packing_goes_on(
+    faces, small_disk, undisturbed, monkeypatch, capfd
+):
+    with monkeypatch.context() as patch:
+        patch.setattr(ToPack, "estimated_bytes", lambda self: 1000)
+        assert pack(faces, small_disk / "store") == FAULT
+    error = capfd.readouterr().err
+    assert "cannot be written (No space left on device)" in error
+    assert "the same command goes on" in error
+    assert error.count("\n") == 1
+    subprocess.run(["mount", "-o", "remount,size=2m", small_disk], check=True)
+    assert pack(faces, small_disk / "store") == 0
+    assert "going on after" in capfd.readouterr().out
+    assert contents(small_disk / "store") == undisturbed
+
+
+def test_too_small_a_disk_is_refused_before_anything_is_written(faces, small_disk, capfd):
+    assert pack(faces, small_disk / "store") == BAD_INPUT
+    captured = capfd.readouterr()
+    assert "kB more are needed" in captured.err or "MB more are needed" in captured.err
+    assert "are free" in captured.out
+    assert not (small_disk / "store").exists()
+
+
+def test_the_size_told_beforehand_is_about_right(faces, tmp_path, undisturbed):
+    data = ToPack([open_source(str(faces))], 40)
+    size = sum(len(data) for name, data in undisturbed.items() if name.startswith("part-"))
+    assert data.estimated_bytes() == pytest.approx(size, rel=0.1)
+
+
+# Places
+
+
+def test_a_file_and_a_folder_with_other_things_are_no_place_for_a_store(faces, tmp_path, capfd):
+    (tmp_path / "file").write_text("precious")
+    for output in (tmp_path / "file", tmp_path / "file" / "below"):
+        assert pack(faces, output) == BAD_INPUT
+        assert f"--output {output}: is, or lies in, a file" in capfd.readouterr().err
+    assert pack(faces, tmp_path) == BAD_INPUT
+    assert f"--output {tmp_path}: holds other files" in capfd.readouterr().err
+    assert pack(faces, faces) == BAD_INPUT
+    assert (tmp_path / "file").read_text() == "precious"
+    (tmp_path / "empty").mkdir()
+    assert pack(faces, tmp_path / "empty") == 0
+
+
+def test_a_finished_store_is_left_alone(faces, tmp_path, undisturbed, capfd):
+    store = tmp_path / "undisturbed"
+    (store / JOURNAL).write_text("")  # killed between the manifest and this
+    assert pack(faces, store) == 0
+    assert "is packed already" in capfd.readouterr().out
+    assert pack(faces, store, "--short_side", 20) == BAD_INPUT
+    assert "short_side 40, not 20" in capfd.readouterr().err
+    assert contents(store) == undisturbed
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ([], "--data_path is missing"),
+        (["--data_path", "synthetic"], "--output is missing"),
+        (["--verify"], "--verify: name the store"),
+        (["--verify", "/nowhere/at/all"], "--verify /nowhere/at/all: is no packed store"),
+        (["--data_path", "/nowhere/at/all", "--output", "x"], "--data_path /nowhere"),
+        (["--data_path", "synthetic", "--output", "x", "--short_side", "-1"], "--short_side"),
+        (["--data_path", "synthetic", "--output", "x", "--data_set", "y"], "--data_set y"),
+    ],
+)
+def test_wrong_options_are_named(options, expected, capfd, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "output_dir").mkdir()  # of some training run: not ours to write to
+    assert run_here(main_pack, options) == BAD_INPUT
+    error = capfd.readouterr().err
+    assert expected in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "x").exists()
+    assert not list((tmp_path / "output_dir").iterdir())

@@ -1,0 +1,257 @@
+"""What a run tells and saves while training goes on: what is in a file, and who waits for it."""
+
+import copy
+import errno
+import io
+import resource
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+from runs import FAMILIES, SMALL, load, run_here, same, status
+from torch import nn
+
+import engine_observe
+import main_pretrain
+from engine_observe import RunObserver, Saver
+from engine_train import StepResult, TrainState
+from util.checkpoint import save_checkpoint
+from util.errors import BadInput, Fault
+from util.hostcopy import HostCopy, tensors_of
+from util.log import Meter, NullLog
+from util.trace import StepTrace
+
+
+def make_state(width=4):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, width), nn.BatchNorm1d(width))
+    state = TrainState(model, torch.optim.AdamW(model.parameters()), torch.amp.GradScaler("cpu"))
+    train(state)
+    return state
+
+
+def train(state):
+    """A step, which changes everything in place."""
+    state.model(torch.randn(8, 3)).square().sum().backward()
+    state.optimizer.step()
+    state.position.step += 1
+
+
+def make_saver(folder, keep=0):
+    return Saver(folder, {"args": {"lr": [0.1]}}, every=1, keep=keep, epochs=9)
+
+
+class Disk:
+    """What saving meets: while `ready` is not set, it takes its time."""
+
+    def __init__(self):
+        self.ready, self.full = threading.Event(), False
+        self.ready.set()
+
+    def save(self, *parts):
+        assert self.ready.wait(60)
+        if self.full:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        save_checkpoint(*parts)
+
+
+@pytest.fixture
+def disk(monkeypatch):
+    disk = Disk()
+    monkeypatch.setattr(engine_observe, "save_checkpoint", disk.save)
+    return disk
+
+
+def test_a_file_holds_the_state_at_the_call_while_training_goes_on(tmp_path, disk):
+    state, saver = make_state(), make_saver(tmp_path)
+    expected = copy.deepcopy({**state.state_dict(), **saver.extra})
+    disk.ready.clear()
+    saver.save(state)
+    train(state)
+    saver.extra["args"]["lr"].append(7)
+    assert not same(state.state_dict()["model"], expected["model"])
+    assert saver.last_saved == "none yet"
+    disk.ready.set()
+    saver.wait()
+    assert same(load(tmp_path), expected)
+    assert saver.last_saved == "of epoch 0, step 1"
+
+
+def test_a_save_waits_for_the_one_before(tmp_path, disk, monkeypatch):
+    state, saver = make_state(), make_saver(tmp_path)
+    state.position.next_epoch()
+    first = copy.deepcopy(state.state_dict()["model"])
+    disk.ready.clear()
+    saver.save(state)
+    train(state)
+    state.position.next_epoch()
+    wait = saver.wait
+    monkeypatch.setattr(saver, "wait", lambda: (disk.ready.set(), wait()))
+    saver.save(state)  # would overwrite the copy that is still being written
+    saver.wait()
+    assert same(load(tmp_path, "checkpoint-0.pth")["model"], first)
+    assert same(load(tmp_path, "checkpoint-1.pth")["model"], state.state_dict()["model"])
+
+
+def test_one_save_makes_best_last_and_numbered_one_file(tmp_path):
+    state, saver = make_state(), make_saver(tmp_path)
+    state.position.next_epoch()
+    saver.save(state, best=True)
+    saver.wait()
+    names = [f"checkpoint-{name}.pth" for name in ("best", "last", "0")]
+    assert len({(tmp_path / name).stat().st_ino for name in names}) == 1
+    assert load(tmp_path)["epoch"] == 0
+
+
+def test_a_failure_is_told_once_by_the_next_save_and_what_was_there_stays(tmp_path, disk):
+    state, saver = make_state(), make_saver(tmp_path)
+    saver.save(state)
+    saver.wait()
+    before = (tmp_path / "checkpoint-last.pth").read_bytes()
+    disk.full = True
+    train(state)
+    saver.save(state)
+    with pytest.raises(Fault, match=r"checkpoint-last.pth: could not be written \(No space left"):
+        saver.save(state)
+    saver.wait()
+    assert (tmp_path / "checkpoint-last.pth").read_bytes() == before
+    assert saver.last_saved == "of epoch 0, step 1"
+    disk.full = False
+    saver.save(state)
+    saver.wait()
+    assert load(tmp_path)["step"] == 2
+
+
+def test_what_the_disk_says_while_a_file_is_written_is_told(tmp_path):
+    checkpoint, limits = {"model": torch.ones(10**6)}, resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10**6, limits[1]))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            save_checkpoint(checkpoint, tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_last_save_of_a_run_cannot_fail_unnoticed(tmp_path, disk, capfd):
+    disk.full = True
+    options = f"{SMALL} {FAMILIES['mae']} --num_workers 0 --epochs 1 --output_dir {tmp_path}"
+    assert run_here(main_pretrain, options.split()) == 1
+    assert "could not be written (No space left on device)" in capfd.readouterr().err
+    assert status(tmp_path) == "failed"
+
+
+class Lines(NullLog):
+    def __init__(self):
+        self.lines = []
+
+    def line(self, text):
+        self.lines.append(text)
+
+
+def make_observer(saver, log=None):
+    return RunObserver(
+        log or Lines(),
+        saver,
+        Meter(1),
+        lambda: None,
+        "cpu",
+        4,
+        9,
+        8,
+        1,
+        0,
+        StepTrace(Path(), 0, print),
+    )
+
+
+def end_after_a_save(observer, error):
+    with observer:
+        observer.saver.save(make_state())
+        raise error
+
+
+def test_a_failed_save_does_not_hide_why_a_run_ended(tmp_path, disk):
+    disk.full, log = True, Lines()
+    with pytest.raises(BadInput, match="the reason"):
+        end_after_a_save(make_observer(make_saver(tmp_path), log), BadInput("the reason"))
+    assert len(log.lines) == 1
+    assert log.lines[0].startswith("warning: ")
+    assert "could not be written" in log.lines[0]
+
+
+def test_a_run_that_ends_by_an_error_still_finishes_its_save(tmp_path, disk, monkeypatch):
+    saver = make_saver(tmp_path)
+    disk.ready.clear()
+    wait = saver.wait
+    monkeypatch.setattr(saver, "wait", lambda: (saver._writing and disk.ready.set(), wait()))
+    with pytest.raises(KeyboardInterrupt):
+        end_after_a_save(make_observer(saver), KeyboardInterrupt())
+    assert load(tmp_path)["step"] == 1
+
+
+def test_saved_is_told_only_when_it_is_true(tmp_path, disk):
+    log = Lines()
+    observer = make_observer(make_saver(tmp_path), log)
+    observer.save_unfinished(make_state())
+    assert load(tmp_path)["step"] == 1
+    assert "saved after step 1 of epoch 0" in log.lines[0]
+    disk.full = True
+    with pytest.raises(Fault, match="No space left"):
+        observer.save_unfinished(make_state())
+    assert len(log.lines) == 1
+
+
+def test_the_first_step_says_how_long_it_took_to_come_to_it(tmp_path):
+    log, state = Lines(), make_state()
+    observer = make_observer(make_saver(tmp_path), log)
+    for step in (1, 2):
+        state.position.step = step
+        observer.after_step(state, StepResult(0.5, 0.1, False, False, 1e-3, 0.1, 0.0))
+    assert [line.startswith("first step after ") for line in log.lines] == [True, False, False]
+
+
+def test_testing_after_the_last_epoch_saves_nothing(tmp_path):
+    """The model may hold the best epoch's weights by then."""
+    state = make_state()
+    state.position.epoch, state.position.step = 9, 0
+    make_observer(make_saver(tmp_path)).save_unfinished(state)
+    assert list(tmp_path.iterdir()) == []
+
+
+def file_of(checkpoint):
+    file = io.BytesIO()
+    torch.save(checkpoint, file)
+    return file.getvalue()
+
+
+def test_a_copy_makes_the_same_file_and_shares_nothing():
+    w, large = torch.randn(4, 5), torch.randn(10, 10)
+    checkpoint = {
+        **make_state().state_dict(),
+        "tied": [w, w, w.t()],
+        "views": (large[2:4, ::2], large[5]),
+        "odd": [torch.tensor(3), torch.empty(0), torch.ones(3, dtype=torch.bfloat16)],
+        "args": {"lr": [0.1]},
+    }
+    taken = HostCopy().take(checkpoint)
+    assert file_of(taken) == file_of(checkpoint)
+    assert taken["args"]["lr"] is not checkpoint["args"]["lr"]
+    addresses = {t.data_ptr() for t in tensors_of(checkpoint)} - {0}
+    assert not addresses & {t.data_ptr() for t in tensors_of(taken)}
+
+
+def test_a_copy_takes_the_memory_of_the_one_before_and_grows_with_its_tensors():
+    def addresses(taken):
+        return [t.data_ptr() for t in tensors_of(taken)]
+
+    host, state = HostCopy(), make_state()
+    first = addresses(host.take(state.state_dict()))
+    train(state)
+    again = host.take(state.state_dict())
+    assert addresses(again) == first
+    assert same(again, state.state_dict())
+    wider = {**make_state(width=6).state_dict(), "model_ema": state.model.state_dict()}
+    assert same(host.take(wider), wider)
+    assert same(host.take(wider), wider)
