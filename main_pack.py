@@ -126,6 +126,9 @@ def open_data(
     if name == "auto":
         name = labelled_as(args.data_path) or "none"
     if name == "none":
+        for option in ("nb_classes", "label_rule", "label_order"):
+            if getattr(args, option) is not None:
+                raise BadInput(f"--{option}: these images are packed without labels")
         source = open_source(args.data_path, size=drawn_size(args), face_margin=args.face_margin)
         return None, {"all": len(source)}, ToPack([source], args.short_side)
     try:

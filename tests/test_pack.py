@@ -313,6 +313,11 @@ def test_a_file_and_a_folder_with_other_things_are_no_place_for_a_store(faces, t
     assert pack(faces, tmp_path / "empty") == 0
 
 
+def test_options_about_labels_want_labels(faces, tmp_path, capfd):
+    assert pack(faces, tmp_path / "store", "--label_rule", "argmax") == BAD_INPUT
+    assert "--label_rule: these images are packed without labels" in capfd.readouterr().err
+
+
 def test_a_finished_store_is_left_alone(faces, tmp_path, undisturbed, capfd):
     store = tmp_path / "undisturbed"
     (store / JOURNAL).write_text("")  # killed between the manifest and this
