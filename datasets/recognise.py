@@ -84,17 +84,15 @@ def open_labelled(
     name = OFFICIAL.get(data_set, data_set)
     if name not in NAMES:
         raise BadInput(f"--data_set {data_set}: choose from {', '.join((*NAMES, *OFFICIAL))}")
-    store = None
-    if parse_synthetic(data_path) or name == "synthetic":
-        name, root = "synthetic", None
+    store, root = _open_store(data_path), None
+    if store:
+        name = _packed_set(store, name)
+    elif parse_synthetic(data_path) or name == "synthetic":
+        name = "synthetic"
         _check_synthetic(data_path, data_set)
     else:
         root = _root(data_path)
-        store = PackedImages(root) if is_store(root) else None
-        if store:
-            name = _packed_set(store, name)
-        elif name == "auto":
-            name = _only_one(root)
+        name = _only_one(root) if name == "auto" else name
     if label_rule is not None and name != "ferplus":
         raise BadInput(f"--label_rule {label_rule}: is for the votes of FERPlus; this is {name}")
     if label_order is not None and name != "folder":
@@ -155,6 +153,13 @@ def settings(name: str | None, given: Mapping[str, str | float | None]) -> dict[
         return {}
     option, default = SETTINGS[name]
     return {option: default if given[option] is None else given[option]}
+
+
+def _open_store(data_path: str) -> PackedImages | None:
+    """The packed store a path is; None if it is none."""
+    root = Path(os.path.abspath(os.path.expanduser(data_path)))
+    named = data_path and not parse_synthetic(data_path)
+    return PackedImages(root) if named and is_store(root) else None
 
 
 def _packed_set(store: PackedImages, data_set: str) -> str:

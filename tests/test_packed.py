@@ -123,13 +123,21 @@ def test_pickled_a_store_is_its_path_and_reads_the_same(stores):
     assert again.name(5) == source.name(5)
 
 
-def test_pretraining_draws_from_the_training_images_or_from_all(stores):
-    for name, split in (("rafdb", "train"), ("folder", "train"), ("all", "all")):
-        images = open_labelled(str(stores[name])).splits[split].source
-        dataset = build_pretrain_dataset(str(stores[name]), 32)
-        assert len(dataset) == len(images)
-        assert np.array_equal(dataset.source.image(1), images.image(1))
+@pytest.mark.parametrize("name", ALL)
+def test_pretraining_draws_from_the_training_images_or_from_all(stores, name):
+    splits = open_labelled(str(stores[name])).splits
+    images = splits["all" if name == "all" else "train"].source
+    dataset = build_pretrain_dataset(str(stores[name]), 32)
+    assert len(dataset) == len(images)
+    assert np.array_equal(dataset.source.image(1), images.image(1))
     assert dataset[0][0].shape == (3, 32, 32)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_a_store_is_opened_by_the_name_of_its_set(stores, name):
+    data = open_labelled(str(stores[name]))
+    assert open_labelled(str(stores[name]), data.name).digest == data.digest
+    assert recognised(stores[name]) == data.name
 
 
 def test_a_folder_and_a_list_without_labels(tmp_path):
@@ -158,9 +166,10 @@ def test_class_folders_that_are_numbers_ask_what_is_meant(tmp_path, capfd):
     assert not (tmp_path / "store").exists()
 
 
-def test_a_store_can_be_packed_again(stores, tmp_path):
-    small = pack(stores["ferplus"], tmp_path / "small", "--short_side", 24)
-    a, b = (open_labelled(str(path)).splits["test"] for path in (stores["ferplus"], small))
+@pytest.mark.parametrize("name", ["ferplus", "synthetic"])
+def test_a_store_can_be_packed_again(stores, tmp_path, name):
+    small = pack(stores[name], tmp_path / "small", "--short_side", 24)
+    a, b = (open_labelled(str(path)).splits["test"] for path in (stores[name], small))
     assert np.array_equal(a.labels, b.labels)
     assert np.array_equal(b.source.image(0), shrunk(a.source.image(0), 24))
     assert a.source.name(4) == b.source.name(4)
