@@ -56,12 +56,11 @@ TITLES = {
     "compile": "+ compiled blocks",
 }
 LEGS = 12  # parts of a run: after each the loss is measured, at each the resolution may rise
-MODELS: dict[str, tuple[str, dict]] = {
+MODELS: dict[str, tuple[str, dict]] = {  # small decoders, so that a run is one of a minute or two
     "fcmae": ("convnextv2_atto", {"decoder_embed_dim": 256}),
     "mae": (
         "mae_vit_tiny_patch16",
-        {"decoder_embed_dim": 128, "decoder_depth": 2, "decoder_num_heads": 4}
-        | {"norm_pix_loss": True},
+        {"decoder_embed_dim": 128, "decoder_depth": 2, "decoder_num_heads": 4},
     ),
 }
 
@@ -158,7 +157,7 @@ def build(kind: str, ours: bool) -> tuple[MaskedAutoencoder, nn.Module]:
     """A model, and what computes its loss: itself, or the official formulation of it."""
     torch.manual_seed(0)
     name, options = MODELS[kind]
-    model = create_pretrain_model(name, SIZE, **options)
+    model = create_pretrain_model(name, SIZE, norm_pix_loss=True, **options)
     if ours:
         return model, model
     return model, MaskedDense(model) if kind == "fcmae" else OfficialMAE(model, True)
