@@ -84,13 +84,10 @@ class MaskedAutoencoderViT(MaskedAutoencoder):
         """See MaskedAutoencoder. A place in the face keeps its position embedding."""
         super().set_resolution(size)
         full = self.full_size // self.patch_size
-        self.scaled_pos = self.scaled_decoder_pos = None
-        if self.grid != full:
-            dim, width = self.pos_embed.shape[2], self.decoder_pos_embed.shape[2]
-            self.scaled_pos = sincos_position_embedding(dim, self.grid, full).to(self.pos_embed)
-            self.scaled_decoder_pos = sincos_position_embedding(width, self.grid, full).to(
-                self.decoder_pos_embed
-            )
+        embeddings = {"scaled_pos": self.pos_embed, "scaled_decoder_pos": self.decoder_pos_embed}
+        for name, embed in embeddings.items():
+            scaled = sincos_position_embedding(embed.shape[2], self.grid, full).to(embed)
+            setattr(self, name, None if self.grid == full else scaled)
 
     def encode(self, imgs: Tensor, visible: Tensor) -> Tensor:
         """(N, C, H, W), kept patch numbers (N, V) -> (N, 1 + V, D), the class token first."""

@@ -39,10 +39,10 @@ SIDES = (224, 500)
 BATCH = 32
 
 
-def write_faces(folder: Path, side: int, count: int) -> None:
-    """Drawn faces as JPEG files of one class."""
+def write_faces(folder: Path, side: int, count: int, distinct: int = 100) -> None:
+    """Drawn faces as JPEG files of one class; so many `distinct` ones, again and again."""
     (folder / "faces").mkdir(parents=True)
-    drawn = SyntheticFaces(min(count, 100), size=side)
+    drawn = SyntheticFaces(min(count, distinct), size=side)
     for i in range(count):
         image = Image.fromarray(drawn.image(i % len(drawn)))
         image.save(folder / "faces" / f"{i:05d}.jpg", quality=90)

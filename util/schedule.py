@@ -35,7 +35,7 @@ def resolution_at(epoch: int, low: int, high: int, patch: int, epochs: int) -> i
 
     Progressive resizing; for masked autoencoders DailyMAE (Wu et al. 2024). Every resolution below
     `high` has an equal share of the first two thirds of the epochs. The last third, in which a
-    cosine has brought the learning rate under a quarter of its peak, settles the weights at the
+    cosine has brought the learning rate under a third of its peak, settles the weights at the
     resolution that they are made for. All sizes are multiples of `patch`.
     """
     rising = 2 * epochs // 3
