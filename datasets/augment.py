@@ -80,4 +80,4 @@ def random_augment(
 def _through_pillow(
     steps: Callable[[Image.Image], Tensor | np.ndarray], image: np.ndarray
 ) -> Tensor:
-    return torch.as_tensor(np.ascontiguousarray(steps(Image.fromarray(image))))
+    return torch.as_tensor(steps(Image.fromarray(image)))

@@ -45,8 +45,9 @@ def crop_and_resize(image: np.ndarray, box: Box, size: int, flip: bool = False) 
     Channels come last in memory. The same as Pillow's resampling but for rounding.
     """
     top, left, h, w = box
-    crop = np.array(image[top : top + h, left : left + w], order="C")  # torch is slow on views
-    x = torch.from_numpy(crop).permute(2, 0, 1)[None]
+    # Torch is slow on views, and knows a layout by all strides, also that of a batch of one.
+    crop = np.array(image[None, top : top + h, left : left + w], order="C")
+    x = torch.from_numpy(crop).permute(0, 3, 1, 2)
     x = F.interpolate(x, (size, size), mode="bicubic", antialias=True)[0]
     return x.flip(2) if flip else x
 

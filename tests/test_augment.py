@@ -56,6 +56,7 @@ VIEWS = {
 def test_every_view_of_any_image_is_a_square_of_bytes(view, shape):
     x = drawn(VIEWS[view], noise_image(*shape), 0)
     assert (x.shape, x.dtype) == ((3, 48, 48), torch.uint8)
+    assert x.permute(1, 2, 0).is_contiguous(), "collated as they lie"
 
 
 def test_the_plain_view_is_the_whole_image_as_pil_resizes_it():

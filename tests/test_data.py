@@ -105,6 +105,7 @@ def test_crops_are_those_of_torchvision_and_pillow(box, flip):
     bicubic = tvf.InterpolationMode.BICUBIC
     theirs = tvf.resized_crop(Image.fromarray(pixels), *box, [48, 48], bicubic)
     assert_as_pillow(ours, tvf.hflip(theirs) if flip else theirs)
+    assert ours.permute(1, 2, 0).is_contiguous(), "collated as they lie"
 
 
 def test_crop_boxes_are_distributed_as_torchvisions():
