@@ -140,6 +140,9 @@ def test_centre_crop_and_normalisation_are_imagenets():
     expected = [(1 - 0.485) / 0.229, -0.456 / 0.224, (128 / 255 - 0.406) / 0.225]
     assert x.flatten().tolist() == pytest.approx(expected, rel=1e-5)
     assert normalise.pixels(x).flatten().tolist() == [255, 0, 128]
+    given = torch.full((1, 3, 1, 1), 128.0)
+    normalise(given)
+    assert (given == 128).all(), "what is given stays as it is"
 
 
 def test_an_unreadable_image_is_replaced_the_same_way_every_time_and_told(folder):
