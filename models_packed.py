@@ -128,15 +128,16 @@ def correlate(x: Tensor, g: Tensor, windows: Windows) -> Tensor:
         a = x.index_select(0, rows.permute(1, 2, 0).flatten()).view(1, s + 6, s + 6, -1)
         b = g.index_select(0, inner.permute(1, 2, 0).flatten()).view(s, s, 1, -1)
         y = F.conv2d(a.permute(0, 3, 1, 2), b.permute(3, 2, 0, 1), groups=len(rows) * c)
-        total += y.permute(0, 2, 3, 1).reshape(49, len(rows), c).sum(1, dtype=total.dtype)
+        # Summed in fp32 and rounded; with `dtype` torch would first copy all of y to it.
+        total += y.permute(0, 2, 3, 1).reshape(49, len(rows), c).sum(1)
     return total.t().reshape(c, 1, 7, 7)
 
 
 class MLP(torch.autograd.Function):
     """LayerNorm, linear, GELU, GRN, linear: (N, M, C) -> same, M cells an image.
 
-    GRN is a factor for each image's channels, and its beta a part of the last bias. Stored are
-    the input and what GELU gets; GELU is computed twice.
+    GRN is a factor for each image's channels, and a bias beta. Stored are the input and what GELU
+    gets; GELU is computed twice.
     """
 
     @staticmethod
@@ -162,10 +163,11 @@ class MLP(torch.autograd.Function):
         ctx.save_for_backward(
             y, mean, rstd, norm_weight, norm_bias, h, energy, w1, gamma, beta, w2, narrow_w2
         )
-        bias = torch.addmv(b2, w2, beta).to(y.dtype)
         if by_image(y):
+            bias = torch.addmv(b2, w2, beta).to(y.dtype)
             return torch.baddbmm(bias, a, scaled(w2, scale, a).mT)
-        return torch.addmm(bias, a.mul_(like(scale, a)).flatten(0, 1), narrow_w2.t()).view(n, m, c)
+        a = torch.addcmul(beta.to(a.dtype), a, like(scale, a), out=a)
+        return torch.addmm(b2.to(y.dtype), a.flatten(0, 1), narrow_w2.t()).view(n, m, c)
 
     @staticmethod
     @once_differentiable
@@ -175,19 +177,19 @@ class MLP(torch.autograd.Function):
         )
         n, m, c = y.shape
         a, r = F.gelu(h), response(energy)
-        scale = 1 + gamma * r
+        scale, dbias = 1 + gamma * r, g.sum((0, 1))
         if by_image(y):
             # dL/dscale is a sum over cells; it is cheaper over the products of each image.
             products = torch.bmm(g.mT, a).to(w2.dtype)
             dscale, dw2 = (products * w2).sum(1), (products * scale[:, None]).sum(0)
+            dw2.addr_(dbias.to(w2.dtype), beta)
             da = torch.bmm(g, scaled(w2, scale, a))
         else:
             da = (g.reshape(-1, c) @ narrow_w2).view(n, m, -1)
             dscale = (da * a).sum(1).to(w2.dtype)
-            dw2 = (g.reshape(-1, c).t() @ (a * like(scale, a)).flatten(0, 1)).to(w2.dtype)
+            responded = torch.addcmul(beta.to(a.dtype), a, like(scale, a)).flatten(0, 1)
+            dw2 = g.reshape(-1, c).t() @ responded
             da.mul_(like(scale, a))
-        dbias = g.sum((0, 1)).to(w2.dtype)
-        dw2.addr_(dbias, beta)
         dr, mean_energy = dscale * gamma, energy.mean(1, keepdim=True) + 1e-6
         denergy = (dr - (dr * energy).mean(1, keepdim=True) / mean_energy) / mean_energy
         da.addcmul_(a, like(torch.where(energy > 0, denergy / energy, 0), a))
@@ -196,7 +198,7 @@ class MLP(torch.autograd.Function):
         dy, dnorm_weight, dnorm_bias = torch.ops.aten.native_layer_norm_backward(
             (dh @ w1).view(n, m, c), y, [c], mean, rstd, norm_weight, norm_bias, [True] * 3
         )
-        dgamma, dbeta = (dscale * r).sum(0), w2.t() @ dbias
+        dgamma, dbeta = (dscale * r).sum(0), dbias @ narrow_w2
         return dy, dnorm_weight, dnorm_bias, dh.t() @ z, dh.sum(0), dgamma, dbeta, dw2, dbias
 
 

@@ -42,6 +42,7 @@ class Candidate:
 
     def encode(self, imgs: Tensor, noise: Tensor) -> Tensor:
         """Forward and backward through the encoder, for a gradient that is its output's sine."""
+        self.optimizer.zero_grad()  # every pass begins as that of a step does
         ids = noise.argsort(dim=1, stable=True)[:, : self.keep(noise)]
         if self.peer is None:
             x = self.model.encoder(imgs, ids).flatten(1, 3)
