@@ -79,9 +79,9 @@ class Precision:
         if mode == "tf32" and device.type != "cuda":
             raise BadInput(f"--amp tf32: is for CUDA GPUs; use off on {device.type}")
         if device.type == "cuda":
-            kind = "tf32" if mode == "tf32" else "ieee"
-            torch.backends.cuda.matmul.fp32_precision = kind
-            torch.backends.cudnn.conv.fp32_precision = kind
+            # By their older names: after the newer ones these, which its compiler reads, raise.
+            torch.backends.cuda.matmul.allow_tf32 = mode == "tf32"
+            torch.backends.cudnn.allow_tf32 = mode == "tf32"
         self.name = {"off": "fp32"}.get(mode, mode)
         self.dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(mode, torch.float32)
         self._device = device.type

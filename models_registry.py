@@ -1,6 +1,7 @@
 """Architectures by name."""
 
 import torch
+from timm.layers import DropPath
 from timm.models.vision_transformer import Block as ViTBlock
 from torch import nn
 
@@ -46,9 +47,33 @@ def compile_blocks(model: nn.Module) -> None:
     """Have torch.compile fuse what lies between a block's matrix products; names do not change.
 
     Equal blocks share what is compiled once, which takes seconds where a whole model takes minutes
-    and is not faster.
+    and is not faster. The model has to be on its device.
     """
     torch._dynamo.config.recompile_limit = 64  # block widths × batch sizes × resolutions
+    # Between blocks gradients are sent early enough; it would cut each block in two.
+    torch._dynamo.config.optimize_ddp = False
     for module in model.modules():
         if isinstance(module, (ViTBlock, ConvNeXtBlock)):
+            device = next(module.parameters()).device
+            for name, child in module.named_children():
+                if isinstance(child, DropPath):
+                    setattr(module, name, AlikeDropPath(child.drop_prob, device))
             module.compile(dynamic=False)
+
+
+class AlikeDropPath(nn.Module):
+    """timm's DropPath with its rate in a tensor.
+
+    A number would be compiled in, so that no two blocks could share.
+    """
+
+    def __init__(self, rate: float, device: torch.device) -> None:
+        super().__init__()
+        self.keep = torch.tensor(1 - rate, device=device)  # no buffer: DDP would send it each step
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(N, …) -> same: each image's values, or zeros."""
+        if not self.training:
+            return x
+        shape = (len(x), *[1] * (x.ndim - 1))
+        return x * (torch.rand(shape, device=x.device) < self.keep) / self.keep

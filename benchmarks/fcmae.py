@@ -40,30 +40,31 @@ class Candidate:
         compile_blocks(self.model)
         return self
 
-    def encode(self, imgs: Tensor, noise: Tensor) -> Tensor:
+    def encode(self, precision: str, imgs: Tensor, noise: Tensor) -> None:
         """Forward and backward through the encoder, for a gradient that is its output's sine."""
         self.optimizer.zero_grad()  # every pass begins as that of a step does
         ids = noise.argsort(dim=1, stable=True)[:, : self.keep(noise)]
-        if self.peer is None:
-            x = self.model.encoder(imgs, ids).flatten(1, 3)
-        else:
-            grid = self.model.grid
-            seen = torch.zeros_like(noise).scatter(1, ids, 1.0).view(-1, grid, grid)
-            x = self.peer.encode(imgs, seen).flatten(1, 2)
+        with autocast(precision, imgs.device):
+            if self.peer is None:
+                x = self.model.encoder(imgs, ids)
+            else:
+                grid = self.model.grid
+                seen = torch.zeros_like(noise).scatter(1, ids, 1.0).view(-1, grid, grid)
+                x = self.peer.encode(imgs, seen)
         (x * x.detach().sin()).sum().backward()
-        return x
 
     def keep(self, noise: Tensor) -> int:
         return int(noise.shape[1] * (1 - self.model.mask_ratio) + 1e-6)
 
-    def loss(self, imgs: Tensor, noise: Tensor) -> Tensor:
-        loss = (self.peer or self.model)(imgs, noise=noise)
+    def loss(self, precision: str, imgs: Tensor, noise: Tensor) -> Tensor:
+        with autocast(precision, imgs.device):
+            loss = (self.peer or self.model)(imgs, noise=noise)
         loss.backward()
         return loss.detach()
 
-    def step(self, imgs: Tensor, noise: Tensor) -> None:
+    def step(self, precision: str, imgs: Tensor, noise: Tensor) -> None:
         """A whole optimizer step."""
-        self.loss(imgs, noise)
+        self.loss(precision, imgs, noise)
         self.optimizer.step()
         self.optimizer.zero_grad()
 
@@ -106,8 +107,7 @@ def gradients(
     candidate: Candidate, precision: str, imgs: Tensor, noise: Tensor
 ) -> tuple[float, list[Tensor]]:
     """The loss and all gradients."""
-    with autocast(precision, imgs.device):
-        loss = candidate.loss(imgs, noise)
+    loss = candidate.loss(precision, imgs, noise)
     found = [p.grad for p in candidate.model.parameters()]
     candidate.model.zero_grad()
     return loss.item(), found
@@ -125,11 +125,11 @@ def peak_memory(candidate: Candidate, precision: str, imgs: Tensor, noise: Tenso
     if imgs.is_cuda:
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
-        run_in(precision, candidate.encode, imgs, noise)
+        candidate.encode(precision, imgs, noise)
         peak = torch.cuda.max_memory_allocated() - before
     else:
         with torch.profiler.profile(profile_memory=True) as profile:
-            run_in(precision, candidate.encode, imgs, noise)
+            candidate.encode(precision, imgs, noise)
         events = [e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"]
         events.sort(key=lambda event: event.start_ns())
         peak = max(accumulate(event.nbytes() for event in events))
@@ -155,7 +155,7 @@ def main() -> None:
             equality += [where + row for row in check(candidates, precision, *data)]
             for part in ("encode", "step"):
                 calls = {
-                    key: partial(run_in, precision, getattr(candidate, part), *data)
+                    key: partial(getattr(candidate, part), precision, *data)
                     for key, candidate in candidates.items()
                 }
                 taken = timing.alternate(calls, args.rounds)
@@ -172,11 +172,6 @@ def main() -> None:
     report.table("Times", [*head, "part", "candidate", "ms", *peers], times)
     report.table("Peak memory, encoder", [*head, "candidate", "MB", "dense / this"], memory)
     report.close()
-
-
-def run_in(precision: str, run: Callable, imgs: Tensor, noise: Tensor) -> None:
-    with autocast(precision, imgs.device):
-        run(imgs, noise)
 
 
 if __name__ == "__main__":

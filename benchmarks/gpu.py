@@ -28,6 +28,7 @@ def commands(output: Path, batch_size: int) -> list[list[str]]:
             options = ["--device", "cuda", "--epochs", "1", "--warmup_epochs", "0", *more]
             options += ["--batch_size", str(batch_size), "--data_path", images, "--profile", "10"]
             options += ["--model", model, "--output_dir", f"{output}/{name}"]
+            options += ["--save_ckpt", "False", "--auto_resume", "False"]
             runs.append(["../main_pretrain.py", *options])
     return [fcmae, mae, *runs]
 

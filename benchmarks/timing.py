@@ -34,9 +34,14 @@ def settle(options: argparse.Namespace) -> "torch.device":
     """The device of `--device`; on the CPU with `--threads` threads, pinned."""
     import torch
 
+    from engine_train import Precision
+
     device = torch.device(options.device)
     if device.type == "cpu":
         pin(options.threads)
+    else:
+        torch.cuda.set_device(device)
+        Precision("off", device)  # fp32 is fp32, not TF32
     return device
 
 

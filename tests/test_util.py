@@ -8,7 +8,7 @@ import torch
 
 from models_registry import create_pretrain_model
 from util.checkpoint import find_start, newest_checkpoint, save_checkpoint
-from util.distributed import Place, find_place
+from util.distributed import Place, find_place, pick_device
 from util.errors import BadInput
 from util.files import replacing
 from util.log import Meter, cut_log, duration
@@ -146,6 +146,11 @@ def test_speed_waiting_and_time_left():
             {"world_size": 8},
             Place(5, 8, 1, 4),
         ),
+        (
+            {"SLURM_PROCID": "5", "SLURM_LOCALID": "5", "SLURM_STEP_TASKS_PER_NODE": "8(x2)"},
+            {"world_size": 16},
+            Place(5, 16, 5, 8),
+        ),
         ({"SLURM_PROCID": "0"}, {}, Place(0, 1, 0, 1)),  # inside an allocation, not under srun
         (
             {
@@ -158,7 +163,7 @@ def test_speed_waiting_and_time_left():
             Place(2, 4, 0, 2),
         ),
     ],
-    ids=["alone", "torchrun", "launch", "srun", "sbatch", "mpi"],
+    ids=["alone", "torchrun", "launch", "srun", "srun of tasks", "sbatch", "mpi"],
 )
 def test_launchers_are_understood(monkeypatch, environment, options, place):
     for name in list(os.environ):
@@ -167,3 +172,22 @@ def test_launchers_are_understood(monkeypatch, environment, options, place):
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     assert find_place(**options) == place
+
+
+@pytest.mark.parametrize(
+    ("gpus", "launcher", "found"),
+    [(8, True, 3), (1, False, 0), (8, False, 3), (1, True, None)],
+    ids=["torchrun", "srun, one GPU shown", "srun, all shown", "torchrun, too few"],
+)
+def test_a_process_finds_its_gpu(monkeypatch, gpus, launcher, found):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
+    monkeypatch.delenv("RANK", raising=False)
+    if launcher:
+        monkeypatch.setenv("RANK", "3")
+    place = Place(3, 8, 3, 8)
+    if found is None:
+        with pytest.raises(BadInput, match="process 3 of this machine needs GPU 3"):
+            pick_device("cuda", place)
+    else:
+        assert pick_device("cuda", place) == torch.device("cuda", found)

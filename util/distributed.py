@@ -1,6 +1,7 @@
 """Processes, devices and the few things ranks say to each other – no-ops in a lone process."""
 
 import os
+import re
 import sys
 from collections.abc import Callable
 from datetime import timedelta
@@ -53,7 +54,9 @@ def find_place(world_size: int = 1, local_rank: int = -1, dist_on_itp: bool = Fa
             int(env["RANK"]), int(env["WORLD_SIZE"]), local, int(env.get("LOCAL_WORLD_SIZE", 1))
         )
     if "SLURM_PROCID" in env and world_size > 1:
-        local_world = int(env.get("SLURM_NTASKS_PER_NODE", 1))
+        # The second, such as 8(x2), is there even where only the number of all tasks was given.
+        tasks = env.get("SLURM_NTASKS_PER_NODE") or env.get("SLURM_STEP_TASKS_PER_NODE", "1")
+        local_world = int(re.match(r"\d+", tasks)[0])
         return Place(
             int(env["SLURM_PROCID"]), world_size, int(env.get("SLURM_LOCALID", 0)), local_world
         )
@@ -79,6 +82,8 @@ def pick_device(name: str, place: Place) -> "torch.device":
     if device.type == "cuda":
         count = torch.cuda.device_count()
         index = place.local_rank if device.index is None else device.index
+        if count == 1 and device.index is None and "RANK" not in os.environ:
+            index = 0  # srun or mpirun shows each of its processes a GPU of its own
         if index >= count:
             raise BadInput(
                 f"--device {name}: process {place.local_rank} of this machine needs GPU {index}, "

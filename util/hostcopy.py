@@ -12,7 +12,8 @@ class HostCopy:
     """Copies checkpoints of one run, one after the other, into the same memory.
 
     Costs as much memory of the host as a checkpoint is long. It is kept from copy to copy: asking
-    the system for new pages takes longer than copying. Pinned where it is filled from a GPU.
+    the system for new pages takes longer than copying. Pinned where it is filled from a GPU; torch
+    rounds pinned memory up to powers of two, so that it may be up to twice as much then.
     """
 
     def __init__(self) -> None:

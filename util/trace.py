@@ -33,5 +33,5 @@ class StepTrace:
 
     def _write(self, profiler: torch.profiler.profile) -> None:
         profiler.export_chrome_trace(str(self.path))
-        self.tell(f"traced {self.steps} steps: {self.path}")
+        self.tell(f"--profile {self.steps}: {self.path} is written")
         self._profiler = None

@@ -1,5 +1,6 @@
 """Batches on their way to the device."""
 
+import functools
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -25,9 +26,15 @@ def on_device(batches: Iterable, device: torch.device) -> Iterator:
     return (to_device(batch, device) for batch in batches)
 
 
+@functools.cache
+def copy_stream(device: torch.device) -> torch.cuda.Stream:
+    """The one stream for copies: the allocator gives memory back to the stream it was used by."""
+    return torch.cuda.Stream(device)
+
+
 def _one_ahead(batches: Iterable, device: torch.device) -> Iterator[tuple]:
     """Copies on a stream of their own, from pinned memory beside the computation."""
-    side, batches = torch.cuda.Stream(device), iter(batches)
+    side, batches = copy_stream(device), iter(batches)
 
     def send() -> tuple | None:
         batch = next(batches, None)
