@@ -42,7 +42,6 @@ class Candidate:
 
     def encode(self, precision: str, imgs: Tensor, noise: Tensor) -> None:
         """Forward and backward through the encoder, for a gradient that is its output's sine."""
-        self.optimizer.zero_grad()  # every pass begins as that of a step does
         ids = noise.argsort(dim=1, stable=True)[:, : self.keep(noise)]
         with autocast(precision, imgs.device):
             if self.peer is None:
@@ -52,6 +51,7 @@ class Candidate:
                 seen = torch.zeros_like(noise).scatter(1, ids, 1.0).view(-1, grid, grid)
                 x = self.peer.encode(imgs, seen)
         (x * x.detach().sin()).sum().backward()
+        self.optimizer.zero_grad()  # every pass begins as that of a step does
 
     def keep(self, noise: Tensor) -> int:
         return int(noise.shape[1] * (1 - self.model.mask_ratio) + 1e-6)
@@ -89,17 +89,20 @@ def check(candidates: dict[str, Candidate], precision: str, imgs: Tensor, noise:
     """Losses and gradients against the dense peer's in fp32; -> a row for each candidate.
 
     In fp32 they have to be equal but for the order of sums; in bf16, no farther off than the
-    dense peer's own.
+    dense peer's own: on average, for the worst is a LayerNorm's, in which almost all cancels.
     """
     truth, rows = gradients(candidates["dense"], "fp32", imgs, noise), []
-    errors = {}
+    means, worst = {}, {}
     for name, candidate in candidates.items():
         loss, found = gradients(candidate, precision, imgs, noise)
         off = [float((a - b).norm() / b.norm()) for a, b in zip(found, truth[1], strict=True)]
-        errors[name] = max(off)
-        rows.append([name, abs(loss / truth[0] - 1), sum(off) / len(off), max(off)])
-    limit = 2e-5 if precision == "fp32" else 1.2 * errors["dense"]
-    assert max(errors.values()) <= limit, (precision, errors)
+        means[name], worst[name] = sum(off) / len(off), max(off)
+        rows.append([name, abs(loss / truth[0] - 1), means[name], worst[name]])
+    if precision == "fp32":
+        assert max(worst.values()) <= 2e-5, worst
+    else:
+        assert max(means.values()) <= 1.1 * means["dense"], means
+        assert max(worst.values()) <= 1.5 * worst["dense"], worst
     return rows
 
 
@@ -149,6 +152,7 @@ def main() -> None:
     equality, times, memory = [], [], []
     for name in args.models:
         batch = args.batch_size or BATCH[name]
+        torch.manual_seed(0)
         data = torch.randn(batch, 3, 224, 224, device=device), torch.rand(batch, 49, device=device)
         for precision in args.precisions:
             candidates, where = build(name, device, args.compile), [name, batch, precision]
