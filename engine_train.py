@@ -79,7 +79,7 @@ class Precision:
         if mode == "tf32" and device.type != "cuda":
             raise BadInput(f"--amp tf32: is for CUDA GPUs; use off on {device.type}")
         if device.type == "cuda":
-            # By their older names: after the newer ones these, which its compiler reads, raise.
+            # Not by the newer fp32_precision: after it these raise, and torch's compiler reads them.
             torch.backends.cuda.matmul.allow_tf32 = mode == "tf32"
             torch.backends.cudnn.allow_tf32 = mode == "tf32"
         self.name = {"off": "fp32"}.get(mode, mode)

@@ -32,16 +32,13 @@ def parser(description: str, rounds: int = 15) -> argparse.ArgumentParser:
 
 def settle(options: argparse.Namespace) -> "torch.device":
     """The device of `--device`; on the CPU with `--threads` threads, pinned."""
-    import torch
-
     from engine_train import Precision
+    from util.distributed import Place, pick_device
 
-    device = torch.device(options.device)
+    device = pick_device(options.device, Place())
     if device.type == "cpu":
         pin(options.threads)
-    else:
-        torch.cuda.set_device(device)
-        Precision("off", device)  # fp32 is fp32, not TF32
+    Precision("off", device)  # fp32 is fp32, not TF32
     return device
 
 
