@@ -79,7 +79,7 @@ class Precision:
         if mode == "tf32" and device.type != "cuda":
             raise BadInput(f"--amp tf32: is for CUDA GPUs; use off on {device.type}")
         if device.type == "cuda":
-            # Not by the newer fp32_precision: after it these raise, and torch's compiler reads them.
+            # Not by the newer fp32_precision: after it these raise, which torch's compiler reads.
             torch.backends.cuda.matmul.allow_tf32 = mode == "tf32"
             torch.backends.cudnn.allow_tf32 = mode == "tf32"
         self.name = {"off": "fp32"}.get(mode, mode)
