@@ -163,7 +163,7 @@ def model_options(args: argparse.Namespace) -> dict[str, object]:
     return {name: getattr(args, name) for name in names}
 
 
-def train(args: argparse.Namespace) -> None:
+def work(args: argparse.Namespace) -> None:
     """Pre-train in the run's folder, with the other processes."""
     from engine_run import run_in_folder
 
@@ -342,4 +342,4 @@ def run_identity(
 
 
 if __name__ == "__main__":
-    sys.exit(run_program(build_parser, check_options, train))
+    sys.exit(run_program(build_parser, check_options, work))

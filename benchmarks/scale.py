@@ -1,4 +1,4 @@
-"""What grows with the data and the processes: start-up, memory, steps, communication.
+"""What grows with data, steps and processes: start-up, memory, files, communication.
 
     python benchmarks/scale.py                              # all tables, some minutes
     python benchmarks/scale.py --parts start --counts 10000
@@ -34,6 +34,13 @@ TINY = (
     "--model mae_vit_tiny_patch16 --decoder_embed_dim 32 --decoder_depth 1 --decoder_num_heads 2 "
     "--input_size 32 --batch_size 8 --num_workers 2 --print_freq 1 --vis_freq 0"
 )
+FILES_A_RUN, LINES_EVERY = 800, 20
+LONG = {
+    "main_pretrain.py": TINY.replace("--print_freq 1", f"--print_freq {LINES_EVERY}")
+    + " --save_steps 50 --warmup_epochs 1",
+    "main_finetune.py": "--model vit_tiny_patch16 --patch_size 16 --input_size 32 --batch_size 8 "
+    f"--num_workers 2 --print_freq {LINES_EVERY} --save_steps 50 --warmup_epochs 1",
+}
 STEP = re.compile(r"step (\d+)/\d+")
 
 
@@ -42,6 +49,7 @@ def main() -> None:
     options = timing.parser("Start-up, memory, steps and communication as things grow.", rounds=3)
     options.add_argument("--counts", type=int, nargs="+", default=[10_000, 90_000, 270_000])
     options.add_argument("--steps", type=int, default=400, help="of a run that is watched")
+    options.add_argument("--long_steps", type=int, default=2000, help="of each long run")
     options.add_argument("--folder", help="where files are made (default: a temporary folder)")
     options.add_argument(
         "--parts", nargs="+", choices=PARTS, default=list(PARTS), help="which tables"
@@ -157,6 +165,60 @@ def memory(pid: int) -> float:
     """A process's own pages and its share of those it shares, MiB."""
     text = Path(f"/proc/{pid}/smaps_rollup").read_text()
     return int(re.search(r"^Pss:\s+(\d+)", text, re.M)[1]) / 1024
+
+
+# --- steps ---
+
+
+def long(report: timing.Report, args: argparse.Namespace) -> None:
+    """Memory, open files and what is written, as a run gets longer."""
+    rows = []
+    with tempfile.TemporaryDirectory(dir=args.folder) as folder:
+        data = make_files(Path(folder) / "data", FILES_A_RUN)
+        for program, options in LONG.items():
+            output = Path(folder) / program
+            command = [sys.executable, program, *options.split(), "--data_path", str(data)]
+            command += ["--output_dir", str(output), *f"--epochs {args.long_steps}".split()]
+            rows += [[program, *row] for row in watch_long(command, output, args.long_steps)]
+    columns = ["program", "steps", "epochs", "main, MiB", "a worker, MiB", "open files"]
+    columns += ["log.txt, kB", "events, kB", "bad_images.txt and others, kB", "checkpoints, MB"]
+    report.table("A run with 2 workers that saves every 50 steps", columns, rows)
+
+
+def watch_long(command: list[str], output: Path, steps: int) -> list[list[object]]:
+    """What is true after an eighth, a quarter, a half and all of the steps; then kill."""
+    rows, done, due = [], 0, [steps // 8, steps // 4, steps // 2, steps]
+    with subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as run:
+        last = ""
+        for line in run.stdout:
+            last = line
+            if not step_of(line):
+                continue
+            done += LINES_EVERY
+            if done >= due[0]:
+                rows.append([done, *state_of(run.pid, line, output)])
+                if not due[1:]:
+                    break
+                due = due[1:]
+        else:
+            raise SystemExit(f"{' '.join(command)} ended early: {last}")
+        run.send_signal(signal.SIGKILL)
+    return rows
+
+
+def state_of(pid: int, line: str, output: Path) -> list[object]:
+    """A row of `long`, from the number of epochs on."""
+    sizes = {"log": 0.0, "events": 0.0, "others": 0.0, "checkpoints": 0.0}
+    for path in output.rglob("*"):
+        kind = path.name.removeprefix(".").partition("-")[0].partition(".")[0]
+        kind = {"checkpoint": "checkpoints"}.get(kind, kind if kind in sizes else "others")
+        sizes[kind] += path.stat().st_size / 1000
+    files = len(list(Path(f"/proc/{pid}/fd").iterdir()))
+    workers = statistics.mean(workers_memory(pid))
+    kilobytes = sizes["log"], sizes["events"], sizes["others"], sizes["checkpoints"] / 1000
+    return [int(re.search(r"epoch (\d+)", line)[1]), memory(pid), workers, files, *kilobytes]
 
 
 # --- processes ---
@@ -290,6 +352,7 @@ def count_sent(run: "DistributedDataParallel", sent: dict[str, float]) -> None:
 
 PARTS: dict[str, Callable[[timing.Report, argparse.Namespace], None]] = {
     "start": start,
+    "long": long,
     "communication": communication,
     "processes": processes,
 }

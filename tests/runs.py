@@ -70,9 +70,8 @@ def run_here(main, options):
     handlers = {number: signal.getsignal(number) for number in SIGNALS}
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    work = main.train if main.__name__ == "main_pretrain" else main.work
     try:
-        return run_program(main.build_parser, main.check_options, work, options)
+        return run_program(main.build_parser, main.check_options, main.work, options)
     finally:
         torch.set_num_threads(threads)
         for number, handler in handlers.items():

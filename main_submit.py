@@ -1,0 +1,122 @@
+"""Send a training to SLURM: it is queued again when it is preempted or out of time, and goes on.
+
+    python main_submit.py --nodes 2 --gpus 8 --hours 24 --partition gpu \\
+        main_pretrain.py @recipes/pretrain_convnextv2_base.args --accum_iter 4 --data_path … \\
+        --output_dir /shared/run
+
+Needs `pip install -r requirements-submit.txt`. Its options come before the program's name, the
+program's after it; those are checked before anything is queued.
+"""
+
+import argparse
+import importlib
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from util.errors import DONE, RESUMABLE, BadInput, Fault
+from util.options import COUNT, SIZE, Parser, find_output_dir, number
+from util.program import run_program
+
+if TYPE_CHECKING:
+    import submitit
+
+PROGRAMS = ("main_pretrain.py", "main_finetune.py")
+# Each is a job that was asked to stop by its time: 1000 days are enough of one-day jobs.
+MOST_TIMEOUTS = 1000
+WARNING = 120  # seconds before its time is over, a job is told
+
+
+def build_parser() -> Parser:
+    """Options of the job; everything from the program's name on is the program's."""
+    parser = Parser("Send a training to SLURM and go on with it until it is done.")
+    parser.add_argument("--nodes", type=SIZE, default=1)
+    parser.add_argument("--gpus", type=COUNT, default=8, help="a node, each with its own process")
+    parser.add_argument("--cpus", type=SIZE, default=10, help="cores a process, for data workers")
+    parser.add_argument("--hours", type=number(float, above=0), default=72, help="of one job")
+    parser.add_argument("--partition", help="SLURM's partition")
+    parser.add_argument(
+        "--sbatch", action="append", default=[], metavar="KEY=VALUE", help="any option of sbatch"
+    )
+    parser.add_argument(
+        "--cluster", choices=("slurm", "local"), default="slurm", help="local: here, to try it out"
+    )
+    parser.add_argument("program", choices=PROGRAMS)
+    parser.add_argument("options", nargs=argparse.REMAINDER, help="the program's own")
+    return parser
+
+
+def check_options(args: argparse.Namespace) -> None:
+    """Refuse what sbatch or the program would refuse once the job has waited in the queue."""
+    for pair in args.sbatch:
+        if not all(pair.partition("=")):
+            raise BadInput(f"--sbatch {pair}: must be KEY=VALUE, such as account=faces")
+    if args.cluster == "local" and args.nodes > 1:
+        raise BadInput(f"--nodes {args.nodes}: --cluster local is this machine alone")
+    program = importlib.import_module(args.program.removesuffix(".py"))
+    program.check_options(program.build_parser().parse(args.options))
+
+
+def work(args: argparse.Namespace) -> None:
+    """Queue the job and tell its number."""
+    # The signal that the programs know. submitit reads it here, and in the job once more.
+    os.environ["SUBMITIT_PREEMPT_SIGNAL"] = "USR1"
+    try:
+        import submitit
+    except ImportError:
+        raise BadInput(
+            "submitit is not installed: pip install -r requirements-submit.txt"
+        ) from None
+
+    logs = Path(find_output_dir(args.options)) / "jobs"
+    executor = submitit.AutoExecutor(logs, args.cluster, slurm_max_num_timeout=MOST_TIMEOUTS)
+    executor.update_parameters(
+        name=Path(args.program).stem,
+        nodes=args.nodes,
+        tasks_per_node=max(args.gpus, 1),
+        gpus_per_node=args.gpus,
+        cpus_per_task=args.cpus,
+        timeout_min=int(60 * args.hours),
+        slurm_partition=args.partition,
+        slurm_signal_delay_s=WARNING,
+        slurm_additional_parameters=dict(pair.split("=", 1) for pair in args.sbatch),
+    )
+    job = executor.submit(Training(args.program, args.options))
+    said = f"{logs}/{job.job_id}_0_log.out and .err"
+    print(f"job {job.job_id}; what it says: {said}", flush=True)
+    if args.cluster == "local" and job.exception():
+        raise Fault(f"job {job.job_id} failed; see {said}")
+
+
+class Training:
+    """One process of a job."""
+
+    def __init__(self, program: str, options: list[str]) -> None:
+        self.program, self.options = program, options
+
+    def __call__(self) -> None:
+        """Run the program; when it has saved because it was asked to stop, queue the job again."""
+        import submitit
+
+        place = submitit.helpers.TorchDistributedEnvironment()
+        place.export(set_cuda_visible_devices=False)
+        queue_again = signal.getsignal(signal.SIGUSR1)  # submitit's; the program takes the signal
+        program = importlib.import_module(self.program.removesuffix(".py"))
+        sys.argv = [self.program, *self.options]
+        code = run_program(program.build_parser, program.check_options, program.work)
+        if code == RESUMABLE and place.rank == 0:
+            queue_again(signal.SIGUSR1, None)
+        if code not in (DONE, RESUMABLE):
+            sys.exit(code)
+
+    def checkpoint(self) -> "submitit.helpers.DelayedSubmission":
+        """What submitit queues again: the same, which goes on from what was saved."""
+        import submitit
+
+        return submitit.helpers.DelayedSubmission(self)
+
+
+if __name__ == "__main__":
+    sys.exit(run_program(build_parser, check_options, work))

@@ -1,0 +1,119 @@
+"""Several machines, and a scheduler that takes them away."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from runs import ROOT, assert_same_run, command, finish, free_port, launched, load, start, status
+
+import main_submit
+from util.errors import BadInput
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    """Two processes of one launcher."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    finish(command(folder, processes=2))
+    return folder
+
+
+def agents(output):
+    """Two launchers, as on two machines, each with one process."""
+    where = f"--rdzv_endpoint=127.0.0.1:{free_port()} --rdzv_id=faces --rdzv_backend=c10d"
+    options = f"--nnodes=2 --nproc_per_node=1 --local_addr=127.0.0.1 {where}".split()
+    _, *program = command(output)
+    return [
+        start([sys.executable, "-m", "torch.distributed.run", *options, *program]) for _ in range(2)
+    ]
+
+
+def test_two_machines_train_stop_and_go_on_as_one_does(undisturbed, tmp_path):
+    stopped = agents(tmp_path)
+    await_text(tmp_path / "log.txt", '"epoch": 0')
+    stopped[1].send_signal(signal.SIGTERM)  # whichever holds rank 0
+    assert {agent.wait(120) for agent in stopped} == {1}, [a.stdout.read() for a in stopped]
+    assert status(tmp_path) == "resumable"
+    assert load(tmp_path)["epoch"] == 0
+    going_on = agents(tmp_path)
+    said = [agent.communicate(timeout=240)[0] for agent in going_on]
+    assert [agent.returncode for agent in going_on] == [0, 0], said
+    assert_same_run(tmp_path, undisturbed)
+
+
+def test_a_preempted_job_is_queued_again_and_goes_on_bit_for_bit(undisturbed, tmp_path):
+    _, *program = command(tmp_path)
+    options = ["--cluster", "local", "--gpus", "2", "--hours", "0.1"]
+    submitting = start(launched("main_submit.py", [*options, *program, "--device", "cpu"]))
+    told = submitting.stdout.readline()
+    job = int(re.match(r"job (\d+);", told)[1])
+    said = tmp_path / "jobs" / f"{job}_0_log.out"
+    await_text(said, "epoch 1/2  step 2/")
+    os.kill(job, signal.SIGUSR1)
+    rest = submitting.communicate(timeout=240)[0]
+    assert submitting.returncode == 0, rest
+    assert re.search(r"going on from .*\n.*at epoch 1, step [2-5]", said.read_text())
+    assert_same_run(tmp_path, undisturbed)
+
+
+def test_a_job_that_cannot_work_is_not_queued(tmp_path):
+    arguments = launched("main_submit.py", ["--cluster", "local", "main_pretrain.py"])
+    output = finish([*arguments, "--data_path", "/none", "--output_dir", str(tmp_path)], code=2)
+    assert output.startswith("main_submit.py: error: --data_path /none:"), output
+    output = finish([*arguments, "--modle", "x"], code=2)
+    assert "--modle: no such option; did you mean --model" in output
+    assert not (tmp_path / "jobs").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ("--sbatch account main_pretrain.py", "--sbatch account: must be KEY=VALUE"),
+        ("--cluster local --nodes 2 main_pretrain.py", "--nodes 2: --cluster local is this"),
+        ("--gpus 8 main_dance.py", "invalid choice: 'main_dance.py'"),
+        ("--gpus 8", "required: program"),
+    ],
+)
+def test_options_of_a_job_are_checked(options, told):
+    with pytest.raises(BadInput, match=re.escape(told)):
+        main_submit.check_options(main_submit.build_parser().parse(options.split()))
+
+
+def test_what_sbatch_is_given(tmp_path):
+    """A stand-in for sbatch keeps the script it gets."""
+    sbatch = tmp_path / "bin" / "sbatch"
+    sbatch.parent.mkdir()
+    sbatch.write_text(f'#!/bin/sh\ncp "$1" {tmp_path}/script\necho Submitted batch job 12\n')
+    for name in ("srun", "scontrol"):
+        (sbatch.parent / name).write_text("#!/bin/sh\n")
+    for path in sbatch.parent.iterdir():
+        path.chmod(0o755)
+    options = "--nodes 2 --gpus 8 --hours 24 --partition faces --sbatch account=lab"
+    _, *program = command(tmp_path / "run")
+    told = subprocess.run(
+        launched("main_submit.py", [*options.split(), *program]),
+        env={**os.environ, "PATH": f"{sbatch.parent}:{os.environ['PATH']}"},
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+    )
+    assert told.stdout.startswith("job 12;"), told
+    script = (tmp_path / "script").read_text()
+    for line in (
+        *("nodes=2", "ntasks-per-node=8", "gpus-per-node=8", "cpus-per-task=10", "time=1440"),
+        *("partition=faces", "account=lab", "signal=USR1@120", "job-name=main_pretrain"),
+    ):
+        assert f"#SBATCH --{line}\n" in script, script
+    assert "--requeue" in script or "open-mode=append" in script
+
+
+def await_text(path, text, seconds=120):
+    """Wait until a file holds `text`."""
+    end = time.monotonic() + seconds
+    while not (path.exists() and text in path.read_text()):
+        assert time.monotonic() < end, path.read_text() if path.exists() else f"no {path}"
+        time.sleep(0.05)
