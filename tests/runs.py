@@ -79,10 +79,10 @@ def run_here(main, options):
             signal.signal(number, handler)
 
 
-def run_two(program, options):
+def run_two(program, options, code=0):
     """A program (`main_finetune`) as two processes that meet, without what launchers take to start.
 
-    They are copies of one that has imported the slow libraries, and must end well.
+    They are copies of one that has imported the slow libraries; both end with `code`.
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(SLOW_IMPORTS)
@@ -94,7 +94,7 @@ def run_two(program, options):
         process.join(240)
         process.kill()
         process.join()
-    assert [process.exitcode for process in ranks] == [0, 0]
+    assert [process.exitcode for process in ranks] == [code, code]
 
 
 def _run_rank(rank, program, options, port):
