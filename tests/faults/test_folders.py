@@ -101,16 +101,15 @@ def test_asked_again_and_again_while_it_saves_it_saves_all_the_same(
         """A file in whose middle SIGTERM arrives, twice."""
 
         def __init__(self, file):
-            self.file = file
+            self.file, self.writes = file, 0
 
         def write(self, data):
-            if len(data) > 10**6:
-                for half in np.array_split(np.frombuffer(data, np.uint8), 2):
-                    self.file.write(half)
+            self.file.write(data)
+            self.writes += 1
+            if self.writes == 50:
+                for _ in range(2):
                     os.kill(os.getpid(), signal.SIGTERM)
                     asked.append(1)
-            else:
-                self.file.write(data)
 
         def flush(self):
             self.file.flush()
@@ -118,10 +117,10 @@ def test_asked_again_and_again_while_it_saves_it_saves_all_the_same(
     with monkeypatch.context() as patch:
         patch.setattr(checkpoint, "write", lambda saved, file: write(saved, Asking(file)))
         assert pretrain(tmp_path, "--save_steps 5") == 75
-    assert len(asked) > 4
+    assert len(asked) >= 4  # in the save of step 5, and in the one that they ask for
     assert status(tmp_path) == "resumable"
     assert list(tmp_path.glob(".*.tmp")) == []
-    assert load(tmp_path)["step"] >= 6  # asked while the save of step 5 was written
+    assert load(tmp_path)["step"] >= 6
     assert pretrain(tmp_path) == 0
     assert_same_run(tmp_path, undisturbed("mae", 1))
 
