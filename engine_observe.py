@@ -62,7 +62,7 @@ class Saver:
         if folder:
             remove_unfinished(folder)
             if (folder / LAST).exists() or numbered_checkpoints(folder):
-                self.last_saved = place(begun)
+                self.last_saved = in_words(begun)
 
     def save(self, state: TrainState, best: bool = False) -> None:
         """The state as it is now; at the beginning of an epoch perhaps under its number too.
@@ -76,7 +76,7 @@ class Saver:
         numbered = step == 0 and (done % self.every == 0 or done == self.epochs)
         checkpoint = self._copy.take({**state.state_dict(), **self.extra})
         number = done - 1 if numbered else None
-        name = place(state.position)
+        name = in_words(state.position)
         self._writing = self._thread.submit(self._write, checkpoint, name, number, best)
 
     def wait(self) -> None:
@@ -129,7 +129,7 @@ class Saver:
             self.give_up(f"{self._failed} failed saves")
 
 
-def place(position: Position) -> str:
+def in_words(position: Position) -> str:
     """Which checkpoint one is, in words."""
     return f"of epoch {position.epoch}, step {position.step}"
 

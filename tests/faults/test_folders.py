@@ -165,12 +165,11 @@ def test_killed_while_it_writes_a_line_the_log_loses_that_line_only(kills, tmp_p
     print("TORN", torn)
 
 
-@pytest.mark.parametrize("share", [0.001, 0.5, 0.999])
-def test_a_torn_line_is_cut_off_where_the_run_goes_on(share, undisturbed, tmp_path):
+def test_a_torn_line_is_cut_off_where_the_run_goes_on(undisturbed, tmp_path):
     folder = tmp_path / "run"
     shutil.copytree(undisturbed("mae", 1), folder)
     first, second = (folder / "log.txt").read_text().splitlines(keepends=True)
-    (folder / "log.txt").write_text(first + second[: int(share * len(second)) or 1])
+    (folder / "log.txt").write_text(first + second[: len(second) // 2])
     (folder / "checkpoint-1.pth").unlink()
     os.replace(folder / "checkpoint-0.pth", folder / "checkpoint-last.pth")
     assert pretrain(folder) == 0
