@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -137,6 +138,13 @@ def send(process, number, output):
                 os.kill(int(entry.name), number)
         except (OSError, UnicodeDecodeError):
             continue
+
+
+def wait_for(condition, seconds=60):
+    """Come back as soon as `condition()` holds."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
 
 
 def signal_at(arguments, text, number=signal.SIGTERM):

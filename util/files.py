@@ -27,7 +27,8 @@ def replacing(path: str | Path) -> Iterator[BinaryIO]:
         os.replace(temporary, path)
         flush_folder(path.parent)
     except OSError as error:
-        error.filename = str(path)
+        if error.errno:
+            error.filename = str(path)
         raise
     finally:
         temporary.unlink(missing_ok=True)

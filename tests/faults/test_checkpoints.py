@@ -22,6 +22,7 @@ from runs import (
     same,
     signal_at,
     status,
+    wait_for,
 )
 from torch import nn
 
@@ -70,19 +71,13 @@ def unfinished(folder):
     return list(folder.glob(".*.tmp"))
 
 
-def wait_for(condition, seconds=60):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-
-
 @pytest.mark.parametrize("kills", [10, pytest.param(100, marks=pytest.mark.long)])
 def test_killed_while_saving_the_newest_file_is_whole_and_goes_on_exactly(kills, tmp_path):
     context, rng = multiprocessing.get_context("fork"), np.random.default_rng()
     undisturbed, torn = make_state(), 0
     for k in range(kills):
         receive, send = context.Pipe(duplex=False)
-        process = context.Process(target=save_on_and_on, args=(tmp_path, send))
+        process = context.Process(target=save_on_and_on, args=(tmp_path, send), daemon=True)
         process.start()
         send.close()
         reported = receive.recv()
