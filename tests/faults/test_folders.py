@@ -177,7 +177,6 @@ def test_killed_while_it_writes_a_line_the_log_loses_that_line_only(kills, tmp_p
         if epoch > 8:  # that the file stays small
             file.unlink()
             epoch = 0
-    print("TORN", torn)
     assert torn or kills < 100
 
 
