@@ -7,15 +7,24 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from engine_train import Position, StepResult, Trainer, TrainState
-from util.checkpoint import LAST, remove_unfinished, save_checkpoint
+from util.checkpoint import (
+    BEST,
+    LAST,
+    find_not_finite,
+    numbered_checkpoints,
+    save_checkpoint,
+)
 from util.distributed import gather_objects, on_main
 from util.errors import BadInput, Fault, Stopped
+from util.files import remove_unfinished
 from util.hostcopy import HostCopy
 from util.log import Meter, NullLog, duration, peak_memory
 from util.program import BEGAN
 from util.trace import StepTrace
 
 MAX_BAD_SHARE = 0.05
+MAX_FAILED_SAVES = 3  # in a row
+NOTHING = "none yet"
 
 
 class Saver:
@@ -23,27 +32,42 @@ class Saver:
 
     Training waits only while the state is copied: a thread writes the copy, which takes as much
     memory again as a checkpoint. One is written at a time, and whoever needs it on the disk waits.
+    A save that fails is told, and training goes on to the next; after several the run is to stop.
     """
 
     def __init__(
-        self, folder: Path | None, extra: dict[str, Any], every: int, keep: int, epochs: int
+        self,
+        folder: Path | None,
+        extra: dict[str, Any],
+        every: int,
+        keep: int,
+        epochs: int,
+        begun: Position,
+        warn: Callable[[str], None],
+        give_up: Callable[[str], None],
     ) -> None:
         """`extra` goes into each file; every `every` epochs one is kept by number, `keep` of them.
 
-        The last of `epochs` is always kept. The folder must be this process's alone.
+        The last of `epochs` is always kept. The folder must be this process's alone. `begun`: where
+        the run goes on, if it does. `warn` and `give_up` may be called by a thread.
         """
         self.folder, self.extra = folder, extra
         self.every, self.keep, self.epochs = every, keep, epochs
-        self.last_saved = "none yet"  # the newest that is on the disk
+        self.warn, self.give_up = warn, give_up
+        self.last_saved = NOTHING  # the newest that is on the disk
+        self.failure: Fault | Stopped | None = None  # why that is not the last one asked for
+        self._failed = 0  # saves in a row that the disk did not take
         self._copy, self._thread = HostCopy(), ThreadPoolExecutor(1, "checkpoint")
         self._writing: Future | None = None
         if folder:
             remove_unfinished(folder)
+            if (folder / LAST).exists() or numbered_checkpoints(folder):
+                self.last_saved = in_words(begun)
 
     def save(self, state: TrainState, best: bool = False) -> None:
         """The state as it is now; at the beginning of an epoch perhaps under its number too.
 
-        `best`: as `checkpoint-best.pth` too. Raises Fault when the one before could not be written.
+        `best`: as `checkpoint-best.pth` too.
         """
         if self.folder is None:
             return
@@ -52,24 +76,62 @@ class Saver:
         numbered = step == 0 and (done % self.every == 0 or done == self.epochs)
         checkpoint = self._copy.take({**state.state_dict(), **self.extra})
         number = done - 1 if numbered else None
-        name = f"of epoch {done}, step {step}"
+        name = in_words(state.position)
         self._writing = self._thread.submit(self._write, checkpoint, name, number, best)
 
     def wait(self) -> None:
-        """Until what was saved is on the disk. Raises Fault, once, when it could not be written."""
+        """Until what was saved is on the disk, or has failed."""
         writing, self._writing = self._writing, None
         if writing:
             writing.result()
 
+    def finish(self) -> None:
+        """The same for the last save of a run, which must not fail.
+
+        Raises Stopped when the run can be gone on with from an older one, else Fault.
+        """
+        self.wait()
+        if self.failure:
+            raise self.failure
+
     def _write(self, checkpoint: dict[str, Any], name: str, number: int | None, best: bool) -> None:
         try:
+            if wrong := find_not_finite(checkpoint):
+                self._refuse(wrong, name)
+                return
             save_checkpoint(checkpoint, self.folder, number, self.keep, best)
         except OSError as error:
-            raise Fault(
-                f"{self.folder / LAST}: could not be written ({error.strerror}); "
-                "the checkpoints before it are as they were"
-            ) from None
-        self.last_saved = name
+            self._count_failure(error, best)
+            return
+        self.last_saved, self.failure, self._failed = name, None, 0
+
+    def _refuse(self, wrong: str, name: str) -> None:
+        """What a run that has diverged would leave is no checkpoint; the loss will end the run."""
+        self.failure = Fault(
+            f"the weights {name} are not finite ({wrong}) and were not saved; the last good "
+            f"checkpoint is {self.last_saved}; lower --blr, set --clip_grad, or use --amp off"
+        )
+        self.warn(f"warning: {self.failure}")
+
+    def _count_failure(self, error: OSError, best: bool) -> None:
+        self._failed += 1
+        what = f"{self.folder / LAST}: could not be written ({error.strerror}); "
+        if self.last_saved == NOTHING:
+            self.failure = Fault(f"{what}nothing has been saved")
+        else:
+            what += f"the newest checkpoint is {self.last_saved}"
+            self.failure = Stopped(f"{what}; the same command goes on from there")
+        best_stays = f"; {BEST} stays as it was" if best else ""
+        last = self._failed >= MAX_FAILED_SAVES
+        then = f"{self._failed} times in a row: stopping" if last else "training goes on"
+        self.warn(f"warning: {what}{best_stays}; {then}")
+        if last:
+            self.give_up(f"{self._failed} failed saves")
+
+
+def in_words(position: Position) -> str:
+    """Which checkpoint one is, in words."""
+    return f"of epoch {position.epoch}, step {position.step}"
 
 
 class RunObserver:
@@ -100,10 +162,12 @@ class RunObserver:
         return self
 
     def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
-        """Raises Fault as Saver.wait does; but where the run ends by another error, only tells."""
+        """Raises as Saver.finish does, on all ranks; where the run ends by another error, waits."""
         try:
             self.trace.close()
-            if self.saver:
+            if self.saver and error is None:
+                on_main(self.saver.finish)
+            elif self.saver:
                 self.saver.wait()
         except Exception as failure:
             if error is None:
@@ -135,19 +199,28 @@ class RunObserver:
         if result.stop and not self.saver:
             raise Fault("asked to stop; nothing was saved (--save_ckpt False)")
         if result.stop:
-            self.saver.save(state)
-            self.saver.wait()
-            gather_objects(None)  # a launcher gives rank 0 little time once another has ended
-            raise Stopped(self._saved(position))
+            # All wait for rank 0, to which launchers give little time once another has ended.
+            raise Stopped(on_main(lambda: self._save_and_end(state)))
         if self.saver and self.save_steps and position.step % self.save_steps == 0:
-            self.saver.save(state)
+            self._save(state)
+
+    def _save(self, state: TrainState, best: bool = False) -> None:
+        self.log.catch_up()
+        self.saver.save(state, best)
+
+    def _save_and_end(self, state: TrainState) -> str:
+        """The last words of a run that was asked to stop. Raises as Saver.finish does."""
+        self._save(state)
+        self.saver.finish()
+        return self._saved(state.position)
 
     def save_unfinished(self, state: TrainState) -> None:
         """See engine_train.Observer; a run whose epochs are all done is saved already."""
         if self.saver and state.position.epoch < self.epochs:
-            self.saver.save(state)
+            self._save(state)
             self.saver.wait()
-            self.log.line(self._saved(state.position))
+            if not self.saver.failure:
+                self.log.line(self._saved(state.position))
 
     def finish_epoch(self, trainer: Trainer, measure: Callable[[int], dict[str, float]]) -> None:
         """Measure, log an epoch, go to the next, save: in this order, that no log line is lost.
@@ -174,7 +247,7 @@ class RunObserver:
         best = state.position.best_epoch == epoch
         state.position.next_epoch()
         if self.saver:
-            self.saver.save(state, best)
+            self._save(state, best)
 
     def _tell(self, position: Position, result: StepResult) -> None:
         speed = self.meter.take(self.global_batch)

@@ -90,7 +90,10 @@ class Reconstructions:
     def save(self, model: MaskedAutoencoder, epoch: int, log: NullLog) -> None:
         """Draw the model after `epoch` to a file and to the log."""
         picture = self.draw(model, f"after epoch {epoch}")
-        save_png(picture, self.folder / f"reconstruction-{epoch:04d}.png")
+        try:
+            save_png(picture, self.folder / f"reconstruction-{epoch:04d}.png")
+        except OSError as error:
+            log.line(f"warning: no picture was written: {error}")
         log.picture("reconstruction", picture, epoch + 1)
 
     @torch.no_grad()

@@ -49,11 +49,11 @@ def run_in_folder(output_dir: str, launch: Launch, work: Callable[[Run], None]) 
     distributed.join(place, device, launch.dist_url, launch.dist_timeout)
     work(Run(place, device, stop, Path(output_dir), folder))
     if folder:
-        folder.write_status("done")
         try:
+            folder.write_status("done")
             print(f"report: {write_report(folder.path)}")
         except OSError as error:
-            print(f"warning: no report was written: {error}")
+            print(f"warning: the run is done, but not all was written: {error}")
         folder.release()
 
 
@@ -183,7 +183,16 @@ def observe(
 ) -> RunObserver:
     """The observer of a run; `extra` goes into its checkpoints, `at_lines` as in RunObserver."""
     folder = run.output if run.folder else None
-    saver = Saver(folder, extra, saving.save_ckpt_freq, saving.save_ckpt_num, epochs)
+    saver = Saver(
+        folder,
+        extra,
+        saving.save_ckpt_freq,
+        saving.save_ckpt_num,
+        epochs,
+        state.position,
+        log.line,
+        run.stop.ask,
+    )
     return RunObserver(
         log,
         saver if saving.save_ckpt else None,

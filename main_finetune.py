@@ -216,7 +216,9 @@ def test_chosen(
     }
     if run.folder:
         write_results(run.output, best, evaluator.tests[split], facts)
+    lost = [f"warning: epoch {state.position.best_epoch} was better, but could not be saved"]
     return [
+        *(lost if epoch != state.position.best_epoch else []),
         f"best epoch on {args.select}: {epoch}; its results on {split}:",
         *summary_lines(best.result),
         f"last epoch, {last_epoch}: accuracy {last.result['accuracy']:.2f} %, "

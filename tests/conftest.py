@@ -3,10 +3,11 @@
 import pytest
 from layouts import write_ferplus_csv, write_rafdb
 from layouts_affectnet import write_affectnet_csv
-from runs import FAMILIES, SMALL, finetune_options, run_here
+from runs import FAMILIES, SMALL, command, finetune_options, finish, run_here
 
 import main_finetune
 import main_pretrain
+from util.errors import BAD_INPUT
 
 
 @pytest.fixture(scope="session")
@@ -46,5 +47,39 @@ def finetune(sets, pretrained, tmp_path_factory):
             assert run_here(main_finetune, finetune_options(folder, family, more_)) == 0
             made[family, more, data] = folder
         return made[family, more, data]
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def undisturbed(tmp_path_factory):
+    """Finished pre-trainings by (family, processes), made when first asked for."""
+    made = {}
+
+    def make(family, processes):
+        if (family, processes) not in made:
+            folder = tmp_path_factory.mktemp(f"{family}-{processes}")
+            finish(command(folder, family, processes=processes))
+            made[family, processes] = folder
+        return made[family, processes]
+
+    return make
+
+
+@pytest.fixture
+def refuse(tmp_path, capfd):
+    """Run with options that cannot work; the one line that comes out."""
+
+    def run(options, output=None):
+        output = output or tmp_path / "out"
+        small = f"{SMALL} {FAMILIES['mae']}".split()
+        argv = [*small, "--num_workers", "0", "--output_dir", str(output), *map(str, options)]
+        code = run_here(main_pretrain, argv)
+        captured = capfd.readouterr()
+        lines = captured.err.strip().splitlines()
+        assert code == BAD_INPUT, captured
+        assert len(lines) == 1, lines
+        assert not list(tmp_path.glob("out/checkpoint*"))
+        return lines[0]
 
     return run

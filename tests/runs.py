@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -78,10 +79,10 @@ def run_here(main, options):
             signal.signal(number, handler)
 
 
-def run_two(program, options):
+def run_two(program, options, code=0):
     """A program (`main_finetune`) as two processes that meet, without what launchers take to start.
 
-    They are copies of one that has imported the slow libraries, and must end well.
+    They are copies of one that has imported the slow libraries; both end with `code`.
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(SLOW_IMPORTS)
@@ -93,7 +94,7 @@ def run_two(program, options):
         process.join(240)
         process.kill()
         process.join()
-    assert [process.exitcode for process in ranks] == [0, 0]
+    assert [process.exitcode for process in ranks] == [code, code]
 
 
 def _run_rank(rank, program, options, port):
@@ -136,6 +137,13 @@ def send(process, number, output):
                 os.kill(int(entry.name), number)
         except (OSError, UnicodeDecodeError):
             continue
+
+
+def wait_for(condition, seconds=60):
+    """Come back as soon as `condition()` holds."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
 
 
 def signal_at(arguments, text, number=signal.SIGTERM):

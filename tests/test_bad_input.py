@@ -27,25 +27,6 @@ def signals():
         signal.signal(number, handler)
 
 
-@pytest.fixture
-def refuse(tmp_path, capfd):
-    """Run with options that cannot work; the one line that comes out."""
-
-    def run(options, output=None):
-        output = output or tmp_path / "out"
-        small = f"{SMALL} {FAMILIES['mae']}".split()
-        argv = [*small, "--num_workers", "0", "--output_dir", str(output), *map(str, options)]
-        code = run_program(build_parser, check_options, train, argv)
-        captured = capfd.readouterr()
-        lines = captured.err.strip().splitlines()
-        assert code == BAD_INPUT, captured
-        assert len(lines) == 1, lines
-        assert not list(tmp_path.glob("out/checkpoint*"))
-        return lines[0]
-
-    return run
-
-
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
@@ -101,30 +82,6 @@ def test_more_than_five_percent_unreadable_images_end_a_run(tmp_path, capfd):
     assert "of 48 images cannot be read, more than 5%" in error
     assert (tmp_path / "bad_images.txt").read_text().count("\n") >= 3
     assert status(tmp_path) == "bad_input"
-
-
-def test_an_output_dir_that_is_a_file_or_lies_in_one(refuse, tmp_path):
-    path = tmp_path / "file"
-    path.write_text("precious")
-    for output in (path, path / "below"):
-        assert f"--output_dir {output}: is, or lies in, a file" in refuse([], output)
-    assert path.read_text() == "precious"
-
-
-def test_a_second_run_in_the_same_folder_is_refused_and_changes_nothing(refuse, tmp_path):
-    out = tmp_path / "out"
-    first = start(command(out, more="--epochs 500 --save_ckpt False"))
-    try:
-        for line in first.stdout:
-            if "step 1/" in line:
-                break
-        line = refuse([], out)
-        assert f"process {first.pid} on" in line
-        assert "is training in it" in line
-        assert not (out / "status.json").exists()
-    finally:
-        first.kill()
-        first.communicate()
 
 
 class Canary:

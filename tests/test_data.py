@@ -160,7 +160,7 @@ class Lines(RunLog):
     """A log that keeps its lines."""
 
     def __init__(self):
-        self.lines = []
+        self.lines, self._late = [], {}
 
     def line(self, text):
         self.lines.append(text)

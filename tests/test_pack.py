@@ -6,9 +6,9 @@ import multiprocessing
 import os
 import shutil
 import signal
-import subprocess
 import time
 
+import disks
 import numpy as np
 import pytest
 from PIL import Image
@@ -258,13 +258,8 @@ def test_two_do_not_pack_into_one_folder(faces, unfinished, capfd):
 @pytest.fixture
 def small_disk(tmp_path):
     """A disk of 200 kB."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=200k", "tmpfs", folder]
-    if os.geteuid() or subprocess.run(mount, capture_output=True).returncode:
-        pytest.skip("may not mount a small disk here")
-    yield folder
-    subprocess.run(["umount", folder], check=True)
+    with disks.small_disk(tmp_path / "disk", "200k") as folder:
+        yield folder
 
 
 def test_a_disk_that_fills_is_one_line_and_packing_goes_on(
@@ -277,7 +272,7 @@ def test_a_disk_that_fills_is_one_line_and_packing_goes_on(
     assert "cannot be written (No space left on device)" in error
     assert "the same command goes on" in error
     assert error.count("\n") == 1
-    subprocess.run(["mount", "-o", "remount,size=2m", small_disk], check=True)
+    disks.remount(small_disk, "size=2m")
     assert pack(faces, small_disk / "store") == 0
     assert "going on after" in capfd.readouterr().out
     assert contents(small_disk / "store") == undisturbed

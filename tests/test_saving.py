@@ -3,7 +3,6 @@
 import copy
 import errno
 import io
-import resource
 import threading
 from pathlib import Path
 
@@ -15,11 +14,12 @@ from torch import nn
 import engine_observe
 import main_pretrain
 from engine_observe import RunObserver, Saver
-from engine_train import StepResult, TrainState
+from engine_train import Position, StepResult, TrainState
 from util.checkpoint import save_checkpoint
-from util.errors import BadInput, Fault
+from util.errors import BadInput, Fault, Stopped
 from util.hostcopy import HostCopy, tensors_of
 from util.log import Meter, NullLog
+from util.stop import StopRequest
 from util.trace import StepTrace
 
 
@@ -38,8 +38,9 @@ def train(state):
     state.position.step += 1
 
 
-def make_saver(folder, keep=0):
-    return Saver(folder, {"args": {"lr": [0.1]}}, every=1, keep=keep, epochs=9)
+def make_saver(folder, keep=0, warn=print, stop=None):
+    ask = (stop or StopRequest()).ask
+    return Saver(folder, {"args": {"lr": [0.1]}}, 1, keep, 9, Position(), warn, ask)
 
 
 class Disk:
@@ -104,34 +105,37 @@ def test_one_save_makes_best_last_and_numbered_one_file(tmp_path):
     assert load(tmp_path)["epoch"] == 0
 
 
-def test_a_failure_is_told_once_by_the_next_save_and_what_was_there_stays(tmp_path, disk):
-    state, saver = make_state(), make_saver(tmp_path)
+def test_failures_are_told_and_several_in_a_row_ask_to_stop(tmp_path, disk):
+    told, stop, state = [], StopRequest(), make_state()
+    saver = make_saver(tmp_path, warn=told.append, stop=stop)
     saver.save(state)
     saver.wait()
-    before = (tmp_path / "checkpoint-last.pth").read_bytes()
-    disk.full = True
-    train(state)
-    saver.save(state)
-    with pytest.raises(Fault, match=r"checkpoint-last.pth: could not be written \(No space left"):
-        saver.save(state)
-    saver.wait()
-    assert (tmp_path / "checkpoint-last.pth").read_bytes() == before
-    assert saver.last_saved == "of epoch 0, step 1"
-    disk.full = False
-    saver.save(state)
-    saver.wait()
-    assert load(tmp_path)["step"] == 2
+    for saves, full in enumerate([True, True, False, True, True, True]):
+        assert not stop.signal
+        disk.full = full
+        train(state)
+        saver.save(state, best=True)
+        saver.wait()
+        assert bool(saver.failure) == full
+        assert saver.last_saved == f"of epoch 0, step {1 if saves < 2 else 4}"
+    assert stop.signal == "3 failed saves"
+    assert len(told) == 5
+    for line in told:
+        assert "checkpoint-last.pth: could not be written (No space left" in line
+        assert "checkpoint-best.pth stays as it was" in line
+    assert [line.rpartition("; ")[2] for line in told] == [
+        *["training goes on"] * 4,
+        "3 times in a row: stopping",
+    ]
+    with pytest.raises(Stopped, match="of epoch 0, step 4; the same command goes on from there"):
+        saver.finish()
 
 
-def test_what_the_disk_says_while_a_file_is_written_is_told(tmp_path):
-    checkpoint, limits = {"model": torch.ones(10**6)}, resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (10**6, limits[1]))
-    try:
-        with pytest.raises(OSError, match="File too large"):
-            save_checkpoint(checkpoint, tmp_path)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert list(tmp_path.iterdir()) == []
+def test_a_run_that_could_save_nothing_at_all_is_not_resumable(tmp_path, disk):
+    disk.full, saver = True, make_saver(tmp_path)
+    saver.save(make_state())
+    with pytest.raises(Fault, match="nothing has been saved"):
+        saver.finish()
 
 
 def test_the_last_save_of_a_run_cannot_fail_unnoticed(tmp_path, disk, capfd):
@@ -174,8 +178,9 @@ def end_after_a_save(observer, error):
 
 def test_a_failed_save_does_not_hide_why_a_run_ended(tmp_path, disk):
     disk.full, log = True, Lines()
+    saver = make_saver(tmp_path, warn=log.line)
     with pytest.raises(BadInput, match="the reason"):
-        end_after_a_save(make_observer(make_saver(tmp_path), log), BadInput("the reason"))
+        end_after_a_save(make_observer(saver, log), BadInput("the reason"))
     assert len(log.lines) == 1
     assert log.lines[0].startswith("warning: ")
     assert "could not be written" in log.lines[0]
@@ -198,8 +203,7 @@ def test_saved_is_told_only_when_it_is_true(tmp_path, disk):
     assert load(tmp_path)["step"] == 1
     assert "saved after step 1 of epoch 0" in log.lines[0]
     disk.full = True
-    with pytest.raises(Fault, match="No space left"):
-        observer.save_unfinished(make_state())
+    observer.save_unfinished(make_state())
     assert len(log.lines) == 1
 
 

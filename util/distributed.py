@@ -7,7 +7,7 @@ from collections.abc import Callable
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from util.errors import BadInput, Fault
+from util.errors import BadInput, Fault, Stopped
 
 if TYPE_CHECKING:
     import torch
@@ -155,7 +155,7 @@ def on_main(function: Callable[[], Any]) -> Any:
     if dist.get_rank() == 0:
         try:
             outcome[0] = function()
-        except (BadInput, Fault) as error:
+        except (BadInput, Fault, Stopped) as error:
             outcome[1] = type(error)(str(error))
         except Exception as error:  # the others must not wait for what never comes
             outcome[1] = Fault(f"process 0: {type(error).__name__}: {error}")

@@ -1,5 +1,6 @@
 """Writing files so that a reader sees the old one or the whole new one, never a part."""
 
+import errno
 import json
 import os
 from collections.abc import Iterator
@@ -13,7 +14,7 @@ def replacing(path: str | Path) -> Iterator[BinaryIO]:
     """Open a file that takes the place of `path` when the block ends without an exception.
 
     Written beside it, flushed to the disk, then renamed. Raises OSError as the disk does (full,
-    read-only, …), leaving what was there.
+    read-only, …), naming `path` and leaving what was there.
     """
     path = Path(path)
     # Opened by name rather than through tempfile, whose 0600 would hide the file from colleagues.
@@ -24,9 +25,13 @@ def replacing(path: str | Path) -> Iterator[BinaryIO]:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
+        flush_folder(path.parent)
+    except OSError as error:
+        if error.errno:
+            error.filename = str(path)
+        raise
     finally:
         temporary.unlink(missing_ok=True)
-    flush_folder(path.parent)
 
 
 def write_file(path: str | Path, data: bytes | str) -> None:
@@ -38,6 +43,26 @@ def write_file(path: str | Path, data: bytes | str) -> None:
 def write_json(path: str | Path, value: object) -> None:
     """`value` as readable JSON; what JSON cannot say is written as its `str`."""
     write_file(path, json.dumps(value, indent=2, default=str) + "\n")
+
+
+def append_whole(path: str | Path, text: str) -> None:
+    """Add `text` to a file, on the disk when this returns; or, raising OSError, nothing of it."""
+    data = text.encode("utf-8", "backslashreplace")
+    with open(path, "ab", buffering=0) as file:
+        before = file.seek(0, os.SEEK_END)
+        try:
+            if file.write(data) < len(data):  # as the last write that a disk has room for
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+            os.fsync(file.fileno())
+        except OSError:
+            file.truncate(before)
+            raise
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Delete what `replacing` has left in a folder because it was killed; nobody may be writing."""
+    for path in folder.glob(".*.[0-9]*.tmp"):
+        path.unlink()
 
 
 def flush_folder(folder: Path) -> None:

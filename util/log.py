@@ -1,17 +1,19 @@
 """What a run tells: lines, a progress bar, log.txt, TensorBoard. Silent on all ranks but 0."""
 
 import json
-import os
 import resource
 import sys
+import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from util.files import write_file
+from util.files import append_whole, write_file
 
 if TYPE_CHECKING:
     import numpy as np
+    from torch.utils.tensorboard import SummaryWriter
 
 
 class NullLog:
@@ -29,6 +31,9 @@ class NullLog:
     def append(self, path: Path, text: str) -> None:
         """One line at the end of another file of the run."""
 
+    def catch_up(self) -> None:
+        """Write the lines that a full disk did not take before."""
+
     def scalars(self, values: dict[str, float], at: float) -> None:
         """TensorBoard scalars at a fractional epoch."""
 
@@ -40,16 +45,16 @@ class NullLog:
 
 
 class RunLog(NullLog):
-    """Rank 0's."""
+    """Rank 0's. What cannot be written, as on a full disk, is told and does not end the run."""
 
     def __init__(self, folder: Path, tensorboard: Path, epoch: int, step_share: float) -> None:
         """Go on at `epoch` (and a share of it): what lies after in log.txt and TensorBoard goes."""
-        from torch.utils.tensorboard import SummaryWriter
         from tqdm import tqdm
 
         self._file = folder / "log.txt"
         cut_log(self._file, epoch)
-        self._writer = SummaryWriter(tensorboard, purge_step=round(1000 * (epoch + step_share)))
+        self._late: dict[Path, str] = {}  # lines that could not be written yet
+        self._events = Events(tensorboard, round(1000 * (epoch + step_share)), self.line)
         self._bar = tqdm(disable=not sys.stderr.isatty(), leave=False, unit="step")
         self._tqdm = tqdm
 
@@ -65,25 +70,83 @@ class RunLog(NullLog):
 
     def epoch(self, record: dict[str, object]) -> None:
         self.append(self._file, json.dumps(record))
-        self._writer.flush()
+        if not self._late:
+            self._events.reopen()
+        self._events.write(lambda writer: writer.flush())
 
     def append(self, path: Path, text: str) -> None:
-        with open(path, "a", encoding="utf-8", errors="backslashreplace") as file:
-            file.write(text + "\n")
-            file.flush()
-            os.fsync(file.fileno())  # never behind the checkpoint that is saved after it
+        self._late[path] = self._late.get(path, "") + text + "\n"
+        self.catch_up()
+
+    def catch_up(self) -> None:
+        # On the disk, so that no line is behind the checkpoint that is saved after it.
+        for path, lines in list(self._late.items()):
+            try:
+                append_whole(path, lines)
+                del self._late[path]
+            except OSError as error:
+                self.line(f"warning: {path}: could not be written ({error.strerror}) for now")
 
     def scalars(self, values: dict[str, float], at: float) -> None:
-        for name, value in values.items():
-            # Epochs × 1000, so that runs of different batch sizes share an axis.
-            self._writer.add_scalar(name, value, round(1000 * at))
+        # Epochs × 1000, so that runs of different batch sizes share an axis.
+        step = round(1000 * at)
+
+        def write(writer: "SummaryWriter") -> None:
+            for name, value in values.items():
+                writer.add_scalar(name, value, step)
+
+        self._events.write(write)
 
     def picture(self, name: str, image: "np.ndarray", at: float) -> None:
-        self._writer.add_image(name, image, round(1000 * at), dataformats="HWC")
+        step = round(1000 * at)
+        self._events.write(lambda writer: writer.add_image(name, image, step, dataformats="HWC"))
 
     def close(self) -> None:
+        self.catch_up()
         self._bar.close()
-        self._writer.close()
+        self._events.write(lambda writer: writer.close())
+
+
+class Events:
+    """TensorBoard's events: nothing is written from a failure on until they are opened again."""
+
+    def __init__(self, folder: Path, purge_step: int, warn: Callable[[str], None]) -> None:
+        """Goes on in `folder` at `purge_step`."""
+        self._folder, self._warn = folder, warn
+        self._writer: SummaryWriter | None = None
+        threading.excepthook = _quiet_about_disks
+        self.reopen(purge_step)
+
+    def reopen(self, purge_step: int | None = None) -> None:
+        """A further file, unless the one that there is can be written."""
+        from torch.utils.tensorboard import SummaryWriter
+
+        if self._writer is None:
+            try:
+                self._writer = SummaryWriter(self._folder, purge_step=purge_step)
+            except OSError as error:
+                self._failed(error)
+
+    def write(self, action: "Callable[[SummaryWriter], None]") -> None:
+        """Do something with the writer."""
+        if self._writer:
+            try:
+                action(self._writer)
+            except OSError as error:
+                self._failed(error)
+
+    def _failed(self, error: OSError) -> None:
+        self._writer = None
+        self._warn(
+            f"warning: {self._folder}: TensorBoard's events could not be written "
+            f"({error.strerror}); they go on with a later epoch"
+        )
+
+
+def _quiet_about_disks(failure: threading.ExceptHookArgs) -> None:
+    """TensorBoard's thread ends by what it hands over to us all the same."""
+    if not issubclass(failure.exc_type, OSError):
+        threading.__excepthook__(failure)
 
 
 def cut_log(path: Path, epoch: int) -> None:

@@ -1,6 +1,7 @@
 """How a program begins and ends: options, exit codes, one clear line instead of a traceback."""
 
 import argparse
+import errno
 import gc
 import os
 import sys
@@ -15,6 +16,7 @@ from util.rundir import note_status
 
 BEGAN = time.monotonic()  # programs import this before anything that takes long
 STATUS = {DONE: "done", FAULT: "failed", BAD_INPUT: "bad_input", RESUMABLE: "resumable"}
+DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)  # nobody's mistake in this code
 
 
 def run_program(
@@ -70,6 +72,10 @@ def attempt(
         return FAULT, str(fault)
     except KeyboardInterrupt:
         return FAULT, "interrupted"
+    except OSError as error:
+        if error.errno not in DISK:
+            traceback.print_exc()
+        return FAULT, f"{error.filename or type(error).__name__}: {error.strerror or error}"
     except Exception as error:
         traceback.print_exc()
         return FAULT, f"{type(error).__name__}: {error}"

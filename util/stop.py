@@ -1,4 +1,4 @@
-"""Being asked to stop: SIGTERM, SIGINT and SIGUSR1 only set a flag that the loop reads."""
+"""Being asked to stop, by a signal or by the run itself: only a flag that the loop reads."""
 
 import signal
 import time
@@ -17,7 +17,7 @@ class StopRequest:
     """Whether, and since when, this process has been asked to stop."""
 
     def __init__(self) -> None:
-        self.signal: str = ""
+        self.signal: str = ""  # its name, or another reason
         self._since = 0.0
         self._told = False
 
@@ -29,8 +29,12 @@ class StopRequest:
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if number == signal.SIGINT and self.signal == "SIGINT":
             raise KeyboardInterrupt
+        self.ask(signal.Signals(number).name)
+
+    def ask(self, reason: str) -> None:
+        """Ask; the first request counts."""
         if not self.signal:
-            self.signal, self._since = signal.Signals(number).name, time.monotonic()
+            self.signal, self._since = reason, time.monotonic()
 
     def end_if_asked(self) -> None:
         """For work that has nothing to save. Raises Fault when asked to stop."""

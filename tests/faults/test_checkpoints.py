@@ -1,0 +1,308 @@
+"""Checkpoints: killed while they are written, cut off, with a bit flipped, with bad weights."""
+
+import multiprocessing
+import os
+import shutil
+import signal
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+from runs import (
+    FAMILIES,
+    SMALL,
+    assert_same_run,
+    command,
+    finish,
+    load,
+    log,
+    run_here,
+    same,
+    signal_at,
+    status,
+    wait_for,
+)
+from torch import nn
+
+import main_pretrain
+from engine_observe import Saver
+from engine_train import MAX_SKIPPED, TrainState
+from util.checkpoint import BEST, newest_checkpoint, numbered_checkpoints, read_checkpoint
+from util.errors import BadInput
+from util.stop import StopRequest
+
+# SIGKILL while saving
+
+
+def make_state():
+    torch.manual_seed(0)
+    model = nn.Linear(300, 500)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
+    return TrainState(model, optimizer, torch.amp.GradScaler("cpu"))
+
+
+def train(state):
+    """A step: what it does depends on the weights before and on the position, as in a run."""
+    generator = torch.Generator().manual_seed(state.position.epoch)
+    for parameter in state.model.parameters():
+        parameter.grad = parameter.detach() + torch.randn(parameter.shape, generator=generator)
+    state.optimizer.step()
+    state.position.next_epoch()
+
+
+def save_on_and_on(folder, reports):
+    """Go on from the newest file, then train and save without end, reporting what is saved."""
+    torch.set_num_threads(1)
+    state = make_state()
+    if found := newest_checkpoint(folder):
+        assert not found.damaged
+        state.load_state_dict(found.checkpoint)
+    saver = Saver(folder, {}, 2, 2, 10**9, state.position, print, StopRequest().ask)
+    while True:
+        train(state)
+        saver.save(state, best=state.position.epoch % 3 == 0)
+        saver.wait()
+        reports.send(state.position.epoch)
+
+
+def unfinished(folder):
+    return list(folder.glob(".*.tmp"))
+
+
+@pytest.mark.parametrize("kills", [10, pytest.param(100, marks=pytest.mark.long)])
+def test_killed_while_saving_the_newest_file_is_whole_and_goes_on_exactly(kills, tmp_path):
+    context, rng = multiprocessing.get_context("fork"), np.random.default_rng()
+    undisturbed, torn = make_state(), 0
+    for k in range(kills):
+        receive, send = context.Pipe(duplex=False)
+        process = context.Process(target=save_on_and_on, args=(tmp_path, send), daemon=True)
+        process.start()
+        send.close()
+        reported = receive.recv()
+        assert len(unfinished(tmp_path)) <= 1  # what the one before left is gone
+        if k % 2:
+            time.sleep(rng.uniform(0, 0.05))
+        else:  # soon after it has begun to write
+            wait_for(lambda: unfinished(tmp_path))
+            time.sleep(rng.uniform(0, 0.002))
+        os.kill(process.pid, signal.SIGKILL)
+        process.join()
+        while receive.poll():
+            try:
+                reported = receive.recv()
+            except EOFError:
+                break
+        torn += bool(unfinished(tmp_path))
+
+        found = newest_checkpoint(tmp_path)
+        assert not found.damaged
+        saved = found.checkpoint["epoch"] + 1
+        assert reported <= saved <= reported + 1
+        while undisturbed.position.epoch < saved:
+            train(undisturbed)
+        assert same(found.checkpoint, undisturbed.state_dict())
+        # The best file may be one save ahead of the last: then that save is done again.
+        best = read_checkpoint(tmp_path / BEST)["epoch"] + 1 if saved >= 3 else 0
+        assert best % 3 == 0
+        assert saved - 3 < best <= saved + 1
+        for number, path in numbered_checkpoints(tmp_path):
+            assert read_checkpoint(path)["epoch"] == number
+    assert torn > kills / 4
+
+
+# Runs a program whose sixth checkpoint never gets beyond its first half.
+STUCK = """
+import itertools, runpy, sys, time
+from contextlib import contextmanager
+import util.checkpoint
+
+replacing, saves = util.checkpoint.replacing, itertools.count(1)
+
+class Half:
+    def __init__(self, file):
+        self.file = file
+    def write(self, data):
+        self.file.write(data[: len(data) // 2])
+        self.file.flush()
+        time.sleep(1000)
+
+@contextmanager
+def stuck(path):
+    with replacing(path) as file:
+        yield Half(file) if next(saves) == 6 else file
+
+util.checkpoint.replacing = stuck
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+def test_killed_while_saving_it_goes_on_from_the_checkpoint_before(undisturbed, tmp_path):
+    _, *arguments = command(tmp_path, more="--save_steps 3")
+    # Epoch 0 saves five times; while the sixth is being written the steps go on.
+    code, _ = signal_at(
+        [sys.executable, "-c", STUCK, *arguments], "epoch 1/2  step 6/", signal.SIGKILL
+    )
+    assert code == -signal.SIGKILL
+    assert [path.name.split(".pth")[0] for path in tmp_path.glob(".*.tmp")] == [".checkpoint-last"]
+    killed = load(tmp_path)
+    assert (killed["epoch"], killed["step"]) == (0, 0)
+    output = finish(command(tmp_path, more="--save_steps 3"))
+    assert "at epoch 1, step 0" in output
+    assert_same_run(tmp_path, undisturbed("mae", 1))
+    assert list(tmp_path.glob(".*.tmp")) == []
+
+
+# Damaged files
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """A folder with the checkpoints of two epochs, the newest twice."""
+    folder, state = tmp_path_factory.mktemp("saved"), make_state()
+    saver = Saver(folder, {}, 1, 0, 9, state.position, print, StopRequest().ask)
+    for _ in range(2):
+        train(state)
+        saver.save(state)
+        saver.wait()
+    return folder
+
+
+@pytest.fixture
+def copy(saved, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(saved, folder)  # which makes two files of two names
+    return folder
+
+
+def flip(path, at, bit=0):
+    with open(path, "r+b") as file:
+        file.seek(at)
+        (byte,) = file.read(1)
+        file.seek(at)
+        file.write(bytes([byte ^ 1 << bit]))
+
+
+def cut(path, share):
+    os.truncate(path, int(share * path.stat().st_size))
+
+
+DAMAGE = {
+    "cut at 0": lambda path: cut(path, 0),
+    "cut at 10 %": lambda path: cut(path, 0.1),
+    "cut at 50 %": lambda path: cut(path, 0.5),
+    "cut at 99.9 %": lambda path: cut(path, 0.999),
+    "one byte flipped": lambda path: flip(path, path.stat().st_size // 2),
+    "zeros": lambda path: path.write_bytes(bytes(path.stat().st_size)),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_damaged_files_are_passed_over_for_older_ones_until_none_is_left(copy, damage):
+    damaged = ["checkpoint-last.pth", "checkpoint-1.pth", "checkpoint-0.pth"]
+    for k, name in enumerate(damaged[:2]):
+        DAMAGE[damage](copy / name)
+        found = newest_checkpoint(copy)
+        assert found.path == copy / damaged[k + 1]
+        assert [line.split(": ")[0] for line in found.damaged] == [
+            str(copy / name) for name in damaged[: k + 1]
+        ]
+        assert found.checkpoint["epoch"] == (1, 0)[k]
+    DAMAGE[damage](copy / damaged[2])
+    with pytest.raises(BadInput, match="no checkpoint in it can be read") as refusal:
+        newest_checkpoint(copy)
+    assert all(name in str(refusal.value) for name in damaged)
+
+
+@pytest.mark.parametrize("flips", [200, pytest.param(5000, marks=pytest.mark.long)])
+def test_a_flipped_bit_anywhere_is_found_or_changes_nothing(copy, flips):
+    path, rng = copy / "checkpoint-last.pth", np.random.default_rng(0)
+    whole, size, found = read_checkpoint(path), path.stat().st_size, 0
+    # Half of them where there is structure: the pickle at the beginning, the index at the end.
+    for _ in range(flips):
+        at = rng.choice([rng.integers(2000), size - 1 - rng.integers(3000), rng.integers(size)])
+        bit = rng.integers(8)
+        flip(path, at, bit)
+        try:
+            # Bytes that mean nothing are there too: padding, time stamps.
+            assert same(read_checkpoint(path), whole), (at, bit)
+        except BadInput as error:
+            assert str(path) in str(error)  # noqa: PT017 – either is right
+            found += 1
+        flip(path, at, bit)
+    assert same(read_checkpoint(path), whole)
+    assert found > flips / 4
+
+
+def test_a_damaged_newest_checkpoint_is_passed_over_and_the_end_is_the_same(undisturbed, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(undisturbed("mae", 1), folder)
+    whole = (folder / "checkpoint-1.pth").read_bytes()
+    flipped = bytearray(whole)
+    flipped[len(whole) // 2] ^= 1
+    (folder / "checkpoint-last.pth").write_bytes(flipped)
+    (folder / "checkpoint-1.pth").write_bytes(whole[: len(whole) // 2])
+    output = finish(command(folder))
+    assert "passed over" in output
+    assert f"going on from {folder}/checkpoint-0.pth" in output
+    assert_same_run(folder, undisturbed("mae", 1))
+
+    for path in folder.glob("checkpoint-*.pth"):
+        path.write_bytes(whole[:1000])
+    output = finish(command(folder), code=2)
+    assert "no checkpoint in it can be read" in output
+    assert log(folder) == log(undisturbed("mae", 1))
+
+
+# Weights that are no numbers
+
+
+def make_nan_after(monkeypatch, steps):
+    """One weight of the model becomes NaN between two steps."""
+    zero_grad, taken = torch.optim.AdamW.zero_grad, []
+
+    def zero_grad_and_spoil(self, *parts, **options):
+        zero_grad(self, *parts, **options)
+        taken.append(1)
+        if len(taken) == steps:
+            self.param_groups[0]["params"][0].data.view(-1)[0] = np.nan
+
+    monkeypatch.setattr(torch.optim.AdamW, "zero_grad", zero_grad_and_spoil)
+
+
+def run_small(folder, more):
+    options = f"{SMALL} {FAMILIES['mae']} --num_workers 0 --output_dir {folder} {more}"
+    return run_here(main_pretrain, options.split())
+
+
+def all_finite(checkpoint):
+    return all(weight.isfinite().all() for weight in checkpoint["model"].values())
+
+
+def test_weights_that_became_nan_end_the_run_and_are_never_saved(tmp_path, monkeypatch, capfd):
+    make_nan_after(monkeypatch, 3)
+    assert run_small(tmp_path, "--save_steps 1") == 1
+    said = capfd.readouterr()
+    assert "weights of epoch 0, step 3 are not finite (model " in said.out
+    assert f"not finite in {MAX_SKIPPED} steps in a row" in said.err
+    assert "the last good checkpoint is of epoch 0, step 2" in said.err
+    assert status(tmp_path) == "failed"
+    saved = load(tmp_path)
+    assert (saved["epoch"], saved["step"]) == (-1, 2)
+    assert all_finite(saved)
+
+
+def test_weights_that_became_nan_in_the_last_step_are_not_the_result(tmp_path, monkeypatch, capfd):
+    make_nan_after(monkeypatch, 12)
+    assert run_small(tmp_path, "--save_steps 5 --epochs 1") == 1
+    assert "the last good checkpoint is of epoch 0, step 10" in capfd.readouterr().err
+    assert status(tmp_path) == "failed"
+    assert load(tmp_path)["step"] == 10
+
+
+def test_a_step_that_throws_the_weights_out_of_range_is_not_saved(tmp_path, capfd):
+    assert run_small(tmp_path, "--save_steps 1 --lr 1e39 --warmup_epochs 0") == 1
+    assert "the last good checkpoint is none yet" in capfd.readouterr().err
+    assert list(tmp_path.glob("*checkpoint*")) == []

@@ -1,0 +1,185 @@
+"""Disks that are full, or no longer to be written: what was saved stays, training goes on."""
+
+import resource
+import shutil
+import subprocess
+
+import disks
+import pytest
+import torch
+from finetuned import results
+from runs import FAMILIES, SMALL, assert_same_run, finetune_options, load, run_here, run_two, status
+
+import main_finetune
+import main_pretrain
+from util.checkpoint import BEST, LAST, save_checkpoint
+from util.log import RunLog
+
+FULL = "could not be written (No space left on device)"
+
+
+def options(folder, more):
+    small = f"{SMALL} {FAMILIES['mae']} --num_workers 0"
+    return f"{small} --output_dir {folder} {more}".split()
+
+
+def pretrain(folder, more=""):
+    return run_here(main_pretrain, options(folder, more))
+
+
+@pytest.fixture
+def disk(tmp_path, undisturbed):
+    """A disk that has room for a checkpoint and a half."""
+    size = (undisturbed("mae", 1) / LAST).stat().st_size
+    with disks.small_disk(tmp_path / "disk", f"{size * 3 // 2 >> 10}k") as folder:
+        yield folder
+
+
+def free(folder):
+    return shutil.disk_usage(folder).free
+
+
+def unfinished(folder):
+    return [path.name for path in folder.rglob("*.tmp")]
+
+
+def when_said(monkeypatch, actions):
+    """Do something the first time that a run says a text."""
+    line = RunLog.line
+
+    def look(self, said):
+        line(self, said)
+        for text in [text for text in actions if text in said]:
+            actions.pop(text)()
+
+    monkeypatch.setattr(RunLog, "line", look)
+
+
+def fill(folder):
+    """Take all that is free on a disk."""
+    with open(folder / "filler", "wb", buffering=0) as file:
+        while free(folder):
+            file.write(bytes(free(folder)))
+
+
+def test_with_a_full_disk_training_goes_on_and_what_was_not_logged_follows(
+    disk, undisturbed, monkeypatch, capfd
+):
+    disks.remount(disk, "size=900m")
+    seen = []
+
+    def look():
+        seen.append((unfinished(disk), free(disk), load(disk)["step"]))
+
+    fill_up, make_room = lambda: fill(disk), (disk / "filler").unlink
+    when_said(
+        monkeypatch,
+        {"epoch 0/2  step 6/": fill_up, FULL: look, "epoch 1/2  step 2/": make_room},
+    )
+    assert pretrain(disk, "--save_steps 5 --vis_freq 1") == 0
+    captured = capfd.readouterr()
+    assert captured.err == ""
+    kept = "the newest checkpoint is of epoch 0, step 5; training goes on"
+    # Those of step 10 and of epoch 0.
+    assert captured.out.count(f"warning: {disk}/{LAST}: {FULL}; {kept}") == 2
+    assert f"warning: {disk}/log.txt: {FULL} for now" in captured.out
+    assert "warning: no picture was written: [Errno 28] No space left" in captured.out
+    assert "TensorBoard's events could not be written (No space left on device)" in captured.out
+    assert seen == [([], 0, 5)]
+    assert len(list(disk.glob("events.*"))) == 2
+    assert_same_run(disk, undisturbed("mae", 1))
+    assert status(disk) == "done"
+
+
+def test_after_three_failed_saves_the_run_stops_resumably(disk, undisturbed, capfd):
+    assert pretrain(disk, "--save_steps 5") == 75
+    said = capfd.readouterr()
+    # Of step 10, of epoch 0, of step 5 and, asked to stop by that, of step 6.
+    assert [said.out.count(text) for text in (FULL, "goes on\n", "in a row: stopping")] == [4, 2, 2]
+    assert "the newest checkpoint is of epoch 0, step 5; the same command goes on" in said.err
+    assert status(disk) == "resumable"
+    assert (load(disk)["epoch"], load(disk)["step"]) == (-1, 5)
+    assert unfinished(disk) == []
+    others = 100_000  # log.txt, events, status.json
+    assert shutil.disk_usage(disk).used < (disk / LAST).stat().st_size + others
+
+    disks.remount(disk, "size=900m")
+    assert pretrain(disk) == 0
+    assert "at epoch 0, step 5" in capfd.readouterr().out
+    assert_same_run(disk, undisturbed("mae", 1))
+
+
+def test_all_processes_stop_together_when_the_disk_is_full(disk):
+    run_two("main_pretrain", options(disk, "--save_steps 2 --batch_size 4"), code=75)
+    assert status(disk) == "resumable"
+    assert load(disk)["step"] == 2
+    assert unfinished(disk) == []
+
+
+def test_a_last_save_that_fails_makes_the_run_resumable(disk, undisturbed, capfd):
+    assert pretrain(disk, "--save_steps 10 --epochs 1") == 75
+    assert "the newest checkpoint is of epoch 0, step 10; the same" in capfd.readouterr().err
+    assert status(disk) == "resumable"
+
+
+def test_with_no_room_for_anything_the_run_ends_by_one_line(disk, capfd):
+    fill(disk)
+    assert pretrain(disk) in (1, 2)
+    error = capfd.readouterr().err
+    assert error.count("\n") == 1
+    assert "No space left on device" in error
+
+
+def test_a_folder_that_becomes_unwritable_is_as_a_full_disk(tmp_path, monkeypatch, capfd):
+    folder = tmp_path / "run"
+    folder.mkdir()
+
+    def change(how):
+        return subprocess.run(["chattr", how, folder], capture_output=True).returncode
+
+    if change("+i"):
+        pytest.skip("chattr cannot make a folder immutable here")
+    change("-i")
+    when_said(monkeypatch, {"epoch 0/2  step 6/": lambda: change("+i")})
+    try:
+        assert pretrain(folder, "--save_steps 3") == 75
+    finally:
+        change("-i")
+    assert "could not be written (Operation not permitted)" in capfd.readouterr().err
+    assert load(folder)["step"] == 3
+    assert pretrain(folder) == 0
+
+
+def test_a_second_name_that_is_a_copy_leaves_no_part_of_it(tmp_path, monkeypatch):
+    def no_links(*names):
+        raise PermissionError("as on FAT")
+
+    monkeypatch.setattr("os.link", no_links)
+    with disks.small_disk(tmp_path / "disk", "3m") as disk:
+        with pytest.raises(OSError, match="No space left"):
+            save_checkpoint({"model": {"w": torch.ones(500_000)}}, disk, 0)
+        assert [path.name for path in disk.iterdir()] == [LAST]
+        assert free(disk) > 900_000
+
+
+def test_the_best_epoch_that_was_lost_is_told(sets, finetune, tmp_path, capfd):
+    folder = tmp_path / "run"
+    shutil.copytree(finetune(), folder)
+    saved = load(finetune())
+    torch.save(saved | {"best": 99.9, "best_epoch": 1}, folder / LAST)
+    torch.save(load(finetune(), "checkpoint-0.pth"), folder / BEST)
+    more = f"--data_path {sets / 'rafdb'} --epochs 3 --finetune {saved['run']['finetune']}"
+    assert run_here(main_finetune, finetune_options(folder, "vit", more)) == 0
+    assert "warning: epoch 1 was better, but could not be saved" in capfd.readouterr().out
+    assert results(folder)["epoch"] == 0
+
+
+def test_what_the_disk_says_while_a_file_is_written_is_told(tmp_path):
+    checkpoint, limits = {"model": torch.ones(10**6)}, resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10**6, limits[1]))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            save_checkpoint(checkpoint, tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert list(tmp_path.iterdir()) == []

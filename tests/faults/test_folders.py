@@ -1,0 +1,191 @@
+"""The folder of a run: not to be written, somebody else's, left behind; and asked to stop twice."""
+
+import fcntl
+import json
+import multiprocessing
+import os
+import shutil
+import signal
+import socket
+import time
+
+import disks
+import numpy as np
+import pytest
+from runs import (
+    FAMILIES,
+    SMALL,
+    assert_same_run,
+    command,
+    load,
+    log,
+    run_here,
+    start,
+    status,
+    wait_for,
+)
+
+import main_pretrain
+from util import checkpoint
+from util.errors import BadInput
+from util.log import RunLog
+from util.rundir import RunDir
+
+
+def pretrain(folder, more=""):
+    options = f"{SMALL} {FAMILIES['mae']} --num_workers 0 --output_dir {folder} {more}"
+    return run_here(main_pretrain, options.split())
+
+
+# A folder that cannot be had
+
+
+def test_a_read_only_folder_is_named(refuse, tmp_path):
+    with disks.small_disk(tmp_path / "disk", "1m") as folder:
+        (folder / "run").mkdir()
+        disks.remount(folder, "ro")
+        for output in (folder / "run", folder / "new"):
+            line = refuse([], output)
+            assert f"--output_dir {output}: cannot be written (Read-only file system)" in line
+
+
+def test_an_output_dir_that_is_a_file_or_lies_in_one(refuse, tmp_path):
+    path = tmp_path / "file"
+    path.write_text("precious")
+    for output in (path, path / "below"):
+        assert f"--output_dir {output}: is, or lies in, a file" in refuse([], output)
+    assert path.read_text() == "precious"
+
+
+def test_a_second_run_in_the_same_folder_is_refused_and_changes_nothing(refuse, tmp_path):
+    out = tmp_path / "out"
+    first = start(command(out, more="--epochs 500 --save_ckpt False"))
+    try:
+        for line in first.stdout:
+            if "step 1/" in line:
+                break
+        line = refuse([], out)
+        assert f"process {first.pid} on" in line
+        assert "is training in it" in line
+        assert not (out / "status.json").exists()
+    finally:
+        first.kill()
+        first.communicate()
+
+
+def test_a_lock_is_taken_over_from_the_dead_and_only_from_them(tmp_path):
+    """Whatever it names: a process may have this number again, or be on another machine."""
+    (tmp_path / ".lock").write_text("process 1 on elsewhere\n")
+    with open(tmp_path / ".lock") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        with pytest.raises(BadInput, match="process 1 on elsewhere is training in it"):
+            RunDir(tmp_path)
+    folder = RunDir(tmp_path)
+    expected = f"process {os.getpid()} on {socket.gethostname()}\n"
+    assert (tmp_path / ".lock").read_text() == expected
+    folder.release()
+
+
+def test_a_killed_runs_data_workers_do_not_keep_its_folder_locked(tmp_path):
+    context = multiprocessing.get_context("fork")
+    folder, running, ended = RunDir(tmp_path), context.Event(), context.Event()
+    worker = context.Process(target=lambda: (running.set(), ended.wait(60)))
+    worker.start()
+    assert running.wait(60)
+    with pytest.raises(BadInput, match="is training in it"):
+        RunDir(tmp_path)
+    folder.release()  # as the system does when a process is killed
+    RunDir(tmp_path).release()
+    ended.set()
+    worker.join()
+
+
+# Asked to stop
+
+
+def test_asked_again_and_again_while_it_saves_it_saves_all_the_same(
+    undisturbed, tmp_path, monkeypatch
+):
+    write, asked = checkpoint.write, []
+
+    class Asking:
+        """A file in whose middle SIGTERM arrives, twice."""
+
+        def __init__(self, file):
+            self.file, self.writes = file, 0
+
+        def write(self, data):
+            self.file.write(data)
+            self.writes += 1
+            if self.writes == 50:
+                for _ in range(2):
+                    os.kill(os.getpid(), signal.SIGTERM)
+                    asked.append(1)
+
+        def flush(self):
+            self.file.flush()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "write", lambda saved, file: write(saved, Asking(file)))
+        assert pretrain(tmp_path, "--save_steps 5") == 75
+    assert len(asked) >= 4  # in the save of step 5, and in the one that they ask for
+    assert status(tmp_path) == "resumable"
+    assert list(tmp_path.glob(".*.tmp")) == []
+    assert load(tmp_path)["step"] >= 6
+    assert pretrain(tmp_path) == 0
+    assert_same_run(tmp_path, undisturbed("mae", 1))
+
+
+# log.txt
+
+
+def write_lines(folder, epoch, reports):
+    log = RunLog(folder, folder / "events", epoch, 0)
+    while True:
+        log.epoch({"epoch": epoch, "train_loss": 0.5, "filled": "x" * 3 * 10**6})
+        reports.send(epoch)
+        epoch += 1
+
+
+@pytest.mark.parametrize("kills", [5, pytest.param(100, marks=pytest.mark.long)])
+def test_killed_while_it_writes_a_line_the_log_loses_that_line_only(kills, tmp_path):
+    context, rng = multiprocessing.get_context("fork"), np.random.default_rng()
+    file, epoch, torn = tmp_path / "log.txt", 0, 0
+    for k in range(kills):
+        receive, send = context.Pipe(duplex=False)
+        process = context.Process(target=write_lines, args=(tmp_path, epoch, send), daemon=True)
+        process.start()
+        send.close()
+        reported = receive.recv()
+        if k % 2:
+            time.sleep(rng.uniform(0, 0.03))
+        else:  # as soon as there is more of a line
+            before = file.stat().st_size
+            wait_for(lambda: file.stat().st_size != before)  # noqa: B023
+        os.kill(process.pid, signal.SIGKILL)
+        process.join()
+        while receive.poll():
+            try:
+                reported = receive.recv()
+            except EOFError:
+                break
+        torn += not file.read_text().endswith("\n")
+        epoch = reported + 1  # where its checkpoint would go on
+        RunLog(tmp_path, tmp_path / "events", epoch, 0).close()
+        epochs = [json.loads(line)["epoch"] for line in file.read_text().splitlines()]
+        assert epochs == list(range(epoch))
+        if epoch > 8:  # that the file stays small
+            file.unlink()
+            epoch = 0
+    assert torn or kills < 100
+
+
+def test_a_torn_line_is_cut_off_where_the_run_goes_on(undisturbed, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(undisturbed("mae", 1), folder)
+    first, second = (folder / "log.txt").read_text().splitlines(keepends=True)
+    (folder / "log.txt").write_text(first + second[: len(second) // 2])
+    (folder / "checkpoint-1.pth").unlink()
+    os.replace(folder / "checkpoint-0.pth", folder / "checkpoint-last.pth")
+    assert pretrain(folder) == 0
+    assert log(folder) == log(undisturbed("mae", 1))
