@@ -20,7 +20,7 @@ from util.distributed import Launch, Place, on_main
 from util.errors import BadInput
 from util.files import write_json
 from util.log import Meter, NullLog, RunLog
-from util.options import Saving, Start
+from util.options import MOST, Saving, Start
 from util.report import write_report
 from util.rundir import RunDir, provenance
 from util.stop import StopRequest
@@ -72,6 +72,9 @@ def go_to(
     saved = read_checkpoint(path)
     try:
         note = check_same_run(path, saved, identity, start.override_resume)
+        at = [saved[name] for name in ("epoch", "step")]
+        if not all(type(n) is int and -1 <= n <= MOST for n in at):
+            raise ValueError(f"epoch and step {at}")
         state.load_state_dict(saved)
     except BadInput:
         raise

@@ -7,6 +7,7 @@ holds the hash of every other file and of itself. `datasets.pack` writes it.
 
 import hashlib
 import json
+import os
 from bisect import bisect_right
 from itertools import accumulate, takewhile
 from pathlib import Path
@@ -27,7 +28,8 @@ ANEW = "remove the folder and pack it again (main_pack.py)"
 def is_store(folder: Path) -> bool:
     """Whether a folder is a packed store, whole, unfinished or damaged."""
     marks = (MANIFEST, INDEX, NAMES, part_name(0))
-    return (folder / JOURNAL).is_file() or sum((folder / mark).is_file() for mark in marks) > 1
+    there = [os.path.isfile(folder / mark) for mark in (JOURNAL, *marks)]
+    return there[0] or sum(there[1:]) > 1
 
 
 def part_name(number: int) -> str:

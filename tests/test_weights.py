@@ -1,7 +1,6 @@
 """Weights: every layout a user will bring, into our models, exactly; and a clear no to the rest."""
 
 import copy
-import os
 from argparse import Namespace
 from pathlib import Path
 

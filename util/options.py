@@ -32,7 +32,7 @@ class Parser(argparse.ArgumentParser):
         return args
 
     def parse_known(self, argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
-        """parse_known_args, with everything that can be wrong with a file of options as BadInput."""
+        """parse_known_args; whatever is wrong with a file of options is BadInput."""
         files = ", ".join(arg for arg in argv if arg.startswith("@"))
         try:
             args, unknown = self.parse_known_args([underscored(arg) for arg in argv])
