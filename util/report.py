@@ -215,11 +215,11 @@ def build_parser() -> Parser:
     return parser
 
 
-def make(args: argparse.Namespace) -> None:
+def make(command: argparse.Namespace) -> None:
     """Make the page of the runs named on the command line."""
-    named = ", ".join(args.output_dir)
+    named = ", ".join(command.output_dir)
     try:
-        path = write_report(*args.output_dir, page=args.output)
+        path = write_report(*command.output_dir, page=command.output)
     except OSError as error:
         raise Fault(f"{named}: cannot write the page: {error}") from None
     if path is None:

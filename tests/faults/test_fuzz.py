@@ -107,7 +107,7 @@ def test_each_nasty_value_for_each_option_works_or_is_one_line(program, folder):
 
 @pytest.mark.parametrize("program", PROGRAMS)
 def test_any_command_line_works_or_is_one_line(program, folder):
-    @few(60)
+    @few(300)
     @given(command_lines(program))
     def check(parts):
         ends_well(program, [arg for part in parts for arg in part])

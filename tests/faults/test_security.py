@@ -344,9 +344,14 @@ def test_no_file_of_a_run_holds_the_environment(tmp_path, monkeypatch):
     for name in names:
         monkeypatch.setenv(name, secret)
     out = tmp_path / "out"
-    assert run_here(main_pretrain, f"{PRETRAIN} --vis_freq 1 --output_dir {out}".split()) == DONE
+    assert (
+        run_here(main_pretrain, f"{PRETRAIN} --epochs 1 --vis_freq 1 --output_dir {out}".split())
+        == DONE
+    )
     fine = tmp_path / "fine"
-    more = f"--output_dir {fine} --finetune {out / 'checkpoint-last.pth'} --input_size 48"
+    more = (
+        f"--epochs 1 --output_dir {fine} --finetune {out / 'checkpoint-last.pth'} --input_size 48"
+    )
     assert run_here(main_finetune, f"{FINETUNE} {more} --patch_size 16".split()) == DONE
     files = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert len(files) > 15
