@@ -118,7 +118,7 @@ def test_any_command_line_works_or_is_one_line(program, folder):
 @pytest.mark.long
 @pytest.mark.parametrize("program", PROGRAMS)
 def test_many_command_lines_work_or_are_one_line(program, folder):
-    @many(3_000)
+    @many(1_000)
     @given(command_lines(program))
     def check(parts):
         ends_well(program, [arg for part in parts for arg in part])
