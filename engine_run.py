@@ -15,12 +15,12 @@ from engine_observe import RunObserver, Saver
 from engine_train import Trainer, TrainState
 from models_registry import compile_blocks
 from util import distributed
-from util.checkpoint import check_same_run, find_start, read_checkpoint
+from util.checkpoint import check_same_run, find_start, first_line, read_checkpoint
 from util.distributed import Launch, Place, on_main
 from util.errors import BadInput
 from util.files import write_json
 from util.log import Meter, NullLog, RunLog
-from util.options import Saving, Start
+from util.options import MOST, Saving, Start
 from util.report import write_report
 from util.rundir import RunDir, provenance
 from util.stop import StopRequest
@@ -70,8 +70,17 @@ def go_to(
         state.position.epoch = start.start_epoch
         return []
     saved = read_checkpoint(path)
-    note = check_same_run(path, saved, identity, start.override_resume)
-    state.load_state_dict(saved)
+    try:
+        note = check_same_run(path, saved, identity, start.override_resume)
+        at = [saved[name] for name in ("epoch", "step")]
+        if not all(type(n) is int and -1 <= n <= MOST for n in at):
+            raise ValueError(f"epoch and step {at}")
+        state.load_state_dict(saved)
+    except BadInput:
+        raise
+    except (RuntimeError, ValueError, LookupError, TypeError, AttributeError) as error:
+        what = f"holds no training state of such a run ({first_line(error)})"
+        raise BadInput(f"{path}: {what}; name another checkpoint") from None
     position = state.position
     if position.step and saved["run"].get("global_batch") != identity["global_batch"]:
         position.step, position.sums = 0, type(position.sums)()  # steps are of another size now

@@ -66,7 +66,7 @@ def check_options(args: argparse.Namespace) -> None:
 def work(args: argparse.Namespace) -> None:
     """Pack or verify."""
     if args.verify is not None:
-        verify(Path(args.verify or args.output).expanduser())
+        verify(Path(os.path.expanduser(args.verify or args.output)))
     else:
         pack(args)
 
@@ -90,7 +90,7 @@ def pack(args: argparse.Namespace) -> None:
     from datasets.replace import check_readable
     from util.stop import StopRequest
 
-    folder = Path(args.output).expanduser()
+    folder = Path(os.path.expanduser(args.output))
     with faults(folder):
         is_packed(folder, {})  # what is no place for a store, before a long look at the data
     labelled, splits, data = open_data(args)

@@ -50,7 +50,7 @@ def open_source(
         if count < 1:
             raise BadInput(f"--data_path {data_path}: ask for at least one face")
         return SyntheticFaces(count, size=size, lab=drawn.lab)
-    root = Path(data_path).expanduser()
+    root = Path(os.path.expanduser(data_path))
     if name := recognised(root):
         splits = open_labelled(str(data_path), name, face_margin=face_margin).splits
         if "train" in splits:

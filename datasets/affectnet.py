@@ -362,7 +362,7 @@ def _npy_value(data: bytes) -> object:
     """The one value of a NumPy file: a number, or one as text. Raises ValueError."""
     try:
         array = np.lib.format.read_array(io.BytesIO(data), allow_pickle=False)
-    except (ValueError, MemoryError) as e:
+    except Exception as e:  # damaged headers raise SyntaxError, tokenize.TokenError, …
         raise ValueError(f"is no NumPy file of numbers ({' '.join(str(e).split())})") from None
     if array.size != 1:
         raise ValueError(f"holds {array.size} values instead of one")

@@ -8,6 +8,7 @@ and the warning filters are left as they are: other threads share them.
 import io
 import os
 import stat
+import time
 from contextlib import suppress
 
 import numpy as np
@@ -27,13 +28,20 @@ UNDO = {
 SIXTEEN_BIT = {"I;16", "I;16L", "I;16B", "I;16N"}
 BITS_PER_SAMPLE, PHOTOMETRIC, SAMPLE_FORMAT = 258, 262, 339  # TIFF tags
 
+# Network disks stumble: what the file system refuses is asked for again after these seconds.
+RETRY_AFTER = (0.1, 0.5)
+_given_up: set[str | bytes | os.PathLike] = set()  # by this process; not waited for again
+
 
 class UnreadableImage(Exception):
-    """A file that is no usable image: `.path` and a short `.reason`. Can be pickled."""
+    """A file that is no usable image: `.path` and a short `.reason`. Can be pickled.
 
-    def __init__(self, path: str, reason: str) -> None:
-        super().__init__(path, reason)  # both in `args`, from which pickle builds it again
-        self.path, self.reason = path, reason
+    `.of_disk`: the file system said so; what the file holds is not known.
+    """
+
+    def __init__(self, path: str, reason: str, of_disk: bool = False) -> None:
+        super().__init__(path, reason, of_disk)  # in `args`, from which pickle builds it again
+        self.path, self.reason, self.of_disk = path, reason, of_disk
 
     def __str__(self) -> str:
         return f"{printable(self.path)}: {self.reason}"
@@ -50,8 +58,9 @@ def load_rgb(path: str | bytes | os.PathLike) -> np.ndarray:
     The array is the caller's own and writable. Raises UnreadableImage for everything that can be
     wrong with a file, and nothing else. Never blocks on a FIFO or a device.
     """
+    of_disk = False
     try:
-        data = _read(path)
+        data = _read_patiently(path)
         if size := _plain_jpeg(data):
             _check_size(*size)
             with suppress(ValueError):  # what is damaged, Pillow says why
@@ -70,15 +79,33 @@ def load_rgb(path: str | bytes | os.PathLike) -> np.ndarray:
     except Image.DecompressionBombError:
         reason = _too_many_pixels()
     except OSError as e:  # the file system's errors have a strerror, Pillow's own have not
+        of_disk = bool(e.strerror)
         reason = e.strerror or str(e) or "cannot be read"
     except Exception as e:  # plugins let SyntaxError, struct.error, MemoryError, … escape
         reason = f"{type(e).__name__}: {e}" if str(e) else type(e).__name__
     # Outside the handlers: a chained traceback would keep the half-decoded image alive.
-    raise UnreadableImage(os.fsdecode(path), " ".join(reason.split())[:200])
+    raise UnreadableImage(os.fsdecode(path), " ".join(reason.split())[:200], of_disk)
 
 
 class _Refused(Exception):
     """Our own reason not to decode a file."""
+
+
+def _read_patiently(path: str | bytes | os.PathLike) -> bytearray:
+    """A file's bytes, asked for again after RETRY_AFTER where the file system refuses them.
+
+    Once a process and file: what is gone for good must not slow down every epoch.
+    """
+    for pause in () if path in _given_up else RETRY_AFTER:
+        try:
+            return _read(path)
+        except OSError:
+            time.sleep(pause)
+    try:
+        return _read(path)
+    except OSError:
+        _given_up.add(path)
+        raise
 
 
 def _read(path: str | bytes | os.PathLike) -> bytearray:

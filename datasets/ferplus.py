@@ -33,6 +33,7 @@ USAGES = {"training": "train", "publictest": "val", "privatetest": "test"}
 FOLDERS = {"train": "FER2013Train", "val": "FER2013Valid", "test": "FER2013Test"}
 FER2013_PUBLISHED = {"train": 28_709, "val": 3_589, "test": 3_589}
 SIDE = 48
+MOST_VOTES = 10**6  # ten people vote, but other tallies may be more
 
 
 # Labels from votes, (n, 10) int64 -> places in CLASSES (n,), which have one (n,), targets (n, 8)
@@ -311,7 +312,7 @@ def _votes(path: Path, row: int, cells: list[str]) -> list[int]:
     """The ten counts of a row."""
     counts = [integer(cell) for cell in cells]
     for column, cell, count in zip(COLUMNS, cells, counts, strict=True):
-        if count is None or count < 0:
+        if count is None or not 0 <= count <= MOST_VOTES:
             found = printable(cell) or "nothing"
             raise bad_row(path, row, f"{found} as votes for {column}; it takes a count")
     return counts
@@ -339,6 +340,8 @@ def _read_folders(folders: dict[str, Path]) -> tuple[Parts, list[str]]:
         if path is None:
             raise BadInput(f"{printable(str(folder))}: no label.csv in it")
         rows = [(name, counts) for name, counts in _label_rows(path) if name]
+        if not rows:
+            raise BadInput(f"{printable(str(path))} names no image")
         names = [f"{folder.name}/{name}" for name, _ in rows]
         there = present(folder.parent, names)
         notes += missing_note(path, folder.parent, names, there)

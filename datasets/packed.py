@@ -7,13 +7,14 @@ holds the hash of every other file and of itself. `datasets.pack` writes it.
 
 import hashlib
 import json
+import os
 from bisect import bisect_right
 from itertools import accumulate, takewhile
 from pathlib import Path
 
 import numpy as np
 
-from datasets.decode import printable
+from datasets.decode import UnreadableImage, printable
 from datasets.folder import FileList
 from datasets.labelled import LabelledImages, LabelledSet, Picked
 from util.errors import BadInput
@@ -27,7 +28,8 @@ ANEW = "remove the folder and pack it again (main_pack.py)"
 def is_store(folder: Path) -> bool:
     """Whether a folder is a packed store, whole, unfinished or damaged."""
     marks = (MANIFEST, INDEX, NAMES, part_name(0))
-    return (folder / JOURNAL).is_file() or sum((folder / mark).is_file() for mark in marks) > 1
+    there = [os.path.isfile(folder / mark) for mark in (JOURNAL, *marks)]
+    return there[0] or sum(there[1:]) > 1
 
 
 def part_name(number: int) -> str:
@@ -86,7 +88,9 @@ class PackedImages:
         All files but the pixels are hashed; of those the sizes are compared (`verify` does more).
         """
         manifest = read_manifest(folder)
-        for part in manifest["parts"]:
+        for number, part in enumerate(manifest["parts"]):
+            if part["file"] != part_name(number):
+                raise _bad(folder, f"its {MANIFEST} names {printable(part['file'])}; {ANEW}")
             _check_size(folder, part["file"], part["bytes"])
         for name, known in manifest["files"].items():
             try:
@@ -95,11 +99,20 @@ class PackedImages:
                 raise _bad(folder, f"{name} cannot be read ({e.strerror}); {ANEW}") from None
             if found != known:
                 raise _bad(folder, f"{name} is not as it was packed: cut short or edited; {ANEW}")
-        self._load(folder, manifest)
-        offsets, areas = self._index[:, 0], self._index[:, 1] * self._index[:, 2]
-        ends = np.append(offsets[1:], manifest["bytes"])
-        if not (offsets + 3 * areas == ends).all() or self._starts[-1] != manifest["bytes"]:
+        try:
+            self._load(folder, manifest)
+        except ValueError:  # from NumPy, which unpickles nothing
+            raise _bad(folder, f"{INDEX} is no index; {ANEW}") from None
+        if not self._index_fits():
             raise _bad(folder, f"{INDEX} does not fit the pixels; {ANEW}")
+
+    def _index_fits(self) -> bool:
+        """Whether the images of the index lie one after another and fill the parts."""
+        index, end = self._index, self.manifest["bytes"]
+        if index.ndim != 2 or index.shape[1] != 3 or index.dtype != np.int64 or (index < 0).any():
+            return False
+        ends = index[:, 0] + 3 * index[:, 1] * index[:, 2]
+        return bool((ends == np.append(index[1:, 0], end)).all()) and self._starts[-1] == end
 
     def _load(self, folder: Path, manifest: dict) -> None:
         self.folder, self.manifest, self.digest = folder, manifest, manifest["digest"]
@@ -119,15 +132,24 @@ class PackedImages:
         return len(self._index)
 
     def image(self, i: int) -> np.ndarray:
-        """Image i -> (H, W, 3) uint8, read-only."""
+        """Image i -> (H, W, 3) uint8, read-only. Raises UnreadableImage for a part that is gone."""
         offset, height, width = self._index[i].tolist()
         part = bisect_right(self._starts, offset) - 1
         if part not in self._maps:
-            # Not as np.memmap: its slices cost more to make than all the rest here.
-            path = self.folder / part_name(part)
-            self._maps[part] = np.asarray(np.memmap(path, np.uint8, mode="r"))
+            self._maps[part] = self._map(part)
         start = offset - self._starts[part]
         return self._maps[part][start : start + 3 * height * width].reshape(height, width, 3)
+
+    def _map(self, part: int) -> np.ndarray:
+        """The bytes of a part, (n,) uint8. Raises UnreadableImage if they are not all there."""
+        path, size = self.folder / part_name(part), self._starts[part + 1] - self._starts[part]
+        try:
+            _check_size(self.folder, path.name, size)
+            # Not as np.memmap: its slices cost more to make than all the rest of `image`.
+            return np.asarray(np.memmap(path, np.uint8, mode="r"))
+        except (OSError, BadInput) as e:
+            reason = getattr(e, "strerror", None) or str(e)
+        raise UnreadableImage(str(path), reason, of_disk=True)
 
     def name(self, i: int) -> str:
         """What the image was called below `--data_path` when it was packed."""

@@ -125,7 +125,7 @@ def recognised(root: str | os.PathLike) -> str | None:
     if is_store(root):
         known = read_manifest(root)["set"]
         return known["name"] if known else None
-    found = _layouts(root)
+    found = _layouts(root) if os.path.isdir(root) else {}
     return next(iter(found)) if len(found) == 1 else None
 
 
@@ -139,6 +139,8 @@ def labelled_as(data_path: str) -> str | None:
         return "synthetic"
     if is_store(root):
         return recognised(root)
+    if not os.path.isdir(root):
+        return None
     if _layouts(root):
         return _only_one(root)
     return "folder" if recognise_folder(root) else None

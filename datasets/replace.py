@@ -4,7 +4,7 @@ import numpy as np
 
 from datasets.decode import UnreadableImage
 from datasets.labelled import Source
-from util.errors import BadInput
+from util.errors import BadInput, Fault
 
 MAX_REPLACEMENTS = 20
 PREFLIGHT_IMAGES = 32
@@ -15,17 +15,24 @@ def read_or_replace(
 ) -> tuple[np.ndarray, int, str]:
     """Image `index`, or another drawn from `rng` -> (H, W, 3) uint8, its index, "name<TAB>reason".
 
-    The text is empty when the image itself could be read. Raises BadInput when many in a row are
-    unreadable.
+    The text is empty when the image itself could be read. When many in a row are unreadable,
+    raises Fault if the file system gave none of them, else BadInput.
     """
-    problem = ""
+    problem, of_disk = "", True
     for _ in range(MAX_REPLACEMENTS):
         try:
             return source.image(index), index, problem
         except UnreadableImage as error:
             problem = problem or f"{source.name(index)}\t{error.reason}"
+            of_disk = of_disk and error.of_disk
             index = int(rng.integers(len(source)))
-    raise BadInput(f"--data_path: {MAX_REPLACEMENTS} files in a row are no images ({problem})")
+    first = problem.replace("\t", ": ")
+    if of_disk:
+        raise Fault(
+            f"--data_path: {MAX_REPLACEMENTS} files in a row cannot be read (the first: {first}); "
+            "once the disk is back, the same command goes on"
+        )
+    raise BadInput(f"--data_path: {MAX_REPLACEMENTS} files in a row are no images ({first})")
 
 
 def check_readable(source: Source, flag: str = "--data_path") -> None:

@@ -3,6 +3,7 @@
 import pytest
 from layouts import write_ferplus_csv, write_rafdb
 from layouts_affectnet import write_affectnet_csv
+from released import address, only_here, server  # noqa: F401 – fixtures
 from runs import FAMILIES, SMALL, command, finetune_options, finish, run_here
 
 import main_finetune

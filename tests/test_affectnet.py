@@ -287,19 +287,6 @@ def test_expression_file_that_says_no_label_is_named(tmp_path, content, words):
     assert words in message
 
 
-class Bomb:
-    def __reduce__(self):
-        return (os.mkdir, ("unpickled",))
-
-
-def test_expression_file_is_never_unpickled(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    write_affectnet_npy(tmp_path / "data", {"train": (2,)})
-    annotation(tmp_path / "data", 1, np.array(Bomb(), object))
-    assert "no NumPy file" in complaint(tmp_path / "data")
-    assert not (tmp_path / "unpickled").exists()
-
-
 def test_images_and_annotations_without_the_other_are_counted(tmp_path):
     write_affectnet_npy(tmp_path, {"train": (3, 3)})
     folder = tmp_path / "train_set"

@@ -1,22 +1,15 @@
 """Released weights by name, from a local server that misbehaves in every way a real one does."""
 
 import hashlib
-import io
 import os
-import pickle
-import shutil
-import socket
-import ssl
 import subprocess
 import sys
-import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 import requests
-import torch
+from released import CONTENT, weights, whole
 from runs import ROOT, free_port
 
 from util import download
@@ -25,44 +18,14 @@ from util.errors import BAD_INPUT, DONE, BadInput
 from util.sizes import PRETRAIN_SIZES
 
 NAME = "mae_vit_tiny_300e"
+pytestmark = pytest.mark.usefixtures("only_here")
 CHUNK = 512 * 1024  # gdown keeps whole ones of a transfer that is cut
 
 
-def weights(value=1.0, megabytes=2):
-    buffer = io.BytesIO()
-    torch.save({"model": {"w": torch.full((megabytes << 18,), value)}}, buffer)
-    return buffer.getvalue()
-
-
-CONTENT = weights()
 PAGE = b"<!DOCTYPE html><html><title>Google Drive - Quota exceeded</title></html>"
 
 
-class Handler(BaseHTTPRequestHandler):
-    def do_GET(self):
-        self.server.log.append((self.path, self.headers.get("Range")))
-        try:
-            self.server.answer(self)
-        except (BrokenPipeError, ConnectionResetError):
-            self.close_connection = True  # gdown asks once for the length alone
-
-    def log_message(self, *_):
-        """Say nothing."""
-
-    def send(self, data, code=200, length=None, **headers):
-        self.send_response(code)
-        for key, value in headers.items():
-            self.send_header(key.replace("_", "-"), value)
-        self.send_header("Content-Length", str(len(data) if length is None else length))
-        self.end_headers()
-        self.wfile.write(data)
-
-
 # --- manners of a server: functions of a request ---
-
-
-def whole(request):
-    request.send(CONTENT)
 
 
 def ranged(request, content=CONTENT):
@@ -103,38 +66,6 @@ def altered(request):
 
 def silent(request):
     time.sleep(1)
-
-
-@pytest.fixture
-def server():
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        server.log, server.answer = [], whole
-        server.url = f"http://127.0.0.1:{server.server_port}/{{id}}"
-        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
-        yield server
-        server.shutdown()
-
-
-@pytest.fixture(autouse=True)
-def only_here(monkeypatch, tmp_path):
-    """No name but this machine's is looked up, and the cache is the test's own."""
-    look_up = socket.getaddrinfo
-
-    def local(host, *more, **options):
-        assert host in ("127.0.0.1", "localhost"), f"a test asks for {host}"
-        return look_up(host, *more, **options)
-
-    monkeypatch.setattr(socket, "getaddrinfo", local)
-    monkeypatch.setenv("NO_PROXY", "*")
-    monkeypatch.setenv("MAE_SFER_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(download, "RETRIES", 0)
-    monkeypatch.setattr(download, "DRIVE", "http://127.0.0.1:9/{id}")
-
-
-@pytest.fixture
-def address(server, monkeypatch):
-    """The server in the place of Google Drive."""
-    monkeypatch.setattr(download, "DRIVE", server.url)
 
 
 def visible(folder):
@@ -305,19 +236,6 @@ def test_google_drives_questions_are_passed_and_its_refusal_is_told(server, monk
     assert server.log[-2][0] == f"/uc?id={RELEASED[NAME].drive_id}"
 
 
-@pytest.mark.skipif(not shutil.which("openssl"), reason="makes a certificate with openssl")
-def test_a_server_without_a_trusted_certificate_is_refused(server, tmp_path):
-    key, certificate = tmp_path / "key", tmp_path / "certificate"
-    request = f"req -x509 -newkey rsa:2048 -nodes -keyout {key} -out {certificate} -subj /CN=x"
-    subprocess.run(["openssl", *request.split()], check=True, capture_output=True)
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(certificate, key)
-    server.socket = context.wrap_socket(server.socket, server_side=True)
-    line = refusal(url=f"https://127.0.0.1:{server.server_port}/")
-    assert "TLS certificate of 127.0.0.1 cannot be trusted" in line
-    assert server.log == []
-
-
 def test_a_cached_file_that_changes_is_refused_until_it_is_deleted(server, address):
     path = fetch(NAME)
     path.write_bytes(weights(2.0))
@@ -417,27 +335,6 @@ def test_a_cache_that_cannot_be_written_is_named(tmp_path, server, address):
     line = refusal(cache_dir=tmp_path / "file")
     assert str(tmp_path / "file") in line
     assert "--cache_dir or MAE_SFER_CACHE" in line
-
-
-class Canary:
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return open, (self.path, "w")
-
-
-@pytest.mark.parametrize("zipped", [True, False])
-def test_code_in_a_downloaded_file_is_not_run(zipped, server, address, tmp_path):
-    buffer = io.BytesIO()
-    if zipped:
-        torch.save({"model": Canary(str(tmp_path / "sung"))}, buffer)
-    else:
-        pickle.dump(Canary(str(tmp_path / "sung")), buffer)
-    server.answer = lambda request: request.send(buffer.getvalue())
-    assert fetch(NAME).read_bytes() == buffer.getvalue()
-    fetch(NAME)
-    assert not (tmp_path / "sung").exists()
 
 
 def test_the_command_fetches_and_lists(server, address, tmp_path, capsys):

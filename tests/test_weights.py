@@ -1,7 +1,6 @@
 """Weights: every layout a user will bring, into our models, exactly; and a clear no to the rest."""
 
 import copy
-import os
 from argparse import Namespace
 from pathlib import Path
 
@@ -459,27 +458,6 @@ def test_a_name_that_is_no_file_is_a_released_one_or_an_error(save, vit, monkeyp
     assert load_pretrained(classifier(VIT), "mae_vit_tiny_300e").source == "mae_vit_tiny_300e"
     with pytest.raises(BadInput, match=r"mae_vit_tiny_30e: no such file.*mae_vit_tiny_300e"):
         load_pretrained(classifier(VIT), "mae_vit_tiny_30e")
-
-
-class Canary:
-    def __reduce__(self):
-        return os.system, ("touch canary",)
-
-
-@pytest.mark.parametrize("zipped", [True, False])
-def test_code_in_a_checkpoint_never_runs(save, vit, tmp_path, monkeypatch, zipped):
-    monkeypatch.chdir(tmp_path)
-    content = {"model": vit.state_dict(), "args": Namespace(hook=Canary())}
-    path = save(content, _use_new_zipfile_serialization=zipped)
-    with pytest.raises(BadInput, match="could run code"):
-        load_pretrained(classifier(VIT), path)
-    assert not (tmp_path / "canary").exists()
-
-
-def test_a_script_module_is_refused_as_a_program(tmp_path):
-    torch.jit.script(nn.Linear(2, 2)).save(tmp_path / "script.pt")
-    with pytest.raises(BadInput, match="a program"):
-        read_source(tmp_path / "script.pt")
 
 
 @pytest.mark.parametrize("kind", ["zip", "legacy", "safetensors"])

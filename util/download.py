@@ -71,7 +71,7 @@ def cached_path(name: str, cache_dir: str | Path | None = None) -> Path:
     folder = cache_dir or os.environ.get("MAE_SFER_CACHE")
     if not folder:
         folder = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "mae_sfer"
-    return Path(folder).expanduser().absolute() / f"{name}.pth"
+    return Path(os.path.expanduser(folder)).absolute() / f"{name}.pth"
 
 
 def fetch(name: str, cache_dir: str | Path | None = None, *, url: str | None = None) -> Path:

@@ -22,7 +22,7 @@ class Parser(argparse.ArgumentParser):
 
     def parse(self, argv: Sequence[str]) -> argparse.Namespace:
         """Parse; raises BadInput that names the flag, with the nearest one for an unknown."""
-        args, unknown = self.parse_known_args([underscored(arg) for arg in argv])
+        args, unknown = self.parse_known(argv)
         if unknown:
             flag = unknown[0].partition("=")[0]
             known = [name for name in self._option_string_actions if name.startswith("--")]
@@ -30,6 +30,23 @@ class Parser(argparse.ArgumentParser):
             hint = f"; did you mean {' or '.join(near)}?" if near else "; see --help"
             raise BadInput(f"{flag}: no such option{hint}")
         return args
+
+    def parse_known(self, argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
+        """parse_known_args; whatever is wrong with a file of options is BadInput."""
+        files = ", ".join(arg for arg in argv if arg.startswith("@"))
+        try:
+            args, unknown = self.parse_known_args([underscored(arg) for arg in argv])
+        except BadInput:
+            raise
+        except RecursionError:
+            raise BadInput(f"{files}: files of options that take in each other") from None
+        except ValueError as error:  # no text, a quotation that does not end, a NUL in its name
+            raise BadInput(f"{files}: is no file of options ({error})") from None
+        for name, value in vars(args).items():
+            texts = value if isinstance(value, list) else [value]
+            if any(isinstance(text, str) and "\0" in text for text in texts):
+                raise BadInput(f"--{name}: holds a NUL character")
+        return args, unknown
 
     def takes(self, name: str) -> bool:
         """Whether there is an option of this name."""
@@ -57,12 +74,14 @@ def find_output_dir(argv: Sequence[str]) -> str:
     parser = Parser("")
     add_output_dir(parser)
     try:
-        return parser.parse_known_args([underscored(arg) for arg in argv])[0].output_dir
-    except (BadInput, OSError):
+        return parser.parse_known(argv)[0].output_dir
+    except BadInput:
         return ""
 
 
 # --- types: each says what it takes and what it found ---
+
+MOST = 10**9  # of anything that is counted, so that no product of two leaves 64 bits
 
 
 def number(
@@ -73,16 +92,18 @@ def number(
     below: float = math.inf,
 ) -> Callable[[str], float]:
     """A finite int or float with `low <= value <= high` and `above < value < below`."""
+    high = MOST if kind is int and high == math.inf else high
     word = "a whole number" if kind is int else "a number"
     bounds = ((">=", low), ("<=", high), (">", above), ("<", below))
-    word += " and".join(f" {sign} {bound:g}" for sign, bound in bounds if math.isfinite(bound))
+    word += " and".join(f" {sign} {bound:,.10g}" for sign, bound in bounds if math.isfinite(bound))
 
     def convert(text: str) -> float:
         try:
             value = kind(text)
         except ValueError:
             value = math.nan
-        if not (math.isfinite(value) and low <= value <= high and above < value < below):
+        # Compared before isfinite, which cannot take an int beyond the floats.
+        if not (low <= value <= high and above < value < below and math.isfinite(value)):
             raise argparse.ArgumentTypeError(f"must be {word}, not {text!r}")
         return value
 
@@ -106,6 +127,7 @@ def rise(text: str) -> tuple[int, int]:
     return int(low), int(high)
 
 
+SEED = number(int, low=0, high=2**63 - 1)
 COUNT, SIZE, RATE = number(int, low=0), number(int, low=1), number(float, low=0)
 RATIO = number(float, above=0, below=1)
 
@@ -137,7 +159,7 @@ def add_training(parser: Parser, min_lr: float | None, warmup_epochs: float | No
     group.add_argument("--min_lr", type=RATE, default=min_lr, help="where the cosine ends")
     group.add_argument("--weight_decay", type=RATE, help="of matrices and filters (0.05)")
     group.add_argument("--clip_grad", type=number(float, above=0), help="largest gradient norm")
-    group.add_argument("--seed", type=COUNT, default=0)
+    group.add_argument("--seed", type=SEED, default=0)
 
 
 def add_machine(parser: Parser) -> None:
@@ -156,10 +178,11 @@ def add_machine(parser: Parser) -> None:
     flag(group, "--pin_mem", True, "pinned memory for copies to a GPU")
     group.add_argument("--no_pin_mem", dest="pin_mem", action="store_false")
     group = parser.add_argument_group("processes (set by launchers)")
-    group.add_argument("--dist_timeout", type=number(float, above=0), default=600, help="seconds")
+    seconds = number(float, above=0, high=10**7)
+    group.add_argument("--dist_timeout", type=seconds, default=600, help="seconds")
     group.add_argument("--dist_url", default="env://")
     group.add_argument("--world_size", type=SIZE, default=1)
-    group.add_argument("--local_rank", type=int, default=-1)
+    group.add_argument("--local_rank", type=number(int, low=-1), default=-1)
     flag(group, "--dist_on_itp", False, "take ranks from Open MPI")
 
 

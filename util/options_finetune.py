@@ -177,7 +177,8 @@ def _add_optimizer(parser: Parser) -> None:
     group.add_argument(
         "--weight_decay_end", type=RATE, help="weight decay follows a cosine to this"
     )
-    group.add_argument("--warmup_steps", type=int, default=-1, help="> 0: instead of epochs")
+    steps = number(int, low=-1)
+    group.add_argument("--warmup_steps", type=steps, default=-1, help="> 0: instead of epochs")
     group.add_argument("--schedule", choices=("cosine", "step"), default="cosine")
     group.add_argument(
         "--step_epochs", type=RATE, nargs="+", default=[], help="when the rate falls"

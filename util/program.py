@@ -31,7 +31,10 @@ def run_program(
     kill it before it has spoken.
     """
     argv = sys.argv[1:] if argv is None else argv
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="backslashreplace")  # file names need not be text
     code, reason = attempt(parser, check, work, argv)
+    reason = one_line(reason)
     # Reference cycles would hold on to the folder's lock, and to DDP, which then aborts at exit.
     gc.collect()
     together = code in (DONE, RESUMABLE)
@@ -51,6 +54,17 @@ def run_program(
         sys.stdout.flush()
         os._exit(code)
     return code
+
+
+def one_line(reason: str) -> str:
+    """A reason as one line any terminal can take; of a data worker's traceback what it ends with.
+
+    torch makes those up of "Caught BadInput in DataLoader worker process 0.", the traceback and
+    the exception itself.
+    """
+    if reason.startswith("Caught ") and "Traceback" in reason:
+        reason = reason.strip().splitlines()[-1].partition(": ")[2]
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in reason)
 
 
 def attempt(

@@ -10,17 +10,18 @@ import base64
 import io
 import re
 import statistics
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from string import Template
 
 from PIL import Image
 
-from util.errors import BAD_INPUT, DONE, FAULT
+from util.errors import BadInput, Fault
 from util.figures import learning_curves, short
 from util.files import write_file
 from util.markup import numbers, section, text
+from util.options import Parser
+from util.program import run_program
 from util.report_results import comparison, result_section
 from util.summary import SEED, group_runs, read_result
 from util.untrusted import number, parse_object, part, read_text
@@ -206,21 +207,25 @@ def _duration(seconds: float) -> str:
     return " ".join(parts[:2]) or "0 s"
 
 
-def main() -> int:
-    """Make the page of the runs named on the command line; return the exit code."""
-    parser = argparse.ArgumentParser("python -m util.report", description="Write report.html.")
+def build_parser() -> Parser:
+    """What `python -m util.report` takes."""
+    parser = Parser("Write report.html.")
     parser.add_argument("output_dir", nargs="+", help="the --output_dir of one or several runs")
     parser.add_argument("--output", help="the page (default: report.html in the first)")
-    args = parser.parse_args()
-    named = ", ".join(args.output_dir)
+    return parser
+
+
+def make(command: argparse.Namespace) -> None:
+    """Make the page of the runs named on the command line."""
+    named = ", ".join(command.output_dir)
     try:
-        path = write_report(*args.output_dir, page=args.output)
+        path = write_report(*command.output_dir, page=command.output)
     except OSError as error:
-        print(f"{named}: cannot write the page: {error}", file=sys.stderr)
-        return FAULT
-    print(path or f"{named}: no such directory", file=sys.stdout if path else sys.stderr)
-    return DONE if path else BAD_INPUT
+        raise Fault(f"{named}: cannot write the page: {error}") from None
+    if path is None:
+        raise BadInput(f"{named}: no such directory")
+    print(path)
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(run_program(build_parser, lambda _: None, make))

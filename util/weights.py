@@ -5,6 +5,7 @@ A model is known here by its state dict only; layouts are translated by util/lay
 
 import difflib
 import math
+import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -65,7 +66,7 @@ def read_source(source: str | Path, cache_dir: str | None = None) -> dict[str, A
 
 def find_source(source: str | Path, cache_dir: str | None = None) -> Path:
     """The path of a source, downloaded (to `cache_dir`) if it is a released name."""
-    if Path(source).exists():
+    if os.path.exists(source):
         return Path(source)
     from util.download import RELEASED, fetch  # rarely needed, and it needs more packages
 

@@ -1,0 +1,155 @@
+"""Whatever is given, a user sees it work or one line: never a traceback.
+
+`make test` tries the same few examples every time, `make test-long` many new ones.
+"""
+
+import gc
+import io
+import os
+import sys
+from functools import cache
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from nasty import NASTY, few, many
+
+import main_pack
+import main_pretrain
+from datasets import open_labelled, open_source
+from util import download, options_finetune, report
+from util.errors import BAD_INPUT, DONE, BadInput
+from util.program import run_program
+from util.rundir import RunDir
+from util.weights import find_source
+
+VALUES = st.one_of(st.sampled_from(NASTY), st.text(max_size=20), st.floats().map(str))
+VALUES |= st.integers(-(10**31), 10**31).map(str)
+PROGRAMS = {
+    "pretrain": (cache(main_pretrain.build_parser), main_pretrain.check_options),
+    "finetune": (cache(options_finetune.build_parser), options_finetune.check_options),
+    "pack": (cache(main_pack.build_parser), main_pack.check_options),
+    "download": (cache(download.build_parser), lambda _: None),
+    "report": (cache(report.build_parser), lambda _: None),
+}
+
+
+def command_lines(program):
+    """Known flags, once in a while an unknown one, each with none, one or two values."""
+    flags = sorted(PROGRAMS[program][0]()._option_string_actions)
+    flags = [flag for flag in flags if flag not in ("-h", "--help", "--output_dir")]
+    flag = st.sampled_from(flags) | st.sampled_from(
+        ["--modle", "-x", "--a\nb", "--é", "--batch-size"]
+    )
+    option = st.tuples(flag, st.lists(VALUES, max_size=2)).map(lambda o: [o[0], *o[1]])
+    joined = st.tuples(flag, VALUES).map(lambda o: ["=".join(o)])
+    return st.lists(option | joined | VALUES.map(lambda v: [v]), min_size=1, max_size=4)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Where a command is given; files of options lie in it."""
+    here, before = tmp_path_factory.mktemp("here"), os.getcwd()
+    (here / "self.args").write_text("--epochs 3\n@self.args\n")
+    (here / "binary.args").write_bytes(bytes(range(256)))
+    (here / "quote.args").write_text("--model 'mae")
+    os.chdir(here)
+    gc.freeze()  # a program collects garbage at its end, and there is much of tests' own
+    yield here
+    gc.unfreeze()
+    os.chdir(before)
+
+
+def ends_well(program, argv):
+    """It works, or exit code 2 and one line of plain characters."""
+    parser, check = PROGRAMS[program]
+    stdout, stderr = sys.stdout, sys.stderr
+    sys.stdout, sys.stderr = (io.TextIOWrapper(io.BytesIO(), "utf-8") for _ in range(2))
+    try:
+        try:
+            code = run_program(parser, check, lambda _: None, list(argv))
+        except SystemExit as end:  # -h among the values
+            code = end.code
+        sys.stderr.flush()
+        said = sys.stderr.buffer.getvalue().decode()
+    finally:
+        sys.stdout, sys.stderr = stdout, stderr
+    if code == DONE:
+        assert said == "", argv
+        return
+    assert code == BAD_INPUT, (argv, said)
+    assert said.count("\n") == 1, (argv, said)
+    assert said[:-1].isprintable(), (argv, said)
+    assert "Traceback" not in said
+
+
+def try_each(program, share):
+    """One nasty value for each option, and as many values as it takes."""
+    options = PROGRAMS[program][0]()._option_string_actions.items()
+    for number, (name, action) in enumerate(options):
+        if name.startswith("--") and name != "--help":
+            for value in NASTY[number % share :: share]:
+                ends_well(program, [name, *[value] * (2 if action.nargs == 2 else 1)])
+    for value in NASTY:
+        ends_well(program, [value])
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_one_nasty_value_for_an_option_works_or_is_one_line(program, folder):
+    try_each(program, 5)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_each_nasty_value_for_each_option_works_or_is_one_line(program, folder):
+    try_each(program, 1)
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_any_command_line_works_or_is_one_line(program, folder):
+    @few(300)
+    @given(command_lines(program))
+    def check(parts):
+        ends_well(program, [arg for part in parts for arg in part])
+
+    check()
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_many_command_lines_work_or_are_one_line(program, folder):
+    @many(1_000)
+    @given(command_lines(program))
+    def check(parts):
+        ends_well(program, [arg for part in parts for arg in part])
+
+    check()
+
+
+# Paths, where they are used
+
+
+PATHS = [v for v in NASTY if "\0" not in v and v.strip("/.")]  # nor what would be searched
+USES = {
+    "images": open_source,
+    "labels": open_labelled,
+    "weights": find_source,
+    "cache": lambda path: download.fetch("mae_vit_tiny_300e", path, url="http://127.0.0.1:9/"),
+}
+
+
+@pytest.mark.parametrize("use", USES)
+def test_a_path_that_cannot_be_is_bad_input(use, folder, only_here, monkeypatch):
+    monkeypatch.setenv("HOME", str(folder))
+    for path in [*PATHS, "/proc/self/fd/999", "/proc/1/root/x", "self.args/x", "x" * 300]:
+        try:
+            USES[use](path)
+        except BadInput:
+            continue
+
+
+def test_an_output_dir_that_cannot_be_is_bad_input(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for path in ["é" * 4000, "x" * 300, "/proc/x", "/dev/null/x", "/proc/self/mem"]:
+        with pytest.raises(BadInput):
+            RunDir(path)

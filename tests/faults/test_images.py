@@ -1,0 +1,236 @@
+"""Faults of data: files that are no images, that vanish, change, or lie on a disk that stumbles."""
+
+import os
+import threading
+import time
+
+import pytest
+from odd_images import GOOD, UNREADABLE, encoded, noise, write_faces, write_odd
+from PIL import Image
+from runs import FAMILIES, SMALL, assert_same_run, command, finish, load, run_here, same, status
+
+import main_finetune
+import main_pack
+import main_pretrain
+from datasets import decode, open_source
+from datasets.decode import UnreadableImage, load_rgb
+from datasets.packed import PackedImages
+from util.errors import BAD_INPUT, DONE, FAULT
+
+READABLE = GOOD + 6
+# torch takes seconds to end the workers of a run that an exception ends.
+WORKERS = [0, pytest.param(1, marks=pytest.mark.long)]
+
+
+@pytest.fixture(scope="module")
+def odd(tmp_path_factory):
+    return write_odd(tmp_path_factory.mktemp("odd") / "faces")
+
+
+def bad_images(folder):
+    """bad_images.txt: the reason by the file's name."""
+    path = folder / "bad_images.txt"
+    lines = path.read_text().splitlines() if path.exists() else []
+    return {os.path.basename(name): reason for name, reason in (li.split("\t") for li in lines)}
+
+
+def assert_all_told(found):
+    assert found.keys() == UNREADABLE.keys()
+    for name, words in UNREADABLE.items():
+        assert words in found[name]
+
+
+def test_a_run_over_every_odd_file_ends_well_and_names_those_it_could_not_use(odd, tmp_path):
+    """As a process of its own: a FIFO that is waited for would hang it."""
+    out = tmp_path / "out"
+    said = finish(command(out, more=f"--data_path {odd} --num_workers 2 --epochs 1"))
+    assert_all_told(bad_images(out))
+    assert status(out) == "done"
+    assert f"{READABLE + len(UNREADABLE)} images of" in said
+    for name in UNREADABLE:
+        assert said.count(f"cannot read {odd / name}: ") == 1
+    page = (out / "report.html").read_text()
+    assert f"Unreadable images: {len(UNREADABLE)}" in page
+    memory = max(
+        float(line.split("mem ")[1].split()[0]) for line in said.splitlines() if "mem " in line
+    )
+    assert memory < 4, "GB; the bomb's pixels would be 1.2 GB a time"
+
+
+def test_a_list_of_odd_files_gives_the_same_as_their_folder(odd, tmp_path):
+    names = [*UNREADABLE, "folder.jpg", *(f"good{k:03d}.png" for k in range(GOOD))]
+    (odd / "list.txt").write_text("\n".join(names))
+    source, found = open_source(odd / "list.txt"), {}
+    for i in range(len(source)):
+        try:
+            source.image(i)
+        except UnreadableImage as error:
+            found[os.path.basename(source.name(i))] = error.reason
+    assert found.pop("folder.jpg") == "is a folder"
+    assert_all_told(found)
+
+
+def test_packing_leaves_odd_files_out_and_says_why(odd, tmp_path):
+    store = tmp_path / "store"
+    options = ["--data_path", odd, "--output", store, "--num_workers", 2, "--data_set", "none"]
+    assert run_here(main_pack, list(map(str, options))) == DONE
+    images = PackedImages(store)
+    left_out = {item["image"]: item["reason"] for item in images.manifest["left_out"]}
+    assert_all_told(left_out)
+    assert len(images) == READABLE
+
+
+def test_fine_tuning_replaces_unreadable_images_and_does_not_judge_them(tmp_path):
+    data = tmp_path / "data"
+    for split, count in (("train", 30), ("test", 3)):
+        for name in ("happy", "sad"):
+            write_faces(data / split / name, count)
+    os.mkfifo(data / "train" / "sad" / "fifo.jpg")
+    os.mkfifo(data / "test" / "sad" / "fifo.jpg")
+    (data / "test" / "happy" / "page.jpg").write_bytes(b"<html>")
+    out = tmp_path / "out"
+    options = (
+        f"--model convnextv2_atto --input_size 32 --batch_size 4 --epochs 1 --data_path {data}"
+    )
+    more = f"--num_workers 1 --warmup_epochs 0 --output_dir {out}"
+    assert run_here(main_finetune, f"{options} {more}".split()) == DONE
+    assert bad_images(out) == {"fifo.jpg": "is not a regular file"}
+    text = (out / "eval.json").read_text()
+    assert '"unreadable": 2' in text
+    assert '"n": 6' in text
+
+
+# What happens while a run goes on: a thread does it once the first epoch is in log.txt.
+
+
+class Meanwhile(threading.Thread):
+    def __init__(self, out, action):
+        super().__init__(daemon=True)
+        self.out, self.action, self.done = out, action, False
+
+    def run(self):
+        while not (self.out / "log.txt").exists():
+            time.sleep(0.005)
+        self.action()
+        self.done = True
+
+
+def pretrain(out, data, action=lambda: None, epochs=4):
+    """A small run; its exit code."""
+    thread = Meanwhile(out, action)
+    thread.start()
+    more = f"--data_path {data} --epochs {epochs} --output_dir {out} --print_freq 2"
+    code = run_here(main_pretrain, f"{SMALL} {FAMILIES['mae']} {more}".split())
+    thread.join(10)
+    assert thread.done
+    return code
+
+
+@pytest.fixture
+def faces(tmp_path):
+    return write_faces(tmp_path / "faces", 64)
+
+
+def test_files_that_vanish_or_change_while_training_are_told_and_replaced(faces, tmp_path):
+    def spoil():
+        (faces / "good003.png").unlink()
+        whole = (faces / "good004.png").read_bytes()
+        (faces / "good004.png").write_bytes(whole[: len(whole) // 2])
+        Image.new("RGB", (90, 20), "red").save(
+            faces / "good005.png"
+        )  # another image, but a good one
+
+    out = tmp_path / "out"
+    assert pretrain(out, faces, spoil) == DONE
+    found = bad_images(out)
+    assert found.keys() == {"good003.png", "good004.png"}
+    assert found["good003.png"] == "No such file or directory"
+    assert "truncated" in found["good004.png"]
+
+
+def test_a_disk_that_is_away_for_a_moment_changes_nothing(faces, tmp_path):
+    def stumble():
+        os.rename(faces, tmp_path / "away")
+        time.sleep(0.3)
+        os.rename(tmp_path / "away", faces)
+
+    out, undisturbed = tmp_path / "out", tmp_path / "undisturbed"
+    assert pretrain(out, faces, stumble) == DONE
+    assert bad_images(out) == {}
+    assert pretrain(undisturbed, faces) == DONE
+    a, b = load(out), load(undisturbed)
+    assert same(a["model"], b["model"])
+
+
+@pytest.mark.parametrize("workers", WORKERS)
+def test_a_disk_that_stays_away_is_a_fault_and_the_same_command_goes_on(
+    faces, tmp_path, monkeypatch, capfd, workers
+):
+    monkeypatch.setattr(decode, "RETRY_AFTER", (0.01,))
+    out, undisturbed = tmp_path / "out", tmp_path / "undisturbed"
+    more = f"--num_workers {workers}"
+    options = f"{SMALL} {FAMILIES['mae']} --data_path {faces} --epochs 4 {more}".split()
+    thread = Meanwhile(out, lambda: os.rename(faces, tmp_path / "away"))
+    thread.start()
+    assert run_here(main_pretrain, [*options, "--output_dir", str(out)]) == FAULT
+    thread.join(10)
+    [line] = capfd.readouterr().err.strip().splitlines()
+    assert "20 files in a row" in line
+    assert str(faces) in line
+    assert "the same command goes on" in line
+    assert status(out) == "failed"
+    os.rename(tmp_path / "away", faces)
+    assert run_here(main_pretrain, [*options, "--output_dir", str(out)]) == DONE
+    assert run_here(main_pretrain, [*options, "--output_dir", str(undisturbed)]) == DONE
+    assert_same_run(out, undisturbed)
+
+
+def test_a_path_that_comes_back_is_read_and_one_that_does_not_is_waited_for_once(tmp_path):
+    path, away = tmp_path / "a.png", tmp_path / "b.png"
+    Image.fromarray(noise(8, 9, 3)).save(away)
+    threading.Timer(0.25, os.rename, (away, path)).start()
+    assert load_rgb(path).shape == (8, 9, 3)
+    waited = []
+    for _ in range(2):
+        began = time.monotonic()
+        with pytest.raises(UnreadableImage, match="No such file"):
+            load_rgb(tmp_path / "never.png")
+        waited.append(time.monotonic() - began)
+    assert sum(decode.RETRY_AFTER) < waited[0] < 5
+    assert waited[1] < 0.05
+
+
+def test_healthy_reading_never_waits(tmp_path, monkeypatch):
+    monkeypatch.setattr(time, "sleep", lambda _: pytest.fail("slept"))
+    (tmp_path / "page.jpg").write_bytes(b"<html>")
+    (tmp_path / "a.jpg").write_bytes(encoded(noise(8, 8, 3)))
+    load_rgb(tmp_path / "a.jpg")
+    with pytest.raises(UnreadableImage):
+        load_rgb(tmp_path / "page.jpg")
+
+
+def test_a_stores_part_that_is_gone_or_cut_is_unreadable(faces, tmp_path):
+    """Opened, but no pixel looked at yet: of what is mapped already the system keeps the bytes."""
+    store = tmp_path / "store"
+    pack = ["--data_path", faces, "--output", store, "--data_set", "none", "--num_workers", 0]
+    assert run_here(main_pack, list(map(str, pack))) == DONE
+    images, part = PackedImages(store), store / "part-00000.bin"
+    size = part.stat().st_size
+    part.unlink()
+    with pytest.raises(UnreadableImage, match="No such file") as error:
+        images.image(0)
+    assert error.value.of_disk
+    part.write_bytes(bytes(size - 1))
+    with pytest.raises(UnreadableImage, match="bytes instead of"):
+        images.image(0)
+
+
+@pytest.mark.parametrize("workers", WORKERS)
+def test_mostly_unreadable_images_are_bad_input_in_one_line(faces, tmp_path, capfd, workers):
+    for k in range(1, 64):
+        (faces / f"good{k:03d}.png").write_bytes(b"<html>")
+    more = f"--data_path {faces} --num_workers {workers} --output_dir {tmp_path / 'out'}"
+    assert run_here(main_pretrain, f"{SMALL} {FAMILIES['mae']} {more}".split()) == BAD_INPUT
+    [line] = capfd.readouterr().err.strip().splitlines()
+    assert "20 files in a row are no images" in line
+    assert "is a web page" in line

@@ -1,0 +1,85 @@
+"""A folder of faces with every kind of file that people's folders hold beside good images."""
+
+import io
+import os
+import struct
+import zlib
+
+import numpy as np
+from PIL import Image
+
+GOOD = 190  # few enough of the others, of 202, that a run goes on
+
+# Each of these is left out, for a reason that holds the words.
+UNREADABLE = {
+    "bomb.png": "decompression bomb",
+    "dangling.jpg": "No such file",
+    "device.jpg": "not a regular file",
+    "fifo.jpg": "not a regular file",
+    "half.jpg": "truncated",
+    "page.jpg": "web page",
+    "program.jpg": "PostScript",
+    "zeros.jpg": "nothing but zero bytes",
+    "zero_bytes.jpg": "0 bytes",
+}
+
+
+def encoded(pixels, format="JPEG", **options):
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, format, **options)
+    return buffer.getvalue()
+
+
+def noise(*shape):
+    return np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+
+
+def write_faces(folder, count=GOOD, side=40):
+    """Good images, each of one colour."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for k in range(count):
+        Image.new("RGB", (side, side), (k, 255 - k, 99)).save(folder / f"good{k:03d}.png")
+    return folder
+
+
+def write_odd(folder):
+    """Good images, odd ones that can be read, and those of UNREADABLE."""
+    write_faces(folder)
+    (folder / "folder.jpg").mkdir()  # looked into like any folder
+    readable = {
+        "one_pixel.jpg": encoded(noise(1, 1, 3)),
+        "thin.jpg": encoded(noise(1, 4000, 3)),
+        "deep.png": encoded(noise(30, 30).astype(np.uint16) * 257, "PNG"),
+        "float.tif": encoded(noise(30, 30).astype(np.float32) / 255, "TIFF"),
+        "folder.jpg/inside.jpg": encoded(noise(30, 30, 3)),
+    }
+    unreadable = {
+        "bomb.png": bomb(),
+        "half.jpg": encoded(noise(64, 64, 3))[:2000],
+        "page.jpg": b"<!DOCTYPE html><title>Quota exceeded</title>",
+        "program.jpg": encoded(noise(4, 4, 3), "EPS"),
+        "zeros.jpg": bytes(3000),
+        "zero_bytes.jpg": b"",
+    }
+    for name, content in (readable | unreadable).items():
+        (folder / name).write_bytes(content)
+    with open(os.fsencode(folder) + b"/no_text_\xe9.jpg", "wb") as file:
+        file.write(encoded(noise(20, 20, 3)))
+    os.mkfifo(folder / "fifo.jpg")
+    (folder / "device.jpg").symlink_to("/dev/zero")
+    (folder / "dangling.jpg").symlink_to(folder / "gone.jpg")
+    return folder
+
+
+def bomb(side=20_000):
+    """A PNG of 49 kB that would be 400 million pixels."""
+
+    def chunk(kind, data):
+        body = kind + data
+        return struct.pack(">I", len(data)) + body + struct.pack(">I", zlib.crc32(body))
+
+    header = struct.pack(">IIBBBBB", side, side, 1, 0, 0, 0, 0)
+    rows = zlib.compress(bytes(side * (1 + side // 8)))
+    return (
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
+    )
