@@ -1,15 +1,54 @@
 """Batches from data sets, by worker processes that never change what is in them."""
 
-from collections.abc import Sequence
+import traceback
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 from datasets.sampler import GlobalBatchSampler
 from util.distributed import Place
+from util.errors import BadInput, Lost
 from util.stop import shield_worker
 
 MOST_TEST_WORKERS = 4
+
+
+class Failure(NamedTuple):
+    """What a worker sends in place of a sample or batch: not every exception can be sent."""
+
+    kind: str
+    reason: str
+
+
+class Reporting(Dataset):
+    """A data set in a worker: what goes wrong in it is told in the main process, in one line."""
+
+    def __init__(self, dataset: Dataset) -> None:
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, item: Any) -> Any:
+        try:
+            return self.dataset[item]
+        except BadInput as error:
+            return Failure("input", str(error))
+        except Exception as error:
+            traceback.print_exc()
+            return Failure("fault", f"a data worker failed: {type(error).__name__}: {error}")
+
+
+class Loader(DataLoader):
+    """A DataLoader that raises BadInput or Lost for what its workers tell."""
+
+    def __iter__(self) -> Iterator:
+        for batch in super().__iter__():
+            if isinstance(batch, Failure):
+                raise BadInput(batch.reason) if batch.kind == "input" else Lost(batch.reason)
+            yield batch
 
 
 def build_loader(
@@ -44,8 +83,8 @@ def build_test_loader(
 def _loader(
     dataset: Dataset, workers: int, pin_memory: bool, timeout: float, **batches: object
 ) -> DataLoader:
-    return DataLoader(
-        dataset,
+    return Loader(
+        Reporting(dataset) if workers else dataset,
         num_workers=workers,
         pin_memory=pin_memory,
         timeout=timeout if workers else 0,
@@ -57,11 +96,14 @@ def _loader(
     )
 
 
-def collate(samples: Sequence[tuple]) -> list:
+def collate(samples: Sequence[tuple]) -> list | Failure:
     """Samples, their images first -> a batch, (N, 3, S, S) with channels last in memory.
 
     So they are stacked as they lie, and patches are read from them without another turn.
     """
+    failures = [sample for sample in samples if isinstance(sample, Failure)]
+    if failures:
+        return failures[0]
     images, *rest = zip(*samples, strict=True)
     images = default_collate([image.permute(1, 2, 0) for image in images]).permute(0, 3, 1, 2)
     return [images, *map(default_collate, rest)]

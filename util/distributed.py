@@ -119,6 +119,13 @@ def met_others() -> bool:
     return "torch.distributed" in sys.modules and sys.modules["torch.distributed"].is_initialized()
 
 
+def own_rank() -> int:
+    """This process's rank, as far as it is known yet."""
+    if met_others():
+        return sys.modules["torch.distributed"].get_rank()
+    return int(os.environ.get("RANK", 0))
+
+
 def leave() -> None:
     """Part from the other ranks, if any were met; the model's DDP wrapper must be gone by then."""
     if met_others():

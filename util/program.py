@@ -2,13 +2,15 @@
 
 import argparse
 import gc
+import multiprocessing
 import os
 import sys
 import time
 import traceback
 from collections.abc import Callable
 
-from util.distributed import leave, met_others
+from util import peers
+from util.distributed import leave, met_others, own_rank
 from util.errors import BAD_INPUT, DONE, FAULT, RESUMABLE, BadInput, Fault, Stopped
 from util.options import Parser, find_output_dir
 from util.rundir import note_status
@@ -25,8 +27,8 @@ def run_program(
 ) -> int:
     """Parse, check, work; return the exit code and leave `status.json` in an --output_dir.
 
-    Under a launcher only rank 0 speaks; the others wait a moment, so that the launcher does not
-    kill it before it has spoken.
+    Under a launcher rank 0 speaks; the others wait a moment, so that the launcher does not kill
+    it before it has spoken, and one of them speaks if it has not.
     """
     argv = sys.argv[1:] if argv is None else argv
     code, reason = attempt(parser, check, work, argv)
@@ -37,18 +39,29 @@ def run_program(
         leave()
     if code == DONE:
         return code
-    if int(os.environ.get("RANK", 0)) > 0:
-        time.sleep(2)
-    else:
+    if speaks(code, reason):
         if parser().takes("--output_dir"):
             note_status(find_output_dir(argv), STATUS[code], reason)
         word = "" if code == RESUMABLE else "error: "
         print(f"{os.path.basename(sys.argv[0])}: {word}{reason}", file=sys.stderr, flush=True)
-    if not together and met_others():
-        # They may be waiting in NCCL for this process: any orderly farewell would wait with them.
+    if not together and (met_others() or multiprocessing.active_children()):
+        # They may be waiting in NCCL for this process: any orderly farewell would wait with them;
+        # as it would for a data worker that hangs in a call to the system.
         sys.stdout.flush()
         os._exit(code)
     return code
+
+
+def speaks(code: int, reason: str) -> bool:
+    """Whether this process tells how the run ended."""
+    rank = own_rank()
+    if code in (FAULT, BAD_INPUT):
+        peers.tell_reason(rank, reason)
+    if rank == 0:
+        peers.may_speak()  # so that no other does
+        return True
+    time.sleep(2)
+    return code in (FAULT, BAD_INPUT) and met_others() and peers.may_speak()
 
 
 def attempt(
@@ -67,10 +80,14 @@ def attempt(
     except Stopped as stop:
         return RESUMABLE, str(stop)
     except Fault as fault:
+        peers.kill_workers()
         return FAULT, str(fault)
     except KeyboardInterrupt:
         return FAULT, "interrupted"
     except Exception as error:
-        traceback.print_exc()
-        return FAULT, f"{type(error).__name__}: {error}"
+        peers.kill_workers()
+        lost = peers.explain(error)
+        if not lost:
+            traceback.print_exc()
+        return FAULT, lost or f"{type(error).__name__}: {error}"
     return DONE, ""
