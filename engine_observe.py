@@ -162,8 +162,8 @@ class RunObserver:
             self.saver.wait()
         except Exception as failure:
             self.log.line(f"warning: {failure}")
-        if not self.saver.folder:  # only rank 0 has one
-            return "the same command goes on from the newest checkpoint"
+        if not self.saver.folder:  # rank 0 has one, and the word
+            return ""
         return f"the newest checkpoint is {self.last_saved}: the same command goes on from there"
 
     def finish_epoch(self, trainer: Trainer, measure: Callable[[int], dict[str, float]]) -> None:

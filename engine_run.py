@@ -234,6 +234,6 @@ def run_epochs(
             kill_workers()  # their memory may be what is missing
             lost, kept = explain(error), observer.rescue(trainer.state, trainer.whole)
             if not lost:
-                observer.log.line(kept)
+                observer.log.line(f"warning: ends by an error; {kept}")
                 raise
-            raise Fault(f"{lost}; {kept}") from None
+            raise Fault("; ".join(filter(None, (lost, kept)))) from None

@@ -1,7 +1,11 @@
 """Batches from data sets, by worker processes that never change what is in them."""
 
+import signal
 import traceback
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from threading import current_thread, main_thread
+from types import FrameType
 from typing import Any, NamedTuple
 
 import torch
@@ -45,10 +49,38 @@ class Loader(DataLoader):
     """A DataLoader that raises BadInput or Lost for what its workers tell."""
 
     def __iter__(self) -> Iterator:
-        for batch in super().__iter__():
+        batches = super().__iter__()
+        while True:
+            with ending_after(1.05 * self.timeout):
+                batch = next(batches, None)
+            if batch is None:
+                return
             if isinstance(batch, Failure):
                 raise BadInput(batch.reason) if batch.kind == "input" else Lost(batch.reason)
             yield batch
+
+
+@contextmanager
+def ending_after(seconds: float) -> Iterator[None]:
+    """End what takes longer, in the main thread; 0: nothing.
+
+    A DataLoader's own time-out does not cover its asking a worker for the memory of a batch that is
+    finished, which a stopped worker does not answer.
+    """
+
+    def late(_number: int, _frame: FrameType | None) -> None:
+        raise RuntimeError(f"DataLoader timed out after {seconds:.3g} seconds")
+
+    if not seconds or current_thread() is not main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGALRM, late)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def build_loader(

@@ -13,12 +13,13 @@ from pathlib import Path
 from threading import Thread
 from typing import Any, NamedTuple, TypeVar
 
-from util.distributed import gather_objects, met_others
+from util.distributed import gather_objects, met_others, own_rank
 from util.errors import Lost
 
 T = TypeVar("T")
 
-PATIENCE = 3.0  # seconds for the store, which may have died with its process
+PATIENCE = 2.0  # seconds for the store, which may have died with its process
+LOST = "another process ended or hangs"
 STATES = {"Z": "was killed or has ended", "T": "is stopped (SIGSTOP)"}
 
 
@@ -31,6 +32,7 @@ class Process(NamedTuple):
 
 
 _met: list[Process] = []  # by rank
+_silent = False  # whether the store has not answered: it is not asked again
 
 
 def introduce() -> None:
@@ -44,9 +46,10 @@ def introduce() -> None:
 
 def explain(error: Exception) -> str:
     """What another process did to this one, by the error it caused here; '' for any other error."""
-    text = str(error)
     if isinstance(error, Lost):
-        return text
+        return str(error)
+    # Torch hides the signal that killed a worker behind a complaint of its own.
+    text = f"{error}\n{error.__cause__ or ''}"
     if re.search("DataLoader (worker|timed out)|Pin memory thread", text):
         return about_worker(text)
     distributed = sys.modules.get("torch.distributed")
@@ -81,16 +84,17 @@ def about_rank(text: str) -> str:
     lines = [line for line in text.splitlines() if line.strip()]
     network = re.sub(r"^\[[^]]*\] *", "", lines[0]).split(". ")[0][:160] if lines else "no answer"
     told = [f"process {rank}: {reason}" for rank, reason in reasons().items()]
-    known = told or missing() or ["its own message, or the launcher's, says why"]
-    return f"another process ended or hangs ({network}); {'; '.join(known)}"
+    causes = [line for line in told if LOST not in line]
+    known = causes or missing() or told or ["its own message, or the launcher's, says why"]
+    return f"{LOST} ({network}); {'; '.join(known)}"
 
 
 def missing() -> list[str]:
     """The ranks of this machine that are gone or stopped."""
-    if not _met or not _met[0].namespace:
+    own = _met[own_rank()] if _met else None
+    if not own or not own.namespace:
         return []
-    own = next((process for process in _met if process.pid == os.getpid()), None)
-    near = [(rank, p) for rank, p in enumerate(_met) if own and p[:2] == own[:2]]
+    near = [(rank, p) for rank, p in enumerate(_met) if p[:2] == own[:2]]
     found = [(rank, p, condition(p.pid)) for rank, p in near]
     return [f"process {rank} (pid {p.pid} on {p.host}) {said}" for rank, p, said in found if said]
 
@@ -112,7 +116,7 @@ def kill_workers() -> None:
         child.kill()
     for child in children:
         child.join(1)
-    signal.signal(signal.SIGCHLD, before)
+    signal.signal(signal.SIGCHLD, before or signal.SIG_DFL)
 
 
 def tell_reason(rank: int, reason: str) -> None:
@@ -137,7 +141,8 @@ def may_speak() -> bool:
 
 def _ask(question: Callable[[Any], T]) -> T | None:
     """The answer of the store by which the ranks have met; None if it does not answer."""
-    if not met_others():
+    global _silent
+    if not met_others() or _silent:
         return None
     answer: list[T] = []
 
@@ -151,4 +156,5 @@ def _ask(question: Callable[[Any], T]) -> T | None:
     thread = Thread(target=ask, daemon=True)
     thread.start()
     thread.join(PATIENCE)
+    _silent = not answer
     return answer[0] if answer else None

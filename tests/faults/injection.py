@@ -15,13 +15,13 @@ def small_run(folder, more=""):
 
 
 def at_step(epoch, step, act):
-    """Call `act()` in this process when it is about to do this step."""
-    usual = engine_train.Trainer._step
+    """Call `act()` in this process when it is first about to do this step."""
+    usual, acts = engine_train.Trainer._step, [act]
 
     def unusual(trainer, *rest):
         position = trainer.state.position
-        if (position.epoch, position.step) == (epoch, step):
-            act()
+        if (position.epoch, position.step) == (epoch, step) and acts:
+            acts.pop()()
         return usual(trainer, *rest)
 
     engine_train.Trainer._step = unusual
