@@ -21,7 +21,7 @@ from util.errors import BadInput, Fault, Stopped
 from util.files import write_json
 from util.log import Meter, NullLog, RunLog
 from util.options import Saving, Start
-from util.peers import explain, introduce, kill_workers
+from util.peers import explain, kill_workers
 from util.report import write_report
 from util.rundir import RunDir, provenance
 from util.stop import StopRequest
@@ -48,7 +48,6 @@ def run_in_folder(output_dir: str, launch: Launch, work: Callable[[Run], None]) 
     stop.install()
     device = distributed.pick_device(launch.device, place)
     distributed.join(place, device, launch.dist_url, launch.dist_timeout)
-    introduce()
     work(Run(place, device, stop, Path(output_dir), folder))
     if folder:
         folder.write_status("done")

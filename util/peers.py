@@ -1,20 +1,19 @@
 """What becomes of the processes that this one needs: other ranks and data workers, in one line."""
 
 import multiprocessing
-import os
 import re
 import signal
-import socket
 import sys
 from collections.abc import Callable
 from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 from threading import Thread
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
-from util.distributed import gather_objects, met_others, own_rank
+from util.distributed import met_others, own_rank
 from util.errors import Lost
+from util.meeting import met
 
 T = TypeVar("T")
 
@@ -23,25 +22,7 @@ LOST = "another process ended or hangs"
 STATES = {"Z": "was killed or has ended", "T": "is stopped (SIGSTOP)"}
 
 
-class Process(NamedTuple):
-    """Where a rank runs."""
-
-    host: str
-    namespace: str  # of process ids: containers of one machine may have their own
-    pid: int
-
-
-_met: list[Process] = []  # by rank
 _silent = False  # whether the store has not answered: it is not asked again
-
-
-def introduce() -> None:
-    """Let every rank know where the others run; call it on all of them."""
-    try:
-        namespace = os.readlink("/proc/self/ns/pid")
-    except OSError:  # not Linux
-        namespace = ""
-    _met[:] = gather_objects(Process(socket.gethostname(), namespace, os.getpid()))
 
 
 def explain(error: Exception) -> str:
@@ -91,10 +72,10 @@ def about_rank(text: str) -> str:
 
 def missing() -> list[str]:
     """The ranks of this machine that are gone or stopped."""
-    own = _met[own_rank()] if _met else None
+    own = met[own_rank()] if met else None
     if not own or not own.namespace:
         return []
-    near = [(rank, p) for rank, p in enumerate(_met) if p[:2] == own[:2]]
+    near = [(rank, p) for rank, p in enumerate(met) if p[:2] == own[:2]]
     found = [(rank, p, condition(p.pid)) for rank, p in near]
     return [f"process {rank} (pid {p.pid} on {p.host}) {said}" for rank, p, said in found if said]
 

@@ -6,13 +6,15 @@ import re
 import signal
 import sys
 from functools import partial
-from threading import Timer
+from threading import Thread, Timer
 
 import pytest
+import torch
 from injection import at_step, errors, run_with, small_run
 from runs import ROOT, assert_same_run, finish, free_port, load, run_two, status
 
-from util import peers
+from util import meeting, peers
+from util.errors import Lost
 
 TIMEOUT = 7  # seconds, --dist_timeout where it is waited for; no slow start may take as long
 
@@ -158,3 +160,42 @@ def test_the_cause_is_told_before_its_consequences(monkeypatch):
     assert peers.explain(lost).endswith("process 2: another process ended or hangs (Timed out)")
     heard.clear()
     assert peers.explain(lost).endswith("its own message, or the launcher's, says why")
+
+
+def meet_all(store, world, absent=(), timeout=20):
+    """Ranks as threads that meet in a store; what each says, a name or the error."""
+    said = [None] * world
+
+    def one(rank):
+        try:
+            said[rank] = meeting.meet(store, rank, world, timeout)
+        except Lost as error:
+            said[rank] = str(error)
+
+    threads = [Thread(target=one, args=(rank,)) for rank in range(world) if rank not in absent]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return said
+
+
+def test_processes_started_again_do_not_take_those_before_for_each_other(monkeypatch):
+    """torchrun gives the next attempt the store of the one before, with its addresses in it."""
+    monkeypatch.setattr(meeting, "met", [])
+    store = torch.distributed.HashStore()
+    names = [meet_all(store, 3) for _ in range(5)]
+    assert all(len(set(of_one)) == 1 for of_one in names)
+    assert len({of_one[0] for of_one in names}) == 5
+    assert [process.pid for process in meeting.met] == [os.getpid()] * 3
+
+
+@pytest.mark.parametrize("before", [0, 1])
+def test_a_process_that_never_comes_is_named(before, monkeypatch):
+    monkeypatch.setattr(meeting, "met", [])
+    store = torch.distributed.HashStore()
+    for _ in range(before):  # what it left in an earlier attempt is not taken for an answer
+        meet_all(store, 3)
+    said = meet_all(store, 3, absent=[1], timeout=1)
+    assert said[0].endswith("did not all meet within --dist_timeout 1 s: no answer from 1 of 3")
+    assert "no answer from" in said[2]
