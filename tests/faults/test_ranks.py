@@ -16,7 +16,7 @@ from runs import ROOT, assert_same_run, finish, free_port, load, run_two, status
 from util import meeting, peers
 from util.errors import Lost
 
-TIMEOUT = 7  # seconds, --dist_timeout where it is waited for; no slow start may take as long
+TIMEOUT = 5  # seconds, --dist_timeout where it is waited for; no slow start may take as long
 
 
 @pytest.fixture(scope="module")
@@ -62,6 +62,7 @@ def test_the_other_process_ends_and_names_it(number, victim, undisturbed, tmp_pa
     assert status(tmp_path) == "failed"
 
 
+@pytest.mark.long
 def test_a_run_that_has_lost_a_process_goes_on_exactly(undisturbed, tmp_path):
     before = partial(signal_itself, signal.SIGKILL, 1, 0, 4)
     run_with(before, tmp_path, survivors=[0])
@@ -78,6 +79,7 @@ def fail(rank):
         at_step(0, 2, act)
 
 
+@pytest.mark.long
 def test_the_reason_of_one_process_is_told_by_process_0(tmp_path):
     codes, said, _ = run_with(fail, tmp_path)
     assert codes == [1, 1]
