@@ -1,6 +1,7 @@
 """Batches from data sets, by worker processes that never change what is in them."""
 
 import signal
+import time
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -51,8 +52,14 @@ class Loader(DataLoader):
     def __iter__(self) -> Iterator:
         batches = super().__iter__()
         while True:
-            with ending_after(1.05 * self.timeout):
-                batch = next(batches, None)
+            try:
+                with ending_after(1.05 * self.timeout):
+                    batch = next(batches, None)
+            except (ConnectionError, EOFError, FileNotFoundError):  # talking to a dead worker
+                if not self.num_workers:
+                    raise
+                time.sleep(1)  # in which torch's handler will say by what signal it died
+                raise Lost("a data worker ended; --num_workers 0 shows why") from None
             if batch is None:
                 return
             if isinstance(batch, Failure):
