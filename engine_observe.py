@@ -222,6 +222,23 @@ class RunObserver:
             if not self.saver.failure:
                 self.log.line(self._saved(state.position))
 
+    def rescue(self, state: TrainState, whole: bool) -> str:
+        """Save what is done of a run that ends by a fault; -> a word on what is kept.
+
+        `whole`: the state is that of its position; else the checkpoints before have to do.
+        """
+        if not self.saver:
+            return "nothing was saved (--save_ckpt False)"
+        try:
+            if whole and state.position.epoch < self.epochs:
+                self.saver.save(state)
+            self.saver.wait()
+        except Exception as failure:
+            self.log.line(f"warning: {failure}")
+        if not self.saver.folder:  # rank 0 has one, and the word
+            return ""
+        return f"the newest checkpoint is {self.last_saved}: the same command goes on from there"
+
     def finish_epoch(self, trainer: Trainer, measure: Callable[[int], dict[str, float]]) -> None:
         """Measure, log an epoch, go to the next, save: in this order, that no log line is lost.
 

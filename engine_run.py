@@ -15,12 +15,13 @@ from engine_observe import RunObserver, Saver
 from engine_train import Trainer, TrainState
 from models_registry import compile_blocks
 from util import distributed
-from util.checkpoint import check_same_run, find_start, first_line, read_checkpoint
+from util.checkpoint import StepParts, check_same_run, find_start, first_line, read_checkpoint
 from util.distributed import Launch, Place, on_main
-from util.errors import BadInput
+from util.errors import BadInput, Fault, Stopped
 from util.files import write_json
 from util.log import Meter, NullLog, RunLog
 from util.options import MOST, Saving, Start
+from util.peers import explain, kill_workers
 from util.report import write_report
 from util.rundir import RunDir, provenance
 from util.stop import StopRequest
@@ -63,15 +64,20 @@ def find_beginning(run: Run, start: Start) -> tuple[Path | None, list[str]]:
 
 
 def go_to(
-    path: Path | None, start: Start, state: TrainState, identity: dict[str, object]
+    path: Path | None,
+    start: Start,
+    state: TrainState,
+    identity: dict[str, object],
+    sampler: GlobalBatchSampler,
 ) -> list[str]:
     """Bring `state` to where the run begins; -> lines that say so."""
     if path is None:
         state.position.epoch = start.start_epoch
         return []
     saved = read_checkpoint(path)
+    parts = StepParts(sampler.batch_size, sampler.accum, sampler.place.world)
     try:
-        note = check_same_run(path, saved, identity, start.override_resume)
+        note = check_same_run(path, saved, identity, parts, start.override_resume)
         at = [saved[name] for name in ("epoch", "step")]
         if not all(type(n) is int and -1 <= n <= MOST for n in at):
             raise ValueError(f"epoch and step {at}")
@@ -157,7 +163,8 @@ def loading(
     return {
         "workers": worker_count(num_workers, run.place),
         "pin_memory": pin_mem and run.device.type == "cuda",
-        "timeout": dist_timeout,
+        # Before the other processes give up waiting for this one, which knows the reason.
+        "timeout": 0.9 * dist_timeout,
     }
 
 
@@ -232,8 +239,18 @@ def run_epochs(
     """
     position = trainer.state.position
     with observer:
-        while position.epoch < observer.epochs:
-            begin(position.epoch)
-            sampler.start_at(position.epoch, position.step)
-            trainer.run_epoch(loader, sampler.steps, observer)
-            observer.finish_epoch(trainer, measure)
+        try:
+            while position.epoch < observer.epochs:
+                begin(position.epoch)
+                sampler.start_at(position.epoch, position.step)
+                trainer.run_epoch(loader, sampler.steps, observer)
+                observer.finish_epoch(trainer, measure)
+        except (BadInput, Fault, Stopped):
+            raise
+        except Exception as error:
+            kill_workers()  # their memory may be what is missing
+            lost, kept = explain(error), observer.rescue(trainer.state, trainer.whole)
+            if not lost:
+                observer.log.line(f"warning: ends by an error; {kept}")
+                raise
+            raise Fault("; ".join(filter(None, (lost, kept)))) from None

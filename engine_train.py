@@ -183,6 +183,7 @@ class Trainer:
         self.lr_at, self.precision, self.place, self.stop = lr_at, precision, place, stop
         self.accum, self.clip_grad, self.seed = accum, clip_grad, seed
         self.weight_decay_at = weight_decay_at
+        self.whole = True  # whether model and optimizer are those of the position
         self.parameters = [p for p in state.model.parameters() if p.requires_grad]
         self.device = self.parameters[0].device
 
@@ -210,6 +211,7 @@ class Trainer:
             result = self._step(batches, position.epoch + position.step / steps, observer)
             position.step += 1
             self._account(position, result, observer)
+            self.whole = True
             observer.after_step(self.state, result)
 
     def _step(self, batches: Iterator, epoch: float, observer: Observer) -> StepResult:
@@ -238,6 +240,8 @@ class Trainer:
         skipped = not (math.isfinite(loss) and math.isfinite(mean_norm))
         if self.clip_grad is not None and not skipped:
             nn.utils.clip_grads_with_norm_(self.parameters, self.clip_grad, norm)
+        # Torch reports a killed data worker by an exception at any point of the main thread.
+        self.whole = False
         if not skipped:
             scaler.step(state.optimizer)
             if state.ema:

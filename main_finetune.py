@@ -100,7 +100,7 @@ def finetune(args: argparse.Namespace, run: "Run") -> None:
         "amp": precision.name,
         "data": data.digest,
     }
-    notes += go_to(path, start(args), state, identity)
+    notes += go_to(path, start(args), state, identity, sampler)
 
     log = open_log(run, args.log_dir, state, sampler.steps)
     parameters = sum(p.numel() for p in model.parameters())

@@ -204,7 +204,7 @@ def pretrain(args: argparse.Namespace, run: "Run") -> None:
 
     identity = run_identity(args, lr, sampler.global_batch, precision.name, dataset.source.digest)
     path, notes = find_beginning(run, start(args))
-    notes += go_to(path, start(args), state, identity)
+    notes += go_to(path, start(args), state, identity, sampler)
     log = open_log(run, args.log_dir, state, sampler.steps)
     parameters = sum(p.numel() for p in model.parameters())
     write_config(

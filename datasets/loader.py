@@ -1,15 +1,95 @@
 """Batches from data sets, by worker processes that never change what is in them."""
 
-from collections.abc import Sequence
+import signal
+import time
+import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from threading import current_thread, main_thread
+from types import FrameType
+from typing import Any, NamedTuple
 
 import torch
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 from datasets.sampler import GlobalBatchSampler
 from util.distributed import Place
+from util.errors import BadInput, Fault, Lost
 from util.stop import shield_worker
 
 MOST_TEST_WORKERS = 4
+
+
+class Failure(NamedTuple):
+    """What a worker sends in place of a sample or batch: not every exception can be sent."""
+
+    kind: str
+    reason: str
+
+
+class Reporting(Dataset):
+    """A data set in a worker: what goes wrong in it is told in the main process, in one line."""
+
+    def __init__(self, dataset: Dataset) -> None:
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, item: Any) -> Any:
+        try:
+            return self.dataset[item]
+        except BadInput as error:
+            return Failure("input", str(error))
+        except Fault as error:
+            return Failure("fault", str(error))
+        except Exception as error:
+            traceback.print_exc()
+            return Failure("fault", f"a data worker failed: {type(error).__name__}: {error}")
+
+
+class Loader(DataLoader):
+    """A DataLoader that raises BadInput or Lost for what its workers tell."""
+
+    def __iter__(self) -> Iterator:
+        batches = super().__iter__()
+        while True:
+            try:
+                with ending_after(1.05 * self.timeout):
+                    batch = next(batches, None)
+            except (ConnectionError, EOFError, FileNotFoundError):  # talking to a dead worker
+                if not self.num_workers:
+                    raise
+                time.sleep(1)  # in which torch's handler will say by what signal it died
+                raise Lost("a data worker ended; --num_workers 0 shows why") from None
+            if batch is None:
+                return
+            if isinstance(batch, Failure):
+                raise BadInput(batch.reason) if batch.kind == "input" else Lost(batch.reason)
+            yield batch
+
+
+@contextmanager
+def ending_after(seconds: float) -> Iterator[None]:
+    """End what takes longer, in the main thread; 0: nothing.
+
+    A DataLoader's own time-out does not cover its asking a worker for the memory of a batch that is
+    finished, which a stopped worker does not answer.
+    """
+
+    def late(_number: int, _frame: FrameType | None) -> None:
+        raise RuntimeError(f"DataLoader timed out after {seconds:.3g} seconds")
+
+    if not seconds or current_thread() is not main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGALRM, late)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def build_loader(
@@ -44,8 +124,8 @@ def build_test_loader(
 def _loader(
     dataset: Dataset, workers: int, pin_memory: bool, timeout: float, **batches: object
 ) -> DataLoader:
-    return DataLoader(
-        dataset,
+    return Loader(
+        Reporting(dataset) if workers else dataset,
         num_workers=workers,
         pin_memory=pin_memory,
         timeout=timeout if workers else 0,
@@ -57,11 +137,14 @@ def _loader(
     )
 
 
-def collate(samples: Sequence[tuple]) -> list:
+def collate(samples: Sequence[tuple]) -> list | Failure:
     """Samples, their images first -> a batch, (N, 3, S, S) with channels last in memory.
 
     So they are stacked as they lie, and patches are read from them without another turn.
     """
+    failures = [sample for sample in samples if isinstance(sample, Failure)]
+    if failures:
+        return failures[0]
     images, *rest = zip(*samples, strict=True)
     images = default_collate([image.permute(1, 2, 0) for image in images]).permute(0, 3, 1, 2)
     return [images, *map(default_collate, rest)]

@@ -84,12 +84,7 @@ def run_two(program, options, code=0):
 
     They are copies of one that has imported the slow libraries; both end with `code`.
     """
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(SLOW_IMPORTS)
-    rest = (program, list(map(str, options)), free_port())
-    ranks = [context.Process(target=_run_rank, args=(rank, *rest)) for rank in range(2)]
-    for process in ranks:
-        process.start()
+    ranks = start_ranks(program, options)
     for process in ranks:
         process.join(240)
         process.kill()
@@ -97,11 +92,31 @@ def run_two(program, options, code=0):
     assert [process.exitcode for process in ranks] == [code, code]
 
 
-def _run_rank(rank, program, options, port):
-    place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2}
+def start_ranks(program, options, world=2, before=None, output=None):
+    """The processes of `run_two`, or more or fewer of them, that may be made to fail.
+
+    `before(rank)` is called in each; what it says goes to the file `{output}.{rank}`.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(SLOW_IMPORTS)
+    rest = (world, program, list(map(str, options)), free_port(), before, output)
+    ranks = [context.Process(target=_run_rank, args=(rank, *rest)) for rank in range(world)]
+    for process in ranks:
+        process.start()
+    return ranks
+
+
+def _run_rank(rank, world, program, options, port, before, output):
+    place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world}
     os.environ |= {key: str(value) for key, value in place.items()}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
     multiprocessing.set_start_method("fork", force=True)  # of data workers, as it usually is
+    if output:
+        file = os.open(f"{output}.{rank}", os.O_CREAT | os.O_WRONLY | os.O_APPEND)
+        os.dup2(file, 1)
+        os.dup2(file, 2)
+    if before:
+        before(rank)
     sys.exit(run_here(importlib.import_module(program), options))
 
 

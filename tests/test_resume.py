@@ -1,6 +1,5 @@
 """Stopped or killed anywhere, a run ends exactly as an undisturbed one."""
 
-import shutil
 import signal
 
 import pytest
@@ -41,35 +40,6 @@ def test_killed_it_goes_on_from_its_newest_checkpoint(family, processes, undistu
     assert (killed["epoch"], killed["step"] % 2) == (0, 0)
     finish(command(tmp_path, family, "--save_steps 2 --num_workers 0", processes))
     assert_same_run(tmp_path, undisturbed(family, processes))
-
-
-def test_two_processes_equal_one_but_for_the_last_bits(undisturbed, tmp_path):
-    finish(command(tmp_path, "mae", "--batch_size 4 --accum_iter 1", processes=2))
-    for two, one in zip(log(tmp_path), log(undisturbed("mae", 1)), strict=True):
-        assert two["train_loss"] == pytest.approx(one["train_loss"], rel=1e-5)
-        assert two["train_lr"] == one["train_lr"]
-
-
-def test_a_finished_run_is_done_at_once_and_can_be_made_longer(undisturbed, tmp_path):
-    folder = tmp_path / "run"
-    shutil.copytree(undisturbed("mae", 1), folder)
-    before = load(folder)
-    finish(command(folder))
-    assert load(folder)["epoch"] == before["epoch"]
-    output = finish(command(folder, more="--epochs 3"))
-    assert "--epochs 2 -> 3" in output
-    assert [record["epoch"] for record in log(folder)] == [0, 1, 2]
-
-
-def test_changed_options_are_listed_and_refused(undisturbed, tmp_path):
-    folder = tmp_path / "run"
-    shutil.copytree(undisturbed("mae", 1), folder)
-    output = finish(command(folder, more="--mask_ratio 0.5 --batch_size 16 --epochs 3"), code=2)
-    for difference in ("mask_ratio 0.75 -> 0.5", "global_batch 8 -> 16", "--override_resume"):
-        assert difference in output
-    assert len(output.strip().splitlines()) == 1
-    output = finish(command(folder, more="--mask_ratio 0.5 --epochs 3 --override_resume"))
-    assert "warning: going on with changed options: mask_ratio" in output
 
 
 def test_resume_starts_a_new_folder_from_a_named_checkpoint(undisturbed, tmp_path):

@@ -1,6 +1,7 @@
 """Checkpoints: plain tensors and plain values, written whole or not at all, read without trust."""
 
 import argparse
+import math
 import os
 import pickle
 import re
@@ -249,7 +250,36 @@ def find_start(folder: Path, auto_resume: bool, resume: str) -> tuple[Path | Non
     return None, ["starting from nothing"]
 
 
-def check_same_run(path: Path, saved: dict[str, Any], run: dict[str, Any], override: bool) -> str:
+class StepParts(NamedTuple):
+    """What the images of an optimizer step come from."""
+
+    batch_size: int
+    accum: int
+    processes: int
+
+
+def batch_change(saved: dict[str, Any], step: StepParts) -> str:
+    """How many images a step has and had, and what would make it so again."""
+    total, options = saved["run"]["global_batch"], saved.get("args", {})
+    b, a = (options.get(name) or 1 for name in ("batch_size", "accum_iter"))
+    own, rest = divmod(total, step.processes)
+    fitting = [n for n in range(1, total + 1) if total % n == 0]
+    if rest:
+        number = max(n for n in fitting if n < step.processes)
+        advice = f"{total} cannot be shared out to {step.processes} processes, start {number}"
+    else:
+        batch = max(n for n in fitting if n <= step.batch_size and own % n == 0)
+        advice = f"--batch_size {batch} --accum_iter {own // batch} would make it so again"
+    return (
+        f"a step is --batch_size {step.batch_size} × --accum_iter {step.accum} × {step.processes} "
+        f"processes = {math.prod(step)} images and was {b} × {a} × {total // (b * a)} = {total}: "
+        f"{advice}"
+    )
+
+
+def check_same_run(
+    path: Path, saved: dict[str, Any], run: dict[str, Any], step: StepParts, override: bool
+) -> str:
     """Compare what determines a result in a checkpoint and in this run; -> a line on differences.
 
     More epochs than before are fine. Raises BadInput that lists everything else, unless
@@ -267,6 +297,8 @@ def check_same_run(path: Path, saved: dict[str, Any], run: dict[str, Any], overr
     if not changed:
         return note
     listed = ", ".join(f"{name} {old} -> {new}" for name, (old, new) in changed.items())
+    if changed.get("global_batch", (None, None))[0]:
+        listed += f" ({batch_change(saved, step)})"
     if "model" in changed or not override:
         raise BadInput(
             f"{path}: from a run with other options ({listed}); use those, another --output_dir, "

@@ -8,6 +8,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from util.errors import BadInput, Fault, Stopped
+from util.meeting import meet
 
 if TYPE_CHECKING:
     import torch
@@ -102,14 +103,18 @@ def join(place: Place, device: "torch.device", url: str, timeout: float) -> None
     if place.world == 1:
         return
     import torch.distributed as dist
+    from torch.distributed.rendezvous import rendezvous
 
+    within = timedelta(seconds=timeout)
     # A URL other than env:// needs to be told the rank; env:// takes the same answer.
+    store, _, _ = next(rendezvous(url, place.rank, place.world, timeout=within))
+    store.set_timeout(within)
     dist.init_process_group(
         "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
-        init_method=url,
+        store=dist.PrefixStore(meet(store, place.rank, place.world, timeout), store),
         rank=place.rank,
         world_size=place.world,
-        timeout=timedelta(seconds=timeout),
+        timeout=within,
         device_id=device if device.type == "cuda" else None,
     )
 
@@ -117,6 +122,13 @@ def join(place: Place, device: "torch.device", url: str, timeout: float) -> None
 def met_others() -> bool:
     """Whether `join` has met other ranks."""
     return "torch.distributed" in sys.modules and sys.modules["torch.distributed"].is_initialized()
+
+
+def own_rank() -> int:
+    """This process's rank, as far as it is known yet."""
+    if met_others():
+        return sys.modules["torch.distributed"].get_rank()
+    return int(os.environ.get("RANK", 0))
 
 
 def leave() -> None:

@@ -14,5 +14,9 @@ class Fault(Exception):
     """The run cannot go on, and no option was wrong (for example: the loss stays non-finite)."""
 
 
+class Lost(Exception):
+    """A process that this one needs – another rank, a data worker – failed, ended or hangs."""
+
+
 class Stopped(Exception):
     """The run was asked to stop; everything is saved and the same command goes on."""

@@ -3,13 +3,15 @@
 import argparse
 import errno
 import gc
+import multiprocessing
 import os
 import sys
 import time
 import traceback
 from collections.abc import Callable
 
-from util.distributed import leave, met_others
+from util import peers
+from util.distributed import leave, met_others, own_rank
 from util.errors import BAD_INPUT, DONE, FAULT, RESUMABLE, BadInput, Fault, Stopped
 from util.options import Parser, find_output_dir
 from util.rundir import note_status
@@ -27,8 +29,8 @@ def run_program(
 ) -> int:
     """Parse, check, work; return the exit code and leave `status.json` in an --output_dir.
 
-    Under a launcher only rank 0 speaks; the others wait a moment, so that the launcher does not
-    kill it before it has spoken.
+    Under a launcher rank 0 speaks; the others wait a moment, so that the launcher does not kill
+    it before it has spoken, and one of them speaks if it has not.
     """
     argv = sys.argv[1:] if argv is None else argv
     for stream in (sys.stdout, sys.stderr):
@@ -42,29 +44,34 @@ def run_program(
         leave()
     if code == DONE:
         return code
-    if int(os.environ.get("RANK", 0)) > 0:
-        time.sleep(2)
-    else:
+    if speaks(code, reason):
         if parser().takes("--output_dir"):
             note_status(find_output_dir(argv), STATUS[code], reason)
         word = "" if code == RESUMABLE else "error: "
         print(f"{os.path.basename(sys.argv[0])}: {word}{reason}", file=sys.stderr, flush=True)
-    if not together and met_others():
-        # They may be waiting in NCCL for this process: any orderly farewell would wait with them.
+    if not together and (met_others() or multiprocessing.active_children()):
+        # They may be waiting in NCCL for this process: any orderly farewell would wait with them;
+        # as it would for a data worker that hangs in a call to the system.
         sys.stdout.flush()
         os._exit(code)
     return code
 
 
 def one_line(reason: str) -> str:
-    """A reason as one line any terminal can take; of a data worker's traceback what it ends with.
-
-    torch makes those up of "Caught BadInput in DataLoader worker process 0.", the traceback and
-    the exception itself.
-    """
-    if reason.startswith("Caught ") and "Traceback" in reason:
-        reason = reason.strip().splitlines()[-1].partition(": ")[2]
+    """A reason as one line that any terminal can take."""
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in reason)
+
+
+def speaks(code: int, reason: str) -> bool:
+    """Whether this process tells how the run ended."""
+    rank = own_rank()
+    if code in (FAULT, BAD_INPUT):
+        peers.tell_reason(rank, reason)
+    if rank == 0:
+        peers.may_speak()  # so that no other does
+        return True
+    time.sleep(2)
+    return code in (FAULT, BAD_INPUT) and met_others() and peers.may_speak()
 
 
 def attempt(
@@ -83,14 +90,19 @@ def attempt(
     except Stopped as stop:
         return RESUMABLE, str(stop)
     except Fault as fault:
+        peers.kill_workers()
         return FAULT, str(fault)
     except KeyboardInterrupt:
         return FAULT, "interrupted"
     except OSError as error:
+        peers.kill_workers()
         if error.errno not in DISK:
             traceback.print_exc()
         return FAULT, f"{error.filename or type(error).__name__}: {error.strerror or error}"
     except Exception as error:
-        traceback.print_exc()
-        return FAULT, f"{type(error).__name__}: {error}"
+        peers.kill_workers()
+        lost = peers.explain(error)
+        if not lost:
+            traceback.print_exc()
+        return FAULT, lost or f"{type(error).__name__}: {error}"
     return DONE, ""

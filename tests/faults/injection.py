@@ -1,0 +1,55 @@
+"""Runs in which something is made to go wrong at a given step, in processes of their own."""
+
+import os
+import time
+from pathlib import Path
+
+from runs import FAMILIES, SMALL, start_ranks
+
+import engine_train
+
+
+def small_run(folder, more=""):
+    """Options of a pre-training of two epochs, 12 steps each on one process."""
+    return f"{SMALL} {FAMILIES['mae']} --num_workers 0 --output_dir {folder} {more}".split()
+
+
+def at_step(epoch, step, act):
+    """Call `act()` in this process when it is first about to do this step."""
+    usual, acts = engine_train.Trainer._step, [act]
+
+    def unusual(trainer, *rest):
+        position = trainer.state.position
+        if (position.epoch, position.step) == (epoch, step) and acts:
+            acts.pop()()
+        return usual(trainer, *rest)
+
+    engine_train.Trainer._step = unusual
+
+
+def run_with(before, folder, more="", world=2, survivors=None, within=60):
+    """Run `small_run`, `before(rank)` in each process first, until the survivors have ended.
+
+    -> each rank's exit code (None: still there when the survivors had ended), output, and the
+    seconds that the last survivor took. Nothing of the run is left.
+    """
+    Path(folder).mkdir(exist_ok=True)
+    began = time.monotonic()
+    output = Path(folder) / "said"
+    ranks = start_ranks("main_pretrain", small_run(folder, more), world, before, output)
+    for rank in range(world) if survivors is None else survivors:
+        ranks[rank].join(max(0.1, began + within - time.monotonic()))
+    seconds = time.monotonic() - began
+    codes = [process.exitcode for process in ranks]
+    for process in ranks:
+        process.kill()
+        process.join()
+    said = [Path(f"{output}.{rank}").read_text() for rank in range(world)]
+    for rank in range(world):
+        os.remove(f"{output}.{rank}")
+    return codes, said, seconds
+
+
+def errors(text):
+    """The lines that say how a program ended."""
+    return [line for line in text.splitlines() if ": error: " in line]

@@ -1,0 +1,203 @@
+"""A process of several is killed, stopped or fails: the others end soon and say who it was."""
+
+import os
+import random
+import re
+import signal
+import sys
+from functools import partial
+from threading import Thread, Timer
+
+import pytest
+import torch
+from injection import at_step, errors, run_with, small_run
+from runs import ROOT, assert_same_run, finish, free_port, load, run_two, status
+
+from util import meeting, peers
+from util.errors import Lost
+
+TIMEOUT = 5  # seconds, --dist_timeout where it is waited for; no slow start may take as long
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("undisturbed")
+    run_two("main_pretrain", small_run(folder))
+    return folder
+
+
+def signal_itself(number, victim, epoch, step, rank):
+    if rank == victim:
+        at_step(epoch, step, lambda: os.kill(os.getpid(), number))
+
+
+@pytest.mark.parametrize(
+    ("number", "victim"),
+    [
+        (signal.SIGKILL, 1),
+        (signal.SIGKILL, 0),
+        (signal.SIGSTOP, 1),
+        pytest.param(signal.SIGSTOP, 0, marks=pytest.mark.long),
+    ],
+)
+def test_the_other_process_ends_and_names_it(number, victim, undisturbed, tmp_path):
+    stopped, other = number == signal.SIGSTOP, 1 - victim
+    before = partial(signal_itself, number, victim, 1, 3)
+    more = f"--dist_timeout {TIMEOUT if stopped else 60} --save_steps 2"
+    codes, said, seconds = run_with(before, tmp_path, more, survivors=[other])
+    assert codes[other] == 1, said[other]
+    assert codes[victim] == (None if stopped else -signal.SIGKILL)
+    assert seconds < 40
+
+    [line] = errors(said[other])
+    fate = "is stopped \\(SIGSTOP\\)" if stopped else "was killed or has ended"
+    assert re.search(rf"process {victim} \(pid \d+ on \S+\) {fate}", line), line
+    assert "Traceback" not in said[other]
+    saved = load(tmp_path)
+    if victim == 0:  # it may have been writing the checkpoint of step 2
+        assert (saved["epoch"], saved["step"]) in [(0, 2), (0, 0)]
+        return
+    assert "the newest checkpoint is of epoch 1, step 3" in line
+    assert (saved["epoch"], saved["step"]) == (0, 3)
+    assert status(tmp_path) == "failed"
+
+
+@pytest.mark.long
+def test_a_run_that_has_lost_a_process_goes_on_exactly(undisturbed, tmp_path):
+    before = partial(signal_itself, signal.SIGKILL, 1, 0, 4)
+    run_with(before, tmp_path, survivors=[0])
+    assert load(tmp_path)["step"] == 4
+    run_two("main_pretrain", small_run(tmp_path))
+    assert_same_run(tmp_path, undisturbed)
+
+
+def fail(rank):
+    def act():
+        raise ValueError("this one\nonly")
+
+    if rank == 1:
+        at_step(0, 2, act)
+
+
+@pytest.mark.long
+def test_the_reason_of_one_process_is_told_by_process_0(tmp_path):
+    codes, said, _ = run_with(fail, tmp_path)
+    assert codes == [1, 1]
+    [line] = errors(said[0])
+    assert "process 1: ValueError: this one only" in line
+    assert "the newest checkpoint is of epoch 0, step 2" in line
+    assert "Traceback" in said[1]  # a defect, not a fault: its place is worth knowing
+    assert load(tmp_path)["step"] == 2
+
+
+# Runs a program that is killed in the launcher's first attempt.
+KILLED_ONCE = f"""
+import os, runpy, signal, sys
+sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / "tests" / "faults")!r}, {str(ROOT / "tests")!r}]
+from injection import at_step
+if os.environ["RANK"] == "1" and os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
+    at_step(1, 3, lambda: os.kill(os.getpid(), signal.SIGNUMBER))
+sys.argv[0] = {str(ROOT / "main_pretrain.py")!r}
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+@pytest.mark.parametrize(
+    "number",
+    ["KILL", pytest.param("STOP", marks=pytest.mark.long)],  # torchrun waits 30 s for it
+)
+def test_torchrun_brings_the_run_back_by_itself(number, undisturbed, tmp_path):
+    script = tmp_path / "killed_once.py"
+    script.write_text(KILLED_ONCE.replace("SIGNUMBER", f"SIG{number}"))
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
+    launcher += ["--max_restarts", "1", "--master_port", str(free_port()), str(script)]
+    output = finish(
+        [
+            *launcher,
+            *small_run(tmp_path / "run", f"--dist_timeout {20 if number == 'STOP' else 60}"),
+        ]
+    )
+    assert len(errors(output)) == 1
+    assert "at epoch 1, step 3" in output
+    assert status(tmp_path / "run") == "done"
+    assert_same_run(tmp_path / "run", undisturbed)
+
+
+@pytest.mark.long
+def test_wherever_processes_are_killed_or_stopped_the_run_ends_the_same(undisturbed, tmp_path):
+    rng = random.Random(0)
+    for k in range(20):
+        victim, number = rng.randrange(2), rng.choice([signal.SIGKILL, signal.SIGSTOP])
+        before = partial(signal_at_random, number, victim, rng.random())
+        folder = tmp_path / str(k)
+        codes, said, _ = run_with(
+            before, folder, f"--dist_timeout {TIMEOUT} --save_steps 1", survivors=[1 - victim]
+        )
+        assert codes[1 - victim] in (0, 1), said  # 0: the victim lived until all was done
+        assert all(f"process {victim} (pid" in line for line in errors(said[1 - victim])), said
+        run_two("main_pretrain", small_run(folder))
+        assert_same_run(folder, undisturbed)
+
+
+def signal_at_random(number, victim, when, rank):
+    """Anywhere in the two epochs, not only between steps."""
+    if rank == victim:
+        at_step(0, 0, Timer(0.05 + 2 * when, os.kill, (os.getpid(), number)).start)
+
+
+def test_errors_of_other_kinds_are_not_laid_at_another_process():
+    assert peers.explain(ValueError("gloomy")) == ""
+    assert peers.explain(RuntimeError("CUDA out of memory")) == ""
+
+
+def test_the_cause_is_told_before_its_consequences(monkeypatch):
+    lost = RuntimeError("[gloo/pair.cc:5] Connection closed by peer [10.0.0.2]:7. GLHF!")
+    heard = {2: f"{peers.LOST} (Timed out)", 3: "the loss was not finite"}
+    monkeypatch.setattr(peers, "reasons", lambda: heard)
+    said = peers.explain(lost)
+    assert said.endswith(
+        "(Connection closed by peer [10.0.0.2]:7); process 3: the loss was not finite"
+    )
+    del heard[3]
+    assert peers.explain(lost).endswith("process 2: another process ended or hangs (Timed out)")
+    heard.clear()
+    assert peers.explain(lost).endswith("its own message, or the launcher's, says why")
+
+
+def meet_all(store, world, absent=(), timeout=20):
+    """Ranks as threads that meet in a store; what each says, a name or the error."""
+    said = [None] * world
+
+    def one(rank):
+        try:
+            said[rank] = meeting.meet(store, rank, world, timeout)
+        except Lost as error:
+            said[rank] = str(error)
+
+    threads = [Thread(target=one, args=(rank,)) for rank in range(world) if rank not in absent]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return said
+
+
+def test_processes_started_again_do_not_take_those_before_for_each_other(monkeypatch):
+    """torchrun gives the next attempt the store of the one before, with its addresses in it."""
+    monkeypatch.setattr(meeting, "met", [])
+    store = torch.distributed.HashStore()
+    names = [meet_all(store, 3) for _ in range(5)]
+    assert all(len(set(of_one)) == 1 for of_one in names)
+    assert len({of_one[0] for of_one in names}) == 5
+    assert [process.pid for process in meeting.met] == [os.getpid()] * 3
+
+
+@pytest.mark.parametrize("before", [0, 1])
+def test_a_process_that_never_comes_is_named(before, monkeypatch):
+    monkeypatch.setattr(meeting, "met", [])
+    store = torch.distributed.HashStore()
+    for _ in range(before):  # what it left in an earlier attempt is not taken for an answer
+        meet_all(store, 3)
+    said = meet_all(store, 3, absent=[1], timeout=1)
+    assert said[0].endswith("did not all meet within --dist_timeout 1 s: no answer from 1 of 3")
+    assert "no answer from" in said[2]

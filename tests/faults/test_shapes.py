@@ -1,0 +1,199 @@
+"""A run goes on with other processes and other options, or says exactly why it does not."""
+
+import hashlib
+import os
+import shutil
+import signal
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from injection import at_step, errors, small_run
+from runs import load, log, run_here, start_ranks
+
+import engine_pretrain
+import engine_train
+import main_pretrain
+from util.checkpoint import StepParts, batch_change
+
+STEPS = 12  # an epoch of `small_run`: 90 images in global batches of 8
+
+
+def record(output, rank):
+    """Write a line for every micro-batch: what its images and masks are."""
+    usual = engine_pretrain.MaskedLoss.__call__
+
+    def recording(loss, model, batch):
+        images, noise = (x.flatten(1).numpy() for x in batch[:2])
+        if images.any():  # all black: a pass whose result is thrown away
+            pairs = (i.tobytes() + n.tobytes() for i, n in zip(images, noise, strict=True))
+            with open(f"{output}.{rank}", "a") as file:
+                print(*(hashlib.sha1(pair).hexdigest() for pair in pairs), file=file)
+        return usual(loss, model, batch)
+
+    engine_pretrain.MaskedLoss.__call__ = recording
+
+
+def record_and_stop(output, epoch, step, rank):
+    record(output, rank)
+    if rank == 0:
+        at_step(epoch, step, lambda: os.kill(os.getpid(), signal.SIGTERM))
+
+
+def recorded(output, world, accum=1):
+    """What was seen in each step, in the order of the global batch."""
+    ranks = [Path(f"{output}.{rank}").read_text().splitlines() for rank in range(world)]
+    micro = [" ".join(parts) for parts in zip(*ranks, strict=True)]
+    return [" ".join(micro[k : k + accum]).split() for k in range(0, len(micro), accum)]
+
+
+@pytest.fixture
+def injected(monkeypatch):
+    """What is changed in this process is as before afterwards."""
+    monkeypatch.setattr(engine_train.Trainer, "_step", engine_train.Trainer._step)
+    monkeypatch.setattr(engine_pretrain.MaskedLoss, "__call__", engine_pretrain.MaskedLoss.__call__)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A run on one process; what it has seen is recorded beside it."""
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        usual = engine_pretrain.MaskedLoss.__call__
+        patch.setattr(engine_pretrain.MaskedLoss, "__call__", usual)
+        record(folder.with_name("seen"), 0)
+        assert run_here(main_pretrain, small_run(folder)) == 0
+    return folder
+
+
+def two(folder, more, before, codes):
+    ranks = start_ranks("main_pretrain", small_run(folder, more), 2, before)
+    for process in ranks:
+        process.join(120)
+    assert [process.exitcode for process in ranks] == codes
+
+
+def test_processes_may_change_while_the_global_batch_stays(whole, injected, tmp_path):
+    expected = recorded(whole.with_name("seen"), 1)
+    assert len(expected) == 2 * STEPS
+
+    run, parts = tmp_path / "run", []
+    two(run, "--batch_size 4", partial(record_and_stop, tmp_path / "a", 0, 3), [75, 75])
+    parts += recorded(tmp_path / "a", 2)
+    seen = tmp_path / "seen"
+    record(seen, 0)
+    at_step(1, 1, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    assert run_here(main_pretrain, small_run(run)) == 75
+    parts += recorded(seen, 1)
+    more = "--batch_size 2 --accum_iter 2"
+    two(run, more, partial(record, tmp_path / "b"), [0, 0])
+    parts += recorded(tmp_path / "b", 2, accum=2)
+    assert parts == expected
+
+    for ours, theirs in zip(log(run), log(whole), strict=True):
+        assert ours["train_loss"] == pytest.approx(theirs["train_loss"], rel=1e-5)
+        assert ours["train_lr"] == theirs["train_lr"]
+    ours, theirs = load(run)["model"], load(whole)["model"]
+    assert not all(torch.equal(ours[name], theirs[name]) for name in theirs)  # sums of other order
+    torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-4)
+
+
+@pytest.fixture
+def copy(whole, tmp_path):
+    shutil.copytree(whole, tmp_path / "run")
+    return tmp_path / "run"
+
+
+@pytest.fixture
+def half(whole, tmp_path):
+    """A run that has done its first epoch."""
+    shutil.copytree(whole, tmp_path / "half")
+    (tmp_path / "half" / "checkpoint-0.pth").rename(tmp_path / "half" / "checkpoint-last.pth")
+    (tmp_path / "half" / "checkpoint-1.pth").unlink()
+    return tmp_path / "half"
+
+
+def refused(folder, more, capfd):
+    before = sorted((p.name, p.read_bytes()) for p in folder.glob("*.pth"))
+    assert run_here(main_pretrain, small_run(folder, more)) == 2
+    said = capfd.readouterr()
+    assert "Traceback" not in said.out + said.err
+    assert sorted((p.name, p.read_bytes()) for p in folder.glob("*.pth")) == before
+    [line] = errors(said.err)
+    return line
+
+
+def test_another_global_batch_is_refused_with_the_arithmetic(half, whole, capfd):
+    line = refused(half, "--batch_size 20 --accum_iter 3", capfd)
+    assert "global_batch 8 -> 60" in line
+    assert "--batch_size 20 × --accum_iter 3 × 1 processes = 60 images" in line
+    assert "was 8 × 1 × 1 = 8: --batch_size 8 --accum_iter 1 would make it so again" in line
+    line = refused(half, "--batch_size 5", capfd)
+    assert "--batch_size 4 --accum_iter 2 would make it so again" in line
+    assert run_here(main_pretrain, small_run(half, "--batch_size 4 --accum_iter 2")) == 0
+    assert log(half)[1]["train_loss"] == pytest.approx(log(whole)[1]["train_loss"], rel=1e-5)
+
+
+def saved(batch_size, accum, processes):
+    options = {"batch_size": batch_size, "accum_iter": accum}
+    return {"run": {"global_batch": batch_size * accum * processes}, "args": options}
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "advice"),
+    [
+        ((64, 8, 8), (64, 8, 4), "--batch_size 64 --accum_iter 16 would make it so again"),
+        ((64, 1, 4), (64, 1, 8), "--batch_size 32 --accum_iter 1 would make it so again"),
+        ((64, 1, 4), (64, 1, 3), "256 cannot be shared out to 3 processes, start 2"),
+        ((1, 1, 2), (1, 1, 4), "2 cannot be shared out to 4 processes, start 2"),
+        ((48, 1, 2), (40, 1, 1), "--batch_size 32 --accum_iter 3 would make it so again"),
+    ],
+)
+def test_the_advice_keeps_the_global_batch(before, now, advice):
+    assert batch_change(saved(*before), StepParts(*now)).endswith(f": {advice}")
+
+
+def test_changed_options_are_listed_and_refused_unless_overridden(half, capfd):
+    more = "--mask_ratio 0.5 --weight_decay 0.1 --seed 7 --epochs 3"
+    line = refused(half, more, capfd)
+    for change in ("mask_ratio 0.75 -> 0.5", "weight_decay 0.05 -> 0.1", "seed 0 -> 7"):
+        assert change in line
+    assert "epochs" not in line
+    assert "--override_resume" in line
+    assert run_here(main_pretrain, small_run(half, f"{more} --override_resume")) == 0
+    said = capfd.readouterr().out
+    assert "warning: going on with changed options: mask_ratio 0.75 -> 0.5" in said
+    assert "--epochs 2 -> 3" in said
+    assert [record["epoch"] for record in log(half)] == [0, 1, 2]
+
+
+def test_another_model_is_refused_whatever_is_overridden(half, capfd):
+    line = refused(half, "--model mae_vit_small_patch16 --override_resume", capfd)
+    assert "model mae_vit_tiny_patch16 -> mae_vit_small_patch16" in line
+
+
+def test_fewer_epochs_are_a_change(half, capfd):
+    assert "epochs 2 -> 1" in refused(half, "--epochs 1", capfd)
+
+
+def test_with_another_global_batch_an_overridden_epoch_begins_again(injected, capfd, tmp_path):
+    at_step(0, 5, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    assert run_here(main_pretrain, small_run(tmp_path)) == 75
+    assert load(tmp_path)["step"] == 6
+    more = "--batch_size 10 --epochs 1 --override_resume"
+    assert run_here(main_pretrain, small_run(tmp_path, more)) == 0
+    said = capfd.readouterr().out
+    assert "global_batch 8 -> 10 (a step is" in said
+    assert "at epoch 0, step 0" in said
+    assert "step 9/9" in said
+
+
+def test_a_finished_run_is_done_at_once_and_can_be_made_longer(copy, capfd):
+    before = load(copy)
+    assert run_here(main_pretrain, small_run(copy)) == 0
+    assert load(copy)["epoch"] == before["epoch"]
+    assert "step 1/" not in capfd.readouterr().out
+    assert run_here(main_pretrain, small_run(copy, "--epochs 3")) == 0
+    assert "--epochs 2 -> 3, the schedule is stretched" in capfd.readouterr().out
+    assert [record["epoch"] for record in log(copy)] == [0, 1, 2]

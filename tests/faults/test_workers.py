@@ -1,0 +1,259 @@
+"""A data worker is killed, stopped, hangs or raises anything: a clear end, nothing done is lost."""
+
+import multiprocessing
+import os
+import random
+import re
+import signal
+import sys
+import time
+from functools import partial
+from threading import Timer
+
+import pytest
+import torch
+from injection import at_step, errors, run_with, small_run
+from runs import assert_same_run, load, run_here, status
+from torch.utils.data import Dataset
+
+import main_pretrain
+from datasets import build_loader
+from datasets.pretrain import PretrainDataset
+from datasets.sampler import GlobalBatchSampler
+from engine_observe import RunObserver
+from engine_train import Precision, Trainer, TrainState
+from util import peers
+from util.distributed import Place
+from util.errors import BadInput, Fault, Lost
+from util.log import NullLog
+from util.stop import StopRequest
+
+
+class Doing(Dataset):
+    """Images of nothing; the worker that reads number 20 does something else."""
+
+    def __init__(self, act):
+        self.act = act
+
+    def __len__(self):
+        return 64
+
+    def __getitem__(self, item):
+        if item[1] == 20:
+            self.act()
+        return torch.zeros(3, 8, 8, dtype=torch.uint8), torch.tensor(item[1])
+
+
+def batches_with(act, timeout=30):
+    dataset = Doing(act)
+    yield from build_loader(dataset, GlobalBatchSampler(64, 8), workers=2, timeout=timeout)
+
+
+def send_itself(number):
+    os.kill(os.getpid(), number)
+
+
+def raise_a_class_of_its_own():
+    class Unpicklable(Exception):
+        def __init__(self, one, two):
+            super().__init__(f"{one} and {two}")
+            self.hidden = lambda: None
+
+    raise Unpicklable("a lock", "a socket")
+
+
+def refuse():
+    raise BadInput("--data_path: 8 files in a row are no images")
+
+
+@pytest.mark.parametrize(
+    ("act", "said"),
+    [
+        (
+            partial(send_itself, signal.SIGKILL),
+            r"\(process \d+\) was killed by a signal \(Killed\)",
+        ),
+        (partial(send_itself, signal.SIGBUS), r"\(Bus error\); allow more shared memory"),
+        (partial(os._exit, 3), "ended with exit code 3; --num_workers 0 shows why"),
+        (sys.exit, "a data worker ended"),
+        (raise_a_class_of_its_own, "a data worker failed: Unpicklable: a lock and a socket"),
+    ],
+    ids=["killed", "bus-error", "exit", "exits-well", "unpicklable"],
+)
+def test_a_worker_that_ends_or_fails_is_told_in_one_line_at_once(act, said):
+    began = time.monotonic()
+    with pytest.raises((RuntimeError, Lost)) as error:
+        # One that ends as if all were well is only missed after the time-out.
+        list(batches_with(act, timeout=2 if act is sys.exit else 60))
+    assert re.search(said, peers.explain(error.value))
+    assert "\n" not in peers.explain(error.value)
+    assert time.monotonic() - began < 30
+    peers.kill_workers()
+
+
+def test_bad_input_found_by_a_worker_is_still_bad_input():
+    with pytest.raises(BadInput, match="8 files in a row are no images") as error:
+        list(batches_with(refuse))
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("act", [partial(time.sleep, 1000), partial(send_itself, signal.SIGSTOP)])
+def test_a_worker_that_hangs_is_given_up_and_not_waited_for(act):
+    with pytest.raises(RuntimeError) as error:
+        list(batches_with(act, timeout=1))
+    assert re.search(r"brought nothing for 1(\.05)? s", peers.explain(error.value))
+    began = time.monotonic()
+    peers.kill_workers()
+    assert time.monotonic() - began < 10
+    assert multiprocessing.active_children() == []
+
+
+def in_worker(act, epoch, index, rank=0, of_rank=0):
+    """Make the worker of a run that reads this image do something else."""
+    usual = PretrainDataset.__getitem__
+
+    def unusual(dataset, item):
+        if tuple(item) == (epoch, index) and multiprocessing.parent_process():
+            act()
+        return usual(dataset, item)
+
+    if rank == of_rank:
+        PretrainDataset.__getitem__ = unusual
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("undisturbed")
+    assert run_here(main_pretrain, small_run(folder)) == 0
+    return folder
+
+
+def place_in_order(epoch, index):
+    """The step that needs an image."""
+    sampler = GlobalBatchSampler(90, 8)
+    sampler.start_at(epoch)
+    return next(step for step, batch in enumerate(sampler) if (epoch, index) in batch)
+
+
+@pytest.mark.parametrize(
+    ("act", "told"),
+    [
+        (partial(send_itself, signal.SIGKILL), r"a data worker \(process \d+\) was killed"),
+        (partial(send_itself, signal.SIGSTOP), r"the data workers brought nothing for 3\.\d+ s"),
+    ],
+    ids=["killed", "stopped"],
+)
+def test_a_run_whose_worker_dies_or_hangs_loses_nothing(act, told, undisturbed, tmp_path):
+    before = partial(in_worker, act, 1, 17)
+    codes, said, _ = run_with(
+        before, tmp_path, "--num_workers 2 --dist_timeout 4", world=1, within=60
+    )
+    assert codes == [1], said
+    [line] = errors(said[0])
+    assert re.search(told, line), line
+    assert "Traceback" not in said[0]
+    assert status(tmp_path) == "failed"
+    saved = load(tmp_path)
+    # What was read ahead when a worker was killed is not waited for.
+    assert 0 <= place_in_order(1, 17) - saved["step"] <= 4
+    assert f"the newest checkpoint is of epoch 1, step {saved['step']}" in line
+    assert run_here(main_pretrain, small_run(tmp_path)) == 0
+    assert_same_run(tmp_path, undisturbed)
+
+
+def test_the_worker_of_one_process_is_told_by_process_0(tmp_path):
+    before = partial(in_worker_of_1, partial(send_itself, signal.SIGKILL))
+    codes, said, _ = run_with(before, tmp_path, "--num_workers 1")
+    assert codes == [1, 1]
+    [line] = errors(said[0])
+    assert re.search(r"process 1: a data worker \(process \d+\) was killed", line), line
+    assert "the newest checkpoint is of epoch" in line
+
+
+def in_worker_of_1(act, rank):
+    for index in range(90):
+        in_worker(act, 1, index, rank, of_rank=1)
+
+
+class Keeper:
+    """A saver that only counts."""
+
+    folder, last_saved = "here", "of epoch 0, step 0"
+
+    def __init__(self, failure=None):
+        self.saves, self.failure = 0, failure
+
+    def save(self, state):
+        if self.failure:
+            raise self.failure
+        self.saves += 1
+
+    def wait(self):
+        pass
+
+
+def observer_with(saver):
+    observer = RunObserver.__new__(RunObserver)
+    observer.saver, observer.log, observer.epochs = saver, NullLog(), 2
+    return observer
+
+
+def test_a_state_changed_in_part_is_not_saved():
+    """Torch raises what became of a worker anywhere, also between weights and position."""
+    model = torch.nn.Linear(3, 1)
+    state = TrainState(
+        model, torch.optim.SGD(model.parameters()), torch.amp.GradScaler("cpu", enabled=False)
+    )
+
+    def interrupted():
+        raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. ")
+
+    state.optimizer.step = interrupted
+    trainer = Trainer(
+        state,
+        model,
+        lambda model, x: model(x).mean(),
+        lambda epoch: 0.1,
+        Precision("off", torch.device("cpu")),
+        Place(),
+        StopRequest(),
+    )
+    keeper = Keeper()
+    with pytest.raises(RuntimeError):
+        trainer.run_epoch([torch.ones(2, 3)], 1, None)
+    assert not trainer.whole
+    assert "of epoch 0, step 0" in observer_with(keeper).rescue(state, trainer.whole)
+    assert keeper.saves == 0
+    observer_with(keeper).rescue(state, True)
+    assert keeper.saves == 1
+
+
+def test_what_cannot_be_saved_at_the_end_does_not_hide_why_it_ended():
+    state = TrainState(None, None, None)
+    full = observer_with(Keeper(Fault("checkpoint-last.pth: could not be written")))
+    assert "of epoch 0, step 0" in full.rescue(state, True)
+    assert "nothing was saved" in observer_with(None).rescue(state, True)
+
+
+def kill_worker_after(seconds, rank):
+    def kill_one():
+        random.choice(multiprocessing.active_children()).kill()
+
+    at_step(0, 1, Timer(seconds, kill_one).start)
+
+
+@pytest.mark.long
+def test_whenever_a_worker_is_killed_the_run_ends_the_same(undisturbed, tmp_path):
+    ended = 0
+    for k in range(30):
+        folder = tmp_path / str(k)
+        codes, said, _ = run_with(
+            partial(kill_worker_after, 0.02 + 0.05 * k), folder, "--num_workers 2", world=1
+        )
+        assert codes[0] in (0, 1), said
+        ended += codes[0]
+        if codes[0]:
+            assert "a data worker (process" in errors(said[0])[0], said
+        assert run_here(main_pretrain, small_run(folder)) == 0
+        assert_same_run(folder, undisturbed)
+    assert ended > 10
