@@ -43,7 +43,7 @@ def build_parser() -> Parser:
     parser.add_argument(
         "--cluster", choices=("slurm", "local"), default="slurm", help="local: here, to try it out"
     )
-    parser.add_argument("program", choices=PROGRAMS)
+    parser.add_argument("program", type=os.path.basename, choices=PROGRAMS)
     parser.add_argument("options", nargs=argparse.REMAINDER, help="the program's own")
     return parser
 
