@@ -4,7 +4,7 @@ import pytest
 from layouts import write_ferplus_csv, write_rafdb
 from layouts_affectnet import write_affectnet_csv
 from released import address, only_here, server  # noqa: F401 – fixtures
-from runs import FAMILIES, SMALL, command, finetune_options, finish, run_here
+from runs import FAMILIES, SMALL, finetune_options, run, run_here, small_run
 
 import main_finetune
 import main_pretrain
@@ -60,7 +60,7 @@ def undisturbed(tmp_path_factory):
     def make(family, processes):
         if (family, processes) not in made:
             folder = tmp_path_factory.mktemp(f"{family}-{processes}")
-            finish(command(folder, family, processes=processes))
+            run("main_pretrain", small_run(folder, family=family), processes)
             made[family, processes] = folder
         return made[family, processes]
 

@@ -48,6 +48,11 @@ def command(output, family="mae", more="", processes=1):
     return launched("main_pretrain.py", options.split(), processes)
 
 
+def small_run(output, more="", family="mae"):
+    """Options of the same without data workers: two epochs, 12 steps each on one process."""
+    return f"{SMALL} {FAMILIES[family]} --num_workers 0 --output_dir {output} {more}".split()
+
+
 def finetune_command(output, family="vit", more="", processes=1):
     """The same of a small fine-tuning."""
     return launched("main_finetune.py", finetune_options(output, family, more), processes)
@@ -79,6 +84,11 @@ def run_here(main, options):
             signal.signal(number, handler)
 
 
+def pretrain(output, more="", family="mae"):
+    """`small_run` in this process; its exit code."""
+    return run_here(importlib.import_module("main_pretrain"), small_run(output, more, family))
+
+
 def run_two(program, options, code=0):
     """A program (`main_finetune`) as two processes that meet, without what launchers take to start.
 
@@ -90,6 +100,14 @@ def run_two(program, options, code=0):
         process.kill()
         process.join()
     assert [process.exitcode for process in ranks] == [code, code]
+
+
+def run(program, options, processes=1):
+    """A program to its good end, here or as two processes."""
+    if processes == 1:
+        assert run_here(importlib.import_module(program), options) == 0
+    else:
+        run_two(program, options)
 
 
 def start_ranks(program, options, world=2, before=None, output=None):

@@ -11,6 +11,7 @@ from runs import (
     finetune_command,
     finetune_options,
     load,
+    run,
     run_here,
     run_two,
     same,
@@ -42,13 +43,6 @@ def everything(sets, pretrained, family):
     return f"--data_path {sets / 'rafdb'} --finetune {pretrained[family]} {EVERYTHING}"
 
 
-def go_on(processes, options):
-    if processes == 1:
-        assert run_here(main_finetune, options) == 0
-    else:
-        run_two("main_finetune", options)
-
-
 def assert_same_end(ours, undisturbed):
     assert_same_run(ours, undisturbed)
     assert results(ours) == results(undisturbed)
@@ -68,18 +62,18 @@ def test_stopped_in_mid_epoch_fine_tuning_ends_the_same(
     assert status(tmp_path) == "resumable"
     assert load(tmp_path)["step"] >= 2
 
-    go_on(processes, finetune_options(tmp_path, family, f"{more} --num_workers 2"))
+    run("main_finetune", finetune_options(tmp_path, family, f"{more} --num_workers 2"), processes)
     assert_same_end(tmp_path, undisturbed(family, processes))
 
 
-@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.long)])
 def test_killed_fine_tuning_ends_the_same(processes, sets, pretrained, undisturbed, tmp_path):
     more = f"{everything(sets, pretrained, 'vit')} --save_steps 2"
     arguments = finetune_command(tmp_path, "vit", more, processes)
     signal_at(arguments, "epoch 1/2  step 4/", signal.SIGKILL)
     killed = load(tmp_path)
     assert (killed["epoch"], killed["step"] % 2) == (0, 0)
-    go_on(processes, finetune_options(tmp_path, "vit", f"{more} --num_workers 1"))
+    run("main_finetune", finetune_options(tmp_path, "vit", f"{more} --num_workers 1"), processes)
     assert_same_end(tmp_path, undisturbed("vit", processes))
 
 

@@ -3,7 +3,7 @@
 import signal
 
 import pytest
-from runs import assert_same_run, command, finish, load, log, signal_at, status
+from runs import assert_same_run, command, load, log, pretrain, run, signal_at, small_run, status
 
 STEPS = {1: 12, 2: 6}  # an epoch: 90 images in batches of 8, on one or two processes
 
@@ -17,7 +17,9 @@ STEPS = {1: 12, 2: 6}  # an epoch: 90 images in batches of 8, on one or two proc
         pytest.param("fcmae", 1, marks=pytest.mark.long),
     ],
 )
-def test_stopped_in_mid_epoch_it_goes_on_bit_for_bit(family, processes, undisturbed, tmp_path):
+def test_stopped_in_mid_epoch_it_goes_on_bit_for_bit(
+    family, processes, undisturbed, tmp_path, capfd
+):
     code, output = signal_at(command(tmp_path, family, processes=processes), "epoch 1/2  step 2/")
     assert code == (75 if processes == 1 else 1), output  # launchers turn every code into 1
     assert status(tmp_path) == "resumable"
@@ -26,25 +28,27 @@ def test_stopped_in_mid_epoch_it_goes_on_bit_for_bit(family, processes, undistur
     assert stopped["epoch"] == 0
     assert 2 <= stopped["step"] < STEPS[processes]
 
-    output = finish(command(tmp_path, family, "--num_workers 2", processes))
-    assert f"at epoch 1, step {stopped['step']}" in output
+    run("main_pretrain", small_run(tmp_path, "--num_workers 2", family), processes)
+    assert f"at epoch 1, step {stopped['step']}" in capfd.readouterr().out
     assert status(tmp_path) == "done"
     assert_same_run(tmp_path, undisturbed(family, processes))
 
 
-@pytest.mark.parametrize(("family", "processes"), [("mae", 1), ("fcmae", 2)])
+@pytest.mark.parametrize(
+    ("family", "processes"), [("mae", 1), pytest.param("fcmae", 2, marks=pytest.mark.long)]
+)
 def test_killed_it_goes_on_from_its_newest_checkpoint(family, processes, undisturbed, tmp_path):
     arguments = command(tmp_path, family, "--save_steps 2", processes)
     signal_at(arguments, "epoch 1/2  step 4/", signal.SIGKILL)
     killed = load(tmp_path)
     assert (killed["epoch"], killed["step"] % 2) == (0, 0)
-    finish(command(tmp_path, family, "--save_steps 2 --num_workers 0", processes))
+    run("main_pretrain", small_run(tmp_path, "--save_steps 2", family), processes)
     assert_same_run(tmp_path, undisturbed(family, processes))
 
 
 def test_resume_starts_a_new_folder_from_a_named_checkpoint(undisturbed, tmp_path):
     source = undisturbed("mae", 1) / "checkpoint-0.pth"
-    finish(command(tmp_path, more=f"--resume {source}"))
+    assert pretrain(tmp_path, f"--resume {source}") == 0
     assert [record["epoch"] for record in log(tmp_path)] == [1]
     a, b = load(tmp_path), load(undisturbed("mae", 1))
     assert all((a["model"][name] == b["model"][name]).all() for name in b["model"])

@@ -4,14 +4,9 @@ import os
 import time
 from pathlib import Path
 
-from runs import FAMILIES, SMALL, start_ranks
+from runs import small_run, start_ranks
 
 import engine_train
-
-
-def small_run(folder, more=""):
-    """Options of a pre-training of two epochs, 12 steps each on one process."""
-    return f"{SMALL} {FAMILIES['mae']} --num_workers 0 --output_dir {folder} {more}".split()
 
 
 def at_step(epoch, step, act):

@@ -11,14 +11,11 @@ import numpy as np
 import pytest
 import torch
 from runs import (
-    FAMILIES,
-    SMALL,
     assert_same_run,
     command,
-    finish,
     load,
     log,
-    run_here,
+    pretrain,
     same,
     signal_at,
     status,
@@ -26,7 +23,6 @@ from runs import (
 )
 from torch import nn
 
-import main_pretrain
 from engine_observe import Saver
 from engine_train import MAX_SKIPPED, TrainState
 from util.checkpoint import BEST, newest_checkpoint, numbered_checkpoints, read_checkpoint
@@ -139,7 +135,7 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
 
-def test_killed_while_saving_it_goes_on_from_the_checkpoint_before(undisturbed, tmp_path):
+def test_killed_while_saving_it_goes_on_from_the_checkpoint_before(undisturbed, tmp_path, capfd):
     _, *arguments = command(tmp_path, more="--save_steps 3")
     # Epoch 0 saves five times; while the sixth is being written the steps go on.
     code, _ = signal_at(
@@ -149,8 +145,8 @@ def test_killed_while_saving_it_goes_on_from_the_checkpoint_before(undisturbed, 
     assert [path.name.split(".pth")[0] for path in tmp_path.glob(".*.tmp")] == [".checkpoint-last"]
     killed = load(tmp_path)
     assert (killed["epoch"], killed["step"]) == (0, 0)
-    output = finish(command(tmp_path, more="--save_steps 3"))
-    assert "at epoch 1, step 0" in output
+    assert pretrain(tmp_path, "--save_steps 3") == 0
+    assert "at epoch 1, step 0" in capfd.readouterr().out
     assert_same_run(tmp_path, undisturbed("mae", 1))
     assert list(tmp_path.glob(".*.tmp")) == []
 
@@ -236,7 +232,9 @@ def test_a_flipped_bit_anywhere_is_found_or_changes_nothing(copy, flips):
     assert found > flips / 4
 
 
-def test_a_damaged_newest_checkpoint_is_passed_over_and_the_end_is_the_same(undisturbed, tmp_path):
+def test_a_damaged_newest_checkpoint_is_passed_over_and_the_end_is_the_same(
+    undisturbed, tmp_path, capfd
+):
     folder = tmp_path / "run"
     shutil.copytree(undisturbed("mae", 1), folder)
     whole = (folder / "checkpoint-1.pth").read_bytes()
@@ -244,15 +242,16 @@ def test_a_damaged_newest_checkpoint_is_passed_over_and_the_end_is_the_same(undi
     flipped[len(whole) // 2] ^= 1
     (folder / "checkpoint-last.pth").write_bytes(flipped)
     (folder / "checkpoint-1.pth").write_bytes(whole[: len(whole) // 2])
-    output = finish(command(folder))
+    assert pretrain(folder) == 0
+    output = capfd.readouterr().out
     assert "passed over" in output
     assert f"going on from {folder}/checkpoint-0.pth" in output
     assert_same_run(folder, undisturbed("mae", 1))
 
     for path in folder.glob("checkpoint-*.pth"):
         path.write_bytes(whole[:1000])
-    output = finish(command(folder), code=2)
-    assert "no checkpoint in it can be read" in output
+    assert pretrain(folder) == 2
+    assert "no checkpoint in it can be read" in capfd.readouterr().err
     assert log(folder) == log(undisturbed("mae", 1))
 
 
@@ -272,18 +271,13 @@ def make_nan_after(monkeypatch, steps):
     monkeypatch.setattr(torch.optim.AdamW, "zero_grad", zero_grad_and_spoil)
 
 
-def run_small(folder, more):
-    options = f"{SMALL} {FAMILIES['mae']} --num_workers 0 --output_dir {folder} {more}"
-    return run_here(main_pretrain, options.split())
-
-
 def all_finite(checkpoint):
     return all(weight.isfinite().all() for weight in checkpoint["model"].values())
 
 
 def test_weights_that_became_nan_end_the_run_and_are_never_saved(tmp_path, monkeypatch, capfd):
     make_nan_after(monkeypatch, 3)
-    assert run_small(tmp_path, "--save_steps 1") == 1
+    assert pretrain(tmp_path, "--save_steps 1") == 1
     said = capfd.readouterr()
     assert "weights of epoch 0, step 3 are not finite (model " in said.out
     assert f"not finite in {MAX_SKIPPED} steps in a row" in said.err
@@ -296,13 +290,13 @@ def test_weights_that_became_nan_end_the_run_and_are_never_saved(tmp_path, monke
 
 def test_weights_that_became_nan_in_the_last_step_are_not_the_result(tmp_path, monkeypatch, capfd):
     make_nan_after(monkeypatch, 12)
-    assert run_small(tmp_path, "--save_steps 5 --epochs 1") == 1
+    assert pretrain(tmp_path, "--save_steps 5 --epochs 1") == 1
     assert "the last good checkpoint is of epoch 0, step 10" in capfd.readouterr().err
     assert status(tmp_path) == "failed"
     assert load(tmp_path)["step"] == 10
 
 
 def test_a_step_that_throws_the_weights_out_of_range_is_not_saved(tmp_path, capfd):
-    assert run_small(tmp_path, "--save_steps 1 --lr 1e39 --warmup_epochs 0") == 1
+    assert pretrain(tmp_path, "--save_steps 1 --lr 1e39 --warmup_epochs 0") == 1
     assert "the last good checkpoint is none yet" in capfd.readouterr().err
     assert list(tmp_path.glob("*checkpoint*")) == []

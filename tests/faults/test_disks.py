@@ -8,23 +8,22 @@ import disks
 import pytest
 import torch
 from finetuned import results
-from runs import FAMILIES, SMALL, assert_same_run, finetune_options, load, run_here, run_two, status
+from runs import (
+    assert_same_run,
+    finetune_options,
+    load,
+    pretrain,
+    run_here,
+    run_two,
+    small_run,
+    status,
+)
 
 import main_finetune
-import main_pretrain
 from util.checkpoint import BEST, LAST, save_checkpoint
 from util.log import RunLog
 
 FULL = "could not be written (No space left on device)"
-
-
-def options(folder, more):
-    small = f"{SMALL} {FAMILIES['mae']} --num_workers 0"
-    return f"{small} --output_dir {folder} {more}".split()
-
-
-def pretrain(folder, more=""):
-    return run_here(main_pretrain, options(folder, more))
 
 
 @pytest.fixture
@@ -110,7 +109,7 @@ def test_after_three_failed_saves_the_run_stops_resumably(disk, undisturbed, cap
 
 
 def test_all_processes_stop_together_when_the_disk_is_full(disk):
-    run_two("main_pretrain", options(disk, "--save_steps 2 --batch_size 4"), code=75)
+    run_two("main_pretrain", small_run(disk, "--save_steps 2 --batch_size 4"), code=75)
     assert status(disk) == "resumable"
     assert load(disk)["step"] == 2
     assert unfinished(disk) == []

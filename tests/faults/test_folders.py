@@ -13,29 +13,20 @@ import disks
 import numpy as np
 import pytest
 from runs import (
-    FAMILIES,
-    SMALL,
     assert_same_run,
     command,
     load,
     log,
-    run_here,
+    pretrain,
     start,
     status,
     wait_for,
 )
 
-import main_pretrain
 from util import checkpoint
 from util.errors import BadInput
 from util.log import RunLog
 from util.rundir import RunDir
-
-
-def pretrain(folder, more=""):
-    options = f"{SMALL} {FAMILIES['mae']} --num_workers 0 --output_dir {folder} {more}"
-    return run_here(main_pretrain, options.split())
-
 
 # A folder that cannot be had
 

@@ -10,20 +10,13 @@ from threading import Thread, Timer
 
 import pytest
 import torch
-from injection import at_step, errors, run_with, small_run
-from runs import ROOT, assert_same_run, finish, free_port, load, run_two, status
+from injection import at_step, errors, run_with
+from runs import ROOT, assert_same_run, finish, free_port, load, run_two, small_run, status
 
 from util import meeting, peers
 from util.errors import Lost
 
 TIMEOUT = 5  # seconds, --dist_timeout where it is waited for; no slow start may take as long
-
-
-@pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("undisturbed")
-    run_two("main_pretrain", small_run(folder))
-    return folder
 
 
 def signal_itself(number, victim, epoch, step, rank):
@@ -40,7 +33,7 @@ def signal_itself(number, victim, epoch, step, rank):
         pytest.param(signal.SIGSTOP, 0, marks=pytest.mark.long),
     ],
 )
-def test_the_other_process_ends_and_names_it(number, victim, undisturbed, tmp_path):
+def test_the_other_process_ends_and_names_it(number, victim, tmp_path):
     stopped, other = number == signal.SIGSTOP, 1 - victim
     before = partial(signal_itself, number, victim, 1, 3)
     more = f"--dist_timeout {TIMEOUT if stopped else 60} --save_steps 2"
@@ -68,7 +61,7 @@ def test_a_run_that_has_lost_a_process_goes_on_exactly(undisturbed, tmp_path):
     run_with(before, tmp_path, survivors=[0])
     assert load(tmp_path)["step"] == 4
     run_two("main_pretrain", small_run(tmp_path))
-    assert_same_run(tmp_path, undisturbed)
+    assert_same_run(tmp_path, undisturbed("mae", 2))
 
 
 def fail(rank):
@@ -120,7 +113,7 @@ def test_torchrun_brings_the_run_back_by_itself(number, undisturbed, tmp_path):
     assert len(errors(output)) == 1
     assert "at epoch 1, step 3" in output
     assert status(tmp_path / "run") == "done"
-    assert_same_run(tmp_path / "run", undisturbed)
+    assert_same_run(tmp_path / "run", undisturbed("mae", 2))
 
 
 @pytest.mark.long
@@ -136,7 +129,7 @@ def test_wherever_processes_are_killed_or_stopped_the_run_ends_the_same(undistur
         assert codes[1 - victim] in (0, 1), said  # 0: the victim lived until all was done
         assert all(f"process {victim} (pid" in line for line in errors(said[1 - victim])), said
         run_two("main_pretrain", small_run(folder))
-        assert_same_run(folder, undisturbed)
+        assert_same_run(folder, undisturbed("mae", 2))
 
 
 def signal_at_random(number, victim, when, rank):

@@ -9,12 +9,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from injection import at_step, errors, small_run
-from runs import load, log, run_here, start_ranks
+from injection import at_step, errors
+from runs import load, log, pretrain, small_run, start_ranks
 
 import engine_pretrain
 import engine_train
-import main_pretrain
 from util.checkpoint import StepParts, batch_change
 
 STEPS = 12  # an epoch of `small_run`: 90 images in global batches of 8
@@ -63,7 +62,7 @@ def whole(tmp_path_factory):
         usual = engine_pretrain.MaskedLoss.__call__
         patch.setattr(engine_pretrain.MaskedLoss, "__call__", usual)
         record(folder.with_name("seen"), 0)
-        assert run_here(main_pretrain, small_run(folder)) == 0
+        assert pretrain(folder) == 0
     return folder
 
 
@@ -84,7 +83,7 @@ def test_processes_may_change_while_the_global_batch_stays(whole, injected, tmp_
     seen = tmp_path / "seen"
     record(seen, 0)
     at_step(1, 1, lambda: os.kill(os.getpid(), signal.SIGTERM))
-    assert run_here(main_pretrain, small_run(run)) == 75
+    assert pretrain(run) == 75
     parts += recorded(seen, 1)
     more = "--batch_size 2 --accum_iter 2"
     two(run, more, partial(record, tmp_path / "b"), [0, 0])
@@ -116,7 +115,7 @@ def half(whole, tmp_path):
 
 def refused(folder, more, capfd):
     before = sorted((p.name, p.read_bytes()) for p in folder.glob("*.pth"))
-    assert run_here(main_pretrain, small_run(folder, more)) == 2
+    assert pretrain(folder, more) == 2
     said = capfd.readouterr()
     assert "Traceback" not in said.out + said.err
     assert sorted((p.name, p.read_bytes()) for p in folder.glob("*.pth")) == before
@@ -131,7 +130,7 @@ def test_another_global_batch_is_refused_with_the_arithmetic(half, whole, capfd)
     assert "was 8 × 1 × 1 = 8: --batch_size 8 --accum_iter 1 would make it so again" in line
     line = refused(half, "--batch_size 5", capfd)
     assert "--batch_size 4 --accum_iter 2 would make it so again" in line
-    assert run_here(main_pretrain, small_run(half, "--batch_size 4 --accum_iter 2")) == 0
+    assert pretrain(half, "--batch_size 4 --accum_iter 2") == 0
     assert log(half)[1]["train_loss"] == pytest.approx(log(whole)[1]["train_loss"], rel=1e-5)
 
 
@@ -161,7 +160,7 @@ def test_changed_options_are_listed_and_refused_unless_overridden(half, capfd):
         assert change in line
     assert "epochs" not in line
     assert "--override_resume" in line
-    assert run_here(main_pretrain, small_run(half, f"{more} --override_resume")) == 0
+    assert pretrain(half, f"{more} --override_resume") == 0
     said = capfd.readouterr().out
     assert "warning: going on with changed options: mask_ratio 0.75 -> 0.5" in said
     assert "--epochs 2 -> 3" in said
@@ -179,10 +178,10 @@ def test_fewer_epochs_are_a_change(half, capfd):
 
 def test_with_another_global_batch_an_overridden_epoch_begins_again(injected, capfd, tmp_path):
     at_step(0, 5, lambda: os.kill(os.getpid(), signal.SIGTERM))
-    assert run_here(main_pretrain, small_run(tmp_path)) == 75
+    assert pretrain(tmp_path) == 75
     assert load(tmp_path)["step"] == 6
     more = "--batch_size 10 --epochs 1 --override_resume"
-    assert run_here(main_pretrain, small_run(tmp_path, more)) == 0
+    assert pretrain(tmp_path, more) == 0
     said = capfd.readouterr().out
     assert "global_batch 8 -> 10 (a step is" in said
     assert "at epoch 0, step 0" in said
@@ -191,9 +190,9 @@ def test_with_another_global_batch_an_overridden_epoch_begins_again(injected, ca
 
 def test_a_finished_run_is_done_at_once_and_can_be_made_longer(copy, capfd):
     before = load(copy)
-    assert run_here(main_pretrain, small_run(copy)) == 0
+    assert pretrain(copy) == 0
     assert load(copy)["epoch"] == before["epoch"]
     assert "step 1/" not in capfd.readouterr().out
-    assert run_here(main_pretrain, small_run(copy, "--epochs 3")) == 0
+    assert pretrain(copy, "--epochs 3") == 0
     assert "--epochs 2 -> 3, the schedule is stretched" in capfd.readouterr().out
     assert [record["epoch"] for record in log(copy)] == [0, 1, 2]

@@ -12,11 +12,10 @@ from threading import Timer
 
 import pytest
 import torch
-from injection import at_step, errors, run_with, small_run
-from runs import assert_same_run, load, run_here, status
+from injection import at_step, errors, run_with
+from runs import assert_same_run, load, pretrain, status
 from torch.utils.data import Dataset
 
-import main_pretrain
 from datasets import build_loader
 from datasets.pretrain import PretrainDataset
 from datasets.sampler import GlobalBatchSampler
@@ -121,13 +120,6 @@ def in_worker(act, epoch, index, rank=0, of_rank=0):
         PretrainDataset.__getitem__ = unusual
 
 
-@pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("undisturbed")
-    assert run_here(main_pretrain, small_run(folder)) == 0
-    return folder
-
-
 def place_in_order(epoch, index):
     """The step that needs an image."""
     sampler = GlobalBatchSampler(90, 8)
@@ -157,8 +149,8 @@ def test_a_run_whose_worker_dies_or_hangs_loses_nothing(act, told, undisturbed, 
     # What was read ahead when a worker was killed is not waited for.
     assert 0 <= place_in_order(1, 17) - saved["step"] <= 4
     assert f"the newest checkpoint is of epoch 1, step {saved['step']}" in line
-    assert run_here(main_pretrain, small_run(tmp_path)) == 0
-    assert_same_run(tmp_path, undisturbed)
+    assert pretrain(tmp_path) == 0
+    assert_same_run(tmp_path, undisturbed("mae", 1))
 
 
 def test_the_worker_of_one_process_is_told_by_process_0(tmp_path):
@@ -254,6 +246,6 @@ def test_whenever_a_worker_is_killed_the_run_ends_the_same(undisturbed, tmp_path
         ended += codes[0]
         if codes[0]:
             assert "a data worker (process" in errors(said[0])[0], said
-        assert run_here(main_pretrain, small_run(folder)) == 0
-        assert_same_run(folder, undisturbed)
+        assert pretrain(folder) == 0
+        assert_same_run(folder, undisturbed("mae", 1))
     assert ended > 10
