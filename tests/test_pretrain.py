@@ -12,7 +12,7 @@ from runs import FAMILIES, SMALL, log
 
 from datasets import open_source
 from datasets.labelled import crop_face
-from main_pretrain import build_parser, check_options, train
+from main_pretrain import build_parser, check_options, work
 from util.program import run_program
 
 
@@ -32,7 +32,7 @@ def photographs(tmp_path_factory):
 
 def run(options):
     argv = f"{SMALL} --num_workers 0 {options}".split()
-    assert run_program(build_parser, check_options, train, argv) == 0
+    assert run_program(build_parser, check_options, work, argv) == 0
 
 
 @pytest.mark.parametrize("family", FAMILIES)

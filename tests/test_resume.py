@@ -3,7 +3,18 @@
 import signal
 
 import pytest
-from runs import assert_same_run, command, load, log, pretrain, run, signal_at, small_run, status
+from runs import (
+    assert_same_run,
+    command,
+    finish,
+    load,
+    log,
+    pretrain,
+    run,
+    signal_at,
+    small_run,
+    status,
+)
 
 STEPS = {1: 12, 2: 6}  # an epoch: 90 images in batches of 8, on one or two processes
 
@@ -17,9 +28,7 @@ STEPS = {1: 12, 2: 6}  # an epoch: 90 images in batches of 8, on one or two proc
         pytest.param("fcmae", 1, marks=pytest.mark.long),
     ],
 )
-def test_stopped_in_mid_epoch_it_goes_on_bit_for_bit(
-    family, processes, undisturbed, tmp_path, capfd
-):
+def test_stopped_in_mid_epoch_it_goes_on_bit_for_bit(family, processes, undisturbed, tmp_path):
     code, output = signal_at(command(tmp_path, family, processes=processes), "epoch 1/2  step 2/")
     assert code == (75 if processes == 1 else 1), output  # launchers turn every code into 1
     assert status(tmp_path) == "resumable"
@@ -28,8 +37,8 @@ def test_stopped_in_mid_epoch_it_goes_on_bit_for_bit(
     assert stopped["epoch"] == 0
     assert 2 <= stopped["step"] < STEPS[processes]
 
-    run("main_pretrain", small_run(tmp_path, "--num_workers 2", family), processes)
-    assert f"at epoch 1, step {stopped['step']}" in capfd.readouterr().out
+    output = finish(command(tmp_path, family, "--num_workers 2", processes))
+    assert f"at epoch 1, step {stopped['step']}" in output
     assert status(tmp_path) == "done"
     assert_same_run(tmp_path, undisturbed(family, processes))
 
