@@ -121,7 +121,7 @@ class Saver:
         else:
             what += f"the newest checkpoint is {self.last_saved}"
             self.failure = Stopped(f"{what}; the same command goes on from there")
-        best_stays = f"; {BEST} stays as it was" if best else ""
+        best_stays = f"; {BEST} may be an older one" if best else ""
         last = self._failed >= MAX_FAILED_SAVES
         then = f"{self._failed} times in a row: stopping" if last else "training goes on"
         self.warn(f"warning: {what}{best_stays}; {then}")
@@ -231,7 +231,7 @@ class RunObserver:
             return "nothing was saved (--save_ckpt False)"
         try:
             if whole and state.position.epoch < self.epochs:
-                self.saver.save(state)
+                self._save(state)
             self.saver.wait()
         except Exception as failure:
             self.log.line(f"warning: {failure}")

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -54,7 +55,8 @@ def run_in_folder(output_dir: str, launch: Launch, work: Callable[[Run], None]) 
             folder.write_status("done")
             print(f"report: {write_report(folder.path)}")
         except OSError as error:
-            print(f"warning: the run is done, but not all was written: {error}")
+            with suppress(OSError):  # it may be standard output that cannot be written
+                print(f"warning: the run is done, but not all was written: {error}")
         folder.release()
 
 
@@ -249,8 +251,8 @@ def run_epochs(
             raise
         except Exception as error:
             kill_workers()  # their memory may be what is missing
-            lost, kept = explain(error), observer.rescue(trainer.state, trainer.whole)
-            if not lost:
+            ended, kept = explain(error), observer.rescue(trainer.state, trainer.whole)
+            if not ended:
                 observer.log.line(f"warning: ends by an error; {kept}")
                 raise
-            raise Fault("; ".join(filter(None, (lost, kept)))) from None
+            raise type(ended)("; ".join(filter(None, (str(ended), kept)))) from None

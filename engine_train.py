@@ -184,6 +184,8 @@ class Trainer:
         self.accum, self.clip_grad, self.seed = accum, clip_grad, seed
         self.weight_decay_at = weight_decay_at
         self.whole = True  # whether model and optimizer are those of the position
+        # Batch norm's are of the next step already while a step is being made.
+        self.statistics = any("running_" in name for name, _ in state.model.named_buffers())
         self.parameters = [p for p in state.model.parameters() if p.requires_grad]
         self.device = self.parameters[0].device
 
@@ -228,6 +230,7 @@ class Trainer:
             asked = time.perf_counter()
             batch = next(batches)
             waited += time.perf_counter() - asked
+            self.whole = not self.statistics
             with self._communicate(k == self.accum - 1):
                 with self.precision.autocast():
                     loss = self.batch_loss(self.model, batch) / self.accum
@@ -253,7 +256,7 @@ class Trainer:
 
     def save_if_overdue(self, observer: Observer) -> None:
         """Where something may take long: save at once when asked to stop a while ago."""
-        if self.stop.overdue():
+        if self.whole and self.stop.overdue():
             observer.save_unfinished(self.state)
 
     def _communicate(self, last: bool) -> Any:

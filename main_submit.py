@@ -11,14 +11,17 @@ program's after it; those are checked before anything is queued.
 import argparse
 import importlib
 import os
+import shlex
 import signal
 import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from util.errors import DONE, RESUMABLE, BadInput, Fault
 from util.options import COUNT, SIZE, Parser, find_output_dir, number
 from util.program import run_program
+from util.stop import StopRequest
 
 if TYPE_CHECKING:
     import submitit
@@ -26,7 +29,9 @@ if TYPE_CHECKING:
 PROGRAMS = ("main_pretrain.py", "main_finetune.py")
 # Each is a job that was asked to stop by its time: 1000 days are enough of one-day jobs.
 MOST_TIMEOUTS = 1000
-WARNING = 120  # seconds before its time is over, a job is told
+WARNING = 300  # seconds before its time is over a job is told: an evaluation must fit in
+KILL_WAIT = 600  # seconds in which SLURM kills what it has asked to end, mostly 30
+ROOT = Path(__file__).resolve().parent
 
 
 def build_parser() -> Parser:
@@ -61,8 +66,10 @@ def check_options(args: argparse.Namespace) -> None:
 
 def work(args: argparse.Namespace) -> None:
     """Queue the job and tell its number."""
-    # The signal that the programs know. submitit reads it here, and in the job once more.
-    os.environ["SUBMITIT_PREEMPT_SIGNAL"] = "USR1"
+    # The signal that the programs know, and where they lie; read by submitit here and in the job.
+    paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment = {"SUBMITIT_PREEMPT_SIGNAL": "USR1", "PYTHONPATH": os.pathsep.join(paths)}
+    os.environ |= environment
     try:
         import submitit
     except ImportError:
@@ -81,7 +88,11 @@ def work(args: argparse.Namespace) -> None:
         timeout_min=int(60 * args.hours),
         slurm_partition=args.partition,
         slurm_signal_delay_s=WARNING,
-        slurm_additional_parameters=dict(pair.split("=", 1) for pair in args.sbatch),
+        slurm_setup=[f"export {name}={shlex.quote(value)}" for name, value in environment.items()],
+        slurm_additional_parameters={
+            "requeue": True,
+            **dict(pair.split("=", 1) for pair in args.sbatch),
+        },
     )
     job = executor.submit(Training(args.program, args.options))
     said = f"{logs}/{job.job_id}_0_log.out and .err"
@@ -97,7 +108,7 @@ class Training:
         self.program, self.options = program, options
 
     def __call__(self) -> None:
-        """Run the program; when it has saved because it was asked to stop, queue the job again."""
+        """Run the program; when it has saved because its time is over, queue the job again."""
         import submitit
 
         place = submitit.helpers.TorchDistributedEnvironment()
@@ -106,9 +117,16 @@ class Training:
         program = importlib.import_module(self.program.removesuffix(".py"))
         sys.argv = [self.program, *self.options]
         code = run_program(program.build_parser, program.check_options, program.work)
-        if code == RESUMABLE and place.rank == 0:
-            queue_again(signal.SIGUSR1, None)
-        if code not in (DONE, RESUMABLE):
+        asked_by = StopRequest.latest if code == RESUMABLE else ""
+        if asked_by == "SIGUSR1":
+            if place.rank == 0:
+                queue_again(signal.SIGUSR1, None)
+            return
+        if asked_by == "SIGTERM":
+            # Cancelled or preempted. SLURM knows which, and queues a preempted job again that it
+            # had to kill; one that ends by itself would be over.
+            time.sleep(KILL_WAIT)
+        if code != DONE:
             sys.exit(code)
 
     def checkpoint(self) -> "submitit.helpers.DelayedSubmission":

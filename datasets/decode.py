@@ -28,9 +28,10 @@ UNDO = {
 SIXTEEN_BIT = {"I;16", "I;16L", "I;16B", "I;16N"}
 BITS_PER_SAMPLE, PHOTOMETRIC, SAMPLE_FORMAT = 258, 262, 339  # TIFF tags
 
-# Network disks stumble: what the file system refuses is asked for again after these seconds.
-RETRY_AFTER = (0.1, 0.5)
-_given_up: set[str | bytes | os.PathLike] = set()  # by this process; not waited for again
+# Network disks stumble: what the file system refuses is asked for again after these seconds, unless
+# that was in vain so often in this process: files that are gone must not slow down every epoch.
+RETRY_AFTER, MOST_IN_VAIN = (0.1, 0.5), 100
+_in_vain = 0
 
 
 class UnreadableImage(Exception):
@@ -92,11 +93,9 @@ class _Refused(Exception):
 
 
 def _read_patiently(path: str | bytes | os.PathLike) -> bytearray:
-    """A file's bytes, asked for again after RETRY_AFTER where the file system refuses them.
-
-    Once a process and file: what is gone for good must not slow down every epoch.
-    """
-    for pause in () if path in _given_up else RETRY_AFTER:
+    """A file's bytes, asked for again after RETRY_AFTER where the file system refuses them."""
+    global _in_vain
+    for pause in RETRY_AFTER if _in_vain < MOST_IN_VAIN else ():
         try:
             return _read(path)
         except OSError:
@@ -104,7 +103,7 @@ def _read_patiently(path: str | bytes | os.PathLike) -> bytearray:
     try:
         return _read(path)
     except OSError:
-        _given_up.add(path)
+        _in_vain += 1
         raise
 
 

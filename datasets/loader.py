@@ -7,28 +7,24 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from threading import current_thread, main_thread
 from types import FrameType
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 from datasets.sampler import GlobalBatchSampler
 from util.distributed import Place
-from util.errors import BadInput, Fault, Lost
+from util.errors import BadInput, Lost
 from util.stop import shield_worker
 
 MOST_TEST_WORKERS = 4
 
 
-class Failure(NamedTuple):
-    """What a worker sends in place of a sample or batch: not every exception can be sent."""
-
-    kind: str
-    reason: str
-
-
 class Reporting(Dataset):
-    """A data set in a worker: what goes wrong in it is told in the main process, in one line."""
+    """A data set in a worker: what goes wrong takes the place of the sample, as BadInput or Lost.
+
+    Not every exception can be sent to the main process, and torch makes a page of those that can.
+    """
 
     def __init__(self, dataset: Dataset) -> None:
         self.dataset = dataset
@@ -39,13 +35,20 @@ class Reporting(Dataset):
     def __getitem__(self, item: Any) -> Any:
         try:
             return self.dataset[item]
-        except BadInput as error:
-            return Failure("input", str(error))
-        except Fault as error:
-            return Failure("fault", str(error))
+        except (BadInput, Lost) as error:
+            return error
         except Exception as error:
             traceback.print_exc()
-            return Failure("fault", f"a data worker failed: {type(error).__name__}: {error}")
+            return Lost(f"a data worker failed: {type(error).__name__}: {error}")
+
+    def __getitems__(self, items: Sequence) -> list:
+        """The samples of a batch, none after a failure: each of those may take its while."""
+        samples = []
+        for item in items:
+            samples.append(self[item])
+            if isinstance(samples[-1], Exception):
+                break
+        return samples
 
 
 class Loader(DataLoader):
@@ -64,8 +67,8 @@ class Loader(DataLoader):
                 raise Lost("a data worker ended; --num_workers 0 shows why") from None
             if batch is None:
                 return
-            if isinstance(batch, Failure):
-                raise BadInput(batch.reason) if batch.kind == "input" else Lost(batch.reason)
+            if isinstance(batch, Exception):
+                raise batch
             yield batch
 
 
@@ -137,14 +140,13 @@ def _loader(
     )
 
 
-def collate(samples: Sequence[tuple]) -> list | Failure:
+def collate(samples: Sequence[tuple | Exception]) -> list | Exception:
     """Samples, their images first -> a batch, (N, 3, S, S) with channels last in memory.
 
     So they are stacked as they lie, and patches are read from them without another turn.
     """
-    failures = [sample for sample in samples if isinstance(sample, Failure)]
-    if failures:
-        return failures[0]
+    if isinstance(samples[-1], Exception):
+        return samples[-1]
     images, *rest = zip(*samples, strict=True)
     images = default_collate([image.permute(1, 2, 0) for image in images]).permute(0, 3, 1, 2)
     return [images, *map(default_collate, rest)]

@@ -22,6 +22,7 @@ from util.errors import BadInput
 FORMAT, VERSION = "MAE-SFER packed store", 1
 MANIFEST, JOURNAL = "manifest.json", "packing.jsonl"
 INDEX, NAMES, LABELS, TARGETS = "index.npy", "names.bin", "labels.npy", "targets.npy"
+MOST_SIDE = 2**20  # pixels, so that no product of two leaves 64 bits
 ANEW = "remove the folder and pack it again (main_pack.py)"
 
 
@@ -88,31 +89,48 @@ class PackedImages:
         All files but the pixels are hashed; of those the sizes are compared (`verify` does more).
         """
         manifest = read_manifest(folder)
-        for number, part in enumerate(manifest["parts"]):
-            if part["file"] != part_name(number):
-                raise _bad(folder, f"its {MANIFEST} names {printable(part['file'])}; {ANEW}")
-            _check_size(folder, part["file"], part["bytes"])
-        for name, known in manifest["files"].items():
-            try:
-                found = file_digest(folder / name)
-            except OSError as e:
-                raise _bad(folder, f"{name} cannot be read ({e.strerror}); {ANEW}") from None
-            if found != known:
-                raise _bad(folder, f"{name} is not as it was packed: cut short or edited; {ANEW}")
         try:
+            for number, part in enumerate(manifest["parts"]):
+                if part["file"] != part_name(number):
+                    raise _bad(folder, f"its {MANIFEST} names {printable(part['file'])}; {ANEW}")
+                _check_size(folder, part["file"], part["bytes"])
+            for name, known in manifest["files"].items():
+                _check_file(folder, name, known)
             self._load(folder, manifest)
-        except ValueError:  # from NumPy, which unpickles nothing
-            raise _bad(folder, f"{INDEX} is no index; {ANEW}") from None
-        if not self._index_fits():
+            fits = self._index_fits() and self._labels_fit()
+        except BadInput:
+            raise
+        # Hashes find damage; a store that was made to harm has right ones, and anything in it.
+        except (LookupError, TypeError, ValueError, AttributeError, OverflowError) as e:
+            raise _bad(folder, f"is no store ({type(e).__name__}: {e}); {ANEW}") from None
+        if not fits:
             raise _bad(folder, f"{INDEX} does not fit the pixels; {ANEW}")
 
     def _index_fits(self) -> bool:
-        """Whether the images of the index lie one after another and fill the parts."""
+        """Whether images lie one after another, each within a part, and fill the parts."""
         index, end = self._index, self.manifest["bytes"]
-        if index.ndim != 2 or index.shape[1] != 3 or index.dtype != np.int64 or (index < 0).any():
+        if index.ndim != 2 or index.shape[1] != 3 or index.dtype != np.int64:
             return False
-        ends = index[:, 0] + 3 * index[:, 1] * index[:, 2]
-        return bool((ends == np.append(index[1:, 0], end)).all()) and self._starts[-1] == end
+        offsets, sides = index[:, 0], index[:, 1:]
+        if (sides < 1).any() or (sides > MOST_SIDE).any():
+            return False
+        follow = np.array_equal(offsets + 3 * sides[:, 0] * sides[:, 1], [*offsets[1:], end])
+        return follow and self._starts[-1] == end and np.isin(self._starts[:-1], offsets).all()
+
+    def _labels_fit(self) -> bool:
+        """Whether names and labels are as many as images, and splits share these out."""
+        n, sizes, known = len(self), self.manifest["splits"].values(), self.manifest["set"]
+        if min(sizes, default=0) < 0 or sum(sizes) != n or len(self._names) != n:
+            return False
+        if not known:
+            return True
+        labels, classes = np.load(self.folder / LABELS), len(known["classes"])
+        targets = TARGETS not in self.manifest["files"] or np.load(self.folder / TARGETS)
+        return (
+            labels.shape == (n,)
+            and np.isin(labels, np.arange(classes)).all()
+            and (targets is True or targets.shape == (n, classes))
+        )
 
     def _load(self, folder: Path, manifest: dict) -> None:
         self.folder, self.manifest, self.digest = folder, manifest, manifest["digest"]
@@ -200,6 +218,18 @@ class PackedImages:
         for part in self.manifest["parts"]:
             if file_digest(self.folder / part["file"]) != part["sha256"]:
                 raise _bad(self.folder, f"{part['file']} is not as it was packed; {ANEW}")
+
+
+def _check_file(folder: Path, name: str, known: str) -> None:
+    """Raises BadInput unless a file of a store, not one elsewhere, is as it was packed."""
+    if name not in (INDEX, NAMES, LABELS, TARGETS):
+        raise _bad(folder, f"its {MANIFEST} names {printable(name)}; {ANEW}")
+    try:
+        found = file_digest(folder / name)
+    except OSError as e:
+        raise _bad(folder, f"{name} cannot be read ({e.strerror}); {ANEW}") from None
+    if found != known:
+        raise _bad(folder, f"{name} is not as it was packed: cut short or edited; {ANEW}")
 
 
 def _check_size(folder: Path, name: str, size: int) -> None:

@@ -4,7 +4,7 @@ import numpy as np
 
 from datasets.decode import UnreadableImage
 from datasets.labelled import Source
-from util.errors import BadInput, Fault
+from util.errors import BadInput, Lost
 
 MAX_REPLACEMENTS = 20
 PREFLIGHT_IMAGES = 32
@@ -16,7 +16,7 @@ def read_or_replace(
     """Image `index`, or another drawn from `rng` -> (H, W, 3) uint8, its index, "name<TAB>reason".
 
     The text is empty when the image itself could be read. When many in a row are unreadable,
-    raises Fault if the file system gave none of them, else BadInput.
+    raises Lost if the file system gave none of them, else BadInput.
     """
     problem, of_disk = "", True
     for _ in range(MAX_REPLACEMENTS):
@@ -28,9 +28,9 @@ def read_or_replace(
             index = int(rng.integers(len(source)))
     first = problem.replace("\t", ": ")
     if of_disk:
-        raise Fault(
+        raise Lost(
             f"--data_path: {MAX_REPLACEMENTS} files in a row cannot be read (the first: {first}); "
-            "once the disk is back, the same command goes on"
+            "is the disk still there?"
         )
     raise BadInput(f"--data_path: {MAX_REPLACEMENTS} files in a row are no images ({first})")
 

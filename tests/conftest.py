@@ -1,14 +1,25 @@
 """Data sets on disk, and runs made from them once for all tests."""
 
+import signal
+
 import pytest
 from layouts import write_ferplus_csv, write_rafdb
 from layouts_affectnet import write_affectnet_csv
 from released import address, only_here, server  # noqa: F401 – fixtures
 from runs import FAMILIES, SMALL, finetune_options, run, run_here, small_run
+from torch.utils.data._utils import signal_handling
 
 import main_finetune
 import main_pretrain
 from util.errors import BAD_INPUT
+
+
+@pytest.fixture(autouse=True)
+def torch_watches_workers():
+    """A program that has lost a worker ends without torch's handler of their deaths."""
+    yield
+    if signal.getsignal(signal.SIGCHLD) == signal.SIG_DFL:
+        signal_handling._SIGCHLD_handler_set = False
 
 
 @pytest.fixture(scope="session")

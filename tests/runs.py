@@ -138,7 +138,7 @@ def _run_rank(rank, world, program, options, port, before, output):
     sys.exit(run_here(importlib.import_module(program), options))
 
 
-def start(arguments):
+def start(arguments, folder=ROOT):
     """A run as a process, both outputs in one pipe."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
     return subprocess.Popen(
@@ -147,7 +147,7 @@ def start(arguments):
         stderr=subprocess.STDOUT,
         text=True,
         env=environment,
-        cwd=ROOT,
+        cwd=folder,
     )
 
 

@@ -10,6 +10,7 @@ from PIL import Image
 from runs import FAMILIES, SMALL, command, signal_at, start, status
 
 from main_pretrain import build_parser, check_options, work
+from util import program
 from util.checkpoint import read_checkpoint
 from util.errors import BAD_INPUT, BadInput, Fault
 from util.program import run_program
@@ -155,6 +156,14 @@ def test_only_rank_0_speaks_under_a_launcher(tmp_path):
         'Traceback (most recent call last):\n  File "<frozen runpy>', ""
     )
     assert status(tmp_path / "out") == "bad_input"
+
+
+@pytest.mark.parametrize(("rank", "local", "speaks"), [(0, 0, True), (8, 0, True), (9, 1, False)])
+def test_before_processes_have_met_one_of_each_machine_speaks(monkeypatch, rank, local, speaks):
+    monkeypatch.setenv("RANK", str(rank))
+    monkeypatch.setenv("LOCAL_RANK", str(local))
+    monkeypatch.setattr(program.time, "sleep", lambda seconds: None)
+    assert program.speaks(BAD_INPUT, "--device cuda: …") == speaks
 
 
 def test_ctrl_c_saves_too(tmp_path):

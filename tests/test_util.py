@@ -187,7 +187,7 @@ def test_a_process_finds_its_gpu(monkeypatch, gpus, launcher, found):
         monkeypatch.setenv("RANK", "3")
     place = Place(3, 8, 3, 8)
     if found is None:
-        with pytest.raises(BadInput, match="process 3 of this machine needs GPU 3"):
+        with pytest.raises(BadInput, match="this machine's processes need GPU 7, but torch sees 1"):
             pick_device("cuda", place)
     else:
         assert pick_device("cuda", place) == torch.device("cuda", found)

@@ -263,18 +263,22 @@ def batch_change(saved: dict[str, Any], step: StepParts) -> str:
     total, options = saved["run"]["global_batch"], saved.get("args", {})
     b, a = (options.get(name) or 1 for name in ("batch_size", "accum_iter"))
     own, rest = divmod(total, step.processes)
-    fitting = [n for n in range(1, total + 1) if total % n == 0]
     if rest:
-        number = max(n for n in fitting if n < step.processes)
+        number = greatest_divisor(total, step.processes)
         advice = f"{total} cannot be shared out to {step.processes} processes, start {number}"
     else:
-        batch = max(n for n in fitting if n <= step.batch_size and own % n == 0)
+        batch = greatest_divisor(own, step.batch_size)
         advice = f"--batch_size {batch} --accum_iter {own // batch} would make it so again"
     return (
         f"a step is --batch_size {step.batch_size} × --accum_iter {step.accum} × {step.processes} "
         f"processes = {math.prod(step)} images and was {b} × {a} × {total // (b * a)} = {total}: "
         f"{advice}"
     )
+
+
+def greatest_divisor(number: int, limit: int) -> int:
+    """The greatest one that is not above a limit."""
+    return next((n for n in range(min(number, limit), 0, -1) if number % n == 0), 1)
 
 
 def check_same_run(

@@ -83,12 +83,13 @@ def pick_device(name: str, place: Place) -> "torch.device":
     if device.type == "cuda":
         count = torch.cuda.device_count()
         index = place.local_rank if device.index is None else device.index
+        last = max(index, place.local_world - 1) if device.index is None else index
         if count == 1 and device.index is None and "RANK" not in os.environ:
-            index = 0  # srun or mpirun shows each of its processes a GPU of its own
-        if index >= count:
+            index = last = 0  # srun or mpirun shows each of its processes a GPU of its own
+        if last >= count:  # said by all, so by the process that speaks, too
             raise BadInput(
-                f"--device {name}: process {place.local_rank} of this machine needs GPU {index}, "
-                f"but torch sees {count}; start at most {count} processes or use --device cpu"
+                f"--device {name}: this machine's processes need GPU {last}, but torch sees "
+                f"{count}; start at most {count} processes or use --device cpu"
             )
         device = torch.device("cuda", index)
         torch.cuda.set_device(device)
@@ -124,11 +125,11 @@ def met_others() -> bool:
     return "torch.distributed" in sys.modules and sys.modules["torch.distributed"].is_initialized()
 
 
-def own_rank() -> int:
-    """This process's rank, as far as it is known yet."""
-    if met_others():
+def own_rank(local: bool = False) -> int:
+    """This process's rank, or that on its machine, as far as it is known yet."""
+    if met_others() and not local:
         return sys.modules["torch.distributed"].get_rank()
-    return int(os.environ.get("RANK", 0))
+    return int(os.environ.get("LOCAL_RANK" if local else "RANK", 0))
 
 
 def leave() -> None:

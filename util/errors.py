@@ -15,7 +15,7 @@ class Fault(Exception):
 
 
 class Lost(Exception):
-    """A process that this one needs – another rank, a data worker – failed, ended or hangs."""
+    """What this process needs is gone or hangs: another rank, a data worker, its images' disk."""
 
 
 class Stopped(Exception):

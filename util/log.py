@@ -6,6 +6,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -59,8 +60,9 @@ class RunLog(NullLog):
         self._tqdm = tqdm
 
     def line(self, text: str) -> None:
-        self._tqdm.write(text, file=sys.stdout)
-        sys.stdout.flush()
+        with suppress(OSError):  # standard output may be a file on the disk that is full
+            self._tqdm.write(text, file=sys.stdout)
+            sys.stdout.flush()
 
     def progress(self, done: int, total: int, text: str) -> None:
         if self._bar.disable:
@@ -145,7 +147,8 @@ class Events:
 
 def _quiet_about_disks(failure: threading.ExceptHookArgs) -> None:
     """TensorBoard's thread ends by what it hands over to us all the same."""
-    if not issubclass(failure.exc_type, OSError):
+    of_tensorboard = type(failure.thread).__module__.startswith("tensorboard")
+    if not (of_tensorboard and issubclass(failure.exc_type, OSError)):
         threading.__excepthook__(failure)
 
 

@@ -92,7 +92,6 @@ def number(
     below: float = math.inf,
 ) -> Callable[[str], float]:
     """A finite int or float with `low <= value <= high` and `above < value < below`."""
-    high = MOST if kind is int and high == math.inf else high
     word = "a whole number" if kind is int else "a number"
     bounds = ((">=", low), ("<=", high), (">", above), ("<", below))
     word += " and".join(f" {sign} {bound:,.10g}" for sign, bound in bounds if math.isfinite(bound))
@@ -102,6 +101,8 @@ def number(
             value = kind(text)
         except ValueError:
             value = math.nan
+        if kind is int and value > MOST and high == math.inf:
+            raise argparse.ArgumentTypeError(f"must be at most {MOST:,}, not {text!r}")
         # Compared before isfinite, which cannot take an int beyond the floats.
         if not (low <= value <= high and above < value < below and math.isfinite(value)):
             raise argparse.ArgumentTypeError(f"must be {word}, not {text!r}")

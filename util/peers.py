@@ -12,7 +12,7 @@ from threading import Thread
 from typing import Any, TypeVar
 
 from util.distributed import met_others, own_rank
-from util.errors import Lost
+from util.errors import BAD_INPUT, BadInput, Fault, Lost
 from util.meeting import met
 
 T = TypeVar("T")
@@ -21,23 +21,22 @@ PATIENCE = 2.0  # seconds for the store, which may have died with its process
 LOST = "another process ended or hangs"
 STATES = {"Z": "was killed or has ended", "T": "is stopped (SIGSTOP)"}
 
-
 _silent = False  # whether the store has not answered: it is not asked again
 
 
-def explain(error: Exception) -> str:
-    """What another process did to this one, by the error it caused here; '' for any other error."""
+def explain(error: Exception) -> BadInput | Fault | None:
+    """What another process did to this one, by the error it caused here; None for other errors."""
     if isinstance(error, Lost):
-        return str(error)
+        return Fault(str(error))
     # Torch hides the signal that killed a worker behind a complaint of its own.
     text = f"{error}\n{error.__cause__ or ''}"
     if re.search("DataLoader (worker|timed out)|Pin memory thread", text):
-        return about_worker(text)
+        return Fault(about_worker(text))
     distributed = sys.modules.get("torch.distributed")
     of_distributed = distributed and isinstance(error, distributed.DistError)
     if of_distributed or re.search(r"\bgloo\b", text, re.IGNORECASE):
         return about_rank(text)
-    return ""
+    return None
 
 
 def about_worker(text: str) -> str:
@@ -60,14 +59,18 @@ def about_worker(text: str) -> str:
     return f"a data worker ended{how}; --num_workers 0 shows why"
 
 
-def about_rank(text: str) -> str:
+def about_rank(text: str) -> BadInput | Fault:
     """What the network says of another rank, and what is known of them all."""
+    ended = ends()
+    for rank, (code, reason) in ended.items():
+        if code == BAD_INPUT:
+            return BadInput(f"process {rank}: {reason}")
     lines = [line for line in text.splitlines() if line.strip()]
     network = re.sub(r"^\[[^]]*\] *", "", lines[0]).split(". ")[0][:160] if lines else "no answer"
-    told = [f"process {rank}: {reason}" for rank, reason in reasons().items()]
+    told = [f"process {rank}: {reason}" for rank, (_, reason) in ended.items()]
     causes = [line for line in told if LOST not in line]
     known = causes or missing() or told or ["its own message, or the launcher's, says why"]
-    return f"{LOST} ({network}); {'; '.join(known)}"
+    return Fault(f"{LOST} ({network}); {'; '.join(known)}")
 
 
 def missing() -> list[str]:
@@ -91,28 +94,30 @@ def condition(pid: int) -> str:
 
 def kill_workers() -> None:
     """End this process's data workers: one that hangs would be waited for, one stopped for ever."""
-    before = signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler would raise
     children = multiprocessing.active_children()
+    if not children:
+        return
+    # Torch's handler would raise, also long after, when a worker that hangs in a disk dies at last.
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     for child in children:
         child.kill()
     for child in children:
         child.join(1)
-    signal.signal(signal.SIGCHLD, before or signal.SIG_DFL)
 
 
-def tell_reason(rank: int, reason: str) -> None:
-    """Leave for the other ranks why this one ends."""
-    _ask(lambda store: store.append("reasons", f"{rank}\t{' '.join(reason.split())}\n"))
+def tell_end(rank: int, code: int, reason: str) -> None:
+    """Leave for the other ranks how and why this one ends."""
+    _ask(lambda store: store.append("ends", f"{rank}\t{code}\t{' '.join(reason.split())}\n"))
 
 
-def reasons() -> dict[int, str]:
-    """Why other ranks ended, as far as they could tell."""
+def ends() -> dict[int, tuple[int, str]]:
+    """Exit codes and reasons of other ranks, as far as they could tell."""
 
     def read(store: Any) -> str:
-        return store.get("reasons").decode() if store.check(["reasons"]) else ""
+        return store.get("ends").decode() if store.check(["ends"]) else ""
 
-    lines = (_ask(read) or "").splitlines()
-    return {int(rank): reason for rank, _, reason in (line.partition("\t") for line in lines)}
+    lines = [line.split("\t", 2) for line in (_ask(read) or "").splitlines()]
+    return {int(rank): (int(code), reason) for rank, code, reason in lines}
 
 
 def may_speak() -> bool:

@@ -9,6 +9,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 
 from util import peers
 from util.distributed import leave, met_others, own_rank
@@ -37,24 +38,33 @@ def run_program(
         stream.reconfigure(errors="backslashreplace")  # file names need not be text
     code, reason = attempt(parser, check, work, argv)
     reason = one_line(reason)
+    together = code in (DONE, RESUMABLE)
+    if not together:
+        peers.kill_workers()
     # Reference cycles would hold on to the folder's lock, and to DDP, which then aborts at exit.
     gc.collect()
-    together = code in (DONE, RESUMABLE)
     if together:
         leave()
-    if code == DONE:
-        return code
-    if speaks(code, reason):
+    if code != DONE and speaks(code, reason):
         if parser().takes("--output_dir"):
             note_status(find_output_dir(argv), STATUS[code], reason)
         word = "" if code == RESUMABLE else "error: "
-        print(f"{os.path.basename(sys.argv[0])}: {word}{reason}", file=sys.stderr, flush=True)
+        with suppress(OSError):
+            print(f"{os.path.basename(sys.argv[0])}: {word}{reason}", file=sys.stderr, flush=True)
+    flush_output()
     if not together and (met_others() or multiprocessing.active_children()):
         # They may be waiting in NCCL for this process: any orderly farewell would wait with them;
         # as it would for a data worker that hangs in a call to the system.
-        sys.stdout.flush()
         os._exit(code)
     return code
+
+
+def flush_output() -> None:
+    """Let what standard output cannot take, as on a full disk, not decide the exit code."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def one_line(reason: str) -> str:
@@ -64,14 +74,17 @@ def one_line(reason: str) -> str:
 
 def speaks(code: int, reason: str) -> bool:
     """Whether this process tells how the run ended."""
+    if not met_others():  # what goes wrong before goes wrong for all of a machine
+        time.sleep(0 if own_rank(local=True) == 0 else 2)
+        return own_rank(local=True) == 0
     rank = own_rank()
     if code in (FAULT, BAD_INPUT):
-        peers.tell_reason(rank, reason)
+        peers.tell_end(rank, code, reason)
     if rank == 0:
         peers.may_speak()  # so that no other does
         return True
     time.sleep(2)
-    return code in (FAULT, BAD_INPUT) and met_others() and peers.may_speak()
+    return code in (FAULT, BAD_INPUT) and peers.may_speak()
 
 
 def attempt(
@@ -85,24 +98,21 @@ def attempt(
         args = parser().parse(argv)
         check(args)
         work(args)
-    except BadInput as error:
-        return BAD_INPUT, str(error)
-    except Stopped as stop:
-        return RESUMABLE, str(stop)
-    except Fault as fault:
-        peers.kill_workers()
-        return FAULT, str(fault)
     except KeyboardInterrupt:
         return FAULT, "interrupted"
-    except OSError as error:
-        peers.kill_workers()
-        if error.errno not in DISK:
-            traceback.print_exc()
-        return FAULT, f"{error.filename or type(error).__name__}: {error.strerror or error}"
     except Exception as error:
-        peers.kill_workers()
-        lost = peers.explain(error)
-        if not lost:
-            traceback.print_exc()
-        return FAULT, lost or f"{type(error).__name__}: {error}"
+        return told(error)
     return DONE, ""
+
+
+def told(error: Exception) -> tuple[int, str]:
+    """The exit code and the reason that an exception stands for; a traceback where it is a bug."""
+    error = peers.explain(error) or error
+    for kind, code in ((BadInput, BAD_INPUT), (Stopped, RESUMABLE), (Fault, FAULT)):
+        if isinstance(error, kind):
+            return code, str(error)
+    if not (isinstance(error, OSError) and error.errno in DISK):
+        traceback.print_exception(error)
+    if isinstance(error, OSError):
+        return FAULT, f"{error.filename or type(error).__name__}: {error.strerror or error}"
+    return FAULT, f"{type(error).__name__}: {error}"

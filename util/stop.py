@@ -16,6 +16,8 @@ PATIENCE = 8.0  # seconds
 class StopRequest:
     """Whether, and since when, this process has been asked to stop."""
 
+    latest = ""  # reason of all that were made in this process, for who runs programs in it
+
     def __init__(self) -> None:
         self.signal: str = ""  # its name, or another reason
         self._since = 0.0
@@ -35,6 +37,7 @@ class StopRequest:
         """Ask; the first request counts."""
         if not self.signal:
             self.signal, self._since = reason, time.monotonic()
+            StopRequest.latest = reason
 
     def end_if_asked(self) -> None:
         """For work that has nothing to save. Raises Fault when asked to stop."""

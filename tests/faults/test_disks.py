@@ -3,6 +3,7 @@
 import resource
 import shutil
 import subprocess
+import sys
 
 import disks
 import pytest
@@ -88,6 +89,13 @@ def test_with_a_full_disk_training_goes_on_and_what_was_not_logged_follows(
     assert len(list(disk.glob("events.*"))) == 2
     assert_same_run(disk, undisturbed("mae", 1))
     assert status(disk) == "done"
+
+
+def test_standard_output_on_a_full_disk_does_not_end_a_run(tmp_path, undisturbed, monkeypatch):
+    monkeypatch.setattr(sys, "stdout", open("/dev/full", "w"))  # noqa: SIM115
+    assert pretrain(tmp_path) == 0
+    assert_same_run(tmp_path, undisturbed("mae", 1))
+    assert status(tmp_path) == "done"
 
 
 def test_after_three_failed_saves_the_run_stops_resumably(disk, undisturbed, capfd):

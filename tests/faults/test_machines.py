@@ -9,10 +9,11 @@ import time
 from pathlib import Path
 
 import pytest
+import submitit
 from runs import ROOT, assert_same_run, command, finish, free_port, launched, load, start, status
 
 import main_submit
-from util.errors import BadInput
+from util.errors import RESUMABLE, BadInput
 
 
 def agents(output):
@@ -41,7 +42,8 @@ def test_two_machines_train_stop_and_go_on_as_one_does(undisturbed, tmp_path):
 def test_a_preempted_job_is_queued_again_and_goes_on_bit_for_bit(undisturbed, tmp_path):
     _, *program = command(tmp_path)
     options = ["--cluster", "local", "--gpus", "2", "--hours", "0.1"]
-    submitting = start(launched("main_submit.py", [*options, *program, "--device", "cpu"]))
+    arguments = launched("main_submit.py", [*options, *program, "--device", "cpu"])
+    submitting = start(arguments, folder=tmp_path)  # not where the programs lie
     told = submitting.stdout.readline()
     job = int(re.match(r"job (\d+);", told)[1])
     said = tmp_path / "jobs" / f"{job}_0_log.out"
@@ -97,10 +99,41 @@ def test_what_sbatch_is_given(tmp_path):
     script = (tmp_path / "script").read_text()
     for line in (
         *("nodes=2", "ntasks-per-node=8", "gpus-per-node=8", "cpus-per-task=10", "time=1440"),
-        *("partition=faces", "account=lab", "signal=USR1@120", "job-name=main_pretrain"),
+        *("partition=faces", "account=lab", "signal=USR1@300", "job-name=main_pretrain", "requeue"),
     ):
         assert f"#SBATCH --{line}\n" in script, script
-    assert "--requeue" in script or "open-mode=append" in script
+    for line in ("SUBMITIT_PREEMPT_SIGNAL=USR1", f"PYTHONPATH={ROOT}"):
+        assert f"export {line}" in script
+
+
+@pytest.mark.parametrize(
+    ("asked_by", "rank", "queued", "code"),
+    [
+        ("SIGUSR1", 0, True, None),
+        ("SIGUSR1", 1, False, None),  # the first does it for all
+        ("3 failed saves", 0, False, RESUMABLE),  # the disk would still be full
+        ("SIGTERM", 0, False, RESUMABLE),  # cancelled
+    ],
+)
+def test_only_a_job_whose_time_is_over_is_queued_again(asked_by, rank, queued, code, monkeypatch):
+    class Place:
+        def export(self, set_cuda_visible_devices):
+            self.rank = rank
+
+    calls, waited = [], []
+    monkeypatch.setattr(submitit.helpers, "TorchDistributedEnvironment", Place)
+    monkeypatch.setattr(signal, "getsignal", lambda number: lambda *call: calls.append(call))
+    monkeypatch.setattr(main_submit, "run_program", lambda *parts: RESUMABLE)
+    monkeypatch.setattr(main_submit.StopRequest, "latest", asked_by)
+    monkeypatch.setattr(time, "sleep", waited.append)
+    monkeypatch.setattr(sys, "argv", [])
+    try:
+        main_submit.Training("main_pretrain.py", [])()
+        ended = None
+    except SystemExit as end:
+        ended = end.code
+    assert (bool(calls), ended) == (queued, code)
+    assert waited == [main_submit.KILL_WAIT] * (asked_by == "SIGTERM")
 
 
 def await_text(path, text, seconds=120):

@@ -14,7 +14,7 @@ from injection import at_step, errors, run_with
 from runs import ROOT, assert_same_run, finish, free_port, load, run_two, small_run, status
 
 from util import meeting, peers
-from util.errors import Lost
+from util.errors import BadInput, Fault, Lost
 
 TIMEOUT = 5  # seconds, --dist_timeout where it is waited for; no slow start may take as long
 
@@ -64,23 +64,34 @@ def test_a_run_that_has_lost_a_process_goes_on_exactly(undisturbed, tmp_path):
     assert_same_run(tmp_path, undisturbed("mae", 2))
 
 
-def fail(rank):
+def fail(error, rank):
     def act():
-        raise ValueError("this one\nonly")
+        raise error
 
     if rank == 1:
         at_step(0, 2, act)
 
 
-@pytest.mark.long
-def test_the_reason_of_one_process_is_told_by_process_0(tmp_path):
-    codes, said, _ = run_with(fail, tmp_path)
-    assert codes == [1, 1]
+@pytest.mark.parametrize(
+    ("error", "code", "told"),
+    [
+        (BadInput("--data_path: 20 files"), 2, "process 1: --data_path: 20 files; the newest"),
+        pytest.param(
+            ValueError("this one\nonly"),
+            *(1, "process 1: ValueError: this one only; the newest"),
+            marks=pytest.mark.long,
+        ),
+    ],
+)
+def test_the_reason_of_one_process_is_told_by_process_0(error, code, told, tmp_path):
+    codes, said, _ = run_with(partial(fail, error), tmp_path)
+    assert codes == [code, code]
     [line] = errors(said[0])
-    assert "process 1: ValueError: this one only" in line
-    assert "the newest checkpoint is of epoch 0, step 2" in line
-    assert "Traceback" in said[1]  # a defect, not a fault: its place is worth knowing
+    assert f"{told} checkpoint is of epoch 0, step 2" in line
+    # Of a defect, not of a fault, the place is worth knowing.
+    assert ("Traceback" in said[1]) == (code == 1)
     assert load(tmp_path)["step"] == 2
+    assert status(tmp_path) == {1: "failed", 2: "bad_input"}[code]
 
 
 # Runs a program that is killed in the launcher's first attempt.
@@ -139,22 +150,27 @@ def signal_at_random(number, victim, when, rank):
 
 
 def test_errors_of_other_kinds_are_not_laid_at_another_process():
-    assert peers.explain(ValueError("gloomy")) == ""
-    assert peers.explain(RuntimeError("CUDA out of memory")) == ""
+    assert peers.explain(ValueError("gloomy")) is None
+    assert peers.explain(RuntimeError("CUDA out of memory")) is None
 
 
 def test_the_cause_is_told_before_its_consequences(monkeypatch):
     lost = RuntimeError("[gloo/pair.cc:5] Connection closed by peer [10.0.0.2]:7. GLHF!")
-    heard = {2: f"{peers.LOST} (Timed out)", 3: "the loss was not finite"}
-    monkeypatch.setattr(peers, "reasons", lambda: heard)
-    said = peers.explain(lost)
-    assert said.endswith(
-        "(Connection closed by peer [10.0.0.2]:7); process 3: the loss was not finite"
-    )
+    heard = {2: (1, f"{peers.LOST} (Timed out)"), 3: (1, "the loss was not finite")}
+    monkeypatch.setattr(peers, "ends", lambda: heard)
+
+    def said():
+        ended = peers.explain(lost)
+        return type(ended), str(ended).partition("hangs ")[2] or str(ended)
+
+    closed = "(Connection closed by peer [10.0.0.2]:7)"
+    assert said() == (Fault, f"{closed}; process 3: the loss was not finite")
     del heard[3]
-    assert peers.explain(lost).endswith("process 2: another process ended or hangs (Timed out)")
+    assert said() == (Fault, f"{closed}; process 2: {peers.LOST} (Timed out)")
     heard.clear()
-    assert peers.explain(lost).endswith("its own message, or the launcher's, says why")
+    assert said() == (Fault, f"{closed}; its own message, or the launcher's, says why")
+    heard[1] = (2, "--data_path: 20 files in a row are no images")
+    assert said() == (BadInput, "process 1: --data_path: 20 files in a row are no images")
 
 
 def meet_all(store, world, absent=(), timeout=20):
@@ -183,6 +199,9 @@ def test_processes_started_again_do_not_take_those_before_for_each_other(monkeyp
     assert all(len(set(of_one)) == 1 for of_one in names)
     assert len({of_one[0] for of_one in names}) == 5
     assert [process.pid for process in meeting.met] == [os.getpid()] * 3
+    more = meet_all(store, 5)  # as torchrun --nnodes 1:4 may
+    assert len(set(more)) == 1
+    assert len(meeting.met) == 5
 
 
 @pytest.mark.parametrize("before", [0, 1])

@@ -27,7 +27,7 @@ import main_finetune
 import main_pack
 import main_pretrain
 from datasets import open_labelled
-from datasets.packed import INDEX, PackedImages, file_digest, manifest_digest
+from datasets.packed import INDEX, PackedImages, file_digest, manifest_digest, part_name
 from util import download
 from util.checkpoint import read_checkpoint
 from util.download import DRIVE, RELEASED, cached_path, fetch
@@ -211,8 +211,8 @@ def test_objects_in_numpy_files_of_data_sets_are_never_unpickled(tmp_path, sung)
 def edited_store(folder, **changes):
     """A packed store changed by someone who knows how to make its hashes right."""
     manifest = json.loads((folder / "manifest.json").read_text())
-    manifest |= changes
     manifest["files"][INDEX] = file_digest(folder / INDEX)
+    manifest |= changes
     manifest["digest"] = manifest_digest(manifest)
     (folder / "manifest.json").write_text(json.dumps(manifest))
 
@@ -227,10 +227,13 @@ def test_a_packed_store_that_was_made_to_harm_is_refused(tmp_path, sung):
     far, negative = good.copy(), good.copy()
     far[0, 0], negative[1, 1:] = 10**12, -40  # the same area
     hostile = [np.array([Canary(sung)] * 5, object), far, negative, good.astype(float), good[:, :2]]
-    for index in [*hostile, np.array(5)]:
+    huge = good.copy()
+    huge[1, 1:] = 2**31, 2**32  # whose product leaves 64 bits
+    flat = np.insert(good, 1, [good[1, 0], 0, 5], axis=0)
+    for index in [*hostile, np.array(5), huge, flat]:
         np.save(store / INDEX, index)
         edited_store(store)
-        with pytest.raises(BadInput, match=r"index\.npy"):
+        with pytest.raises(BadInput, match=r"index\.npy|is no store \(ValueError"):
             PackedImages(store)
     (store / INDEX).write_bytes(whole)
     (tmp_path / "secret").write_text("x")
@@ -239,6 +242,18 @@ def test_a_packed_store_that_was_made_to_harm_is_refused(tmp_path, sung):
         parts = [{"file": part, "bytes": 1, "sha256": ""}]
         edited_store(store, parts=parts)
         with pytest.raises(BadInput, match=r"manifest\.json"):
+            PackedImages(store)
+    size = json.loads(manifest)["bytes"]
+    one, two = ({"file": part_name(k), "bytes": size // 2} for k in range(2))
+    (store / part_name(1)).write_bytes(bytes(size // 2))
+    os.truncate(store / part_name(0), size // 2)
+    for change in (
+        *({"parts": 3}, {"parts": [1]}, {"files": []}, {"splits": {"all": 6}}, {"bytes": "x"}),
+        *({"files": {"/dev/zero": "0"}}, {"splits": {"a": -1, "b": 6}}, {"parts": [one, two]}),
+    ):
+        (store / "manifest.json").write_text(manifest)
+        edited_store(store, **change)
+        with pytest.raises(BadInput, match="packed store"):
             PackedImages(store)
 
 

@@ -17,6 +17,7 @@ from runs import assert_same_run, load, pretrain, status
 from torch.utils.data import Dataset
 
 from datasets import build_loader
+from datasets.loader import Reporting, collate
 from datasets.pretrain import PretrainDataset
 from datasets.sampler import GlobalBatchSampler
 from engine_observe import RunObserver
@@ -84,8 +85,8 @@ def test_a_worker_that_ends_or_fails_is_told_in_one_line_at_once(act, said):
     with pytest.raises((RuntimeError, Lost)) as error:
         # One that ends as if all were well is only missed after the time-out.
         list(batches_with(act, timeout=2 if act is sys.exit else 60))
-    assert re.search(said, peers.explain(error.value))
-    assert "\n" not in peers.explain(error.value)
+    assert re.search(said, str(peers.explain(error.value)))
+    assert "\n" not in str(peers.explain(error.value))
     assert time.monotonic() - began < 30
     peers.kill_workers()
 
@@ -100,7 +101,7 @@ def test_bad_input_found_by_a_worker_is_still_bad_input():
 def test_a_worker_that_hangs_is_given_up_and_not_waited_for(act):
     with pytest.raises(RuntimeError) as error:
         list(batches_with(act, timeout=1))
-    assert re.search(r"brought nothing for 1(\.05)? s", peers.explain(error.value))
+    assert re.search(r"brought nothing for 1(\.05)? s", str(peers.explain(error.value)))
     began = time.monotonic()
     peers.kill_workers()
     assert time.monotonic() - began < 10
@@ -175,7 +176,7 @@ class Keeper:
     def __init__(self, failure=None):
         self.saves, self.failure = 0, failure
 
-    def save(self, state):
+    def save(self, state, best=False):
         if self.failure:
             raise self.failure
         self.saves += 1
@@ -218,6 +219,46 @@ def test_a_state_changed_in_part_is_not_saved():
     assert keeper.saves == 0
     observer_with(keeper).rescue(state, True)
     assert keeper.saves == 1
+
+
+def test_a_batch_ends_with_its_first_failure():
+    """On a disk that hangs each image may take its while, and there are many in a batch."""
+
+    class Away(Dataset):
+        def __getitem__(self, item):
+            asked.append(item)
+            raise Lost("the disk is away")
+
+    asked = []
+    [told] = Reporting(Away()).__getitems__(range(64))
+    assert isinstance(collate([told]), Lost)
+    assert asked == [0]
+
+
+def test_statistics_of_a_step_that_was_not_finished_are_not_saved():
+    """Batch norm changes its own in each forward pass, here before the second micro-batch fails."""
+
+    def batches(count):
+        yield from [torch.ones(2, 3)] * count
+        raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. ")
+
+    for layers, count, whole in ((1, 0, True), (1, 1, False), (0, 1, True)):
+        model = torch.nn.Sequential(*[torch.nn.BatchNorm1d(3)] * layers, torch.nn.Linear(3, 1))
+        scaler = torch.amp.GradScaler("cpu", enabled=False)
+        state = TrainState(model, torch.optim.SGD(model.parameters()), scaler)
+        trainer = Trainer(
+            state,
+            model,
+            lambda model, x: model(x).mean(),
+            lambda epoch: 0.1,
+            Precision("off", torch.device("cpu")),
+            Place(),
+            StopRequest(),
+            accum=2,
+        )
+        with pytest.raises(RuntimeError, match="DataLoader"):
+            trainer.run_epoch(batches(count), 1, None)
+        assert trainer.whole == whole
 
 
 def test_what_cannot_be_saved_at_the_end_does_not_hide_why_it_ended():
