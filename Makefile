@@ -38,10 +38,10 @@ demo/from-scratch: .venv/run
 	$(THREE_SEEDS) --output_dir $@
 
 test: .venv/dev lint
-	OMP_NUM_THREADS=1 $(RUN) -m pytest -m "not long"
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist worksteal -m "not long"
 
 test-long: .venv/dev
-	OMP_NUM_THREADS=1 $(RUN) -m pytest -m long
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist worksteal -m long
 
 lint: .venv/dev
 	$(RUN) -m ruff check .
