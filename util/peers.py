@@ -106,8 +106,8 @@ def kill_workers() -> None:
 
 
 def tell_end(rank: int, code: int, reason: str) -> None:
-    """Leave for the other ranks how and why this one ends."""
-    _ask(lambda store: store.append("ends", f"{rank}\t{code}\t{' '.join(reason.split())}\n"))
+    """Leave for the other ranks how this one ends, and why, in one line."""
+    _ask(lambda store: store.append("ends", f"{rank}\t{code}\t{reason}\n"))
 
 
 def ends() -> dict[int, tuple[int, str]]:

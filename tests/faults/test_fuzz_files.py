@@ -26,6 +26,11 @@ from util.checkpoint import read_checkpoint
 from util.errors import BAD_INPUT, DONE, BadInput
 from util.weights import load_pretrained
 
+pytestmark = [  # about damaged files, thousands of times
+    pytest.mark.filterwarnings("ignore:Detected pickle protocol:UserWarning"),
+    pytest.mark.filterwarnings("ignore:invalid escape sequence:DeprecationWarning"),
+]
+
 # Bytes
 
 BYTES = st.lists(

@@ -78,7 +78,7 @@ def fail(error, rank):
         (BadInput("--data_path: 20 files"), 2, "process 1: --data_path: 20 files; the newest"),
         pytest.param(
             ValueError("this one\nonly"),
-            *(1, "process 1: ValueError: this one only; the newest"),
+            *(1, r"process 1: ValueError: this one\nonly; the newest"),
             marks=pytest.mark.long,
         ),
     ],
