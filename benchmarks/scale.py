@@ -85,19 +85,19 @@ def start(report: timing.Report, args: argparse.Namespace) -> None:
     report.table("A run with 2 workers (memory: proportional set size)", columns, runs)
 
 
-def make_files(root: Path, count: int) -> Path:
+def make_files(root: Path, count: int, each: int = FILES_A_FOLDER) -> Path:
     """`count` names of a few small JPEG files, in folders that could be 4 classes; -> `root`."""
     import numpy as np
     from PIL import Image
 
     rng = np.random.default_rng(0)
-    for n in range(0, count, FILES_A_FOLDER):
-        folder = root / f"class{n // FILES_A_FOLDER % 4}" / f"{n:07d}"
+    for n in range(0, count, each):
+        folder = root / f"class{n // each % 4}" / f"{n:07d}"
         folder.mkdir(parents=True)
         if n % LINKS == 0:
             first = folder / "face_0000000.jpg"
             Image.fromarray(rng.integers(0, 255, (48, 48, 3), np.uint8)).save(first)
-        for k in range(n, min(n + FILES_A_FOLDER, count)):
+        for k in range(n, min(n + each, count)):
             if (path := folder / f"face_{k:07d}.jpg") != first:
                 os.link(first, path)
     time.sleep(2.5)  # a cache does not believe folders that have just changed
@@ -174,7 +174,8 @@ def long(report: timing.Report, args: argparse.Namespace) -> None:
     """Memory, open files and what is written, as a run gets longer."""
     rows = []
     with tempfile.TemporaryDirectory(dir=args.folder) as folder:
-        data = make_files(Path(folder) / "data", FILES_A_RUN)
+        data = make_files(Path(folder) / "data" / "train", FILES_A_RUN, FILES_A_RUN // 4).parent
+        make_files(data / "test", FILES_A_RUN // 10, FILES_A_RUN // 40)
         for program, options in LONG.items():
             output = Path(folder) / program
             command = [sys.executable, program, *options.split(), "--data_path", str(data)]

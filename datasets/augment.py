@@ -10,12 +10,14 @@ from functools import partial
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 
 from datasets.transforms import centre_crop, crop_and_resize
 
 Augment = Callable[[np.ndarray], Tensor]
+
+POSTERIZE = ("Posterize", "PosterizeIncreasing", "PosterizeOriginal")  # timm's names
 
 
 def plain(size: int, crop_pct: float | None = None) -> Augment:
@@ -63,8 +65,10 @@ def random_augment(
 
     `smallest_crop` is a share of the image's area; "" as policy leaves only crop, flip and jitter.
     """
-    from timm.data import create_transform
+    from timm.data import auto_augment, create_transform
 
+    for name in POSTERIZE:
+        auto_augment.NAME_TO_OP[name] = posterize
     steps = create_transform(
         size,
         is_training=True,
@@ -75,6 +79,14 @@ def random_augment(
         interpolation=interpolation,
     )
     return partial(_through_pillow, steps)
+
+
+def posterize(image: Image.Image, bits: int, **_others: object) -> Image.Image:
+    """Keep the upper bits of each channel; with none, as the strongest is in RandAugment, black.
+
+    timm asks Pillow for that, too, which since its version 13 refuses.
+    """
+    return ImageOps.posterize(image, bits) if bits else Image.new(image.mode, image.size)
 
 
 def _through_pillow(

@@ -13,7 +13,7 @@ from timm.data.random_erasing import RandomErasing
 from timm.loss import LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
 from torch import nn
 
-from datasets.augment import face_augment, plain, random_augment
+from datasets.augment import face_augment, plain, posterize, random_augment
 from datasets.transforms import IMAGENET_MEAN, IMAGENET_STD, Normalise
 from engine_finetune import ClassifierLoss
 from engine_train import Precision
@@ -154,6 +154,19 @@ def test_the_random_augmentation_is_timms_under_equal_seeds(policy, jitter, scal
 
 def draw_from_all():
     return random.random(), np.random.rand(), torch.rand(1).item()
+
+
+@pytest.mark.parametrize("policy", ["rand-m10-n15-inc1", "rand-m10-n15", "augmix-m10", "original"])
+def test_the_strongest_augmentation_works_with_every_operation(policy):
+    augment, image = random_augment(24, policy), noise_image(32, 32)
+    for k in range(40):
+        assert drawn(augment, image, k).shape == (3, 24, 24)
+
+
+@pytest.mark.parametrize(("bits", "mask"), [(0, 0), (1, 0x80), (4, 0xF0), (8, 0xFF)])
+def test_posterizing_keeps_the_upper_bits(bits, mask):
+    image = noise_image(8, 9)
+    assert (np.asarray(posterize(Image.fromarray(image), bits, resample=2)) == image & mask).all()
 
 
 def test_borrowed_generators_repeat_and_go_back_to_where_they_were():
