@@ -155,16 +155,16 @@ def step_of(line: str) -> int:
     return int(found[1]) if found else 0
 
 
-def workers_memory(pid: int) -> list[float]:
+def workers_memory(pid: int, kind: str = "Pss") -> list[float]:
     """Of each data worker, MiB."""
     children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    return [memory(int(child)) for child in children]
+    return [memory(int(child), kind) for child in children]
 
 
-def memory(pid: int) -> float:
+def memory(pid: int, kind: str = "Pss") -> float:
     """A process's own pages and its share of those it shares, MiB."""
     text = Path(f"/proc/{pid}/smaps_rollup").read_text()
-    return int(re.search(r"^Pss:\s+(\d+)", text, re.M)[1]) / 1024
+    return int(re.search(rf"^{kind}:\s+(\d+)", text, re.M)[1]) / 1024
 
 
 # --- steps ---
@@ -183,7 +183,9 @@ def long(report: timing.Report, args: argparse.Namespace) -> None:
             rows += [[program, *row] for row in watch_long(command, output, args.long_steps)]
     columns = ["program", "steps", "epochs", "main, MiB", "a worker, MiB", "open files"]
     columns += ["log.txt, kB", "events, kB", "bad_images.txt and others, kB", "checkpoints, MB"]
-    report.table("A run with 2 workers that saves every 50 steps", columns, rows)
+    report.table(
+        "A run with 2 workers that saves every 50 steps (memory: without libraries)", columns, rows
+    )
 
 
 def watch_long(command: list[str], output: Path, steps: int) -> list[list[object]]:
@@ -217,9 +219,10 @@ def state_of(pid: int, line: str, output: Path) -> list[object]:
         kind = {"checkpoint": "checkpoints"}.get(kind, kind if kind in sizes else "others")
         sizes[kind] += path.stat().st_size / 1000
     files = len(list(Path(f"/proc/{pid}/fd").iterdir()))
-    workers = statistics.mean(workers_memory(pid))
+    # Without libraries: their share grows when a program that also has them open ends.
+    main_memory, workers = memory(pid, "Pss_Anon"), statistics.mean(workers_memory(pid, "Pss_Anon"))
     kilobytes = sizes["log"], sizes["events"], sizes["others"], sizes["checkpoints"] / 1000
-    return [int(re.search(r"epoch (\d+)", line)[1]), memory(pid), workers, files, *kilobytes]
+    return [int(re.search(r"epoch (\d+)", line)[1]), main_memory, workers, files, *kilobytes]
 
 
 # --- processes ---

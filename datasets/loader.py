@@ -1,5 +1,6 @@
 """Batches from data sets, by worker processes that never change what is in them."""
 
+import gc
 import signal
 import time
 import traceback
@@ -55,6 +56,9 @@ class Loader(DataLoader):
     """A DataLoader that raises BadInput or Lost for what its workers tell."""
 
     def __iter__(self) -> Iterator:
+        if self.num_workers and self._iterator is None:
+            # Workers share this process's memory until it is written to, as by collecting garbage.
+            gc.freeze()
         batches = super().__iter__()
         while True:
             try:

@@ -42,6 +42,7 @@ def run_program(
     if not together:
         peers.kill_workers()
     # Reference cycles would hold on to the folder's lock, and to DDP, which then aborts at exit.
+    gc.unfreeze()
     gc.collect()
     if together:
         leave()
