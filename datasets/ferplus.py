@@ -254,6 +254,9 @@ def read(root: Path, rule: str | None = None) -> LabelledSet:
     for split, (source, votes) in parts.items():
         labels, kept, targets = label(votes)
         rows = np.flatnonzero(kept)
+        if not len(rows):
+            what = f"none of the {len(votes):,} images of {split} gets a label"
+            raise BadInput(f"--label_rule {rule}: {what}; choose another of {', '.join(RULES)}")
         some = None if targets is None else targets[rows]
         splits[split] = LabelledImages(Picked(source, rows), labels[rows], some)
         if len(rows) < len(votes):

@@ -249,6 +249,13 @@ def test_ferplus_csv_and_folders_hold_the_same(tmp_path, rule, quirk):
         assert (ours.targets is None) == (theirs.targets is None) == (rule != "votes")
 
 
+def test_a_ferplus_rule_that_leaves_nothing_is_named(tmp_path):
+    undecided = [[0, 0, 0, 0, 0, 0, 0, 0, 10, 0]] * 16  # all of the training images are unknown
+    write_ferplus_csv(tmp_path, votes=undecided)
+    said = complaint(open_labelled, str(tmp_path), label_rule="majority")
+    assert "--label_rule majority: none of the 16 images of train gets a label" in said
+
+
 def test_ferplus_pixels_come_from_the_row_of_the_votes(tmp_path):
     write_ferplus_csv(tmp_path, 1, 1, 1, nameless=2, drawn=False)
     data = pickle.loads(pickle.dumps(open_labelled(str(tmp_path))))  # as a worker gets it
