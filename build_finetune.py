@@ -5,8 +5,10 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from timm.data.mixup import Mixup
 from timm.data.random_erasing import RandomErasing
+from timm.utils import ModelEmaV3
 from torch import nn
 
 import engine_run
@@ -23,7 +25,7 @@ from datasets import (
     recognised,
 )
 from datasets.finetune import choose_splits, in_classes, take_fraction, test_images
-from datasets.labelled import LabelledImages, digest_of
+from datasets.labelled import LabelledImages, describe, digest_of
 from datasets.replace import check_readable
 from datasets.transforms import IMAGENET_MEAN, IMAGENET_STD, Normalise
 from engine_evaluate import TestSet
@@ -31,14 +33,16 @@ from engine_finetune import (
     ClassifierLoss,
     Evaluator,
     freeze_backbone,
+    layer_rates,
     normalise_head_input,
     reset_head,
 )
 from engine_run import Run, same_everywhere
-from engine_train import Precision
+from engine_train import Precision, TrainState
 from models_registry import create_classifier
 from util.distributed import Place, on_main
 from util.errors import BadInput
+from util.optim import create_optimizer, parameter_groups
 from util.options_finetune import mixes
 from util.sizes import family
 from util.weights import find_source, load_pretrained
@@ -134,10 +138,32 @@ def prepare_head(args: argparse.Namespace, model: nn.Module) -> None:
         freeze_backbone(model)
 
 
-def optimizer_options(args: argparse.Namespace) -> dict[str, object]:
-    """Betas and epsilon, where they were given."""
+def build_state(
+    args: argparse.Namespace, model: nn.Module, lr: float, scaler: torch.amp.GradScaler
+) -> TrainState:
+    """The model, on its device, with its optimizer and running average."""
+    ema = None
+    if args.model_ema:
+        ema_device = "cpu" if args.model_ema_force_cpu else None
+        ema = ModelEmaV3(model, args.model_ema_decay, device=ema_device)
+    rates = layer_rates(model, args.layer_decay, args.layer_decay_type == "group")
+    groups = parameter_groups(model, args.weight_decay, rates)
     options = {"betas": args.opt_betas and tuple(args.opt_betas), "eps": args.opt_eps}
-    return {name: value for name, value in options.items() if value is not None}
+    given = {name: value for name, value in options.items() if value is not None}
+    optimizer = create_optimizer(args.opt, groups, lr, args.momentum, **given)
+    return TrainState(model, optimizer, scaler, ema=ema)
+
+
+def describe_run(
+    args: argparse.Namespace, run: Run, data: Data, model: nn.Module, precision: Precision
+) -> list[str]:
+    """What is trained on what, a fact a line."""
+    lines = describe(data.train_set)
+    if data.test_set is not data.train_set:
+        lines += ["tested on:", *describe(data.test_set)]
+    millions = sum(p.numel() for p in model.parameters()) / 1e6
+    shape = f"{args.model}: {millions:.1f} M parameters, {args.input_size} px"
+    return [*lines, f"{shape}; {precision.name} on {run.device}"]
 
 
 def build_augment(args: argparse.Namespace) -> Augment:

@@ -36,13 +36,10 @@ def work(args: argparse.Namespace) -> None:
 def finetune(args: argparse.Namespace, run: "Run") -> None:
     """Build the parts, go to where the run begins, run the epochs that are left, test the best."""
     import torch
-    from timm.utils import ModelEmaV3
 
     import build_finetune as build
     from datasets import FinetuneDataset, build_loader
-    from datasets.labelled import describe
     from datasets.sampler import GlobalBatchSampler
-    from engine_finetune import layer_rates
     from engine_observe import BadImages
     from engine_run import (
         distribute,
@@ -55,8 +52,7 @@ def finetune(args: argparse.Namespace, run: "Run") -> None:
         warmup_lines,
         write_config,
     )
-    from engine_train import Precision, Trainer, TrainState
-    from util.optim import create_optimizer, parameter_groups
+    from engine_train import Precision, Trainer
 
     torch.manual_seed(args.seed)
     if run.device.type == "mps" and args.grad_checkpointing and args.drop_path:
@@ -81,17 +77,9 @@ def finetune(args: argparse.Namespace, run: "Run") -> None:
         notes += build.begin_with_pretrained(args, model)
     build.prepare_head(args, model)
     model.to(run.device)
-    ema = None
-    if args.model_ema:
-        ema_device = "cpu" if args.model_ema_force_cpu else None
-        ema = ModelEmaV3(model, args.model_ema_decay, device=ema_device)
     lr = args.lr if args.lr is not None else scaled_lr(args.blr, sampler.global_batch)
-    rates = layer_rates(model, args.layer_decay, args.layer_decay_type == "group")
-    groups = parameter_groups(model, args.weight_decay, rates)
-    options = build.optimizer_options(args)
-    optimizer = create_optimizer(args.opt, groups, lr, args.momentum, **options)
     precision = Precision(args.amp, run.device)
-    state = TrainState(model, optimizer, precision.scaler, ema=ema)
+    state = build.build_state(args, model, lr, precision.scaler)
     identity = {
         **{name: getattr(args, name) for name in DECIDES_RESULT},
         "lr": lr,
@@ -103,11 +91,10 @@ def finetune(args: argparse.Namespace, run: "Run") -> None:
     notes += go_to(path, start(args), state, identity, sampler)
 
     log = open_log(run, args.log_dir, state, sampler.steps)
-    parameters = sum(p.numel() for p in model.parameters())
     write_config(
         run,
         vars(args),
-        model={"name": args.model, "parameters": parameters},
+        model={"name": args.model, "parameters": sum(p.numel() for p in model.parameters())},
         data={
             "path": args.data_path,
             "set": data.train_set.title,
@@ -119,14 +106,13 @@ def finetune(args: argparse.Namespace, run: "Run") -> None:
         global_batch=sampler.global_batch,
         lr=lr,
     )
-    lines = describe(data.train_set)
-    if data.test_set is not data.train_set:
-        lines += ["tested on:", *describe(data.test_set)]
-    shape = f"{args.model}: {parameters / 1e6:.1f} M parameters, {args.input_size} px; "
-    lines.append(f"{shape}{precision.name} on {run.device}")
     drawn = ", all classes equally often" if balance else ""
-    lines.append(step_line(sampler, args.data_path, lr) + drawn)
-    for line in [*lines, *warmup_lines(args.warmup_epochs, args.epochs), *notes]:
+    for line in (
+        *build.describe_run(args, run, data, model, precision),
+        step_line(sampler, args.data_path, lr) + drawn,
+        *warmup_lines(args.warmup_epochs, args.epochs),
+        *notes,
+    ):
         log.line(line)
 
     loss = build.build_loss(args, run, len(classes))
