@@ -55,7 +55,9 @@ def folder(tmp_path_factory):
     (here / "quote.args").write_text("--model 'mae")
     os.chdir(here)
     gc.freeze()  # a program collects garbage at its end, and there is much of tests' own
-    yield here
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(gc, "unfreeze", lambda: None)
+        yield here
     gc.unfreeze()
     os.chdir(before)
 
