@@ -3,12 +3,15 @@
 import copy
 import errno
 import io
+import os
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
 import pytest
 import torch
-from runs import FAMILIES, SMALL, load, run_here, same, status
+from runs import FAMILIES, ROOT, SMALL, load, run_here, same, status
 from torch import nn
 
 import engine_observe
@@ -259,3 +262,37 @@ def test_a_copy_takes_the_memory_of_the_one_before_and_grows_with_its_tensors():
     wider = {**make_state(width=6).state_dict(), "model_ema": state.model.state_dict()}
     assert same(host.take(wider), wider)
     assert same(host.take(wider), wider)
+
+
+# A saver's first save, in a process that trains with two threads.
+THREADS = """
+import os, sys, torch
+from pathlib import Path
+from torch import nn
+from engine_observe import Saver
+from engine_train import TrainState
+from util.stop import StopRequest
+
+def threads():
+    return len(os.listdir("/proc/self/task"))
+
+torch.set_num_threads(2)
+model = nn.Linear(2000, 2000)
+state = TrainState(model, torch.optim.SGD(model.parameters()), torch.amp.GradScaler("cpu"))
+model(torch.ones(64, 2000)).sum().backward()
+saver = Saver(Path(sys.argv[1]), {}, 1, 0, 9, state.position, print, StopRequest().ask)
+before = threads()
+for _ in range(2):
+    state.position.next_epoch()
+    saver.save(state)
+    saver.wait()
+print(threads() - before)
+"""
+
+
+def test_the_thread_that_saves_starts_no_threads_of_its_own(tmp_path):
+    """With more than there are cores, OpenMP's no longer spin: training takes twice as long."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "2", "PYTHONPATH": str(ROOT)}
+    arguments = [sys.executable, "-c", THREADS, tmp_path]
+    said = subprocess.run(arguments, env=environment, capture_output=True, text=True)
+    assert said.stdout == "1\n", said

@@ -93,8 +93,10 @@ def find_not_finite(checkpoint: dict[str, Any]) -> str:
 
 def is_finite(tensor: Tensor) -> bool:
     """Whether all of it is. One number that is NaN makes both extremes so."""
-    # A quarter of the time of tensor.isfinite().
-    return not tensor.numel() or bool(torch.stack(tensor.aminmax()).isfinite().all())
+    # By NumPy: torch would take threads of its own for the thread that saves, and with more of them
+    # than cores OpenMP's no longer spin while they wait, which halves the speed of training.
+    values = (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
+    return not values.size or bool(np.isfinite([values.min(), values.max()]).all())
 
 
 def second_name(existing: Path, new: Path) -> None:
