@@ -1,17 +1,16 @@
 """Values that programs have stumbled over, and how often hypothesis tries."""
 
+import pytest
 from hypothesis import HealthCheck, settings
 
 CALM = {"deadline": None, "suppress_health_check": list(HealthCheck), "database": None}
 
 
-def few(count):
-    """So many examples in `make test`, always the same."""
-    return settings(max_examples=count, derandomize=True, **CALM)
-
-
-def many(count):
-    return settings(max_examples=count, **CALM)
+def tries(few, many):
+    """A test with so many examples, always the same; and with many new ones in `make test-long`."""
+    always = settings(max_examples=few, derandomize=True, **CALM)
+    new = pytest.param(settings(max_examples=many, **CALM), marks=pytest.mark.long)
+    return pytest.mark.parametrize("tried", [always, new], ids=["few", "many"])
 
 
 NASTY = [

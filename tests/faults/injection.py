@@ -45,6 +45,18 @@ def run_with(before, folder, more="", world=2, survivors=None, within=60):
     return codes, said, seconds
 
 
+def kill(process, receive, reported):
+    """SIGKILL for a process that reports on and on; its last report, `reported` if none came."""
+    process.kill()
+    process.join()
+    while receive.poll():
+        try:
+            reported = receive.recv()
+        except EOFError:
+            break
+    return reported
+
+
 def errors(text):
     """The lines that say how a program ended."""
     return [line for line in text.splitlines() if ": error: " in line]

@@ -10,6 +10,7 @@ import time
 import numpy as np
 import pytest
 import torch
+from injection import kill
 from runs import (
     assert_same_run,
     command,
@@ -83,13 +84,7 @@ def test_killed_while_saving_the_newest_file_is_whole_and_goes_on_exactly(kills,
         else:  # soon after it has begun to write
             wait_for(lambda: unfinished(tmp_path))
             time.sleep(rng.uniform(0, 0.002))
-        os.kill(process.pid, signal.SIGKILL)
-        process.join()
-        while receive.poll():
-            try:
-                reported = receive.recv()
-            except EOFError:
-                break
+        reported = kill(process, receive, reported)
         torn += bool(unfinished(tmp_path))
 
         found = newest_checkpoint(tmp_path)

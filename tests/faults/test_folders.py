@@ -12,6 +12,7 @@ import time
 import disks
 import numpy as np
 import pytest
+from injection import kill
 from runs import (
     assert_same_run,
     command,
@@ -153,13 +154,7 @@ def test_killed_while_it_writes_a_line_the_log_loses_that_line_only(kills, tmp_p
         else:  # as soon as there is more of a line
             before = file.stat().st_size
             wait_for(lambda: file.stat().st_size != before)  # noqa: B023
-        os.kill(process.pid, signal.SIGKILL)
-        process.join()
-        while receive.poll():
-            try:
-                reported = receive.recv()
-            except EOFError:
-                break
+        reported = kill(process, receive, reported)
         torn += not file.read_text().endswith("\n")
         epoch = reported + 1  # where its checkpoint would go on
         RunLog(tmp_path, tmp_path / "events", epoch, 0).close()

@@ -12,7 +12,7 @@ from functools import cache
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from nasty import NASTY, few, many
+from nasty import NASTY, tries
 
 import main_pack
 import main_pretrain
@@ -85,8 +85,10 @@ def ends_well(program, argv):
     assert "Traceback" not in said
 
 
-def try_each(program, share):
-    """One nasty value for each option, and as many values as it takes."""
+@pytest.mark.parametrize("share", [5, pytest.param(1, marks=pytest.mark.long)])
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_a_nasty_value_for_each_option_works_or_is_one_line(program, share, folder):
+    """Every `share`-th of them, and as many values as it takes."""
     options = PROGRAMS[program][0]()._option_string_actions.items()
     for number, (name, action) in enumerate(options):
         if name.startswith("--") and name != "--help":
@@ -96,31 +98,10 @@ def try_each(program, share):
         ends_well(program, [value])
 
 
+@tries(300, 3_000)
 @pytest.mark.parametrize("program", PROGRAMS)
-def test_one_nasty_value_for_an_option_works_or_is_one_line(program, folder):
-    try_each(program, 5)
-
-
-@pytest.mark.long
-@pytest.mark.parametrize("program", PROGRAMS)
-def test_each_nasty_value_for_each_option_works_or_is_one_line(program, folder):
-    try_each(program, 1)
-
-
-@pytest.mark.parametrize("program", PROGRAMS)
-def test_any_command_line_works_or_is_one_line(program, folder):
-    @few(300)
-    @given(command_lines(program))
-    def check(parts):
-        ends_well(program, [arg for part in parts for arg in part])
-
-    check()
-
-
-@pytest.mark.long
-@pytest.mark.parametrize("program", PROGRAMS)
-def test_many_command_lines_work_or_are_one_line(program, folder):
-    @many(1_000)
+def test_any_command_line_works_or_is_one_line(program, tried, folder):
+    @tried
     @given(command_lines(program))
     def check(parts):
         ends_well(program, [arg for part in parts for arg in part])

@@ -13,7 +13,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from layouts import write_fer2013, write_ferplus_csv, write_ferplus_folders, write_rafdb
 from layouts_affectnet import write_affectnet_csv, write_affectnet_npy, write_affectnet_plus
-from nasty import NASTY, few, many
+from nasty import NASTY, tries
 from odd_images import write_faces
 from runs import run_here
 from safetensors.torch import save_file
@@ -89,21 +89,10 @@ def loads_or_says_why(path, model):
         return
 
 
+@tries(150, 20_000)
 @pytest.mark.parametrize("kind", ["zip", "legacy", "safetensors"])
-def test_a_damaged_checkpoint_is_bad_input(kind, contents, model, tmp_path):
-    @few(150)
-    @given(BYTES)
-    def check(changes):
-        (tmp_path / "weights").write_bytes(damaged(contents[kind], changes))
-        loads_or_says_why(tmp_path / "weights", model)
-
-    check()
-
-
-@pytest.mark.long
-@pytest.mark.parametrize("kind", ["zip", "legacy", "safetensors"])
-def test_many_damaged_checkpoints_are_bad_input(kind, contents, model, tmp_path):
-    @many(20_000)
+def test_a_damaged_checkpoint_is_bad_input(kind, tried, contents, model, tmp_path):
+    @tried
     @given(BYTES)
     def check(changes):
         (tmp_path / "weights").write_bytes(damaged(contents[kind], changes))
@@ -271,10 +260,17 @@ def opens_or_says_why(kind, root, path):
             continue
 
 
-def try_lists(kind, lists, how):
+@pytest.fixture
+def never_wait(monkeypatch):
+    monkeypatch.setattr("datasets.decode.RETRY_AFTER", ())
+
+
+@tries(60, 5_000)
+@pytest.mark.parametrize("kind", LISTS)
+def test_a_list_with_anything_in_it_is_read_or_is_bad_input(kind, tried, lists, never_wait):
     root, path, whole = lists(kind)
 
-    @how
+    @tried
     @given(list_changes(), BYTES | st.just([]))
     @example([], [])
     def check(changes, bytes_changes):
@@ -288,19 +284,3 @@ def try_lists(kind, lists, how):
         check()
     finally:
         path.write_bytes(whole)
-
-
-@pytest.fixture
-def never_wait(monkeypatch):
-    monkeypatch.setattr("datasets.decode.RETRY_AFTER", ())
-
-
-@pytest.mark.parametrize("kind", LISTS)
-def test_a_list_with_anything_in_it_is_read_or_is_bad_input(kind, lists, never_wait):
-    try_lists(kind, lists, few(60))
-
-
-@pytest.mark.long
-@pytest.mark.parametrize("kind", LISTS)
-def test_many_lists_with_anything_in_them_are_read_or_are_bad_input(kind, lists, never_wait):
-    try_lists(kind, lists, many(5_000))

@@ -191,18 +191,10 @@ def observer_with(saver):
     return observer
 
 
-def test_a_state_changed_in_part_is_not_saved():
-    """Torch raises what became of a worker anywhere, also between weights and position."""
-    model = torch.nn.Linear(3, 1)
-    state = TrainState(
-        model, torch.optim.SGD(model.parameters()), torch.amp.GradScaler("cpu", enabled=False)
-    )
-
-    def interrupted():
-        raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. ")
-
-    state.optimizer.step = interrupted
-    trainer = Trainer(
+def trainer_of(model, accum=1):
+    scaler = torch.amp.GradScaler("cpu", enabled=False)
+    state = TrainState(model, torch.optim.SGD(model.parameters()), scaler)
+    return Trainer(
         state,
         model,
         lambda model, x: model(x).mean(),
@@ -210,7 +202,19 @@ def test_a_state_changed_in_part_is_not_saved():
         Precision("off", torch.device("cpu")),
         Place(),
         StopRequest(),
+        accum,
     )
+
+
+def test_a_state_changed_in_part_is_not_saved():
+    """Torch raises what became of a worker anywhere, also between weights and position."""
+    trainer = trainer_of(torch.nn.Linear(3, 1))
+    state = trainer.state
+
+    def interrupted():
+        raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. ")
+
+    state.optimizer.step = interrupted
     keeper = Keeper()
     with pytest.raises(RuntimeError):
         trainer.run_epoch([torch.ones(2, 3)], 1, None)
@@ -244,18 +248,7 @@ def test_statistics_of_a_step_that_was_not_finished_are_not_saved():
 
     for layers, count, whole in ((1, 0, True), (1, 1, False), (0, 1, True)):
         model = torch.nn.Sequential(*[torch.nn.BatchNorm1d(3)] * layers, torch.nn.Linear(3, 1))
-        scaler = torch.amp.GradScaler("cpu", enabled=False)
-        state = TrainState(model, torch.optim.SGD(model.parameters()), scaler)
-        trainer = Trainer(
-            state,
-            model,
-            lambda model, x: model(x).mean(),
-            lambda epoch: 0.1,
-            Precision("off", torch.device("cpu")),
-            Place(),
-            StopRequest(),
-            accum=2,
-        )
+        trainer = trainer_of(model, accum=2)
         with pytest.raises(RuntimeError, match="DataLoader"):
             trainer.run_epoch(batches(count), 1, None)
         assert trainer.whole == whole
