@@ -114,7 +114,8 @@ class PackedImages:
         offsets, sides = index[:, 0], index[:, 1:]
         if (sides < 1).any() or (sides > MOST_SIDE).any():
             return False
-        follow = np.array_equal(offsets + 3 * sides[:, 0] * sides[:, 1], [*offsets[1:], end])
+        ends = offsets + 3 * sides[:, 0] * sides[:, 1]
+        follow = np.array_equal(ends, np.append(offsets[1:], end))
         return follow and self._starts[-1] == end and np.isin(self._starts[:-1], offsets).all()
 
     def _labels_fit(self) -> bool:
@@ -125,12 +126,11 @@ class PackedImages:
         if not known:
             return True
         labels, classes = np.load(self.folder / LABELS), len(known["classes"])
-        targets = TARGETS not in self.manifest["files"] or np.load(self.folder / TARGETS)
-        return (
-            labels.shape == (n,)
-            and np.isin(labels, np.arange(classes)).all()
-            and (targets is True or targets.shape == (n, classes))
-        )
+        if TARGETS in self.manifest["files"]:
+            targets = np.load(self.folder / TARGETS, mmap_mode="r")
+            if targets.shape != (n, classes):
+                return False
+        return labels.shape == (n,) and np.isin(labels, np.arange(classes)).all()
 
     def _load(self, folder: Path, manifest: dict) -> None:
         self.folder, self.manifest, self.digest = folder, manifest, manifest["digest"]
