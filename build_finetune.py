@@ -155,14 +155,13 @@ def build_state(
 
 
 def describe_run(
-    args: argparse.Namespace, run: Run, data: Data, model: nn.Module, precision: Precision
+    args: argparse.Namespace, run: Run, data: Data, parameters: int, precision: Precision
 ) -> list[str]:
     """What is trained on what, a fact a line."""
     lines = describe(data.train_set)
     if data.test_set is not data.train_set:
         lines += ["tested on:", *describe(data.test_set)]
-    millions = sum(p.numel() for p in model.parameters()) / 1e6
-    shape = f"{args.model}: {millions:.1f} M parameters, {args.input_size} px"
+    shape = f"{args.model}: {parameters / 1e6:.1f} M parameters, {args.input_size} px"
     return [*lines, f"{shape}; {precision.name} on {run.device}"]
 
 

@@ -91,10 +91,11 @@ def finetune(args: argparse.Namespace, run: "Run") -> None:
     notes += go_to(path, start(args), state, identity, sampler)
 
     log = open_log(run, args.log_dir, state, sampler.steps)
+    parameters = sum(p.numel() for p in model.parameters())
     write_config(
         run,
         vars(args),
-        model={"name": args.model, "parameters": sum(p.numel() for p in model.parameters())},
+        model={"name": args.model, "parameters": parameters},
         data={
             "path": args.data_path,
             "set": data.train_set.title,
@@ -108,7 +109,7 @@ def finetune(args: argparse.Namespace, run: "Run") -> None:
     )
     drawn = ", all classes equally often" if balance else ""
     for line in (
-        *build.describe_run(args, run, data, model, precision),
+        *build.describe_run(args, run, data, parameters, precision),
         step_line(sampler, args.data_path, lr) + drawn,
         *warmup_lines(args.warmup_epochs, args.epochs),
         *notes,
