@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from runs import FAMILIES, SMALL, command, signal_at, start, status
+from runs import command, pretrain, signal_at, start, status
 
-from main_pretrain import build_parser, check_options, work
+from main_pretrain import build_parser, check_options
 from util import program
 from util.checkpoint import read_checkpoint
 from util.errors import BAD_INPUT, BadInput, Fault
@@ -75,8 +75,7 @@ def test_more_than_five_percent_unreadable_images_end_a_run(tmp_path, capfd):
         Image.fromarray(np.full((20, 20, 3), 5 * k, np.uint8)).save(folder / f"{k}.png")
     for k in range(0, 48, 12):
         (folder / f"{k}.png").write_bytes(b"")
-    argv = f"{SMALL} {FAMILIES['mae']} --num_workers 0 --data_path {folder} --output_dir {tmp_path}"
-    assert run_program(build_parser, check_options, work, argv.split()) == BAD_INPUT
+    assert pretrain(tmp_path, f"--data_path {folder}") == BAD_INPUT
     error = capfd.readouterr().err
     assert "of 48 images cannot be read, more than 5%" in error
     assert (tmp_path / "bad_images.txt").read_text().count("\n") >= 3

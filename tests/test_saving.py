@@ -11,11 +11,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from runs import FAMILIES, ROOT, SMALL, load, run_here, same, status
+from runs import ROOT, load, pretrain, same, status
 from torch import nn
 
 import engine_observe
-import main_pretrain
 from engine_observe import RunObserver, Saver
 from engine_train import Position, StepResult, TrainState
 from util.checkpoint import save_checkpoint
@@ -143,8 +142,7 @@ def test_a_run_that_could_save_nothing_at_all_is_not_resumable(tmp_path, disk):
 
 def test_the_last_save_of_a_run_cannot_fail_unnoticed(tmp_path, disk, capfd):
     disk.full = True
-    options = f"{SMALL} {FAMILIES['mae']} --num_workers 0 --epochs 1 --output_dir {tmp_path}"
-    assert run_here(main_pretrain, options.split()) == 1
+    assert pretrain(tmp_path, "--epochs 1") == 1
     assert "could not be written (No space left on device)" in capfd.readouterr().err
     assert status(tmp_path) == "failed"
 

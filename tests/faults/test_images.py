@@ -8,11 +8,10 @@ import time
 import pytest
 from odd_images import GOOD, UNREADABLE, encoded, noise, write_faces, write_odd
 from PIL import Image
-from runs import FAMILIES, SMALL, assert_same_run, command, finish, load, run_here, same, status
+from runs import assert_same_run, command, finish, load, pretrain, run_here, same, status
 
 import main_finetune
 import main_pack
-import main_pretrain
 from datasets import decode, open_source
 from datasets.decode import UnreadableImage, load_rgb
 from datasets.packed import PackedImages
@@ -116,12 +115,12 @@ class Meanwhile(threading.Thread):
         self.done = True
 
 
-def pretrain(out, data, action=lambda: None, epochs=4):
+def pretrain_meanwhile(out, data, action=lambda: None, epochs=4):
     """A small run; its exit code."""
     thread = Meanwhile(out, action)
     thread.start()
-    more = f"--data_path {data} --epochs {epochs} --output_dir {out} --print_freq 2"
-    code = run_here(main_pretrain, f"{SMALL} {FAMILIES['mae']} {more}".split())
+    more = f"--data_path {data} --epochs {epochs} --print_freq 2 --num_workers 1"
+    code = pretrain(out, more)
     thread.join(10)
     assert thread.done
     return code
@@ -142,7 +141,7 @@ def test_files_that_vanish_or_change_while_training_are_told_and_replaced(faces,
         )  # another image, but a good one
 
     out = tmp_path / "out"
-    assert pretrain(out, faces, spoil) == DONE
+    assert pretrain_meanwhile(out, faces, spoil) == DONE
     found = bad_images(out)
     assert found.keys() == {"good003.png", "good004.png"}
     assert found["good003.png"] == "No such file or directory"
@@ -156,9 +155,9 @@ def test_a_disk_that_is_away_for_a_moment_changes_nothing(faces, tmp_path):
         os.rename(tmp_path / "away", faces)
 
     out, undisturbed = tmp_path / "out", tmp_path / "undisturbed"
-    assert pretrain(out, faces, stumble) == DONE
+    assert pretrain_meanwhile(out, faces, stumble) == DONE
     assert bad_images(out) == {}
-    assert pretrain(undisturbed, faces) == DONE
+    assert pretrain_meanwhile(undisturbed, faces) == DONE
     a, b = load(out), load(undisturbed)
     assert same(a["model"], b["model"])
 
@@ -169,11 +168,10 @@ def test_a_disk_that_stays_away_is_a_fault_and_the_same_command_goes_on(
 ):
     monkeypatch.setattr(decode, "RETRY_AFTER", (0.01,))
     out, undisturbed = tmp_path / "out", tmp_path / "undisturbed"
-    more = f"--num_workers {workers}"
-    options = f"{SMALL} {FAMILIES['mae']} --data_path {faces} --epochs 4 {more}".split()
+    options = f"--data_path {faces} --epochs 4 --num_workers {workers}"
     thread = Meanwhile(out, lambda: os.rename(faces, tmp_path / "away"))
     thread.start()
-    assert run_here(main_pretrain, [*options, "--output_dir", str(out)]) == FAULT
+    assert pretrain(out, options) == FAULT
     thread.join(10)
     [line] = capfd.readouterr().err.strip().splitlines()
     assert "20 files in a row" in line
@@ -181,8 +179,8 @@ def test_a_disk_that_stays_away_is_a_fault_and_the_same_command_goes_on(
     assert re.search(r"the newest checkpoint is of epoch \d, step \d+: the same command goes", line)
     assert status(out) == "failed"
     os.rename(tmp_path / "away", faces)
-    assert run_here(main_pretrain, [*options, "--output_dir", str(out)]) == DONE
-    assert run_here(main_pretrain, [*options, "--output_dir", str(undisturbed)]) == DONE
+    assert pretrain(out, options) == DONE
+    assert pretrain(undisturbed, options) == DONE
     assert_same_run(out, undisturbed)
 
 
@@ -234,8 +232,8 @@ def test_a_stores_part_that_is_gone_or_cut_is_unreadable(faces, tmp_path):
 def test_mostly_unreadable_images_are_bad_input_in_one_line(faces, tmp_path, capfd, workers):
     for k in range(1, 64):
         (faces / f"good{k:03d}.png").write_bytes(b"<html>")
-    more = f"--data_path {faces} --num_workers {workers} --output_dir {tmp_path / 'out'}"
-    assert run_here(main_pretrain, f"{SMALL} {FAMILIES['mae']} {more}".split()) == BAD_INPUT
+    more = f"--data_path {faces} --num_workers {workers}"
+    assert pretrain(tmp_path / "out", more) == BAD_INPUT
     [line] = capfd.readouterr().err.strip().splitlines()
     assert "20 files in a row are no images" in line
     assert "is a web page" in line
