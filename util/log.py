@@ -52,12 +52,13 @@ class RunLog(NullLog):
         """Go on at `epoch` (and a share of it): what lies after in log.txt and TensorBoard goes."""
         from tqdm import tqdm
 
+        self._tqdm = tqdm
+        self._bar = tqdm(disable=not sys.stderr.isatty(), leave=False, unit="step")
         self._file = folder / "log.txt"
         cut_log(self._file, epoch)
         self._late: dict[Path, str] = {}  # lines that could not be written yet
+        # Last, for it may have to say that it cannot be written.
         self._events = Events(tensorboard, round(1000 * (epoch + step_share)), self.line)
-        self._bar = tqdm(disable=not sys.stderr.isatty(), leave=False, unit="step")
-        self._tqdm = tqdm
 
     def line(self, text: str) -> None:
         with suppress(OSError):  # standard output may be a file on the disk that is full

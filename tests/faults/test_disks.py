@@ -18,6 +18,7 @@ from runs import (
     run_two,
     small_run,
     status,
+    wait_for,
 )
 
 import main_finetune
@@ -91,6 +92,19 @@ def test_with_a_full_disk_training_goes_on_and_what_was_not_logged_follows(
     assert status(disk) == "done"
 
 
+def test_a_run_begins_although_its_events_cannot_be_written(tmp_path, capfd):
+    with disks.small_disk(tmp_path / "disk", "64k") as folder:
+        fill(folder)
+        log = RunLog(tmp_path, folder / "events", 0, 0.0)
+        log.scalars({"loss": 1.0}, 0.5)
+        log.line("goes on")
+        log.close()
+    said = capfd.readouterr()
+    assert "TensorBoard's events could not be written (No space left on device)" in said.out
+    assert "goes on" in said.out
+    assert said.err == ""
+
+
 def test_standard_output_on_a_full_disk_does_not_end_a_run(tmp_path, undisturbed, monkeypatch):
     monkeypatch.setattr(sys, "stdout", open("/dev/full", "w"))  # noqa: SIM115
     assert pretrain(tmp_path) == 0
@@ -147,7 +161,12 @@ def test_a_folder_that_becomes_unwritable_is_as_a_full_disk(tmp_path, monkeypatc
     if change("+i"):
         pytest.skip("chattr cannot make a folder immutable here")
     change("-i")
-    when_said(monkeypatch, {"epoch 0/2  step 6/": lambda: change("+i")})
+
+    def forbid():
+        wait_for((folder / LAST).exists)  # that of step 3 is written in the background
+        change("+i")
+
+    when_said(monkeypatch, {"epoch 0/2  step 6/": forbid})
     try:
         assert pretrain(folder, "--save_steps 3") == 75
     finally:
