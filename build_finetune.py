@@ -34,12 +34,11 @@ from engine_finetune import (
     Evaluator,
     freeze_backbone,
     layer_rates,
-    normalise_head_input,
     reset_head,
 )
 from engine_run import Run, same_everywhere
 from engine_train import Precision, TrainState
-from models_registry import create_classifier
+from models_registry import create_classifier, normalise_head_input
 from util.distributed import Place, on_main
 from util.errors import BadInput
 from util.optim import create_optimizer, parameter_groups

@@ -75,12 +75,6 @@ def freeze_backbone(model: nn.Module) -> None:
         parameter.requires_grad_(name.startswith("head."))
 
 
-def normalise_head_input(model: nn.Module) -> None:
-    """MAE's linear probe: batch norm without parameters before the head (appendix A.1)."""
-    norm = nn.BatchNorm1d(model.head.in_features, affine=False, eps=1e-6)
-    model.head = nn.Sequential(norm, model.head)
-
-
 def layer_rates(model: nn.Module, decay: float, grouped: bool) -> Callable[[str], float]:
     """Each parameter's share of the learning rate: less the nearer it is to the input."""
     if isinstance(model, ConvNeXtV2):

@@ -43,6 +43,12 @@ def create_classifier(
     return ViTClassifier(size, num_classes, input_size=input_size, **options)
 
 
+def normalise_head_input(model: nn.Module) -> None:
+    """MAE's linear probe: batch norm without parameters before the head (appendix A.1)."""
+    norm = nn.BatchNorm1d(model.head.in_features, affine=False, eps=1e-6)
+    model.head = nn.Sequential(norm, model.head)
+
+
 def compile_blocks(model: nn.Module) -> None:
     """Have torch.compile fuse what lies between a block's matrix products; names do not change.
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from engine_finetune import freeze_backbone, layer_rates, normalise_head_input
-from models_registry import create_classifier
+from engine_finetune import freeze_backbone, layer_rates
+from models_registry import create_classifier, normalise_head_input
 from util.errors import BadInput
 from util.optim import adamw, create_optimizer, parameter_groups, set_rates
 from util.schedule import lr_at, step_lr_at

@@ -53,6 +53,13 @@ class Architecture(NamedTuple):
         return KNOWN.get(self[:3], "")
 
     @property
+    def name(self) -> str:
+        """As `--model` of pre-training takes it; "" where we have none like it."""
+        if self.family != "ViT":
+            return f"convnextv2_{self.size}" if self.size else ""
+        return f"mae_vit_{self.size}_patch{VIT[self.size].patch}" if self.size else ""
+
+    @property
     def option(self) -> str:
         """The options that build it, or the published model nearest to it."""
         size = KNOWN[min((k for k in KNOWN if k[0] == self.family), key=self._distance)]

@@ -1,0 +1,189 @@
+"""A trained model out of its checkpoint alone: which it is, its weights, and how to use it."""
+
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from torch import nn
+
+from datasets.augment import Augment, plain
+from datasets.transforms import IMAGENET_MEAN, IMAGENET_STD, Normalise
+from models_masked import MaskedAutoencoder
+from models_registry import create_classifier, create_pretrain_model, normalise_head_input
+from util.errors import BadInput
+from util.layouts import (
+    DECODER,
+    Architecture,
+    State,
+    count,
+    describe,
+    head_classes,
+    root,
+    translate,
+)
+from util.sizes import CONVNEXT_PATCH
+from util.untrusted import number
+from util.weights import load_pretrained, pick_state, read_source
+
+LARGEST = 4096  # pixels a side of an input
+
+
+class Preprocessing(NamedTuple):
+    """What a picture goes through before a model; a fine-tuned checkpoint has it inside."""
+
+    input_size: int  # pixels a side
+    crop_pct: float | None = None  # central share of the short side; None: all, made square
+    mean: Sequence[float] = IMAGENET_MEAN
+    std: Sequence[float] = IMAGENET_STD
+
+    @property
+    def view(self) -> Augment:
+        """(H, W, 3) uint8 -> (3, S, S) uint8."""
+        return plain(self.input_size, self.crop_pct)
+
+    @property
+    def normalise(self) -> Normalise:
+        """(N, 3, S, S) uint8 -> model input."""
+        return Normalise(self.mean, self.std)
+
+
+class SavedClassifier(NamedTuple):
+    """A classifier of expressions, ready for use, on the host."""
+
+    name: str  # as `create_classifier` takes it
+    model: nn.Module
+    classes: tuple[str, ...]
+    preprocessing: Preprocessing
+    checkpoint: dict[str, Any]  # all that was in the file; of foreign ones perhaps weights only
+
+
+class SavedAutoencoder(NamedTuple):
+    """A masked autoencoder with its decoder, ready for use, on the host."""
+
+    name: str  # as `create_pretrain_model` takes it
+    model: MaskedAutoencoder
+    preprocessing: Preprocessing
+    checkpoint: dict[str, Any]
+
+
+def open_classifier(
+    source: str | Path, classes: Sequence[str] = (), cache_dir: str | None = None
+) -> SavedClassifier:
+    """The classifier in a checkpoint of any known layout (a path or a released name).
+
+    What it is follows from its tensors. `classes`: their names in order, for files that do not
+    hold them. Raises BadInput for anything that is no fine-tuned model, or that names no classes.
+    """
+    saved, weights, held = _open(source, cache_dir)
+    total = head_classes(weights)
+    if not total:
+        raise BadInput(
+            f"{source}: was pre-trained only and has no classes yet; fine-tune it first: "
+            f"main_finetune.py --finetune {source} --data_path …"
+        )
+    names = tuple(classes) or _classes(saved)
+    if len(names) != total:
+        told = f"--classes names {len(names)}" if classes else "it does not name them"
+        raise BadInput(f"{source}: has {total} classes, {told}: --classes A,B,… in their order")
+    preprocessing = _preprocessing(source, saved, weights, held)
+    options = {}
+    if held.family == "ViT":
+        options["patch_size"] = held.patch
+        options["global_pool"] = "avg" if "fc_norm.weight" in weights else "token"
+    name = held.name.removeprefix("mae_")
+    size = preprocessing.input_size
+    model = _built(source, lambda: create_classifier(name, total, size, **options))
+    if "head.1.weight" in weights:
+        normalise_head_input(model)  # trained with --linear_probe
+    load_pretrained(model, source, key=_key(saved), keep_head=True, checkpoint=saved)
+    return SavedClassifier(name, model.eval(), names, preprocessing, saved)
+
+
+def open_autoencoder(source: str | Path, cache_dir: str | None = None) -> SavedAutoencoder:
+    """The masked autoencoder in a pre-training checkpoint. Raises BadInput for any other."""
+    saved, weights, held = _open(source, cache_dir)
+    if not any(root(name) in DECODER for name in weights):
+        raise BadInput(
+            f"{source}: holds no decoder, so it cannot reconstruct; take a checkpoint of "
+            "pre-training"
+        )
+    given, preprocessing = _options(saved), _preprocessing(source, saved, weights, held)
+    options = {n: given[n] for n in ("mask_ratio", "norm_pix_loss") if given.get(n) is not None}
+    vit = held.family == "ViT"
+    if vit:
+        options["patch_size"] = held.patch
+        options["decoder_num_heads"] = given.get("decoder_num_heads", 16)
+    options["decoder_depth"] = count(weights, "decoder_blocks" if vit else "decoder")
+
+    def build() -> MaskedAutoencoder:
+        width = len(weights["decoder_norm.weight" if vit else "proj.weight"])
+        return create_pretrain_model(
+            held.name, preprocessing.input_size, decoder_embed_dim=width, **options
+        )
+
+    model = _built(source, build)
+    load_pretrained(model, source, key=_key(saved), checkpoint=saved)
+    return SavedAutoencoder(held.name, model.eval(), preprocessing, saved)
+
+
+def _open(source: str | Path, cache_dir: str | None) -> tuple[dict[str, Any], State, Architecture]:
+    """A checkpoint, its weights under our names, and what network they are of."""
+    saved = read_source(source, cache_dir)
+    weights, _ = translate(pick_state(source, saved, _key(saved), "")[0])
+    held = describe(weights)
+    if held is None or not held.name or held.in_chans != 3:
+        what = f"holds {held}" if held else "holds no ViT or ConvNeXt V2 in a known layout"
+        raise BadInput(f"{source}: {what}; take a checkpoint of one of this project's models")
+    return saved, weights, held
+
+
+def _built(source: str | Path, build: Callable[[], nn.Module]) -> nn.Module:
+    """A model whose sizes come out of a file, which may hold anything."""
+    try:
+        return build()
+    except (ValueError, TypeError, KeyError, AssertionError, ZeroDivisionError) as error:
+        raise BadInput(f"{source}: its parts do not fit together ({error})") from None
+
+
+def _key(saved: dict[str, Any]) -> str:
+    """Where the weights are that were evaluated."""
+    key = saved.get("evaluated")
+    return key if isinstance(key, str) else "model|module"
+
+
+def _classes(saved: dict[str, Any]) -> tuple[str, ...]:
+    """The names of the classes inside, none if there are none."""
+    names = saved.get("classes")
+    names = names if isinstance(names, list | tuple) else ()
+    return tuple(name for name in names if isinstance(name, str))
+
+
+def _options(saved: dict[str, Any]) -> dict[str, Any]:
+    """The options of the run that saved it, as far as they are known."""
+    given = saved.get("args")
+    return given if isinstance(given, dict) else getattr(given, "__dict__", {})
+
+
+def _preprocessing(
+    source: str | Path, saved: dict[str, Any], weights: State, held: Architecture
+) -> Preprocessing:
+    """What is inside, else ImageNet's numbers at the size that the position embedding is for."""
+    own = saved.get("preprocessing")
+    if isinstance(own, dict):
+        made = Preprocessing(**{n: own[n] for n in Preprocessing._fields if n in own})
+    elif "pos_embed" in weights:
+        patches = weights["pos_embed"].shape[1] - 1 if weights["pos_embed"].ndim == 3 else 0
+        made = Preprocessing(held.patch * math.isqrt(max(patches, 1)))
+    else:
+        made = Preprocessing(_options(saved).get("input_size") or 224)
+    three = all(
+        isinstance(v, list | tuple) and len(v) == 3 and None not in map(number, v)
+        for v in (made.mean, made.std)
+    )
+    share = 1 if made.crop_pct is None else number(made.crop_pct)
+    size, step = made.input_size, held.patch if held.family == "ViT" else CONVNEXT_PATCH
+    fits = type(size) is int and 0 < size <= LARGEST and size % step == 0
+    if not (three and all(made.std) and share and 0 < share <= 1 and fits):
+        raise BadInput(f"{source}: preprocessing that is not understood: {made}")
+    return made
