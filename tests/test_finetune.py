@@ -11,7 +11,7 @@ from runs import finish, launched, load, log, same, status
 from datasets import open_labelled
 from datasets.finetune import choose_splits
 
-# --- the two commands of the README ---
+# --- the two published command lines ---
 
 COMMANDS = {
     "convnext": (

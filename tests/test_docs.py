@@ -1,0 +1,278 @@
+"""What README.md and docs/*.md show is run, on small settings; what they name exists.
+
+A command that this test does not know fails: see `CANNOT_RUN` for those that are not run, `places`
+for the paths that documents show, and tests/shown.py for what makes a run small.
+"""
+
+import importlib
+import re
+from contextlib import suppress
+
+import pytest
+import torch
+from documents import all_code, commands, split_shell
+from runs import ROOT, load, run_here
+from shown import (
+    check,
+    check_script,
+    find_start,
+    in_places,
+    model_of,
+    result,
+    run_start,
+    small,
+)
+
+import main_pack
+from util.errors import BadInput
+from util.options import underscored
+
+# How a command begins, and why it is not run. Options and targets are checked all the same.
+CANNOT_RUN = {
+    "python3 -m venv": "makes an environment",
+    ". .venv/bin/activate": "changes the shell",
+    "pip install": "installs packages",
+    "make": "takes minutes, or runs this test",
+    "tensorboard": "serves pages until it is stopped",
+    "grep -q resumable": "is in a job of SLURM",
+    "scontrol requeue": "is in a job of SLURM",
+    "python benchmarks": "takes minutes of two cores",
+}
+RUN_ALL_THE_SAME = "python benchmarks/reproduce.py"
+# Options that are not of our programs, and whose.
+FOREIGN = {
+    "--signals-to-handle": "torchrun",
+    "--max_restarts": "torchrun",
+    "--nproc_per_node": "torchrun",
+    "--logdir": "tensorboard",
+    "--shm-size": "docker",
+    "--layer-decay": "MAE-SFER",
+}
+# What makes the Python that is shown small.
+PYTHON = {
+    'create_pretrain_model("mae_vit_base_patch16")': "create_pretrain_model("
+    '"mae_vit_tiny_patch16", input_size=32, decoder_embed_dim=32, decoder_depth=1, '
+    "decoder_num_heads=2)",
+    'len(saved["classes"]))': 'len(saved["classes"]), input_size=32)',
+}
+SHOWN = commands()
+PROGRAMS = [path.stem for path in sorted([*ROOT.glob("main_*.py"), *ROOT.glob("app.py")])]
+
+
+def by_place(command):
+    return f"{command.place}-{' '.join(command.words)[:60]}"
+
+
+def typed(command):
+    """A command as it is typed; a program named alone is started with python."""
+    return " ".join(["python"] * command.words[0].endswith(".py") + [*command.words])
+
+
+def is_run(command):
+    begins = typed(command).startswith
+    return begins(RUN_ALL_THE_SAME) or not begins(tuple(CANNOT_RUN))
+
+
+def once_each():
+    """The commands to run, the first of those that do the same."""
+    first = {}
+    for command in filter(is_run, SHOWN):
+        key = command.words
+        # What is wrong with it is said when it is run.
+        with suppress(AttributeError, BadInput, SystemExit):
+            key = result(small(find_start(command.words)))
+        first.setdefault(key, command)
+    return list(first.values())
+
+
+def start_of(command):
+    start = find_start(command.words)
+    assert start or not is_run(command), (
+        f"{command.place}: {typed(command)}: is no program of ours. If it is a command, say in "
+        "CANNOT_RUN why it is not run; if it is none, fence its block as ```text"
+    )
+    return start
+
+
+# --- commands ---
+
+
+@pytest.mark.parametrize("command", SHOWN, ids=by_place)
+def test_options_shown_exist(command, places, monkeypatch):
+    """Of every command, run or not, and of its launcher."""
+    start = start_of(command)
+    if start is None:
+        check_target(command.words)
+    elif is_run(command):
+        check(in_places(start, places(model_of(start))))
+    else:
+        check_script(start, monkeypatch)
+
+
+def check_target(words):
+    """What a command that is not ours is about."""
+    if words[0] == "make":
+        targets = re.findall(r"^([\w/-]+):", (ROOT / "Makefile").read_text(), re.M)
+        assert set(words[1:]) <= set(targets)
+    if words[:3] == ("pip", "install", "-r"):
+        assert (ROOT / words[3]).is_file()
+
+
+def test_nothing_stands_among_the_exceptions_that_is_not_shown():
+    shown = [typed(command) for command in SHOWN]
+    assert [begin for begin in CANNOT_RUN if not any(c.startswith(begin) for c in shown)] == []
+
+
+@pytest.fixture(scope="session")
+def places(sets, pretrained, finetune, tmp_path_factory):
+    """Paths as documents show them -> real ones, for a model's family."""
+    store = tmp_path_factory.mktemp("docs") / "store"
+    packing = f"--data_path {sets / 'rafdb'} --num_workers 1 --output {store}"
+    assert run_here(main_pack, packing.split()) == 0
+    fine = finetune("vit")
+    best = fine / "checkpoint-best.pth"
+
+    def find(kind):
+        return {
+            "/path/to/images": sets / "rafdb" / "basic" / "Image" / "aligned",
+            "/path/to/RAF-DB": sets / "rafdb",
+            "/path/to/AffectNet": sets / "affectnet",
+            "DATA": sets / "rafdb",
+            "/path/to/store": store,
+            "STORE": store,
+            "/path/to/checkpoint.pth": pretrained[kind],
+            "runs/pretraining/checkpoint-last.pth": pretrained["vit"],
+            "save_results/checkpoint-last.pth": pretrained["vit"],
+            "FILE": best,
+            "save_results/checkpoint-best.pth": best,
+            "rafdb/checkpoint-best.pth": best,
+            "runs/rafdb/checkpoint-best.pth": best,
+            "DIR": fine,
+            "A/seed-*": fine,
+            "B/seed-*": fine,
+            "runs/seeds/seed-*": fine,
+            "NAME": "mae_vit_base_300e",
+        }
+
+    return find
+
+
+@pytest.fixture
+def released(only_here, server, address, pretrained):
+    """Released weights by name: a small ViT's, whichever is asked for."""
+    path = pretrained["vit"].with_name("released.pth")
+    if not path.exists():
+        torch.save({"model": load(path.parent)["model"]}, path)
+    server.answer = lambda request: request.send(path.read_bytes())
+
+
+@pytest.mark.parametrize("command", once_each(), ids=by_place)
+def test_commands_shown_run(command, places, released, tmp_path, monkeypatch, capfd):
+    start = start_of(command)
+    if start.options == ["--help"]:
+        return  # test_options_shown_exist has asked for it
+    start = small(in_places(start, places(model_of(start))))
+    codes = run_start(start, tmp_path, monkeypatch)
+    said = capfd.readouterr()
+    assert set(codes) == {0}, (
+        f"{command.place}: {typed(command)}\nran as: {start.program} {' '.join(start.options)}\n"
+        f"(what is a path in the documents is made real by `places`)\n{said.out}{said.err}"
+    )
+
+
+@pytest.mark.parametrize("recipe", sorted(ROOT.glob("recipes/*.args")), ids=lambda path: path.stem)
+def test_a_recipe_tells_the_command_that_takes_it(recipe):
+    told = "\n".join(re.findall(r"^#     (.*)$", recipe.read_text(), re.M))
+    starts = [find_start(words) for words in split_shell(told)]
+    for start in starts:
+        check(start)
+    assert f"@{recipe}" in starts[-1].options
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_every_program_is_shown(program):
+    assert any((start := find_start(c.words)) and start.program == program for c in SHOWN)
+
+
+# --- Python ---
+
+
+@pytest.mark.parametrize("block", all_code("python"), ids=lambda block: block.place)
+def test_python_shown_runs(block, places, tmp_path, monkeypatch):
+    """With `imgs`, a batch of two images, and what PYTHON makes small."""
+    source = block.text
+    paths = {f'"{shown}"': repr(str(real)) for shown, real in places("vit").items()}
+    for shown, real in {**PYTHON, **paths}.items():
+        source = source.replace(shown, real)
+    monkeypatch.chdir(tmp_path)
+    exec(compile(source, block.place, "exec"), {"imgs": torch.rand(2, 3, 32, 32)})
+
+
+# --- options ---
+
+
+def parsers():
+    """Of all programs that have one to ask for."""
+    names = [*PROGRAMS, "util.report", "util.download", "benchmarks.reproduce"]
+    return {name: importlib.import_module(name).build_parser() for name in names}
+
+
+def names_of(parser):
+    """The options of a parser, each with its other names."""
+    options = [tuple(action.option_strings) for action in parser._actions]
+    return [names for names in options if names and "--help" not in names]
+
+
+def test_every_option_is_documented():
+    shown = {
+        underscored(word)
+        for piece in all_code("shell", "options", "inline")
+        for word in re.findall(r"--[a-z][\w-]*", piece.text)
+    }
+    silent = [
+        f"{name}: {'/'.join(option)}"
+        for name, parser in parsers().items()
+        for option in names_of(parser)
+        if not shown & set(option)
+    ]
+    assert silent == []
+
+
+def test_options_named_in_the_text_exist():
+    known = {"--help", *map(underscored, FOREIGN)}
+    for parser in parsers().values():
+        known |= {name for names in names_of(parser) for name in names}
+    for script in ROOT.glob("benchmarks/*.py"):
+        known |= set(re.findall(r'"(--\w+)"', script.read_text()))
+    wrong = [
+        f"{piece.place}: {word}"
+        for piece in all_code("options", "inline")
+        for word in re.findall(r"(?<![\w-])--[a-z][\w-]*", piece.text)
+        if underscored(word) not in known
+    ]
+    assert wrong == []
+
+
+VALUE = re.compile(r"(--\w+) ([^\s…=]*[^\sA-Z_:…=][^\s…=]*)")  # --select val; not --resume PATH
+
+
+def test_values_named_in_the_text_are_taken():
+    wrong = []
+    for piece in all_code("options", "inline"):
+        lines = [line.partition("  #")[0].strip() for line in piece.text.splitlines()]
+        for name, value in (m.groups() for line in lines if (m := VALUE.fullmatch(line))):
+            takes = [parser for parser in parsers().values() if parser.takes(name)]
+            if takes and not any(parses(parser, name, value) for parser in takes):
+                wrong.append(f"{piece.place}: {name} {value}")
+    assert wrong == []
+
+
+def parses(parser, *words):
+    """Whether a parser takes these options; what else is missing does not count."""
+    for action in parser._actions:
+        action.required = False
+    try:
+        parser.parse_known(words)
+    except BadInput:
+        return False
+    return True
