@@ -100,17 +100,16 @@ def read(start: Start) -> argparse.Namespace:
     return module.build_parser().parse(options)
 
 
-def check(start: Start) -> None:
-    """Let the program refuse the options, as it does before its work begins. Raises BadInput."""
-    module = importlib.import_module(
-        "main_finetune" if "reproduce" in start.program else start.program
-    )
+def check(start: Start) -> argparse.Namespace:
+    """Let the program refuse or complete its options, before its work begins. Raises BadInput."""
+    args = read(start)
+    training = "main_finetune" if start.program == "benchmarks.reproduce" else start.program
+    module = importlib.import_module(training)
     if start.options == ["--help"]:
         assert module.build_parser().format_help()
     elif hasattr(module, "check_options"):
-        module.check_options(read(start))
-    else:
-        read(start)
+        module.check_options(args)
+    return args
 
 
 class Parsed(Exception):
@@ -158,7 +157,7 @@ def model_of(start: Start) -> str:
 
 def result(start: Start) -> tuple[object, ...]:
     """What decides the work of a command; equal for two that do the same."""
-    args = {name: value for name, value in vars(read(start)).items() if f"--{name}" not in WRITES}
+    args = {name: value for name, value in vars(check(start)).items() if f"--{name}" not in WRITES}
     return start.program, start.processes, repr(sorted(args.items()) or start.options)
 
 

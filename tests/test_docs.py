@@ -6,7 +6,6 @@ for the paths that documents show, and tests/shown.py for what makes a run small
 
 import importlib
 import re
-from contextlib import suppress
 
 import pytest
 import torch
@@ -56,6 +55,7 @@ PYTHON = {
     'len(saved["classes"]))': 'len(saved["classes"]), input_size=32)',
 }
 SHOWN = commands()
+HAVE_RUN = set()
 PROGRAMS = [path.stem for path in sorted([*ROOT.glob("main_*.py"), *ROOT.glob("app.py")])]
 
 
@@ -71,18 +71,6 @@ def typed(command):
 def is_run(command):
     begins = typed(command).startswith
     return begins(RUN_ALL_THE_SAME) or not begins(tuple(CANNOT_RUN))
-
-
-def once_each():
-    """The commands to run, the first of those that do the same."""
-    first = {}
-    for command in filter(is_run, SHOWN):
-        key = command.words
-        # What is wrong with it is said when it is run.
-        with suppress(AttributeError, BadInput, SystemExit):
-            key = result(small(find_start(command.words)))
-        first.setdefault(key, command)
-    return list(first.values())
 
 
 def start_of(command):
@@ -166,18 +154,22 @@ def released(only_here, server, address, pretrained):
     server.answer = lambda request: request.send(path.read_bytes())
 
 
-@pytest.mark.parametrize("command", once_each(), ids=by_place)
+@pytest.mark.parametrize("command", filter(is_run, SHOWN), ids=by_place)
 def test_commands_shown_run(command, places, released, tmp_path, monkeypatch, capfd):
+    """Each with small options; of commands that then do the same, one."""
     start = start_of(command)
     if start.options == ["--help"]:
         return  # test_options_shown_exist has asked for it
     start = small(in_places(start, places(model_of(start))))
+    if (what := result(start)) in HAVE_RUN:
+        return
     codes = run_start(start, tmp_path, monkeypatch)
     said = capfd.readouterr()
     assert set(codes) == {0}, (
         f"{command.place}: {typed(command)}\nran as: {start.program} {' '.join(start.options)}\n"
         f"(what is a path in the documents is made real by `places`)\n{said.out}{said.err}"
     )
+    HAVE_RUN.add(what)
 
 
 @pytest.mark.parametrize("recipe", sorted(ROOT.glob("recipes/*.args")), ids=lambda path: path.stem)
