@@ -99,6 +99,7 @@ def test_options_shown_exist(command, places, monkeypatch):
 
 def check_target(words):
     """What a command that is not ours is about."""
+    assert words[0] not in ("python", "torchrun"), f"{words[1]}: no such program"
     if words[0] == "make":
         targets = re.findall(r"^([\w/-]+):", (ROOT / "Makefile").read_text(), re.M)
         assert set(words[1:]) <= set(targets)
