@@ -155,7 +155,7 @@ def released(only_here, server, address, pretrained):
     server.answer = lambda request: request.send(path.read_bytes())
 
 
-@pytest.mark.parametrize("command", filter(is_run, SHOWN), ids=by_place)
+@pytest.mark.parametrize("command", list(filter(is_run, SHOWN)), ids=by_place)
 def test_commands_shown_run(command, places, released, tmp_path, monkeypatch, capfd):
     """Each with small options; of commands that then do the same, one."""
     start = start_of(command)
