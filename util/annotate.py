@@ -3,11 +3,14 @@
 import os
 import re
 from collections.abc import Sequence
+from pathlib import Path
 
+import matplotlib
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 LONG_SIDE = 2048  # pixels of what is written: enough to look at
+FONT = Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf")  # Pillow's has no umlauts
 LONGEST_LABEL, LONGEST_NAME = 40, 80  # characters
 INK, PAPER = (255, 255, 255), (20, 120, 60)
 
@@ -22,7 +25,7 @@ def annotated(image: np.ndarray, boxes: Sequence[Box], labels: Sequence[str]) ->
     picture = Image.fromarray(image).resize(size, Image.Resampling.BICUBIC)
     draw = ImageDraw.Draw(picture)
     stroke = max(2, max(size) // 300)
-    font = ImageFont.load_default(max(12, max(size) // 45))
+    font = ImageFont.truetype(str(FONT), max(12, max(size) // 60))
     for (left, top, w, h), label in zip(boxes, labels, strict=True):
         x0, y0, x1, y1 = (round(v * scale) for v in (left, top, left + w, top + h))
         draw.rectangle((x0, y0, max(x0, x1 - 1), max(y0, y1 - 1)), outline=PAPER, width=stroke)
