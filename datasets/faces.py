@@ -69,23 +69,28 @@ class Mtcnn:
                 f"--detector mtcnn: needs {error.name or error}; pip install -r "
                 "requirements-detect.txt, or --detector none for pictures that are faces already"
             ) from None
-        self._cv2, self._net = cv2, MTCNN(min_face_size=SMALLEST_FACE)
+        # Several processes look for faces beside each other, and OpenCV's threads survive no fork.
+        cv2.setNumThreads(1)
+        try:
+            self._net = MTCNN(min_face_size=SMALLEST_FACE)
+            self._net.detect_faces(np.zeros((64, 64, 3), np.uint8))
+        except cv2.error as error:
+            raise BadInput(
+                f"--detector mtcnn: OpenCV {cv2.__version__} cannot run it ({error}); "
+                "pip install -r requirements-detect.txt"
+            ) from None
 
     def __call__(self, image: np.ndarray) -> list[Face]:
-        """(H, W, 3) uint8 -> faces, from left to right."""
+        """(H, W, 3) uint8 -> faces, from left to right. Raises what OpenCV raises."""
         height, width = image.shape[:2]
-        copy, scale, border = self._copy(image)
-        try:
-            found = self._net.detect_faces(copy)
-        except (self._cv2.error, ValueError, IndexError):
-            return []  # of shapes that its stages cannot take, such as lines of pixels
+        copy, scale, border = reduced(image)
 
         def full(x: float, y: float) -> Point:
             # Pixel numbers are cut to whole ones there: their middle is the best guess.
             return (x + 0.5 - border) / scale, (y + 0.5 - border) / scale
 
         faces = []
-        for one in found:
+        for one in self._net.detect_faces(copy):
             left, top, w, h = one["box"]
             box = clipped(*full(left, top), *full(left + w, top + h), width, height)
             points = (full(*one["keypoints"][name]) for name in ("left_eye", "right_eye"))
@@ -93,16 +98,18 @@ class Mtcnn:
                 faces.append(Face(box, float(one["confidence"]), tuple(sorted(points))))
         return sorted(faces)
 
-    def _copy(self, image: np.ndarray) -> tuple[np.ndarray, float, int]:
-        """(H, W, 3) -> the same between SMALL and LARGE, its scale, and its border's width."""
-        height, width = image.shape[:2]
-        longer = max(height, width)
-        scale = min(max(longer, SMALL), LARGE) / longer
-        size = max(1, round(width * scale)), max(1, round(height * scale))
-        way = self._cv2.INTER_AREA if scale < 1 else self._cv2.INTER_CUBIC
-        copy = self._cv2.resize(image, size, interpolation=way) if scale != 1 else image
-        border = round(BORDER * min(size))
-        return np.pad(copy, ((border, border), (border, border), (0, 0)), "edge"), scale, border
+
+def reduced(image: np.ndarray) -> tuple[np.ndarray, float, int]:
+    """(H, W, 3) -> the same between SMALL and LARGE, its scale, and the width of its border."""
+    import cv2
+
+    longer = max(image.shape[:2])
+    scale = min(max(longer, SMALL), LARGE) / longer
+    height, width = (max(1, round(side * scale)) for side in image.shape[:2])
+    way = cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC
+    copy = cv2.resize(image, (width, height), interpolation=way) if scale != 1 else image
+    border = round(BORDER * min(height, width))
+    return np.pad(copy, ((border, border), (border, border), (0, 0)), "edge"), scale, border
 
 
 def clipped(

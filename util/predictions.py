@@ -77,8 +77,9 @@ def open_rows(output: str | None, kind: str, classes: Sequence[str]) -> Iterator
         return
     with ExitStack() as stack:
         try:
-            Path(output).parent.mkdir(parents=True, exist_ok=True)
-            file = stack.enter_context(open(output, "wb", buffering=0))
+            path = Path(output).expanduser()
+            path.parent.mkdir(parents=True, exist_ok=True)
+            file = stack.enter_context(open(path, "wb", buffering=0))
         except OSError as error:
             raise BadInput(
                 f"--output {output}: cannot be written ({error.strerror}); name another file"
