@@ -1,6 +1,7 @@
 """A trained classifier on pictures: `engine_predict` and `main_predict.py`."""
 
 import csv
+import errno
 import io
 import json
 import os
@@ -21,7 +22,8 @@ from datasets.pictures import list_pictures
 from engine_predict import Predictor
 from models_saved import open_classifier
 from util.annotate import annotated, file_name
-from util.errors import BAD_INPUT, DONE, FAULT, BadInput
+from util.errors import BAD_INPUT, DONE, FAULT, BadInput, Fault
+from util.predictions import RowWriter
 
 CPU = torch.device("cpu")
 COLUMNS = ["path", "face", "left", "top", "width", "height", "score", "label", "status"]
@@ -285,6 +287,25 @@ def test_a_full_disk_is_one_line_and_leaves_whole_rows(checkpoint, tmp_path, cap
     options = ["--detector", "none", "--format", "csv", "--output", "/dev/full"]
     predict(checkpoint, tmp_path / "faces", *options, code=FAULT)
     assert "/dev/full: cannot be written (No space left on device)" in capfd.readouterr().err
+
+
+def test_half_a_row_is_taken_back(tmp_path):
+    class Filling(io.FileIO):
+        """The disk has room for 60 bytes."""
+
+        def write(self, data):
+            room = 60 - self.tell()
+            if not room:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            return super().write(data[:room])
+
+    with Filling(tmp_path / "rows.jsonl", "wb") as file:
+        rows = RowWriter(file, "jsonl", [], "rows.jsonl")
+        rows.columns = ["path", "status"]
+        rows.write([["a.jpg", "ok"]])
+        with pytest.raises(Fault, match=r"rows\.jsonl: cannot be written \(No space left"):
+            rows.write([["b.jpg", "ok"]])
+    assert (tmp_path / "rows.jsonl").read_text() == '{"path": "a.jpg", "status": "ok"}\n'
 
 
 # --- beside the rows ---

@@ -73,7 +73,9 @@ def csv_line(row: Sequence[Cell]) -> str:
 def open_rows(output: str | None, kind: str, classes: Sequence[str]) -> Iterator[RowWriter]:
     """The writer to a file, whose folder is made, or to standard output. Raises BadInput."""
     if output is None:
-        yield RowWriter(sys.stdout.buffer, kind, classes, "standard output")
+        sys.stdout.flush()
+        raw = getattr(sys.stdout.buffer, "raw", sys.stdout.buffer)  # what fails must not linger
+        yield RowWriter(raw, kind, classes, "standard output")
         return
     with ExitStack() as stack:
         try:
