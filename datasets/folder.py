@@ -103,6 +103,17 @@ def list_images(data_path: str | os.PathLike, cache: str | os.PathLike | None = 
     return files
 
 
+def images_below(folder: str) -> list[str]:
+    """The images of a folder nested at will, relative to it, sorted; perhaps none.
+
+    Raises BadInput for a folder that may not be read.
+    """
+    try:
+        return [os.fsdecode(name) for name in sorted(_walk(os.path.abspath(folder))[0])]
+    except BadInput as error:
+        raise BadInput(str(error).removeprefix("--data_path ")) from None
+
+
 def _bad(path: str, what: str) -> BadInput:
     return BadInput(f"--data_path {printable(path)}: {what}")
 

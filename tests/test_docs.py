@@ -113,7 +113,7 @@ def test_nothing_stands_among_the_exceptions_that_is_not_shown():
 
 
 @pytest.fixture(scope="session")
-def places(sets, pretrained, finetune, tmp_path_factory):
+def places(sets, pretrained, finetune, photographs, tmp_path_factory):
     """Paths as documents show them -> real ones, for a model's family."""
     store = tmp_path_factory.mktemp("docs") / "store"
     packing = f"--data_path {sets / 'rafdb'} --num_workers 1 --output {store}"
@@ -141,6 +141,11 @@ def places(sets, pretrained, finetune, tmp_path_factory):
             "B/seed-*": fine,
             "runs/seeds/seed-*": fine,
             "NAME": "mae_vit_base_300e",
+            "photos/": photographs,
+            "a.jpg": photographs / "astronaut.jpg",
+            "b.png": photographs / "two.jpg",
+            "trip/**/*.jpg": photographs / "*o*.jpg",
+            "faces/": sets / "rafdb" / "basic" / "Image" / "aligned",
         }
 
     return find

@@ -9,6 +9,7 @@ from runs import ROOT
 
 import main_finetune
 import main_pack
+import main_predict
 import main_pretrain
 from main_pretrain import build_parser
 
@@ -70,7 +71,7 @@ def test_no_floor_has_a_circle():
 @pytest.mark.parametrize("path", [p for p in SOURCES if floor(module_name(p)) < 3], ids=module_name)
 def test_args_stops_at_the_mains(path):
     """Below the mains only option handling itself may touch the namespace."""
-    if module_name(path) in ("util.options", "util.options_finetune", "util.program"):
+    if module_name(path).startswith("util.options") or module_name(path) == "util.program":
         return
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, (ast.FunctionDef, ast.Lambda)):
@@ -79,11 +80,15 @@ def test_args_stops_at_the_mains(path):
 
 
 @pytest.mark.parametrize(
-    "main", [main_pretrain, main_finetune, main_pack], ids=lambda m: m.__name__
+    "main", [main_pretrain, main_finetune, main_pack, main_predict], ids=lambda m: m.__name__
 )
 def test_every_flag_is_read(main):
     """By the program, the file that builds its parts, or the options' own bundles."""
-    places = {"main_finetune": ["build_finetune", "util/options_finetune"]}.get(main.__name__, [])
+    more = {
+        "main_finetune": ["build_finetune", "util/options_finetune"],
+        "main_predict": ["util/options_predict"],
+    }
+    places = more.get(main.__name__, [])
     read = set()
     for name in (main.__name__, *places, "util/options"):
         for node in ast.walk(ast.parse((ROOT / f"{name}.py").read_text())):

@@ -34,8 +34,13 @@ class Parser(argparse.ArgumentParser):
     def parse_known(self, argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
         """parse_known_args; whatever is wrong with a file of options is BadInput."""
         files = ", ".join(arg for arg in argv if arg.startswith("@"))
+        # argparse takes positional arguments from one place only, unless it is told to mix; after
+        # `--` it cannot.
+        several = any(action.nargs == "+" for action in self._get_positional_actions())
+        mixed = several and "--" not in argv
+        parse = self.parse_known_intermixed_args if mixed else self.parse_known_args
         try:
-            args, unknown = self.parse_known_args([underscored(arg) for arg in argv])
+            args, unknown = parse([underscored(arg) for arg in argv])
         except BadInput:
             raise
         except RecursionError:

@@ -17,7 +17,7 @@ from nasty import NASTY, tries
 import main_pack
 import main_pretrain
 from datasets import open_labelled, open_source
-from util import download, options_finetune, report
+from util import download, options_finetune, options_predict, report
 from util.errors import BAD_INPUT, DONE, BadInput
 from util.program import run_program
 from util.rundir import RunDir
@@ -29,6 +29,7 @@ PROGRAMS = {
     "pretrain": (cache(main_pretrain.build_parser), main_pretrain.check_options),
     "finetune": (cache(options_finetune.build_parser), options_finetune.check_options),
     "pack": (cache(main_pack.build_parser), main_pack.check_options),
+    "predict": (cache(options_predict.build_parser), options_predict.check_options),
     "download": (cache(download.build_parser), lambda _: None),
     "report": (cache(report.build_parser), lambda _: None),
 }

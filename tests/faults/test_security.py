@@ -25,6 +25,7 @@ from torch import nn
 
 import main_finetune
 import main_pack
+import main_predict
 import main_pretrain
 from datasets import open_labelled
 from datasets.packed import INDEX, PackedImages, file_digest, manifest_digest, part_name
@@ -132,6 +133,8 @@ DOORS = {  # program, options: {file} is the bad one, and lies in the folder {ou
     ),
     "--knn": (main_finetune, f"{FINETUNE} --output_dir {{new}} --knn --finetune {{file}}"),
     "--eval": (main_finetune, f"{FINETUNE} --output_dir {{new}} --eval --finetune {{file}}"),
+    "predict": (main_predict, "--checkpoint {file} --detector none {file}"),
+    "predict NAME": (main_predict, f"--checkpoint {NAME} --detector none {{file}}"),
     "--eval itself": (main_finetune, f"{FINETUNE} --output_dir {{out}} --eval"),
 }
 

@@ -1,0 +1,114 @@
+"""Pictures named on a command line, and the faces in them as a model takes them."""
+
+import glob
+import os
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from datasets.augment import Augment
+from datasets.decode import UnreadableImage, load_rgb, printable
+from datasets.faces import Detector, Face, cut_face, open_detector
+from datasets.folder import images_below
+from datasets.loader import Loader, Reporting
+from util.errors import BadInput
+from util.stop import shield_worker
+
+
+def list_pictures(given: Sequence[str]) -> list[str]:
+    """Files, folders (all images below them) and patterns, in their order, each file once.
+
+    A pattern stands for what a shell would make of it, `**` for folders at any depth. Raises
+    BadInput for what is not there and for folders and patterns without images.
+    """
+    files: dict[str, str] = {}  # by absolute path
+    for name in given:
+        path = os.path.expanduser(name)
+        for one in [path] if os.path.lexists(path) else _matches(path):
+            for file in _below(one) if os.path.isdir(one) else [one]:
+                files.setdefault(os.path.abspath(file), file)
+    return list(files.values())
+
+
+def _matches(pattern: str) -> list[str]:
+    """The paths that a pattern stands for, sorted as bytes as folders are."""
+    if not glob.has_magic(pattern):
+        raise BadInput(f"{printable(pattern)}: does not exist; check the spelling")
+    try:
+        found = glob.glob(pattern, recursive=True)
+    except (OSError, ValueError) as error:
+        raise BadInput(f"{printable(pattern)}: is no pattern ({error})") from None
+    if not found:
+        raise BadInput(f"{printable(pattern)}: stands for no file; check the spelling")
+    return sorted(found, key=os.fsencode)
+
+
+def _below(folder: str) -> list[str]:
+    names = images_below(folder)
+    if not names:
+        raise BadInput(f"{printable(folder)}: holds no images; name a folder that does, or files")
+    return [os.path.join(folder, name) for name in names]
+
+
+class Found(NamedTuple):
+    """A picture and its faces."""
+
+    path: str
+    faces: list[Face]
+    views: list[np.ndarray]  # of each face what the model takes, (3, S, S) uint8
+    problem: str  # why it could not be read, else ""
+
+
+class Pictures(Dataset):
+    """index -> Found."""
+
+    def __init__(
+        self, paths: Sequence[str], detector: str, margin: float, min_score: float, view: Augment
+    ) -> None:
+        """`detector` by name; see cut_face for `margin`; faces below `min_score` do not count."""
+        self.paths, self.margin, self.min_score, self.view = paths, margin, min_score, view
+        self._name = detector
+
+    @cached_property
+    def _detect(self) -> Detector:
+        return open_detector(self._name)  # in each worker its own
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> Found:
+        path = self.paths[index]
+        try:
+            image = load_rgb(path)
+        except UnreadableImage as error:
+            return Found(path, [], [], error.reason)
+        try:
+            faces = [face for face in self._detect(image) if face.score >= self.min_score]
+            views = [self.view(cut_face(image, face, self.margin)).numpy() for face in faces]
+        except BadInput:
+            raise
+        except Exception as error:  # of libraries that never saw this picture before
+            return Found(path, [], [], f"{type(error).__name__}: {error}")
+        return Found(path, faces, views, "")
+
+    def in_order(self, workers: int) -> Iterator[Found]:
+        """All of them, in their order however many processes look for faces."""
+        return iter(
+            Loader(
+                Reporting(self) if workers else self,
+                batch_size=None,
+                num_workers=workers,
+                collate_fn=_as_it_is,  # arrays through pipes: containers have little shared memory
+                worker_init_fn=shield_worker,
+                timeout=600 if workers else 0,
+                generator=torch.Generator(),
+            )
+        )
+
+
+def _as_it_is(found: Found) -> Found:
+    return found

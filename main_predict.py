@@ -1,0 +1,204 @@
+"""Expressions of the faces in pictures, by a fine-tuned checkpoint.
+
+    python main_predict.py --checkpoint FILE photos/ --output predictions.csv
+
+One row a face; a picture that cannot be read, or that has no face, has a row that says so.
+"""
+
+import argparse
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from util.errors import BadInput, Fault
+from util.options_predict import build_parser, check_options, find_format
+from util.predictions import NO_FACE, OK, UNREADABLE, RowWriter, inert, open_rows
+from util.program import run_program
+
+if TYPE_CHECKING:
+    import torch
+
+    from datasets.pictures import Found
+    from engine_predict import Prediction
+
+
+def work(args: argparse.Namespace) -> None:
+    """Whatever is wrong with the options is found before the first picture is read."""
+    from tqdm import tqdm
+
+    from datasets.faces import open_detector
+    from datasets.pictures import Pictures, list_pictures
+    from engine_predict import Predictor, predict_pictures
+    from engine_run import worker_count
+    from models_saved import open_classifier
+    from util.distributed import Place, pick_device
+
+    paths = list_pictures(args.images)
+    open_detector(args.detector)
+    names = [name.strip() for name in args.classes.split(",")] if args.classes else []
+    saved = open_classifier(args.checkpoint, names, args.cache_dir)
+    predictor = Predictor(saved, pick_device(args.device, Place()))
+    # Names out of a file may hold what no encoding has.
+    classes = [name.encode("utf-8", "backslashreplace").decode() for name in saved.classes]
+    pictures = Pictures(paths, args.detector, args.face_margin, args.min_score, predictor.view)
+    workers = worker_count(args.num_workers, Place())
+    if args.num_workers is None:
+        workers = min(workers, len(paths) // 16)  # starting one takes its time, too
+    beside = Beside(args.annotated, args.features, classes, len(paths))
+    kind, counts = find_format(args.format, args.output), Counter()
+    with open_rows(args.output, kind, classes) as rows:
+        say(
+            f"{saved.name}, {len(classes)} classes, fp32 on {described(predictor.device)}; "
+            f"detector: {args.detector}; {len(paths):,} pictures"
+        )
+        # A bar would stand among the rows where both are on a terminal.
+        hidden = True if args.output is None and sys.stdout.isatty() else None
+        found = pictures.in_order(workers)
+        found = tqdm(found, total=len(paths), unit="picture", disable=hidden)
+        for picture, prediction in predict_pictures(found, predictor, args.batch_size):
+            if not all(map(all_finite, prediction)):
+                raise Fault(f"{args.checkpoint}: its outputs for {picture.path} are not finite")
+            counts += write_picture(rows, picture, prediction, classes)
+            beside.add(picture, prediction)
+    beside.finish()
+    conclude(counts)
+
+
+def all_finite(values: Sequence) -> bool:
+    """Whether an array holds numbers only."""
+    import numpy as np
+
+    return bool(np.isfinite(values).all())
+
+
+def described(device: "torch.device") -> str:
+    """A device, with the name of a GPU."""
+    import torch
+
+    name = f" ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else ""
+    return f"{device}{name}"
+
+
+def say(text: str) -> None:
+    """A line for people, on standard error above the progress bar."""
+    from tqdm import tqdm
+
+    with suppress(OSError):
+        tqdm.write("".join(c if c.isprintable() else repr(c)[1:-1] for c in text), sys.stderr)
+
+
+def labels_of(prediction: "Prediction", classes: Sequence[str]) -> list[str]:
+    """The most probable class of each face."""
+    return [classes[k] for k in prediction.probabilities.argmax(axis=1)]
+
+
+def write_picture(
+    rows: RowWriter, picture: "Found", prediction: "Prediction", classes: Sequence[str]
+) -> Counter:
+    """The rows of a picture, and what it counts as."""
+    path = inert(picture.path)
+    if not picture.faces:
+        status = UNREADABLE if picture.problem else NO_FACE
+        say(f"{picture.path}: {picture.problem or 'no face found'}")
+        rows.picture(path, status)
+        return Counter({status: 1})
+    labels, p = labels_of(prediction, classes), prediction.probabilities.tolist()
+    faces = enumerate(zip(picture.faces, labels, p, strict=True))
+    rows.write([[path, k, *f.box, f.score, label, OK, *row] for k, (f, label, row) in faces])
+    return Counter({OK: 1, "faces": len(labels)})
+
+
+def conclude(counts: Counter) -> None:
+    """The last line. Raises Fault if any picture has no prediction: exit code 1."""
+    text = f"{counts['faces']:,} faces in {counts[OK]:,} of {counts.total() - counts['faces']:,}"
+    text += f" pictures; without a face: {counts[NO_FACE]:,}; unreadable: {counts[UNREADABLE]:,}"
+    if counts[NO_FACE] or counts[UNREADABLE]:
+        hint = "; where pictures are faces already: --detector none" * bool(counts[NO_FACE])
+        raise Fault(text + hint)
+    say(text)
+
+
+class Beside:
+    """What is written beside the rows: --annotated and --features."""
+
+    def __init__(
+        self, annotated: str | None, features: str | None, classes: Sequence[str], count: int
+    ) -> None:
+        """`count` pictures are to come. Raises BadInput for what cannot be written to."""
+        self._folder = Path(annotated).expanduser() if annotated else None
+        self._file = Path(features).expanduser() if features else None
+        self._classes, self._count, self._number = classes, count, 0
+        self._rows: list[tuple] = []
+        if self._folder:
+            check_writable("--annotated", self._folder)
+        if self._file:
+            check_writable("--features", self._file.parent)
+            if self._file.is_dir():
+                raise BadInput(f"--features {self._file}: is a folder; name a file")
+
+    def add(self, picture: "Found", prediction: "Prediction") -> None:
+        """The next picture, with the prediction of its faces."""
+        if self._folder and not picture.problem:
+            self._draw(picture, prediction)
+        self._number += 1
+        if self._file:
+            labels = labels_of(prediction, self._classes)
+            self._rows.append((inert(picture.path), labels, prediction.features))
+
+    def _draw(self, picture: "Found", prediction: "Prediction") -> None:
+        from datasets.decode import UnreadableImage, load_rgb
+        from util.annotate import annotated, file_name
+
+        p = prediction.probabilities.max(axis=1, initial=0)
+        named = zip(labels_of(prediction, self._classes), p, strict=True)
+        with suppress(UnreadableImage), faults(self._folder):  # gone in the meantime
+            drawn = annotated(
+                load_rgb(picture.path),
+                [face.box for face in picture.faces],
+                [f"{label} {share:.0%}" for label, share in named],
+            )
+            name = file_name(picture.path, self._number, self._count)
+            drawn.save(self._folder / name, quality=90)
+
+    def finish(self) -> None:
+        """Write the features of all faces."""
+        if not self._file:
+            return
+        import numpy as np
+
+        from util.files import replacing
+
+        with faults(self._file), replacing(self._file) as file:
+            np.savez(
+                file,
+                features=np.concatenate([features for *_, features in self._rows]),
+                path=np.array([path for path, labels, _ in self._rows for _ in labels], str),
+                face=np.array([k for _, labels, _ in self._rows for k in range(len(labels))], int),
+                label=np.array([label for _, labels, _ in self._rows for label in labels], str),
+            )
+
+
+def check_writable(flag: str, folder: Path) -> None:
+    """Make a folder, and see whether it takes files. Raises BadInput."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise BadInput(f"{flag}: {folder} cannot be written to ({error.strerror})") from None
+
+
+@contextmanager
+def faults(path: Path) -> Iterator[None]:
+    """A disk that does not take what is written is one line."""
+    try:
+        yield
+    except OSError as error:
+        raise Fault(f"{path}: cannot be written ({error.strerror or error})") from None
+
+
+if __name__ == "__main__":
+    sys.exit(run_program(build_parser, check_options, work))

@@ -1,0 +1,46 @@
+"""Boxes and labels drawn on a picture, and names for the files that result."""
+
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+LONG_SIDE = 2048  # pixels of what is written: enough to look at
+FONT = Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf")  # Pillow's has no umlauts
+LONGEST_LABEL, LONGEST_NAME = 40, 80  # characters
+INK, PAPER = (255, 255, 255), (20, 120, 60)
+
+Box = tuple[int, int, int, int]  # left, top, width, height
+
+
+def annotated(image: np.ndarray, boxes: Sequence[Box], labels: Sequence[str]) -> Image.Image:
+    """(H, W, 3) uint8 -> the picture, made smaller if it is large, with a labelled frame a box."""
+    height, width = image.shape[:2]
+    scale = min(1, LONG_SIDE / max(height, width))
+    size = max(1, round(width * scale)), max(1, round(height * scale))
+    picture = Image.fromarray(image).resize(size, Image.Resampling.BICUBIC)
+    draw = ImageDraw.Draw(picture)
+    stroke = max(2, max(size) // 300)
+    font = ImageFont.truetype(str(FONT), max(12, max(size) // 60))
+    for (left, top, w, h), label in zip(boxes, labels, strict=True):
+        x0, y0, x1, y1 = (round(v * scale) for v in (left, top, left + w, top + h))
+        draw.rectangle((x0, y0, max(x0, x1 - 1), max(y0, y1 - 1)), outline=PAPER, width=stroke)
+        text = "".join(c if c.isprintable() else "?" for c in label[:LONGEST_LABEL])
+        *_, wide, high = draw.textbbox((0, 0), text, font)
+        # Above the box; inside it at the picture's upper edge, moved in at the right one.
+        y = y0 - high - stroke if y0 >= high + stroke else y0
+        x = max(0, min(x0, size[0] - wide - 2 * stroke))
+        draw.rectangle((x, y, x + wide + 2 * stroke, y + high + stroke), fill=PAPER)
+        draw.text((x + stroke, y), text, INK, font)
+    return picture
+
+
+def file_name(path: str, number: int, count: int) -> str:
+    """A name that no other of `count` pictures has and that is nothing but a name."""
+    stem = os.path.splitext(os.path.basename(path))[0]
+    plain, digits = re.sub(r"[^\w-]", "_", stem)[:LONGEST_NAME], len(str(max(0, count - 1)))
+    return f"{number:0{digits}}_{plain}.jpg"

@@ -1,0 +1,94 @@
+"""Predictions of faces as rows, CSV or JSON lines, written while they come."""
+
+import csv
+import io
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from typing import BinaryIO
+
+from util.errors import BadInput, Fault
+
+COLUMNS = ("path", "face", "left", "top", "width", "height", "score", "label", "status")
+OK, NO_FACE, UNREADABLE = "ok", "no_face", "unreadable"
+DIGITS = 6  # of scores and probabilities
+
+Cell = str | int | float | None
+
+
+class RowWriter:
+    """Rows into a file; each call writes whole lines, so that what was written can be read."""
+
+    def __init__(self, file: BinaryIO, kind: str, classes: Sequence[str], name: str) -> None:
+        """`kind`: csv or jsonl; `name` of the file for messages."""
+        self.columns = [*COLUMNS, *(f"p_{one}" for one in classes)]
+        self._file, self._kind, self._name = file, kind, name
+        if kind == "csv":
+            self._put(csv_line(self.columns))
+
+    def picture(self, path: str, status: str) -> None:
+        """The row of a picture without faces."""
+        self.write([[path, *[None] * (len(COLUMNS) - 2), status]])
+
+    def write(self, rows: Sequence[Sequence[Cell]]) -> None:
+        """Rows of as many cells as there are columns; missing ones at the end are empty."""
+        full = ([*row, *[None] * (len(self.columns) - len(row))] for row in rows)
+        line = csv_line if self._kind == "csv" else self._json_line
+        self._put("".join(map(line, full)))
+
+    def _json_line(self, row: Sequence[Cell]) -> str:
+        cells = (round(cell, DIGITS) if isinstance(cell, float) else cell for cell in row)
+        return json.dumps(dict(zip(self.columns, cells, strict=True))) + "\n"
+
+    def _put(self, text: str) -> None:
+        data = text.encode("utf-8", "surrogateescape")
+        try:
+            before = self._file.tell() if self._file.seekable() else None
+            written = 0
+            try:
+                while written < len(data):
+                    written += self._file.write(data[written:])
+                self._file.flush()
+            except OSError:
+                if before is not None:  # no half line
+                    with suppress(OSError):
+                        self._file.truncate(before)
+                raise
+        except OSError as error:
+            raise Fault(f"{self._name}: cannot be written ({error.strerror})") from None
+
+
+def csv_line(row: Sequence[Cell]) -> str:
+    """One row; bytes of a file name that are no UTF-8 are still the escapes of `os.fsdecode`."""
+    text = io.StringIO()
+    # With this ending line feeds and carriage returns are both quoted.
+    writer = csv.writer(text, lineterminator="\r\n")
+    writer.writerow([f"{cell:.{DIGITS}f}" if isinstance(cell, float) else cell for cell in row])
+    return text.getvalue().removesuffix("\r\n") + "\n"
+
+
+@contextmanager
+def open_rows(output: str | None, kind: str, classes: Sequence[str]) -> Iterator[RowWriter]:
+    """The writer to a file, whose folder is made, or to standard output. Raises BadInput."""
+    if output is None:
+        sys.stdout.flush()
+        raw = getattr(sys.stdout.buffer, "raw", sys.stdout.buffer)  # what fails must not linger
+        yield RowWriter(raw, kind, classes, "standard output")
+        return
+    with ExitStack() as stack:
+        try:
+            path = Path(output).expanduser()
+            path.parent.mkdir(parents=True, exist_ok=True)
+            file = stack.enter_context(open(path, "wb", buffering=0))
+        except OSError as error:
+            raise BadInput(
+                f"--output {output}: cannot be written ({error.strerror}); name another file"
+            ) from None
+        yield RowWriter(file, kind, classes, output)
+
+
+def inert(path: str) -> str:
+    """The same path, but nothing that a spreadsheet would take for a formula."""
+    return f"./{path}" if path[:1] in "=+-@\t\r" else path
