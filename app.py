@@ -11,6 +11,8 @@ import os
 import random
 import sys
 import tempfile
+import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,12 +24,15 @@ from util.program import run_program
 if TYPE_CHECKING:
     import gradio as gr
 
-    from engine_page import Checkpoints, Seen
+    from engine_page import Checkpoints
 
 MOST_BYTES = 20 * 2**20  # of an uploaded picture
 KEPT = 600  # seconds that gradio keeps an uploaded picture
 EXAMPLES = 6
-CSS = "footer {display: none !important} #said {font-size: 1.1em}"
+INVITATION = "Upload or photograph a face."
+CSS = "footer {display: none !important}"
+# The models and the detector are for one thread at a time.
+ONE_AT_A_TIME = {"show_progress": "minimal", "concurrency_id": "models", "concurrency_limit": 1}
 
 
 def build_parser() -> Parser:
@@ -59,13 +64,19 @@ def work(args: argparse.Namespace) -> None:
     except ImportError:
         raise BadInput("gradio is not installed: pip install -r requirements-app.txt") from None
     from datasets.faces import open_detector
-    from engine_page import Checkpoints
+    from engine_page import Checkpoints, faces_in
     from util.distributed import Place, pick_device
 
     checkpoints = Checkpoints(args.checkpoints, pick_device(args.device, Place()))
     detectors = {True: open_detector(args.detector), False: open_detector("none")}
+
+    def find(path: str | None, detect: bool) -> tuple:
+        if path is None:
+            raise BadInput(INVITATION)
+        return faces_in(path, detectors[detect], args.face_margin)
+
     with tempfile.TemporaryDirectory() as folder:
-        page = build_page(checkpoints, detectors, args.face_margin, drawn_faces(folder))
+        page = build_page(checkpoints, find, drawn_faces(folder))
         try:
             page.launch(
                 server_name="127.0.0.1",  # nobody else's business
@@ -98,9 +109,12 @@ def drawn_faces(folder: str) -> list[str]:
 
 
 def build_page(
-    checkpoints: "Checkpoints", detectors: dict, margin: float, examples: list[str]
+    checkpoints: "Checkpoints", find: "Callable[[str, bool], tuple]", examples: list[str]
 ) -> "gr.Blocks":
-    """The page: a tab for expressions, one for masks, whichever there are checkpoints for."""
+    """The page: a tab for expressions, one for masks, whichever there are checkpoints for.
+
+    `find(path, detect)`: the faces of a picture and a line about them, see `faces_in`.
+    """
     import gradio as gr
 
     page = gr.Blocks(title="MAE-SFER", analytics_enabled=False, delete_cache=(KEPT, KEPT))
@@ -111,124 +125,117 @@ def build_page(
         )
         if checkpoints.classifiers:
             with gr.Tab("Expressions"):
-                add_expressions(checkpoints, detectors, margin, examples)
+                add_expressions(checkpoints, find, examples)
         if checkpoints.autoencoders:
             with gr.Tab("Masks"):
-                add_masks(checkpoints, examples)
+                add_masks(checkpoints, find, examples)
     return page
 
 
-def add_expressions(
-    checkpoints: "Checkpoints", detectors: dict, margin: float, examples: list[str]
-) -> None:
+def add_expressions(checkpoints: "Checkpoints", find: "Callable", examples: list[str]) -> None:
     """Picture in; faces, a bar for each expression and what the model looks at out."""
     import gradio as gr
 
-    from datasets.decode import UnreadableImage
     from engine_page import look
 
     with gr.Row():
         with gr.Column():
-            photo = photograph()
-            find = gr.Checkbox(True, label="Find faces in it (else all of it is the face)")
-            names = checkpoints.classifiers
-            name = gr.Dropdown(names, value=names[0], label="Checkpoint")
-            gr.Examples([[path, False] for path in examples], [photo, find], label="Drawn faces")
+            photo, detect, name = add_inputs(checkpoints.classifiers)
+            gr.Examples([[path] for path in examples], [photo], label="Drawn faces")
         with gr.Column():
-            said = gr.HTML(message("Upload or photograph a face."), elem_id="said")
+            said = gr.HTML(message(INVITATION))
             faces = gr.Gallery(
-                label="Faces: choose one", columns=6, height=130, allow_preview=False, visible=False
+                label="Faces: choose one",
+                columns=6,
+                height=130,
+                object_fit="contain",
+                allow_preview=False,
+                visible=False,
+                buttons=[],
             )
             bars = gr.Label(label="Expression", elem_id="bars")
-            attention = gr.Image(label="What the model looks at", interactive=False, height=336)
+            gr.Markdown("What the model looks at")
+            attention = add_picture("attention", height=336)
     seen = gr.State([])
 
-    def judge(path: str | None, name: str, find: bool) -> list:
-        def told(text: str) -> list:
-            return [message(text), gr.Gallery(visible=False), None, None, []]
-
-        if path is None:
-            return told("Upload or photograph a face.")
+    def judge(path: str | None, detect: bool, name: str) -> list:
         try:
-            saved, predictor = checkpoints.classifier(name)
-            found = look(saved, predictor, detectors[find], path, margin)
-        except (BadInput, UnreadableImage) as error:
-            return told(friendly(error))
-        if not found:
-            return told(
-                "No face was found. Take a picture with a larger or less turned face, or untick "
-                "“Find faces” if all of it is a face."
-            )
-        count = "1 face" if len(found) == 1 else f"{len(found)} faces, the largest first"
-        pictures = [(one.picture, one.label) for one in found]
-        gallery = gr.Gallery(pictures, visible=True, selected_index=0)
-        return [message(count), gallery, *shown(found, 0), found]
+            pictures, line = find(path, detect)
+            found = look(*checkpoints.classifier(name), pictures)
+        except Exception as error:
+            return [message(friendly(error)), gr.Gallery(visible=False), None, None, []]
+        thumbnails = [(one.picture, one.label) for one in found]
+        gallery = gr.Gallery(thumbnails, visible=len(found) > 1, selected_index=0)
+        return [message(line), gallery, found[0].probabilities, found[0].attention, found]
 
-    def choose(found: list["Seen"], event: gr.SelectData) -> list:
-        return shown(found, event.index)
+    def choose(found: list, event: gr.SelectData) -> list:
+        return [found[event.index].probabilities, found[event.index].attention]
 
-    outputs = [said, faces, bars, attention, seen]
-    for part in (photo, name, find):
-        part.change(judge, [photo, name, find], outputs, show_progress="minimal")
+    inputs, outputs = [photo, detect, name], [said, faces, bars, attention, seen]
+    for part in inputs:
+        part.change(judge, inputs, outputs, **ONE_AT_A_TIME)
     faces.select(choose, [seen], [bars, attention])
 
 
-def shown(found: list["Seen"], index: int) -> list:
-    """The bars and the overlay of one face."""
-    return [found[index].probabilities, found[index].attention]
-
-
-def add_masks(checkpoints: "Checkpoints", examples: list[str]) -> None:
+def add_masks(checkpoints: "Checkpoints", find: "Callable", examples: list[str]) -> None:
     """Picture in; original, masked, reconstructed and pasted out, as the slider says."""
     import gradio as gr
 
-    from datasets.decode import UnreadableImage
     from engine_page import hide
 
     with gr.Row():
         with gr.Column(scale=2):
-            photo = photograph()
-            names = checkpoints.autoencoders
-            name = gr.Dropdown(names, value=names[0], label="Checkpoint")
+            photo, detect, name = add_inputs(checkpoints.autoencoders)
             ratio = gr.Slider(0.05, 0.95, 0.75, step=0.05, label="Mask ratio", elem_id="ratio")
             again = gr.Button("New mask", variant="primary")
             gr.Examples([[path] for path in examples], [photo], label="Drawn faces")
         with gr.Column(scale=3):
-            said = gr.HTML(message("Upload or photograph a face."))
-            picture = gr.Image(label="Reconstruction", interactive=False, elem_id="hidden")
+            said = gr.HTML(message(INVITATION))
+            picture = add_picture("reconstruction")
     seed = gr.State(0)
 
-    def draw(path: str | None, name: str, ratio: float, seed: int) -> list:
-        if path is None:
-            return [message("Upload or photograph a face."), None]
+    def draw(path: str | None, detect: bool, name: str, ratio: float, seed: int) -> list:
         try:
-            return ["", hide(checkpoints.autoencoder(name), path, ratio, seed)]
-        except (BadInput, UnreadableImage) as error:
+            pictures, line = find(path, detect)
+            return [message(line), hide(checkpoints.autoencoder(name), pictures[0], ratio, seed)]
+        except Exception as error:
             return [message(friendly(error)), None]
 
-    inputs, outputs = [photo, name, ratio, seed], [said, picture]
-    for part in (photo, name, seed):
-        part.change(draw, inputs, outputs, show_progress="minimal")
-    ratio.release(draw, inputs, outputs, show_progress="minimal")
+    inputs, outputs = [photo, detect, name, ratio, seed], [said, picture]
+    for part in (photo, detect, name, seed):
+        part.change(draw, inputs, outputs, **ONE_AT_A_TIME)
+    ratio.release(draw, inputs, outputs, **ONE_AT_A_TIME)
     again.click(lambda: random.randrange(2**31), None, seed)
 
 
-def photograph() -> "gr.Image":
-    """Where a picture is uploaded, pasted or taken.
+def add_inputs(names: list[str]) -> tuple:
+    """What both tabs take: a picture, whether faces are to be found in it, a checkpoint."""
+    import gradio as gr
 
-    Gradio's own would open the file itself, and know nothing to say of one that is no picture.
+    photo = photograph()
+    detect = gr.Checkbox(True, label="Find faces in it; else all of it is taken for one")
+    return photo, detect, gr.Dropdown(names, value=names[0], label="Checkpoint")
+
+
+def add_picture(name: str, **options: object) -> "gr.Image":
+    """A picture that is shown."""
+    import gradio as gr
+
+    buttons = ["fullscreen", "download"]
+    return gr.Image(show_label=False, interactive=False, elem_id=name, buttons=buttons, **options)
+
+
+def photograph() -> "gr.Image":
+    """Where a picture is uploaded, pasted or taken; what the program gets of it is its path.
+
+    Gradio would open the file itself, and know nothing to say of one that is no picture.
     """
     import gradio as gr
 
-    class Photograph(gr.Image):
-        is_template = True  # in the browser it is its parent
-
-        def preprocess(self, payload: "gr.data_classes.ImageData | None") -> str | None:
-            return payload and payload.path
-
-    return Photograph(
-        type="filepath", sources=["upload", "webcam", "clipboard"], label="Picture", height=336
-    )
+    sources = ["upload", "webcam", "clipboard"]
+    photo = gr.Image(type="filepath", sources=sources, label="Picture", height=336)
+    photo.preprocess = lambda payload: payload and payload.path
+    return photo
 
 
 def message(text: str) -> str:
@@ -239,11 +246,14 @@ def message(text: str) -> str:
 
 
 def friendly(error: Exception) -> str:
-    """What went wrong, without the path of the temporary copy."""
+    """What went wrong, for whoever sits before the page; a bug's traceback is in the terminal."""
     from datasets.decode import UnreadableImage
 
-    if isinstance(error, UnreadableImage):
+    if isinstance(error, UnreadableImage):  # without the path of the temporary copy
         return f"This is no picture that can be read ({error.reason}). Take a JPEG or PNG file."
+    if not isinstance(error, BadInput):
+        traceback.print_exception(error)
+        return f"Something went wrong ({type(error).__name__}); the terminal says more."
     return str(error)
 
 

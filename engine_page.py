@@ -1,6 +1,6 @@
 """What the page shows: faces with their expressions, what the model looks at, reconstructions."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
@@ -10,12 +10,17 @@ import torch
 from PIL import Image
 
 from datasets.decode import load_rgb
-from datasets.faces import Face, cut_face
+from datasets.faces import Detector, cut_face
 from engine_predict import Predictor
-from engine_pretrain import reconstruct
+from engine_pretrain import reconstruct, shown_with
 from models_attention import attention_map
-from models_saved import SavedAutoencoder, SavedClassifier, kind_of, open_autoencoder
-from models_saved import open_classifier
+from models_saved import (
+    SavedAutoencoder,
+    SavedClassifier,
+    kind_of,
+    open_autoencoder,
+    open_classifier,
+)
 from util.errors import BadInput
 from util.figures import overlay, reconstruction_grid
 
@@ -68,7 +73,6 @@ class Checkpoints:
 class Seen(NamedTuple):
     """A face of a picture and what a classifier says of it."""
 
-    face: Face
     picture: np.ndarray  # (SHOWN, SHOWN, 3) uint8
     attention: np.ndarray  # the same, with what the classifier looks at
     probabilities: dict[str, float]  # by class
@@ -79,43 +83,50 @@ class Seen(NamedTuple):
         return max(self.probabilities, key=self.probabilities.get)
 
 
-def look(
-    saved: SavedClassifier,
-    predictor: Predictor,
-    detect: Callable[[np.ndarray], list[Face]],
-    path: str,
-    margin: float,
-) -> list[Seen]:
-    """The faces of a picture, the largest first. Raises UnreadableImage."""
+def faces_in(path: str, detect: Detector, margin: float) -> tuple[list[np.ndarray], str]:
+    """The faces of a picture, cut out, the largest first, and a line on how many there are.
+
+    One in which none is found is taken for a face. Raises UnreadableImage.
+    """
     image = load_rgb(path)
-    faces = sorted(detect(image), key=lambda face: -face.box[2] * face.box[3])[:MOST_FACES]
-    cut = [cut_face(image, face, margin) for face in faces]
-    if not cut:
-        return []
-    p = predictor(cut).probabilities
-    views = torch.stack([saved.preprocessing.view(picture) for picture in cut])
+    found = sorted(detect(image), key=lambda face: -face.box[2] * face.box[3])[:MOST_FACES]
+    if not found:
+        return [image], (
+            "No face was found, so all of the picture is taken for one. Take one in which the face "
+            "is larger or less turned."
+        )
+    count = "1 face" if len(found) == 1 else f"{len(found)} faces, the largest first"
+    return [cut_face(image, face, margin) for face in found], count
+
+
+def look(saved: SavedClassifier, predictor: Predictor, faces: Sequence[np.ndarray]) -> list[Seen]:
+    """What a classifier says of faces, (H, W, 3) uint8 each, and what it looks at."""
+    p = predictor(faces).probabilities
+    views = torch.stack([saved.preprocessing.view(face) for face in faces])
     device = next(saved.model.parameters()).device
     x = saved.preprocessing.normalise.to(device)(views.to(device))
     heat = attention_map(saved.model, x).cpu()
     heat = torch.nn.functional.interpolate(heat[:, None], (SHOWN, SHOWN), mode="bilinear")[:, 0]
     shown = [enlarged(view.permute(1, 2, 0).numpy()) for view in views]
     return [
-        Seen(face, picture, overlay(picture, h), dict(zip(saved.classes, row, strict=True)))
-        for face, picture, h, row in zip(faces, shown, heat.numpy(), p.tolist(), strict=True)
+        Seen(picture, overlay(picture, h), dict(zip(saved.classes, row, strict=True)))
+        for picture, h, row in zip(shown, heat.numpy(), p.tolist(), strict=True)
     ]
 
 
-def hide(saved: SavedAutoencoder, path: str, mask_ratio: float, seed: int) -> np.ndarray:
-    """Original, masked, reconstructed, pasted, as one picture. Raises UnreadableImage."""
+def hide(saved: SavedAutoencoder, face: np.ndarray, mask_ratio: float, seed: int) -> np.ndarray:
+    """(H, W, 3) uint8 -> original, masked, reconstructed, pasted, as one picture."""
     model = saved.model
     device = next(model.parameters()).device
-    imgs = saved.preprocessing.view(load_rgb(path))[None].to(device)
+    imgs = saved.preprocessing.view(face)[None]
     rng = np.random.default_rng(seed)
-    noise = torch.from_numpy(rng.random((1, model.num_patches), "float32")).to(device)
-    stages = reconstruct(model, saved.preprocessing.normalise.to(device), imgs, mask_ratio, noise)
-    kept = model.num_patches - round(float(stages.mask.sum()))
-    title = f"{kept} of {model.num_patches} patches are visible"
-    return reconstruction_grid(*stages.pictures, title=title, note=stages.note)
+    noise = torch.from_numpy(rng.random((1, model.num_patches), "float32"))
+    total = model.num_patches
+    kept = min(max(round(total * (1 - mask_ratio)), 1), total - 1)  # a few patches: no such share
+    normalise = saved.preprocessing.normalise.to(device)
+    stages = reconstruct(model, normalise, imgs, 1 - kept / total, noise)
+    title = f"{kept} of {total} patches are visible"
+    return reconstruction_grid(*stages, title=title, note=shown_with(model))
 
 
 def enlarged(picture: np.ndarray) -> np.ndarray:

@@ -129,7 +129,7 @@ def open_autoencoder(source: str | Path, cache_dir: str | None = None) -> SavedA
 
 
 def kind_of(path: str | Path) -> str:
-    """"classifier", "autoencoder", or "" for an encoder alone and for what is no checkpoint.
+    """ "classifier", "autoencoder", or "" for an encoder alone and for what is no checkpoint.
 
     Quick, whatever the size: weights are not read.
     """

@@ -2,19 +2,12 @@
 
 import re
 import shutil
-import socket
-import urllib.error
-import urllib.request
 
 import numpy as np
-import odd_images
 import pytest
 import skimage.data
 from PIL import Image
 from runs import ROOT, free_port, start
-
-import app
-from util.errors import BadInput
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 QUIET = ["disable-gpu", "disable-quic", "no-first-run", "disable-background-networking"]
