@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 MOST_BYTES = 20 * 2**20  # of an uploaded picture
 KEPT = 600  # seconds that gradio keeps an uploaded picture
-EXAMPLES = 6
+EXAMPLES = 5
 INVITATION = "Upload or photograph a face."
 CSS = "footer {display: none !important}"
 # The models and the detector are for one thread at a time.

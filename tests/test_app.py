@@ -1,13 +1,26 @@
 """The page in a real browser: upload, result, slider; what is no picture; who may reach it."""
 
-import re
 import shutil
+import socket
+import sys
+import urllib.error
+import urllib.request
 
 import numpy as np
+import odd_images
 import pytest
 import skimage.data
+import torch
 from PIL import Image
-from runs import ROOT, free_port, start
+from runs import ROOT, free_port, run_here, start
+
+import app
+from datasets.faces import open_detector
+from engine_page import Checkpoints, faces_in
+from engine_predict import Predictor
+from models_saved import open_classifier
+from util.errors import BAD_INPUT, FAULT, BadInput
+from util.options_predict import MARGIN
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 QUIET = ["disable-gpu", "disable-quic", "no-first-run", "disable-background-networking"]
@@ -16,9 +29,15 @@ QUIET += ["disable-component-update", "disable-sync"]
 
 @pytest.fixture(scope="session")
 def photographs(tmp_path_factory):
-    """A photograph of a person, one of none, and a file that is no picture."""
+    """One of a person, of two, of none, and what is no picture."""
     folder = tmp_path_factory.mktemp("photographs")
-    Image.fromarray(skimage.data.astronaut()).save(folder / "astronaut.jpg")
+    astronaut = skimage.data.astronaut()
+    Image.fromarray(astronaut).save(folder / "astronaut.jpg")
+    mirrored = astronaut[::2, ::-2]
+    both = np.full((512, 768, 3), 128, np.uint8)
+    both[:, :512], both[:256, 512:] = astronaut, mirrored
+    Image.fromarray(both).save(folder / "two.jpg")
+    (folder / "bomb.png").write_bytes(odd_images.bomb())
     Image.fromarray(np.full((300, 300, 3), 90, np.uint8)).save(folder / "grey.png")
     (folder / "page.jpg").write_text("<!doctype html><p>quota exceeded")
     return folder
@@ -42,7 +61,7 @@ def checkpoints(finetune, pretrained, tmp_path_factory):
 def address(checkpoints):
     """The page's, while the program runs."""
     port = free_port()
-    program = ["python", str(ROOT / "app.py"), "--checkpoints", str(checkpoints)]
+    program = [sys.executable, str(ROOT / "app.py"), "--checkpoints", str(checkpoints)]
     process = start([*program, "--port", str(port)])
     line = process.stdout.readline()
     assert line.startswith(f"http://127.0.0.1:{port} on cpu"), line + process.stdout.read()
@@ -81,13 +100,140 @@ def upload(page, path, tab=0):
     page.locator("input[type=file]").nth(tab).set_input_files(path)
 
 
-def test_a_photograph_gives_faces_bars_and_what_the_model_looks_at(page, photographs):
+def source(picture):
+    """What a picture on the page shows."""
+    return picture.locator("img").get_attribute("src")
+
+
+def test_a_photograph_gives_bars_and_what_the_model_looks_at(page, photographs, checkpoints):
     upload(page, photographs / "astronaut.jpg")
     page.get_by_text("1 face", exact=True).wait_for()
     bars = page.locator("#bars")
-    for name in ("Surprise", "Fear", "Disgust", "Happy", "Sad", "Anger", "Neutral"):
-        bars.get_by_text(name).first.wait_for()
-    shares = [int(text) for text in re.findall(r"(\d+)%", bars.inner_text())]
-    assert len(shares) == 7
-    assert abs(sum(shares) - 100) <= 4  # rounded
-    assert page.get_by_alt_text("What the model looks at").count() >= 0
+    saved = open_classifier(checkpoints / "fine-tuning" / "checkpoint-best.pth")
+    pictures, _ = faces_in(photographs / "astronaut.jpg", open_detector("mtcnn"), MARGIN)
+    (p,) = Predictor(saved, torch.device("cpu"))(pictures).probabilities
+    for name, share in zip(saved.classes, p, strict=True):
+        row = bars.locator("button", has_text=name)
+        assert f"{100 * share:.0f}%" in row.inner_text()
+    assert saved.classes[p.argmax()] in bars.locator("h2").inner_text()
+    assert page.locator("#attention img").bounding_box()["height"] > 300
+
+
+def test_of_several_faces_one_is_chosen(page, photographs):
+    upload(page, photographs / "two.jpg")
+    page.get_by_text("2 faces, the largest first").wait_for()
+    thumbnails = page.locator(".thumbnail-item, .gallery-item button").locator("visible=true")
+    first = source(page.locator("#attention"))
+    thumbnails.nth(1).click()
+    page.wait_for_function(
+        "old => document.querySelector('#attention img').getAttribute('src') != old", arg=first
+    )
+
+
+def test_masks_follow_the_slider_and_the_button(page, photographs):
+    page.get_by_role("tab", name="Masks").click()
+    upload(page, photographs / "astronaut.jpg", tab=1)
+    picture = page.locator("#reconstruction")
+    picture.locator("img").wait_for()
+    seen = [source(picture)]
+    changed = "seen => !seen.includes(document.querySelector('#reconstruction img').src)"
+
+    def wait_for_another():
+        page.wait_for_function(changed, arg=seen)
+        seen.append(source(picture))
+
+    ratio = page.locator("#ratio input[type=range]")
+    ratio.focus()
+    ratio.press("Home")
+    ratio.dispatch_event("pointerup")
+    wait_for_another()
+    page.get_by_role("button", name="New mask").click()
+    wait_for_another()
+    assert len(set(seen)) == 3
+
+
+def test_no_face_and_no_picture_are_told_kindly(page, photographs):
+    upload(page, photographs / "grey.png")
+    page.get_by_text("No face was found, so all of the picture is taken for one.").wait_for()
+    page.get_by_label("Remove Image").or_(page.get_by_label("Clear")).first.click()
+    page.get_by_text(app.INVITATION).first.wait_for()
+    assert page.locator("#attention img").count() == 0
+    upload(page, photographs / "page.jpg")
+    page.get_by_text("This is no picture that can be read (is a web page, not an image").wait_for()
+    upload(page, photographs / "bomb.png")
+    page.get_by_text("no picture that can be read (has more than 89,478,485 pixels").wait_for()
+    upload(page, photographs / "astronaut.jpg")  # and it goes on
+    page.get_by_text("1 face", exact=True).wait_for()
+
+
+def test_the_page_asks_nothing_of_the_network_and_writes_nothing_here(browser, address):
+    asked, before = [], {path.name for path in ROOT.iterdir()}
+    page = browser.new_page()
+    page.on("request", lambda request: asked.append(request.url))
+    page.goto(address)
+    page.get_by_text("What a model sees in a face").wait_for()
+    page.wait_for_load_state("load")
+    page.close()
+    assert asked
+    assert all(url.startswith((address, "data:", "blob:")) for url in asked), asked
+    assert {path.name for path in ROOT.iterdir()} == before
+
+
+def test_only_this_machine_reaches_the_page(address):
+    port = int(address.rpartition(":")[2])
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        probe.connect(("10.255.255.255", 1))  # nothing is sent; says which address it would be from
+        own = probe.getsockname()[0]
+    if own.startswith("127."):
+        pytest.skip("this machine has no address but its own")
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection((own, port), timeout=5)
+
+
+def test_a_file_that_is_too_large_is_refused(address):
+    def send(size):
+        edge = "x" * 20
+        body = f'--{edge}\r\nContent-Disposition: form-data; name="files"; filename="a.jpg"\r\n\r\n'
+        data = body.encode() + bytes(size) + f"\r\n--{edge}--\r\n".encode()
+        kind = {"Content-Type": f"multipart/form-data; boundary={edge}"}
+        request = urllib.request.Request(f"{address}/gradio_api/upload", data, kind)
+        return urllib.request.urlopen(request, timeout=30).status
+
+    assert send(1000) == 200
+    with pytest.raises(urllib.error.HTTPError) as error:
+        send(app.MOST_BYTES + 2**20)
+    assert error.value.code in (400, 413)
+
+
+def test_files_of_the_machine_are_not_served(address, checkpoints):
+    for path in ("/etc/passwd", checkpoints / "other.pth", ROOT / "app.py"):
+        with pytest.raises(urllib.error.HTTPError) as error:
+            urllib.request.urlopen(f"{address}/gradio_api/file={path}", timeout=30)
+        assert error.value.code in (403, 404)
+
+
+def test_checkpoints_are_told_apart_and_others_left_out(checkpoints):
+    found = Checkpoints(checkpoints, torch.device("cpu"))
+    assert found.classifiers == ["fine-tuning/checkpoint-best.pth"]
+    assert found.autoencoders == ["pre-training/checkpoint-last.pth"]
+    with pytest.raises(BadInput, match=r"\.\./x: no such checkpoint"):
+        found.classifier("../x")
+
+
+def test_what_cannot_be_shown_is_one_line(tmp_path, capfd, monkeypatch):
+    def said(options):
+        assert run_here(app, options) == BAD_INPUT
+        (line,) = capfd.readouterr().err.splitlines()
+        return line
+
+    monkeypatch.chdir(tmp_path)
+    assert "demo: no such folder; run `make demo`" in said([])
+    assert "none of 0 files is a checkpoint to show" in said(["--checkpoints", str(tmp_path)])
+    monkeypatch.setitem(sys.modules, "gradio", None)
+    assert "pip install -r requirements-app.txt" in said(["--checkpoints", str(tmp_path)])
+
+
+def test_a_port_that_is_taken_is_told(checkpoints, address, capfd):
+    port = address.rpartition(":")[2]
+    assert run_here(app, ["--checkpoints", str(checkpoints), "--port", port]) == FAULT
+    assert f"--port {port}: is taken; name another" in capfd.readouterr().err
