@@ -1,4 +1,5 @@
 # `make demo`: the whole story on drawn faces, in minutes. `make test`: everything that must hold.
+# `make app`: a page to try what the demo has trained.
 
 PYTHON ?= python3
 RUN = .venv/bin/python
@@ -14,15 +15,19 @@ FEW_LABELS = --model vit_tiny_patch16 --data_path synthetic-lab:160:400 --aug ra
 # A run a core is faster than a run on both.
 THREE_SEEDS = OMP_NUM_THREADS=1 $(RUN) benchmarks/reproduce.py $(SMALL) $(FEW_LABELS) --seeds 0 1 2
 
-.PHONY: demo demo/pre-trained demo/from-scratch test test-long lint clean
+.PHONY: demo demo/pre-trained demo/from-scratch app test test-long lint clean
 
 .venv/run: requirements.txt
 	$(PYTHON) -m venv .venv
 	$(RUN) -m pip install --quiet -r requirements.txt
 	touch $@
 
-.venv/dev: .venv/run requirements-dev.txt
+.venv/dev: .venv/run requirements-dev.txt requirements-app.txt requirements-detect.txt
 	$(RUN) -m pip install --quiet -r requirements-dev.txt
+	touch $@
+
+.venv/app: .venv/run requirements-app.txt requirements-detect.txt
+	$(RUN) -m pip install --quiet -r requirements-app.txt
 	touch $@
 
 demo: .venv/run
@@ -36,6 +41,9 @@ demo/pre-trained: .venv/run
 
 demo/from-scratch: .venv/run
 	$(THREE_SEEDS) --output_dir $@
+
+app: .venv/app
+	$(RUN) app.py
 
 test: .venv/dev lint
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist worksteal -m "not long"

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -96,23 +97,54 @@ class Reconstructions:
             log.line(f"warning: no picture was written: {error}")
         log.picture("reconstruction", picture, epoch + 1)
 
-    @torch.no_grad()
     def draw(self, model: MaskedAutoencoder, title: str) -> np.ndarray:
         """Original, masked, reconstructed, pasted: one picture (h, w, 3) uint8."""
-        device = self.normalise.mean.device
-        was_training = model.training
-        model.eval()
-        x = self.normalise(self.imgs.to(device))
-        pred, mask = model.reconstruct(x, noise=self.noise.to(device))
-        model.train(was_training)
-        note = ""
-        if model.norm_pix_loss:
-            _, mean, deviation = model.normalise_patches(model.patchify(x))
-            pred = pred * deviation + mean
-            note = "each patch shown with the original's own mean and contrast (norm_pix_loss)"
-        hidden = model.unpatchify(mask[:, :, None].expand_as(pred)).bool()
-        filled = model.unpatchify(pred)
-        grey = torch.full_like(x, 0.0)  # the data's mean colour
-        columns = (x, torch.where(hidden, grey, x), filled, torch.where(hidden, filled, x))
-        pictures = [self.normalise.pixels(c).permute(0, 2, 3, 1).cpu().numpy() for c in columns]
-        return reconstruction_grid(*pictures, title=title, note=note)
+        stages = reconstruct(model, self.normalise, self.imgs, noise=self.noise)
+        return reconstruction_grid(*stages, title=title, note=shown_with(model))
+
+
+class Stages(NamedTuple):
+    """Of the same images, (N, S, S, 3) uint8 each."""
+
+    original: np.ndarray
+    masked: np.ndarray  # removed patches in the data's mean colour
+    reconstructed: np.ndarray  # all that the model says
+    pasted: np.ndarray  # what it says of the removed patches, among the visible ones
+
+
+@torch.no_grad()
+def reconstruct(
+    model: MaskedAutoencoder,
+    normalise: Normalise,
+    imgs: Tensor,
+    mask_ratio: float | None = None,
+    noise: Tensor | None = None,
+) -> Stages:
+    """Mask (N, 3, S, S) uint8 images and let the model fill them in, on `normalise`'s device.
+
+    `mask_ratio` and `noise` (N, L) as in MaskedAutoencoder. The model may be in any mode and stays
+    in it. With norm_pix_loss it says no patch's mean and contrast: the original's are taken, as
+    `shown_with` tells.
+    """
+    device = normalise.mean.device
+    x = normalise(imgs.to(device))
+    was_training = model.training
+    model.eval()
+    noise = None if noise is None else noise.to(device)
+    pred, mask = model.reconstruct(x, mask_ratio, noise)
+    model.train(was_training)
+    if model.norm_pix_loss:
+        _, mean, deviation = model.normalise_patches(model.patchify(x))
+        pred = pred * deviation + mean
+    hidden = model.unpatchify(mask[:, :, None].expand_as(pred)).bool()
+    filled = model.unpatchify(pred)
+    masked, pasted = torch.where(hidden, 0.0, x), torch.where(hidden, filled, x)
+    pictures = (normalise.pixels(y).permute(0, 2, 3, 1) for y in (x, masked, filled, pasted))
+    return Stages(*(picture.cpu().numpy() for picture in pictures))
+
+
+def shown_with(model: MaskedAutoencoder) -> str:
+    """What a picture of reconstructions has to say of what was added to them, perhaps ""."""
+    if not model.norm_pix_loss:
+        return ""
+    return "each patch shown with the original's own mean and contrast (norm_pix_loss)"

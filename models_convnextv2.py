@@ -177,9 +177,13 @@ class ConvNeXtV2(ConvNeXtV2Encoder):
         init_weights(self)
         self.head.weight.data.mul_(head_init_scale)
 
+    def pool(self, cells: Tensor) -> Tensor:
+        """What `encode` returns -> (N, D): the mean over all cells, normalised."""
+        return self.norm(cells.mean(dim=(1, 2, 3)))
+
     def forward_features(self, imgs: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, D), pooled and normalised."""
-        return self.norm(self.encode(imgs).mean(dim=(1, 2, 3)))
+        return self.pool(self.encode(imgs))
 
     def forward(self, imgs: Tensor) -> Tensor:
         """(N, C, H, W) -> logits (N, num_classes)."""

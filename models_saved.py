@@ -11,6 +11,7 @@ from datasets.augment import Augment, plain
 from datasets.transforms import IMAGENET_MEAN, IMAGENET_STD, Normalise
 from models_masked import MaskedAutoencoder
 from models_registry import create_classifier, create_pretrain_model, normalise_head_input
+from util.checkpoint import Damaged, read_checkpoint
 from util.errors import BadInput
 from util.layouts import (
     DECODER,
@@ -125,6 +126,22 @@ def open_autoencoder(source: str | Path, cache_dir: str | None = None) -> SavedA
     model = _built(source, build)
     load_pretrained(model, source, key=_key(saved), checkpoint=saved)
     return SavedAutoencoder(held.name, model.eval(), preprocessing, saved)
+
+
+def kind_of(path: str | Path) -> str:
+    """ "classifier", "autoencoder", or "" for an encoder alone and for what is no checkpoint.
+
+    Quick, whatever the size: weights are not read.
+    """
+    try:
+        saved = read_checkpoint(path, peek=True)
+        weights, _ = translate(pick_state(path, saved, _key(saved), "")[0])
+    except (BadInput, Damaged):
+        return ""
+    if describe(weights) is None:
+        return ""
+    decoder = any(root(name) in DECODER for name in weights)
+    return "autoencoder" if decoder else "classifier" if head_classes(weights) else ""
 
 
 def _open(source: str | Path, cache_dir: str | None) -> tuple[dict[str, Any], State, Architecture]:

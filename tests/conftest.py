@@ -2,9 +2,13 @@
 
 import signal
 
+import numpy as np
+import odd_images
 import pytest
+import skimage.data
 from layouts import write_ferplus_csv, write_rafdb
 from layouts_affectnet import write_affectnet_csv
+from PIL import Image
 from released import address, only_here, server  # noqa: F401 – fixtures
 from runs import FAMILIES, SMALL, finetune_options, run, run_here, small_run
 from torch.utils.data._utils import signal_handling
@@ -44,6 +48,22 @@ def pretrained(sets, tmp_path_factory):
         assert run_here(main_pretrain, options.split()) == 0
         paths[name] = root / name / "checkpoint-last.pth"
     return paths
+
+
+@pytest.fixture(scope="session")
+def photographs(tmp_path_factory):
+    """One of a person, of two, of none, and what is no picture."""
+    folder = tmp_path_factory.mktemp("photographs")
+    astronaut = skimage.data.astronaut()
+    Image.fromarray(astronaut).save(folder / "astronaut.jpg")
+    mirrored = astronaut[::2, ::-2]
+    both = np.full((512, 768, 3), 128, np.uint8)
+    both[:, :512], both[:256, 512:] = astronaut, mirrored
+    Image.fromarray(both).save(folder / "two.jpg")
+    (folder / "bomb.png").write_bytes(odd_images.bomb())
+    Image.fromarray(np.full((300, 300, 3), 90, np.uint8)).save(folder / "grey.png")
+    (folder / "page.jpg").write_text("<!doctype html><p>quota exceeded")
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -33,6 +33,7 @@ CANNOT_RUN = {
     "pip install": "installs packages",
     "make": "takes minutes, or runs this test",
     "tensorboard": "serves pages until it is stopped",
+    "python app.py": "serves a page until it is stopped",
     "grep -q resumable": "is in a job of SLURM",
     "scontrol requeue": "is in a job of SLURM",
     "python benchmarks": "takes minutes of two cores",

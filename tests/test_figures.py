@@ -13,6 +13,7 @@ from util.figures import (
     MARGIN,
     confusion_figure,
     learning_curves,
+    overlay,
     reconstruction_grid,
     save_png,
 )
@@ -198,3 +199,19 @@ def test_confusion_figure_shows_awkward_names_and_empty_classes():
     assert image.shape[1] < 1000
     assert (image[:, -5:] == 255).all()  # nothing is cut off
     assert (image[:, :5] == 255).all()
+
+
+def test_an_overlay_is_hot_where_the_heat_is_and_shows_the_picture_through():
+    image = images(1, 64)[0]
+    heat = np.zeros((64, 64))
+    heat[10:20, 40:50] = 1
+    shown = overlay(image, heat)
+    assert (shown.dtype, shown.shape) == (np.uint8, image.shape)
+    red, green, blue = shown.astype(int).transpose(2, 0, 1)
+    yellowness = red + green - 2 * blue
+    assert yellowness[10:20, 40:50].min() > 2 * yellowness[heat == 0].max() + 100
+    grey = image @ (0.299, 0.587, 0.114)
+    for part in (heat == 0, heat == 1):
+        assert np.corrcoef(grey[part], shown[part].sum(axis=1))[0, 1] > 0.99
+    with pytest.raises(ValueError, match="map"):
+        overlay(image, heat[:32])

@@ -82,6 +82,24 @@ def reconstruction_grid(*stages: np.ndarray, title: str, note: str = "") -> np.n
     return np.array(image)
 
 
+def overlay(image: np.ndarray, heat: np.ndarray) -> np.ndarray:
+    """(H, W, 3) uint8 under a map (H, W) in 0–1 -> (H, W, 3) uint8.
+
+    The picture turns grey and shows through; heat rises from violet over orange to yellow, which is
+    read without telling red from green, and covers more the hotter it is. Raises ValueError when
+    the two differ in size.
+    """
+    from matplotlib import colormaps
+
+    if image.shape != (*heat.shape, 3):
+        raise ValueError(f"a map of {heat.shape} for a picture of {image.shape}")
+    heat = np.clip(heat, 0, 1)[:, :, None]
+    grey = np.asarray(Image.fromarray(image).convert("L"), np.float32)[:, :, None]
+    colour = 255 * colormaps["inferno"](0.15 + 0.8 * heat[:, :, 0])[:, :, :3]
+    cover = 0.15 + 0.5 * heat
+    return ((1 - cover) * grey + cover * colour).round().astype(np.uint8)
+
+
 def _font_file() -> str:
     """DejaVu Sans: matplotlib ships it and draws with it; Pillow's own font lacks – and ×."""
     import matplotlib

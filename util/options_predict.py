@@ -6,6 +6,7 @@ from util.errors import BadInput
 from util.options import COUNT, RATE, SIZE, Parser, number
 
 DETECTORS = ("mtcnn", "none")
+MARGIN = 0.15  # as AffectNet's boxes get in training
 ENDINGS = {".csv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl"}
 
 
@@ -36,8 +37,8 @@ def build_parser() -> Parser:
     group.add_argument(
         "--face_margin",
         type=RATE,
-        default=0.15,
-        help="around a box, a share of its longer side (0.15, as in training)",
+        default=MARGIN,
+        help=f"around a box, a share of its longer side ({MARGIN}, as in training)",
     )
     group = parser.add_argument_group("output")
     group.add_argument("--output", help="file of rows (default: standard output)")

@@ -1,0 +1,261 @@
+"""A page to try checkpoints on: expressions of the faces in a picture; masks and reconstructions.
+
+    python app.py --checkpoints FOLDER
+
+Needs `pip install -r requirements-app.txt`. It is for this machine alone: pictures are neither sent
+anywhere nor kept.
+"""
+
+import argparse
+import os
+import random
+import sys
+import tempfile
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from util.errors import BadInput, Fault
+from util.options import RATE, Parser, number
+from util.options_predict import DETECTORS, MARGIN
+from util.program import run_program
+
+if TYPE_CHECKING:
+    import gradio as gr
+
+    from engine_page import Checkpoints
+
+MOST_BYTES = 20 * 2**20  # of an uploaded picture
+KEPT = 600  # seconds that gradio keeps an uploaded picture
+EXAMPLES = 5
+INVITATION = "Upload or photograph a face."
+CSS = "footer {display: none !important}"
+# The models and the detector are for one thread at a time.
+ONE_AT_A_TIME = {"show_progress": "minimal", "concurrency_id": "models", "concurrency_limit": 1}
+
+
+def build_parser() -> Parser:
+    """What `python app.py` takes."""
+    parser = Parser("A page that shows what a classifier or a masked autoencoder makes of faces.")
+    parser.add_argument(
+        "--checkpoints", default="demo", help="folder to choose from (default: the demo's)"
+    )
+    parser.add_argument("--detector", choices=DETECTORS, default=DETECTORS[0])
+    parser.add_argument("--face_margin", type=RATE, default=MARGIN, help="around a face")
+    parser.add_argument("--device", default="auto", help="auto, cuda, mps or cpu")
+    parser.add_argument("--port", type=number(int, low=1, high=65535), default=7860)
+    return parser
+
+
+def check_options(args: argparse.Namespace) -> None:
+    """Refuse what is seen without opening anything."""
+    if not Path(args.checkpoints).is_dir():
+        hint = "; run `make demo`, or name another" if args.checkpoints == "demo" else ""
+        raise BadInput(f"--checkpoints {args.checkpoints}: no such folder{hint}")
+
+
+def work(args: argparse.Namespace) -> None:
+    """Open the page on this machine's own address, until it is interrupted."""
+    # Read when gradio is imported. No news of its use is sent, nothing is asked of the network.
+    os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_DISABLE_TELEMETRY": "1"}
+    try:
+        import gradio as gr
+    except ImportError:
+        raise BadInput("gradio is not installed: pip install -r requirements-app.txt") from None
+    from datasets.faces import open_detector
+    from engine_page import Checkpoints, faces_in
+    from util.distributed import Place, pick_device
+
+    checkpoints = Checkpoints(args.checkpoints, pick_device(args.device, Place()))
+    detectors = {True: open_detector(args.detector), False: open_detector("none")}
+
+    def find(path: str | None, detect: bool) -> tuple:
+        if path is None:
+            raise BadInput(INVITATION)
+        return faces_in(path, detectors[detect], args.face_margin)
+
+    with tempfile.TemporaryDirectory() as folder:
+        page = build_page(checkpoints, find, drawn_faces(folder))
+        try:
+            page.launch(
+                server_name="127.0.0.1",  # nobody else's business
+                server_port=args.port,
+                max_file_size=MOST_BYTES,
+                allowed_paths=[folder],
+                theme=gr.themes.Soft(font=["system-ui", "sans-serif"]),
+                css=CSS,
+                ssr_mode=False,
+                quiet=True,
+                prevent_thread_lock=True,
+            )
+        except OSError:
+            raise Fault(f"--port {args.port}: is taken; name another") from None
+        device = checkpoints.device
+        print(f"http://127.0.0.1:{args.port} on {device}; Ctrl-C ends it", flush=True)
+        page.block_thread()
+
+
+def drawn_faces(folder: str) -> list[str]:
+    """A few faces of the project's own, to try without a photograph; -> paths."""
+    from datasets.synthetic import SyntheticFaces
+    from util.figures import save_png
+
+    faces = SyntheticFaces(EXAMPLES, size=256)
+    paths = [str(Path(folder, f"drawn-{i + 1}.png")) for i in range(EXAMPLES)]
+    for i, path in enumerate(paths):
+        save_png(faces.image(i), path)
+    return paths
+
+
+def build_page(
+    checkpoints: "Checkpoints", find: "Callable[[str, bool], tuple]", examples: list[str]
+) -> "gr.Blocks":
+    """The page: a tab for expressions, one for masks, whichever there are checkpoints for.
+
+    `find(path, detect)`: the faces of a picture and a line about them, see `faces_in`.
+    """
+    import gradio as gr
+
+    page = gr.Blocks(title="MAE-SFER", analytics_enabled=False, delete_cache=(KEPT, KEPT))
+    with page:
+        gr.Markdown(
+            "# MAE-SFER\nWhat a model sees in a face. Pictures stay on this machine and are "
+            "deleted after some minutes."
+        )
+        if checkpoints.classifiers:
+            with gr.Tab("Expressions"):
+                add_expressions(checkpoints, find, examples)
+        if checkpoints.autoencoders:
+            with gr.Tab("Masks"):
+                add_masks(checkpoints, find, examples)
+    return page
+
+
+def add_expressions(checkpoints: "Checkpoints", find: "Callable", examples: list[str]) -> None:
+    """Picture in; faces, a bar for each expression and what the model looks at out."""
+    import gradio as gr
+
+    from engine_page import look
+
+    with gr.Row():
+        with gr.Column():
+            photo, detect, name = add_inputs(checkpoints.classifiers)
+            gr.Examples([[path] for path in examples], [photo], label="Drawn faces")
+        with gr.Column():
+            said = gr.HTML(message(INVITATION))
+            faces = gr.Gallery(
+                label="Faces: choose one",
+                columns=6,
+                height=130,
+                object_fit="contain",
+                allow_preview=False,
+                visible=False,
+                buttons=[],
+            )
+            bars = gr.Label(label="Expression", elem_id="bars")
+            gr.Markdown("What the model looks at")
+            attention = add_picture("attention", height=336)
+    seen = gr.State([])
+
+    def judge(path: str | None, detect: bool, name: str) -> list:
+        try:
+            pictures, line = find(path, detect)
+            found = look(*checkpoints.classifier(name), pictures)
+        except Exception as error:
+            return [message(friendly(error)), gr.Gallery(visible=False), None, None, []]
+        thumbnails = [(one.picture, one.label) for one in found]
+        gallery = gr.Gallery(thumbnails, visible=len(found) > 1, selected_index=0)
+        return [message(line), gallery, found[0].probabilities, found[0].attention, found]
+
+    def choose(found: list, event: gr.SelectData) -> list:
+        return [found[event.index].probabilities, found[event.index].attention]
+
+    inputs, outputs = [photo, detect, name], [said, faces, bars, attention, seen]
+    for part in inputs:
+        part.change(judge, inputs, outputs, **ONE_AT_A_TIME)
+    faces.select(choose, [seen], [bars, attention])
+
+
+def add_masks(checkpoints: "Checkpoints", find: "Callable", examples: list[str]) -> None:
+    """Picture in; original, masked, reconstructed and pasted out, as the slider says."""
+    import gradio as gr
+
+    from engine_page import hide
+
+    with gr.Row():
+        with gr.Column(scale=2):
+            photo, detect, name = add_inputs(checkpoints.autoencoders)
+            ratio = gr.Slider(0.05, 0.95, 0.75, step=0.05, label="Mask ratio", elem_id="ratio")
+            again = gr.Button("New mask", variant="primary")
+            gr.Examples([[path] for path in examples], [photo], label="Drawn faces")
+        with gr.Column(scale=3):
+            said = gr.HTML(message(INVITATION))
+            picture = add_picture("reconstruction")
+    seed = gr.State(0)
+
+    def draw(path: str | None, detect: bool, name: str, ratio: float, seed: int) -> list:
+        try:
+            pictures, line = find(path, detect)
+            return [message(line), hide(checkpoints.autoencoder(name), pictures[0], ratio, seed)]
+        except Exception as error:
+            return [message(friendly(error)), None]
+
+    inputs, outputs = [photo, detect, name, ratio, seed], [said, picture]
+    for part in (photo, detect, name, seed):
+        part.change(draw, inputs, outputs, **ONE_AT_A_TIME)
+    ratio.release(draw, inputs, outputs, **ONE_AT_A_TIME)
+    again.click(lambda: random.randrange(2**31), None, seed)
+
+
+def add_inputs(names: list[str]) -> tuple:
+    """What both tabs take: a picture, whether faces are to be found in it, a checkpoint."""
+    import gradio as gr
+
+    photo = photograph()
+    detect = gr.Checkbox(True, label="Find faces in it; else all of it is taken for one")
+    return photo, detect, gr.Dropdown(names, value=names[0], label="Checkpoint")
+
+
+def add_picture(name: str, **options: object) -> "gr.Image":
+    """A picture that is shown."""
+    import gradio as gr
+
+    buttons = ["fullscreen", "download"]
+    return gr.Image(show_label=False, interactive=False, elem_id=name, buttons=buttons, **options)
+
+
+def photograph() -> "gr.Image":
+    """Where a picture is uploaded, pasted or taken; what the program gets of it is its path.
+
+    Gradio would open the file itself, and know nothing to say of one that is no picture.
+    """
+    import gradio as gr
+
+    sources = ["upload", "webcam", "clipboard"]
+    photo = gr.Image(type="filepath", sources=sources, label="Picture", height=336)
+    photo.preprocess = lambda payload: payload and payload.path
+    return photo
+
+
+def message(text: str) -> str:
+    """A line of the page; names and reasons come from anywhere."""
+    from util.markup import text as safe
+
+    return f"<p>{safe(text)}</p>"
+
+
+def friendly(error: Exception) -> str:
+    """What went wrong, for whoever sits before the page; a bug's traceback is in the terminal."""
+    from datasets.decode import UnreadableImage
+
+    if isinstance(error, UnreadableImage):  # without the path of the temporary copy
+        return f"This is no picture that can be read ({error.reason}). Take a JPEG or PNG file."
+    if not isinstance(error, BadInput):
+        traceback.print_exception(error)
+        return f"Something went wrong ({type(error).__name__}); the terminal says more."
+    return str(error)
+
+
+if __name__ == "__main__":
+    sys.exit(run_program(build_parser, check_options, work))

@@ -1,0 +1,135 @@
+"""What the page shows: faces with their expressions, what the model looks at, reconstructions."""
+
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+
+from datasets.decode import load_rgb
+from datasets.faces import Detector, cut_face
+from engine_predict import Predictor
+from engine_pretrain import reconstruct, shown_with
+from models_attention import attention_map
+from models_saved import (
+    SavedAutoencoder,
+    SavedClassifier,
+    kind_of,
+    open_autoencoder,
+    open_classifier,
+)
+from util.errors import BadInput
+from util.figures import overlay, reconstruction_grid
+
+ENDINGS = (".pth", ".pt", ".safetensors")
+MOST_FACES = 12  # of one picture
+SHOWN = 336  # pixels a side of a face on the page
+
+
+class Checkpoints:
+    """Those of a folder, by what they hold; opened when asked for, the last few kept."""
+
+    def __init__(self, folder: str | Path, device: torch.device) -> None:
+        """Raises BadInput when there is none in it that the page can use."""
+        self.folder, self.device = Path(folder), device
+        if not self.folder.is_dir():
+            raise BadInput(f"--checkpoints {folder}: no such folder")
+        found = sorted(p for p in self.folder.rglob("*") if p.suffix in ENDINGS and p.is_file())
+        kinds = {path: kind_of(path) for path in found}
+        self.classifiers = self._named(p for p in found if kinds[p] == "classifier")
+        self.autoencoders = self._named(p for p in found if kinds[p] == "autoencoder")
+        if not self.classifiers and not self.autoencoders:
+            raise BadInput(
+                f"--checkpoints {folder}: none of {len(found)} files is a checkpoint to show; name "
+                "a folder of a pre-training or fine-tuning, or run `make demo`"
+            )
+        self.classifier = lru_cache(2)(self._classifier)
+        self.autoencoder = lru_cache(2)(self._autoencoder)
+
+    def _named(self, paths: Sequence[Path]) -> list[str]:
+        """Paths within the folder, best epochs and last ones before all others."""
+        order = {"checkpoint-best.pth": 0, "checkpoint-last.pth": 1}
+        names = [str(path.relative_to(self.folder)) for path in paths]
+        return sorted(names, key=lambda name: (order.get(Path(name).name, 2), name))
+
+    def _classifier(self, name: str) -> tuple[SavedClassifier, Predictor]:
+        saved = open_classifier(self._path(name, self.classifiers))
+        return saved, Predictor(saved, self.device)
+
+    def _autoencoder(self, name: str) -> SavedAutoencoder:
+        saved = open_autoencoder(self._path(name, self.autoencoders))
+        saved.model.to(self.device)
+        return saved
+
+    def _path(self, name: str, known: Sequence[str]) -> Path:
+        if name not in known:  # the page sends what it likes
+            raise BadInput(f"{name}: no such checkpoint")
+        return self.folder / name
+
+
+class Seen(NamedTuple):
+    """A face of a picture and what a classifier says of it."""
+
+    picture: np.ndarray  # (SHOWN, SHOWN, 3) uint8
+    attention: np.ndarray  # the same, with what the classifier looks at
+    probabilities: dict[str, float]  # by class
+
+    @property
+    def label(self) -> str:
+        """The class it most probably is."""
+        return max(self.probabilities, key=self.probabilities.get)
+
+
+def faces_in(path: str, detect: Detector, margin: float) -> tuple[list[np.ndarray], str]:
+    """The faces of a picture, cut out, the largest first, and a line on how many there are.
+
+    One in which none is found is taken for a face. Raises UnreadableImage.
+    """
+    image = load_rgb(path)
+    found = sorted(detect(image), key=lambda face: -face.box[2] * face.box[3])[:MOST_FACES]
+    if not found:
+        return [image], (
+            "No face was found, so all of the picture is taken for one. Take one in which the face "
+            "is larger or less turned."
+        )
+    count = "1 face" if len(found) == 1 else f"{len(found)} faces, the largest first"
+    return [cut_face(image, face, margin) for face in found], count
+
+
+def look(saved: SavedClassifier, predictor: Predictor, faces: Sequence[np.ndarray]) -> list[Seen]:
+    """What a classifier says of faces, (H, W, 3) uint8 each, and what it looks at."""
+    p = predictor(faces).probabilities
+    views = torch.stack([saved.preprocessing.view(face) for face in faces])
+    device = next(saved.model.parameters()).device
+    x = saved.preprocessing.normalise.to(device)(views.to(device))
+    heat = attention_map(saved.model, x).cpu()
+    heat = torch.nn.functional.interpolate(heat[:, None], (SHOWN, SHOWN), mode="bilinear")[:, 0]
+    shown = [enlarged(view.permute(1, 2, 0).numpy()) for view in views]
+    return [
+        Seen(picture, overlay(picture, h), dict(zip(saved.classes, row, strict=True)))
+        for picture, h, row in zip(shown, heat.numpy(), p.tolist(), strict=True)
+    ]
+
+
+def hide(saved: SavedAutoencoder, face: np.ndarray, mask_ratio: float, seed: int) -> np.ndarray:
+    """(H, W, 3) uint8 -> original, masked, reconstructed, pasted, as one picture."""
+    model = saved.model
+    device = next(model.parameters()).device
+    imgs = saved.preprocessing.view(face)[None]
+    rng = np.random.default_rng(seed)
+    noise = torch.from_numpy(rng.random((1, model.num_patches), "float32"))
+    total = model.num_patches
+    kept = min(max(round(total * (1 - mask_ratio)), 1), total - 1)  # a few patches: no such share
+    normalise = saved.preprocessing.normalise.to(device)
+    stages = reconstruct(model, normalise, imgs, 1 - kept / total, noise)
+    title = f"{kept} of {total} patches are visible"
+    return reconstruction_grid(*stages, title=title, note=shown_with(model))
+
+
+def enlarged(picture: np.ndarray) -> np.ndarray:
+    """(S, S, 3) uint8 -> (SHOWN, SHOWN, 3)."""
+    image = Image.fromarray(picture)
+    return np.asarray(image.resize((SHOWN, SHOWN), Image.Resampling.BICUBIC))
