@@ -152,6 +152,9 @@ def _classifier(source: str | Path, opened: _Opened, classes: Sequence[str]) -> 
 def _autoencoder(source: str | Path, opened: _Opened) -> SavedAutoencoder:
     saved, weights, held = opened
     given = _options(saved)
+    ratio = given.get("mask_ratio")
+    if ratio is not None and not 0 < (number(ratio) or 0) < 1:
+        raise BadInput(f"{source}: a mask_ratio that is not understood: {ratio!r:.40}")
     options = {n: given[n] for n in ("mask_ratio", "norm_pix_loss") if given.get(n) is not None}
     vit = held.family == "ViT"
     if vit:

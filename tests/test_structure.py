@@ -7,6 +7,7 @@ import sys
 import pytest
 from runs import ROOT
 
+import main_export
 import main_finetune
 import main_pack
 import main_pretrain
@@ -79,7 +80,7 @@ def test_args_stops_at_the_mains(path):
 
 
 @pytest.mark.parametrize(
-    "main", [main_pretrain, main_finetune, main_pack], ids=lambda m: m.__name__
+    "main", [main_pretrain, main_finetune, main_pack, main_export], ids=lambda m: m.__name__
 )
 def test_every_flag_is_read(main):
     """By the program, the file that builds its parts, or the options' own bundles."""
