@@ -100,17 +100,20 @@ def compute(saved: Saved, probe: Probe) -> Outputs:
     return outputs
 
 
-def compare(ours: Outputs, theirs: Outputs) -> list[Parity]:
+def compare(to: str, ours: Outputs, theirs: Outputs) -> list[Parity]:
     """By output. Raises Fault for one beyond the tolerance."""
     found = []
     for name, value in theirs.items():
-        own = ours[name]
+        own, wrong = ours[name], ""
         if value.shape != own.shape:
-            raise Fault(f"{name} came out as {tuple(value.shape)} instead of {tuple(own.shape)}")
-        off, scale = (x.abs().max().item() for x in (value.float() - own, own))
-        found.append(Parity(name, off, scale))
-        if not found[-1].relative <= TOLERANCE:  # NaN compares false
-            raise Fault(f"{found[-1]}; the limit is {TOLERANCE:.0e}, and nothing was written")
+            wrong = f"{name} are {tuple(value.shape)} instead of {tuple(own.shape)}"
+        else:
+            off, scale = (x.abs().max().item() for x in (value.float() - own, own))
+            found.append(Parity(name, off, scale))
+            if not found[-1].relative <= TOLERANCE:  # NaN compares false
+                wrong = f"{found[-1]}; the limit is {TOLERANCE:.0e}"
+        if wrong:
+            raise Fault(f"--to {to}: {wrong}; nothing was written")
     return found
 
 
@@ -120,7 +123,7 @@ def export(saved: Saved, to: str, folder: Path) -> list[Parity]:
     with quiet():
         target.write(saved, folder)
         theirs = target.read(folder, probe)
-    return compare(compute(saved, probe), theirs)
+    return compare(to, compute(saved, probe), theirs)
 
 
 def card_of(

@@ -71,8 +71,8 @@ def class_names(text: str | None) -> list[str]:
 
 
 def output_folder(text: str) -> Path:
-    """`--output` as a path with a name, which `.` has not."""
-    return Path(os.path.abspath(os.path.expanduser(text)))
+    """`--output` as a path with a name, which `.` has not, and beside which one can write."""
+    return Path(os.path.realpath(os.path.expanduser(text)))
 
 
 def check_output(folder: Path) -> None:

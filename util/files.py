@@ -43,6 +43,7 @@ def creating(folder: Path) -> Iterator[Path]:
     """
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     folder.parent.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(temporary, ignore_errors=True)  # of a process of our number that was killed
     temporary.mkdir()
     try:
         yield temporary
