@@ -11,7 +11,7 @@ from datasets.augment import Augment, plain
 from datasets.transforms import IMAGENET_MEAN, IMAGENET_STD, Normalise
 from models_masked import MaskedAutoencoder
 from models_registry import create_classifier, create_pretrain_model, normalise_head_input
-from util.checkpoint import Damaged, read_checkpoint
+from util.checkpoint import read_checkpoint
 from util.errors import BadInput
 from util.layouts import (
     DECODER,
@@ -68,6 +68,39 @@ class SavedAutoencoder(NamedTuple):
     checkpoint: dict[str, Any]
 
 
+class SavedEncoder(NamedTuple):
+    """The encoder of one whose decoder was not passed on; the model's own is new."""
+
+    name: str  # as `create_pretrain_model` takes it
+    model: MaskedAutoencoder
+    preprocessing: Preprocessing
+    checkpoint: dict[str, Any]
+
+
+class _Opened(NamedTuple):
+    """A file, its weights under our names, and what network they are of."""
+
+    checkpoint: dict[str, Any]
+    weights: State
+    held: Architecture
+
+    @property
+    def has_decoder(self) -> bool:
+        return any(root(name) in DECODER for name in self.weights)
+
+
+def open_saved(
+    source: str | Path, classes: Sequence[str] = (), cache_dir: str | None = None
+) -> SavedClassifier | SavedAutoencoder | SavedEncoder:
+    """Whatever was trained: `open_classifier` if it has a head, else what pre-training left."""
+    opened = _open(source, cache_dir)
+    if head_classes(opened.weights):
+        return _classifier(source, opened, classes)
+    if classes:
+        raise BadInput(f"--classes: {source} was pre-trained only and tells no classes apart")
+    return _autoencoder(source, opened) if opened.has_decoder else _encoder(source, opened)
+
+
 def open_classifier(
     source: str | Path, classes: Sequence[str] = (), cache_dir: str | None = None
 ) -> SavedClassifier:
@@ -76,13 +109,29 @@ def open_classifier(
     What it is follows from its tensors. `classes`: their names in order, for files that do not
     hold them. Raises BadInput for anything that is no fine-tuned model, or that names no classes.
     """
-    saved, weights, held = _open(source, cache_dir)
-    total = head_classes(weights)
-    if not total:
+    opened = _open(source, cache_dir)
+    if not head_classes(opened.weights):
         raise BadInput(
             f"{source}: was pre-trained only and has no classes yet; fine-tune it first: "
             f"main_finetune.py --finetune {source} --data_path …"
         )
+    return _classifier(source, opened, classes)
+
+
+def open_autoencoder(source: str | Path, cache_dir: str | None = None) -> SavedAutoencoder:
+    """The masked autoencoder in a pre-training checkpoint. Raises BadInput for any other."""
+    opened = _open(source, cache_dir)
+    if not opened.has_decoder:
+        raise BadInput(
+            f"{source}: holds no decoder, so it cannot reconstruct; take a checkpoint of "
+            "pre-training"
+        )
+    return _autoencoder(source, opened)
+
+
+def _classifier(source: str | Path, opened: _Opened, classes: Sequence[str]) -> SavedClassifier:
+    saved, weights, held = opened
+    total = head_classes(weights)
     names = tuple(classes) or _classes(saved)
     if len(names) != total:
         told = f"--classes names {len(names)}" if classes else "it does not name them"
@@ -101,58 +150,71 @@ def open_classifier(
     return SavedClassifier(name, model.eval(), names, preprocessing, saved)
 
 
-def open_autoencoder(source: str | Path, cache_dir: str | None = None) -> SavedAutoencoder:
-    """The masked autoencoder in a pre-training checkpoint. Raises BadInput for any other."""
-    saved, weights, held = _open(source, cache_dir)
-    if not any(root(name) in DECODER for name in weights):
-        raise BadInput(
-            f"{source}: holds no decoder, so it cannot reconstruct; take a checkpoint of "
-            "pre-training"
-        )
-    given, preprocessing = _options(saved), _preprocessing(source, saved, weights, held)
+def _autoencoder(source: str | Path, opened: _Opened) -> SavedAutoencoder:
+    saved, weights, held = opened
+    given = _options(saved)
+    ratio = given.get("mask_ratio")
+    if ratio is not None and not 0 < (number(ratio) or 0) < 1:
+        raise BadInput(f"{source}: a mask_ratio that is not understood: {ratio!r:.40}")
     options = {n: given[n] for n in ("mask_ratio", "norm_pix_loss") if given.get(n) is not None}
     vit = held.family == "ViT"
     if vit:
-        options["patch_size"] = held.patch
         options["decoder_num_heads"] = given.get("decoder_num_heads", 16)
     options["decoder_depth"] = count(weights, "decoder_blocks" if vit else "decoder")
 
-    def build() -> MaskedAutoencoder:
-        width = len(weights["decoder_norm.weight" if vit else "proj.weight"])
-        return create_pretrain_model(
-            held.name, preprocessing.input_size, decoder_embed_dim=width, **options
-        )
+    def width() -> int:
+        return len(weights["decoder_norm.weight" if vit else "proj.weight"])
 
-    model = _built(source, build)
+    return SavedAutoencoder(*_pretrained(source, opened, width, options))
+
+
+def _encoder(source: str | Path, opened: _Opened) -> SavedEncoder:
+    return SavedEncoder(*_pretrained(source, opened, lambda: 64, {"decoder_depth": 1}))
+
+
+def _pretrained(
+    source: str | Path, opened: _Opened, width: Callable[[], int], options: dict[str, Any]
+) -> tuple[str, MaskedAutoencoder, Preprocessing, dict[str, Any]]:
+    """The fields of what pre-training left, whose decoder has this width."""
+    saved, weights, held = opened
+    preprocessing = _preprocessing(source, saved, weights, held)
+    if held.family == "ViT":
+        options["patch_size"] = held.patch
+    size = preprocessing.input_size
+    model = _built(
+        source,
+        lambda: create_pretrain_model(held.name, size, decoder_embed_dim=width(), **options),
+    )
     load_pretrained(model, source, key=_key(saved), checkpoint=saved)
-    return SavedAutoencoder(held.name, model.eval(), preprocessing, saved)
+    return held.name, model.eval(), preprocessing, saved
 
 
 def kind_of(path: str | Path) -> str:
-    """ "classifier", "autoencoder", or "" for an encoder alone and for what is no checkpoint.
+    """What a file holds: classifier, autoencoder or encoder; "" if it is no checkpoint of ours.
 
     Quick, whatever the size: weights are not read.
     """
     try:
-        saved = read_checkpoint(path, peek=True)
-        weights, _ = translate(pick_state(path, saved, _key(saved), "")[0])
-    except (BadInput, Damaged):
+        opened = _recognised(path, read_checkpoint(path, peek=True))
+    except BadInput:
         return ""
-    if describe(weights) is None:
-        return ""
-    decoder = any(root(name) in DECODER for name in weights)
-    return "autoencoder" if decoder else "classifier" if head_classes(weights) else ""
+    if head_classes(opened.weights):
+        return "classifier"
+    return "autoencoder" if opened.has_decoder else "encoder"
 
 
-def _open(source: str | Path, cache_dir: str | None) -> tuple[dict[str, Any], State, Architecture]:
-    """A checkpoint, its weights under our names, and what network they are of."""
-    saved = read_source(source, cache_dir)
+def _open(source: str | Path, cache_dir: str | None) -> _Opened:
+    """A checkpoint of one of the networks we know. Raises BadInput for any other."""
+    return _recognised(source, read_source(source, cache_dir))
+
+
+def _recognised(source: str | Path, saved: dict[str, Any]) -> _Opened:
     weights, _ = translate(pick_state(source, saved, _key(saved), "")[0])
     held = describe(weights)
     if held is None or not held.name or held.in_chans != 3:
         what = f"holds {held}" if held else "holds no ViT or ConvNeXt V2 in a known layout"
         raise BadInput(f"{source}: {what}; take a checkpoint of one of this project's models")
-    return saved, weights, held
+    return _Opened(saved, weights, held)
 
 
 def _built(source: str | Path, build: Callable[[], nn.Module]) -> nn.Module:

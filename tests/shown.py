@@ -118,16 +118,13 @@ class Parsed(Exception):
 
 
 def check_script(start: Start, monkeypatch) -> None:
-    """Start a script, until it has read its options. Raises SystemExit or BadInput."""
+    """Start a script, until it has read its options. Raises SystemExit of argparse."""
     parse = argparse.ArgumentParser.parse_args
 
     def parse_and_leave(parser, *given):
         parse(parser, *given)
         raise Parsed
 
-    if hasattr(importlib.import_module(start.program), "build_parser"):
-        read(start)
-        return
     path = ROOT / f"{start.program.replace('.', '/')}.py"
     monkeypatch.setattr(argparse.ArgumentParser, "parse_args", parse_and_leave)
     monkeypatch.setattr(sys, "argv", [str(path), *start.options])

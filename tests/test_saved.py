@@ -10,7 +10,7 @@ from finetuned import EVERYTHING, RAF_NAMES, predictions, unaugmented
 from runs import load
 
 from models_registry import create_classifier, create_pretrain_model
-from models_saved import open_autoencoder, open_classifier
+from models_saved import SavedEncoder, open_autoencoder, open_classifier, open_saved
 from util.errors import BadInput
 
 
@@ -91,6 +91,27 @@ def test_a_checkpoint_that_was_tampered_with_is_bad_input(damage, finetune, tmp_
     torch.save({**load(finetune(), "checkpoint-best.pth"), **damage}, tmp_path / "bad.pth")
     with pytest.raises(BadInput, match=r"bad\.pth"):
         open_classifier(tmp_path / "bad.pth")
+
+
+@pytest.mark.parametrize("ratio", ["0.75", 2, [0.5], float("nan"), True])
+def test_an_autoencoder_with_an_odd_mask_ratio_is_bad_input(ratio, pretrained, tmp_path):
+    own = load(pretrained["vit"].parent)
+    torch.save({**own, "args": {**own["args"], "mask_ratio": ratio}}, tmp_path / "bad.pth")
+    with pytest.raises(BadInput, match=r"bad\.pth: a mask_ratio"):
+        open_autoencoder(tmp_path / "bad.pth")
+
+
+def test_an_encoder_alone_is_opened_as_one(pretrained, tmp_path):
+    whole = open_autoencoder(pretrained["vit"])
+    weights = load(pretrained["vit"].parent)["model"]
+    encoder = {n: v for n, v in weights.items() if not n.startswith(("decoder", "mask_token"))}
+    torch.save({"model": encoder}, tmp_path / "encoder.pth")
+    saved = open_saved(tmp_path / "encoder.pth")
+    assert isinstance(saved, SavedEncoder)
+    x = torch.rand(2, 3, 32, 32)
+    with torch.no_grad():
+        features = [s.model.forward_features(x) for s in (saved, whole)]
+    torch.testing.assert_close(*features)
 
 
 def test_an_autoencoder_of_sizes_that_do_not_fit_is_bad_input(tmp_path):

@@ -7,6 +7,8 @@ import sys
 import pytest
 from runs import ROOT
 
+import app
+import main_export
 import main_finetune
 import main_pack
 import main_predict
@@ -80,7 +82,9 @@ def test_args_stops_at_the_mains(path):
 
 
 @pytest.mark.parametrize(
-    "main", [main_pretrain, main_finetune, main_pack, main_predict], ids=lambda m: m.__name__
+    "main",
+    [main_pretrain, main_finetune, main_pack, main_predict, main_export, app],
+    ids=lambda main: main.__name__,
 )
 def test_every_flag_is_read(main):
     """By the program, the file that builds its parts, or the options' own bundles."""

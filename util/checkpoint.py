@@ -1,6 +1,7 @@
 """Checkpoints: plain tensors and plain values, written whole or not at all, read without trust."""
 
 import argparse
+import json
 import math
 import os
 import pickle
@@ -19,6 +20,9 @@ from util.errors import BadInput
 from util.files import replacing
 
 LAST, BEST = "checkpoint-last.pth", "checkpoint-best.pth"
+
+# What stands as JSON text beside the weights of an exported safetensors file.
+DESCRIBED = ("args", "classes", "preprocessing")
 
 # What official checkpoints hold beside tensors and plain values, by the names pickle writes. Each
 # only holds data: a path comes back as one that touches no disk.
@@ -176,14 +180,29 @@ def read_checkpoint(path: str | Path, peek: bool = False) -> dict[str, Any]:
 
 
 def read_safetensors(path: Path) -> dict[str, Any]:
-    """The tensors of a safetensors file, which holds nothing else. Raises Damaged."""
-    from safetensors import SafetensorError
+    """The tensors of a safetensors file; one of ours as a checkpoint, with what it says of them.
+
+    Raises Damaged.
+    """
+    from safetensors import SafetensorError, safe_open
     from safetensors.torch import load_file
 
     try:
-        return load_file(path)
+        with safe_open(path, "pt") as file:
+            notes = file.metadata() or {}
+        tensors = load_file(path)
     except (SafetensorError, OSError, KeyError, ValueError) as error:
         raise Damaged(f"{path}: truncated or damaged ({first_line(error)})") from None
+    known = {name: parsed(notes[name]) for name in DESCRIBED if name in notes}
+    return {"model": tensors, **known} if "preprocessing" in known else tensors
+
+
+def parsed(text: str) -> object:
+    """What JSON text says; None where it is none."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return None
 
 
 def check_container(path: Path, checksums: bool = True) -> str:

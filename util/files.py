@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -32,6 +33,24 @@ def replacing(path: str | Path) -> Iterator[BinaryIO]:
         raise
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def creating(folder: Path) -> Iterator[Path]:
+    """A new folder to fill, which appears as `folder`, whole, when the block has ended well.
+
+    `folder` may be there if it is empty. Raises OSError as the disk does.
+    """
+    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(temporary, ignore_errors=True)  # of a process of our number that was killed
+    temporary.mkdir()
+    try:
+        yield temporary
+        os.replace(temporary, folder)
+        flush_folder(folder.parent)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def write_file(path: str | Path, data: bytes | str) -> None:

@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from nasty import NASTY, tries
 
+import main_export
 import main_pack
 import main_pretrain
 from datasets import open_labelled, open_source
@@ -28,6 +29,7 @@ VALUES |= st.integers(-(10**31), 10**31).map(str)
 PROGRAMS = {
     "pretrain": (cache(main_pretrain.build_parser), main_pretrain.check_options),
     "finetune": (cache(options_finetune.build_parser), options_finetune.check_options),
+    "export": (cache(main_export.build_parser), main_export.check_options),
     "pack": (cache(main_pack.build_parser), main_pack.check_options),
     "predict": (cache(options_predict.build_parser), options_predict.check_options),
     "download": (cache(download.build_parser), lambda _: None),

@@ -23,6 +23,7 @@ from runs import CLASSIFIERS, FAMILIES, SMALL, SMALL_FINETUNE, run_here
 from test_report import HOSTILE, Page
 from torch import nn
 
+import main_export
 import main_finetune
 import main_pack
 import main_predict
@@ -135,6 +136,10 @@ DOORS = {  # program, options: {file} is the bad one, and lies in the folder {ou
     "--eval": (main_finetune, f"{FINETUNE} --output_dir {{new}} --eval --finetune {{file}}"),
     "predict": (main_predict, "--checkpoint {file} --detector none {file}"),
     "predict NAME": (main_predict, f"--checkpoint {NAME} --detector none {{file}}"),
+    "export --checkpoint": (
+        main_export,
+        "--checkpoint {file} --to safetensors --output {new}/exported",
+    ),
     "--eval itself": (main_finetune, f"{FINETUNE} --output_dir {{out}} --eval"),
 }
 

@@ -1,0 +1,259 @@
+"""Writing a saved model for other programs, and trying it out there before it is passed on.
+
+A target is a writer and a reader. The reader knows the written files only, opens them with the
+other library's own call, and returns what that computes; it must be what our model computes.
+"""
+
+import json
+import logging
+import os
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stdout
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from datasets.synthetic import SyntheticFaces
+from engine_onnx import read_onnx, write_onnx
+from models_export import Saved, classes_of, described, is_vit, timm_config, timm_form
+from models_hf import hf_form, image_processor
+from models_saved import SavedAutoencoder, SavedClassifier, open_saved
+from util.errors import Fault
+from util.files import write_file, write_json
+from util.layouts import State
+from util.model_card import Card, model_card
+from util.model_code import code_for
+
+WEIGHTS, CONFIG, PROCESSOR = "model.safetensors", "config.json", "preprocessor_config.json"
+
+# Largest difference of an output, relative to our largest one. Another order of the same sums in
+# fp32 changes some 1e-6 of it, which grows with depth; a weight in a wrong place changes all of it.
+TOLERANCE = 1e-4
+
+NEW_NORM = (
+    "FCMAE pre-trains no norm after pooling, where this library has one: it is as good as new, and "
+    "learns in fine-tuning. Features without it are the mean of the map."
+)
+
+Outputs = dict[str, Tensor]
+
+
+class Probe(NamedTuple):
+    """What a model and its exported form are both asked about."""
+
+    pixels: Tensor  # (N, 3, S, S) uint8
+    imgs: Tensor  # the same normalised
+    noise: Tensor  # (N, L), which orders the patches of an autoencoder
+
+
+class Parity(NamedTuple):
+    """How near another library's outputs come to ours."""
+
+    output: str
+    difference: float  # the largest, absolute
+    scale: float  # our largest output, absolute
+
+    @property
+    def relative(self) -> float:
+        """Of our largest output."""
+        return self.difference / self.scale if self.scale else float(self.difference > 0)
+
+    def __str__(self) -> str:
+        if not self.difference:
+            return f"{self.output} are equal"
+        share = f"{self.relative:.1e} of the largest ({self.scale:.3g})"
+        return f"{self.output} differ by at most {self.difference:.1e}, {share}"
+
+
+class Target(NamedTuple):
+    """A form a model can be exported in."""
+
+    write: Callable[[Saved, Path], None]
+    read: Callable[[Path, Probe], Outputs]  # some of the outputs that `compute` gives
+
+
+def make_probe(saved: Saved) -> Probe:
+    """A drawn face and noise, the same each time."""
+    generator = torch.Generator().manual_seed(0)
+    size = saved.preprocessing.input_size
+    noise = torch.randint(0, 256, (2, 3, size, size), generator=generator, dtype=torch.uint8)
+    face = saved.preprocessing.view(SyntheticFaces(8, 256, split="test").image(0))
+    pixels = torch.cat([face[None], noise])
+    patches = getattr(saved.model, "num_patches", 1)
+    order = torch.rand(len(pixels), patches, generator=generator)
+    return Probe(pixels, saved.preprocessing.normalise(pixels), order)
+
+
+@torch.no_grad()
+def compute(saved: Saved, probe: Probe) -> Outputs:
+    """What our model says: `logits`, or `features` and with a decoder `reconstructions`."""
+    if isinstance(saved, SavedClassifier):
+        return {"logits": saved.model(probe.imgs)}
+    outputs = {"features": saved.model.forward_features(probe.imgs)}
+    if isinstance(saved, SavedAutoencoder):
+        pred = saved.model.reconstruct(probe.imgs, noise=probe.noise).pred
+        outputs["reconstructions"] = pred
+    return outputs
+
+
+def compare(to: str, ours: Outputs, theirs: Outputs) -> list[Parity]:
+    """By output. Raises Fault for one beyond the tolerance."""
+    found = []
+    for name, value in theirs.items():
+        own, wrong = ours[name], ""
+        if value.shape != own.shape:
+            wrong = f"{name} are {tuple(value.shape)} instead of {tuple(own.shape)}"
+        else:
+            off, scale = (x.abs().max().item() for x in (value.float() - own, own))
+            found.append(Parity(name, off, scale))
+            if not found[-1].relative <= TOLERANCE:  # NaN compares false
+                wrong = f"{found[-1]}; the limit is {TOLERANCE:.0e}"
+        if wrong:
+            raise Fault(f"--to {to}: {wrong}; nothing was written")
+    return found
+
+
+def export(saved: Saved, to: str, folder: Path) -> list[Parity]:
+    """Write all files of a target but the model card, and compare. Raises Fault and OSError."""
+    target, probe = TARGETS[to], make_probe(saved)
+    with quiet():
+        target.write(saved, folder)
+        theirs = target.read(folder, probe)
+    return compare(to, compute(saved, probe), theirs)
+
+
+def card_of(
+    saved: Saved, to: str, source: Path, parity: list[Parity], folder: Path, licence: str = ""
+) -> str:
+    """The model card of what has been exported into a folder."""
+    loader = {"onnx": "onnxruntime", "timm": "timm.create_model"}.get(to, "")
+    if to == "hf":
+        loader = architecture(folder)
+    elif to == "safetensors":
+        loader = "open_classifier" if isinstance(saved, SavedClassifier) else "open_saved"
+    classes, preprocessing = classes_of(saved), described(saved)["preprocessing"]
+    return model_card(
+        Card(
+            to=to,
+            name=saved.name,
+            loader=loader,
+            classes=classes,
+            preprocessing=preprocessing,
+            code=code_for(to, loader, bool(classes), preprocessing["crop_pct"]),
+            parity="; ".join(map(str, parity)),
+            note="" if classes or is_vit(saved) or to not in ("timm", "hf") else NEW_NORM,
+            source=source,
+            checkpoint=saved.checkpoint,
+            licence=licence,
+        )
+    )
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without what exporters and loaders say of their own work."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings(), open(os.devnull, "w") as null, redirect_stdout(null):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
+
+
+def write_weights(path: Path, state: State, metadata: dict[str, str] | None = None) -> None:
+    """safetensors, which refuses views of one memory; what a disk says comes out as OSError."""
+    own = {name: value.detach().clone().contiguous() for name, value in state.items()}
+    write_file(path, save(own, {"format": "pt", **(metadata or {})}))
+
+
+# --- safetensors: our own names, and all that opening it again takes ---
+
+
+def write_own(saved: Saved, folder: Path) -> None:
+    """`model.safetensors` with its settings inside, and `config.json` with them to read."""
+    settings = described(saved)
+    metadata = {name: json.dumps(value) for name, value in settings.items()}
+    write_weights(folder / WEIGHTS, saved.model.state_dict(), metadata)
+    write_json(folder / CONFIG, {"model": saved.name, **settings})
+
+
+def read_own(folder: Path, probe: Probe) -> Outputs:
+    """By `models_saved.open_saved`."""
+    return compute(open_saved(folder / WEIGHTS), probe)
+
+
+# --- timm ---
+
+
+def write_timm(saved: Saved, folder: Path) -> None:
+    """What `timm.create_model("local-dir:…", pretrained=True)` reads."""
+    form = timm_form(saved)
+    write_weights(folder / WEIGHTS, form.state)
+    write_json(folder / CONFIG, timm_config(saved, form))
+
+
+@torch.no_grad()
+def read_timm(folder: Path, probe: Probe) -> Outputs:
+    """Logits, or an encoder's features; of a ConvNeXt those before the last norm, which is new."""
+    import timm
+
+    model = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+    if model.num_classes:
+        return {"logits": model(probe.imgs)}
+    if hasattr(model, "blocks"):
+        return {"features": model(probe.imgs)}
+    return {"features": model.forward_features(probe.imgs).mean(dim=(2, 3))}
+
+
+# --- Hugging Face's transformers ---
+
+
+def write_hf(saved: Saved, folder: Path) -> None:
+    """What `from_pretrained` of the class named in `config.json` reads."""
+    form = hf_form(saved)
+    write_weights(folder / WEIGHTS, form.state)
+    write_json(folder / CONFIG, form.config)
+    write_json(folder / PROCESSOR, image_processor(saved.preprocessing))
+
+
+def architecture(folder: Path) -> str:
+    """The class that `config.json` names."""
+    return json.loads((folder / CONFIG).read_text())["architectures"][0]
+
+
+@torch.no_grad()
+def read_hf(folder: Path, probe: Probe) -> Outputs:
+    """Logits; or an encoder's features, and of ViTMAE with its decoder reconstructions."""
+    import transformers
+
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    name = architecture(folder)
+
+    def load(name: str, **settings: object) -> nn.Module:
+        cls = getattr(transformers, name)
+        return cls.from_pretrained(folder, local_files_only=True, **settings).eval()
+
+    if name.endswith("ForImageClassification"):
+        return {"logits": load(name)(probe.imgs).logits}
+    if name == "ConvNextV2Model":
+        return {"features": load(name)(probe.imgs).last_hidden_state.mean(dim=(2, 3))}
+    tokens = load("ViTMAEModel", mask_ratio=0.0)(probe.imgs).last_hidden_state
+    outputs = {"features": tokens[:, 1:].mean(dim=1)}
+    if name == "ViTMAEForPreTraining":
+        outputs["reconstructions"] = load(name)(probe.imgs, noise=probe.noise).logits
+    return outputs
+
+
+TARGETS = {
+    "onnx": Target(write_onnx, lambda folder, probe: read_onnx(folder, probe.pixels)),
+    "safetensors": Target(write_own, read_own),
+    "timm": Target(write_timm, read_timm),
+    "hf": Target(write_hf, read_hf),
+}

@@ -1,0 +1,91 @@
+"""A saved model as ONNX, and what onnxruntime makes of that."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from models_export import Saved, classes_of, described, is_vit, timm_form
+from models_saved import SavedClassifier
+from util.files import write_json
+
+ONNX, PREPROCESSING = "model.onnx", "preprocessing.json"
+ONE_FILE = 1.9e9  # bytes of weights; protobuf, which ONNX is written in, ends at 2 GiB
+OPSET = 20  # the first with GELU as one operation
+
+
+class Deployed(nn.Module):
+    """Pixels in, answers out: nobody can forget to normalise, or do it otherwise."""
+
+    def __init__(self, saved: Saved) -> None:
+        super().__init__()
+        self.normalise = saved.preprocessing.normalise
+        self.model, self.classifies = saved.model, isinstance(saved, SavedClassifier)
+        if is_vit(saved) and not self.classifies:  # whose masking is of no use here
+            import timm
+
+            form = timm_form(saved)
+            self.model = timm.create_model(form.architecture, num_classes=0, **form.arguments)
+            self.model.load_state_dict(form.state)
+        elif not self.classifies:
+            self.model = Features(saved.model)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        """(N, 3, S, S) uint8 -> logits and probabilities (N, K), or features (N, D)."""
+        answer = self.model(self.normalise(images))
+        return (answer, answer.softmax(dim=-1)) if self.classifies else (answer,)
+
+
+class Features(nn.Module):
+    """What a model says of an image before it has a head."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, imgs: Tensor) -> Tensor:
+        """(N, 3, S, S) normalised -> (N, D)."""
+        return self.model.forward_features(imgs)
+
+
+def write_onnx(saved: Saved, folder: Path) -> None:
+    """`model.onnx` for any number of images, its settings inside, and `preprocessing.json`."""
+    model = Deployed(saved).eval()
+    size = saved.preprocessing.input_size
+    names = ["logits", "probabilities"] if model.classifies else ["features"]
+    program = torch.onnx.export(
+        model,
+        (torch.zeros(2, 3, size, size, dtype=torch.uint8),),
+        input_names=["images"],
+        output_names=names,
+        dynamic_shapes=({0: torch.export.Dim("batch")},),
+        opset_version=OPSET,
+        dynamo=True,
+        external_data=False,
+        verbose=False,
+    )
+    settings = {"model": saved.name, "classes": list(classes_of(saved))}
+    settings["preprocessing"] = described(saved)["preprocessing"]
+    metadata = {name: json.dumps(value) for name, value in settings.items()}
+    program.model.metadata_props.update({**metadata, "model": saved.name})
+    weights = sum(p.numel() * p.element_size() for p in model.parameters())
+    program.save(folder / ONNX, external_data=weights > ONE_FILE)
+    write_json(folder / PREPROCESSING, {"input": "images", "outputs": names, **settings})
+
+
+def read_onnx(folder: Path, pixels: Tensor) -> dict[str, Tensor]:
+    """Logits or features of (N, 3, S, S) uint8 by onnxruntime, the first image by itself."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3  # errors
+    options.intra_op_num_threads = torch.get_num_threads()
+    session = onnxruntime.InferenceSession(
+        str(folder / ONNX), options, providers=["CPUExecutionProvider"]
+    )
+    names = [output.name for output in session.get_outputs()]
+    parts = [session.run(names, {"images": part.numpy()}) for part in (pixels[:1], pixels[1:])]
+    joined = [torch.from_numpy(np.concatenate(part)) for part in zip(*parts, strict=True)]
+    return {n: value for n, value in zip(names, joined, strict=True) if n != "probabilities"}

@@ -1,0 +1,111 @@
+"""A trained model for other programs: ONNX, safetensors, timm, Hugging Face's transformers.
+
+    python main_export.py --checkpoint output_dir/checkpoint-best.pth --to onnx --output exported
+
+What is written is opened with the other library and must compute what our model computes, or
+nothing is left. A model card lies beside it.
+"""
+
+import argparse
+import importlib.util
+import os
+import re
+import sys
+from contextlib import ExitStack
+from pathlib import Path
+
+from util.errors import BadInput
+from util.model_card import LICENCE
+from util.options import Parser
+from util.program import run_program
+
+PACKAGES = {  # of requirements-export.txt
+    "onnx": ("onnx", "onnxscript", "onnxruntime"),
+    "safetensors": (),
+    "timm": (),
+    "hf": ("transformers",),
+}
+
+
+def build_parser() -> Parser:
+    """All options."""
+    parser = Parser("Export a trained model for other programs, compared with them first.")
+    parser.add_argument(
+        "--checkpoint", help="a file, fine-tuned or pre-trained, or a released name"
+    )
+    parser.add_argument("--to", help=f"the form: {', '.join(PACKAGES)}")
+    parser.add_argument("--output", help="folder to write to; must be new or empty")
+    parser.add_argument(
+        "--classes", help="names by commas, in their order, where the checkpoint has none"
+    )
+    parser.add_argument("--license", default="", help="of the weights, for the card: mit, other …")
+    parser.add_argument("--cache_dir", help="where released weights are kept")
+    return parser
+
+
+def check_options(args: argparse.Namespace) -> None:
+    """Refuse what cannot work, before torch is imported."""
+    for name in ("checkpoint", "to", "output"):
+        if not getattr(args, name):
+            raise BadInput(f"--{name} is missing; see --help")
+    if args.to not in PACKAGES:
+        raise BadInput(f"--to {args.to}: no such form; choose from {', '.join(PACKAGES)}")
+    lacking = [name for name in PACKAGES[args.to] if not importlib.util.find_spec(name)]
+    if lacking:
+        raise BadInput(
+            f"--to {args.to}: needs {', '.join(lacking)}: pip install -r requirements-export.txt"
+        )
+    if args.license and not re.fullmatch(LICENCE, args.license):
+        raise BadInput(
+            f"--license {args.license}: must be an identifier such as apache-2.0, cc-by-nc-4.0 "
+            "or other"
+        )
+    if args.classes is not None and not all(class_names(args.classes)):
+        raise BadInput(f"--classes {args.classes}: give names by commas, in their order")
+    check_output(output_folder(args.output))
+
+
+def class_names(text: str | None) -> list[str]:
+    """`A,B,…` as names."""
+    return [] if text is None else [name.strip() for name in text.split(",")]
+
+
+def output_folder(text: str) -> Path:
+    """`--output` as a path with a name, which `.` has not, and beside which one can write."""
+    return Path(os.path.realpath(os.path.expanduser(text)))
+
+
+def check_output(folder: Path) -> None:
+    """Raises BadInput for a place where something is."""
+    try:
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise BadInput(f"--output {folder}: is there already; name a new folder")
+    except OSError as error:
+        raise BadInput(f"--output {folder}: cannot be used ({error.strerror})") from None
+
+
+def work(args: argparse.Namespace) -> None:
+    """Open, write, compare, describe; only then the files get their place."""
+    from engine_export import card_of, export
+    from models_saved import open_saved
+    from util.files import creating, write_file
+    from util.weights import find_source
+
+    source = find_source(args.checkpoint, args.cache_dir)
+    folder = output_folder(args.output)
+    with ExitStack() as stack:
+        try:
+            new = stack.enter_context(creating(folder))
+        except OSError as error:
+            raise BadInput(f"--output {folder}: cannot be written ({error.strerror})") from None
+        saved = open_saved(source, class_names(args.classes))
+        print(f"{args.checkpoint}: {saved.name}, {saved.preprocessing.input_size} px", flush=True)
+        parity = export(saved, args.to, new)
+        write_file(new / "README.md", card_of(saved, args.to, source, parity, new, args.license))
+    for line in parity:
+        print(f"compared: {line}")
+    print(f"{folder}: {', '.join(sorted(path.name for path in folder.iterdir()))}")
+
+
+if __name__ == "__main__":
+    sys.exit(run_program(build_parser, check_options, work))

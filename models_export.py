@@ -1,0 +1,179 @@
+"""What exporting asks of a saved model, and the model as timm knows it: names, shapes, settings.
+
+Translations go the other way than those of util/layouts.py.
+"""
+
+import re
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from datasets.transforms import IMAGENET_MEAN
+from models_mae import MaskedAutoencoderViT, ViTClassifier
+from models_saved import SavedAutoencoder, SavedClassifier, SavedEncoder
+from util.layouts import DECODER, State, root
+from util.sizes import CLASSIFIER_SIZES, ConvNeXtSize, ViTSize, find_size
+
+Saved = SavedClassifier | SavedAutoencoder | SavedEncoder
+
+TIMM_CONVNEXT = [
+    (r"^downsample_layers\.0\.", "stem."),
+    (r"^downsample_layers\.(\d)\.", r"stages.\1.downsample."),
+    (r"^stages\.(\d)\.(\d+)\.", r"stages.\1.blocks.\2."),
+    (r"\.dwconv\.", ".conv_dw."),
+    (r"\.pwconv([12])\.", r".mlp.fc\1."),
+    (r"\.grn\.gamma$", ".mlp.grn.weight"),
+    (r"\.grn\.beta$", ".mlp.grn.bias"),
+    (r"^norm\.", "head.norm."),
+    (r"^head\.(weight|bias)$", r"head.fc.\1"),
+]
+
+
+class TimmForm(NamedTuple):
+    """What `timm.create_model(architecture, num_classes=…, **arguments)` is filled with."""
+
+    architecture: str
+    arguments: dict[str, Any]
+    state: State
+
+
+def classes_of(saved: Saved) -> tuple[str, ...]:
+    """Their names, none for a model that was pre-trained only."""
+    return getattr(saved, "classes", ())
+
+
+def patch_of(saved: Saved) -> int:
+    """Pixels a side of a ViT's patch."""
+    model = saved.model
+    return model.patch_embed.patch_size[0] if isinstance(model, ViTClassifier) else model.patch_size
+
+
+def size_of(saved: Saved) -> ViTSize | ConvNeXtSize:
+    """The dimensions of its encoder."""
+    return find_size(saved.name.removeprefix("mae_"), CLASSIFIER_SIZES)
+
+
+def features_of(saved: Saved) -> int:
+    """How many numbers stand for an image before the head."""
+    return size_of(saved).dim if is_vit(saved) else size_of(saved).dims[-1]
+
+
+def is_vit(saved: Saved) -> bool:
+    """Else it is a ConvNeXt V2."""
+    return isinstance(saved.model, ViTClassifier | MaskedAutoencoderViT)
+
+
+def plain_state(model: nn.Module) -> State:
+    """A model's weights with one linear head, and without the `encoder.` of FCMAE.
+
+    The batch norm of a linear probe does the same to every image, so it is part of the head:
+    W (x - m) / s + b = (W / s) x + (b - (W / s) m).
+    """
+    state = {name.removeprefix("encoder."): value for name, value in model.state_dict().items()}
+    if "head.1.weight" not in state:
+        return state
+    scale = (state["head.0.running_var"] + model.head[0].eps).rsqrt()
+    weight = state["head.1.weight"] * scale
+    bias = state["head.1.bias"] - weight @ state["head.0.running_mean"]
+    rest = {name: value for name, value in state.items() if root(name) != "head"}
+    return {**rest, "head.weight": weight, "head.bias": bias}
+
+
+def without_decoder(state: State) -> State:
+    """The encoder's weights alone."""
+    return {name: value for name, value in state.items() if root(name) not in DECODER}
+
+
+def with_last_norm(state: State) -> State:
+    """A ConvNeXt's. FCMAE has none after pooling; fine-tuning begins with this one."""
+    if "norm.weight" in state:
+        return state
+    width = len(state["stages.3.0.dwconv.bias"])
+    return {**state, "norm.weight": torch.ones(width), "norm.bias": torch.zeros(width)}
+
+
+def renamed(state: State, renames: list[tuple[str, str]]) -> State:
+    """Every name after all replacements, in their order."""
+    result = {}
+    for name, value in state.items():
+        for pattern, new in renames:
+            name = re.sub(pattern, new, name)
+        result[name] = value
+    return result
+
+
+def timm_form(saved: Saved) -> TimmForm:
+    """A classifier; or an encoder with as many classes as none, a ViT's pooling the patches."""
+    import timm
+
+    state, classes = without_decoder(plain_state(saved.model)), classes_of(saved)
+    if is_vit(saved):
+        architecture, pool = f"{saved.name.removeprefix('mae_')}_224", "avg"
+        arguments = {"img_size": saved.preprocessing.input_size, "patch_size": patch_of(saved)}
+        if isinstance(saved.model, ViTClassifier):
+            pool = saved.model.global_pool
+        arguments |= {"global_pool": pool, "fc_norm": "fc_norm.weight" in state}
+    else:
+        architecture, arguments = saved.name, {}
+        state = renamed(with_last_norm(state), TIMM_CONVNEXT)
+    # Of its small ConvNeXts the MLPs are 1×1 convolutions, and a GRN's vectors are vectors.
+    with torch.device("meta"):
+        wanted = timm.create_model(architecture, num_classes=len(classes), **arguments).state_dict()
+    shaped = {name: value.reshape(wanted[name].shape) for name, value in state.items()}
+    return TimmForm(architecture, arguments, shaped)
+
+
+def described(saved: Saved) -> dict[str, Any]:
+    """All that opening it again takes beside its weights, under the names that checkpoints use."""
+    model, preprocessing = saved.model, saved.preprocessing
+    args = {"model": saved.name, "input_size": preprocessing.input_size}
+    if is_vit(saved):
+        args["patch_size"] = patch_of(saved)
+    if isinstance(saved, SavedClassifier):
+        args["linear_probe"] = isinstance(model.head, nn.Sequential)
+        args["crop_pct"] = preprocessing.crop_pct
+        args["imagenet_default_mean_and_std"] = tuple(preprocessing.mean) == IMAGENET_MEAN
+        args["cls_token"] = is_vit(saved) and model.global_pool == "token"
+    if isinstance(saved, SavedAutoencoder):
+        args["mask_ratio"] = float(model.mask_ratio)
+        args["norm_pix_loss"] = bool(model.norm_pix_loss)
+        if is_vit(saved):
+            args["decoder_num_heads"] = int(model.decoder_blocks[0].attn.num_heads)
+    settings = {
+        "args": args,
+        "preprocessing": {
+            **preprocessing._asdict(),
+            "mean": list(preprocessing.mean),
+            "std": list(preprocessing.std),
+            "interpolation": "bicubic",
+        },
+    }
+    return {**settings, "classes": list(saved.classes)} if classes_of(saved) else settings
+
+
+def timm_config(saved: Saved, form: TimmForm) -> dict[str, Any]:
+    """`config.json` as `timm.create_model("local-dir:…")` reads it."""
+    classes, preprocessing = classes_of(saved), saved.preprocessing
+    size, whole = preprocessing.input_size, preprocessing.crop_pct is None
+    config = {
+        "architecture": form.architecture,
+        "num_classes": len(classes),
+        "num_features": features_of(saved),
+        "model_args": form.arguments,
+        "pretrained_cfg": {
+            "custom_load": False,
+            "input_size": [3, size, size],
+            "fixed_input_size": is_vit(saved),
+            "pool_size": None,
+            "interpolation": "bicubic",
+            "crop_pct": 1.0 if whole else preprocessing.crop_pct,
+            "crop_mode": "squash" if whole else "center",
+            "mean": list(preprocessing.mean),
+            "std": list(preprocessing.std),
+            "num_classes": len(classes),
+            "first_conv": "patch_embed.proj" if is_vit(saved) else "stem.0",
+            "classifier": "head" if is_vit(saved) else "head.fc",
+        },
+    }
+    return {**config, "label_names": list(classes)} if classes else config

@@ -1,0 +1,203 @@
+"""A saved model as Hugging Face's transformers know it: names and settings.
+
+Nothing is approximated: where the class of the obvious name computes something else, an equal one
+is taken. Names are those that transformers' releases before 5 use; newer ones read them as well.
+"""
+
+import re
+from typing import Any, NamedTuple
+
+from models_export import (
+    Saved,
+    classes_of,
+    is_vit,
+    patch_of,
+    plain_state,
+    renamed,
+    size_of,
+    with_last_norm,
+    without_decoder,
+)
+from models_saved import Preprocessing, SavedAutoencoder, SavedClassifier, SavedEncoder
+from util.layouts import State, root
+from util.sizes import kept_patches
+
+EPS = 1e-6  # of every LayerNorm here; not what transformers' settings say by themselves
+MASK_RATIO = 0.75  # for an encoder that came without its settings
+BICUBIC = 3  # Pillow's number, which image processors go by
+
+HF_CONVNEXT = [
+    (r"^downsample_layers\.0\.0\.", "embeddings.patch_embeddings."),
+    (r"^downsample_layers\.0\.1\.", "embeddings.layernorm."),
+    (r"^downsample_layers\.(\d)\.", r"encoder.stages.\1.downsampling_layer."),
+    (r"^stages\.(\d)\.(\d+)\.", r"encoder.stages.\1.layers.\2."),
+    (r"\.grn\.gamma$", ".grn.weight"),
+    (r"\.grn\.beta$", ".grn.bias"),
+    (r"(^|\.)norm\.", r"\1layernorm."),
+]
+HF_VIT = [
+    (r"^(cls_token)$", r"embeddings.\1"),
+    (r"^pos_embed$", "embeddings.position_embeddings"),
+    (r"^patch_embed\.proj\.", "embeddings.patch_embeddings.projection."),
+    (r"^blocks\.", "encoder.layer."),
+    (r"^decoder_blocks\.", "decoder.decoder_layers."),
+    (r"^(decoder_(embed|pos_embed|norm|pred)|mask_token)\b", r"decoder.\1"),
+    (r"\.norm1\.", ".layernorm_before."),
+    (r"\.norm2\.", ".layernorm_after."),
+    (r"\.attn\.(query|key|value)\.", r".attention.attention.\1."),
+    (r"\.attn\.proj\.", ".attention.output.dense."),
+    (r"\.mlp\.fc1\.", ".intermediate.dense."),
+    (r"\.mlp\.fc2\.", ".output.dense."),
+    (r"^norm\.", "layernorm."),
+    (r"^fc_norm\.", "pooler.layernorm."),
+]
+
+
+class HFForm(NamedTuple):
+    """`config.json` and the weights of the class it names."""
+
+    config: dict[str, Any]
+    state: State
+
+
+def hf_form(saved: Saved) -> HFForm:
+    """As transformers' class that computes the same; `architectures` in the settings names it."""
+    form = _hf_vit if is_vit(saved) else _hf_convnext
+    config, state = form(saved)
+    if classes := classes_of(saved):
+        config["id2label"] = {str(k): name for k, name in enumerate(classes)}
+        config["label2id"] = {name: k for k, name in enumerate(classes)}
+    return HFForm({**config, "dtype": "float32"}, state)
+
+
+def _hf_convnext(saved: Saved) -> HFForm:
+    size, classes = size_of(saved), classes_of(saved)
+    state = renamed(with_last_norm(without_decoder(plain_state(saved.model))), HF_CONVNEXT)
+    config = {
+        "architectures": ["ConvNextV2ForImageClassification" if classes else "ConvNextV2Model"],
+        "model_type": "convnextv2",
+        "num_channels": 3,
+        "patch_size": 4,
+        "num_stages": 4,
+        "hidden_sizes": list(size.dims),
+        "depths": list(size.depths),
+        "hidden_act": "gelu",
+        "layer_norm_eps": EPS,
+        "drop_path_rate": 0.0,
+        "image_size": saved.preprocessing.input_size,
+    }
+    return HFForm(config, _under(state, "convnextv2") if classes else state)
+
+
+def _hf_vit(saved: Saved) -> HFForm:
+    """ViT for the class token; BEiT's pooling of patches; ViTMAE for what was pre-trained."""
+    size = size_of(saved)
+    config = {
+        "hidden_size": size.dim,
+        "num_hidden_layers": size.depth,
+        "num_attention_heads": size.heads,
+        "intermediate_size": 4 * size.dim,
+        "hidden_act": "gelu",
+        "layer_norm_eps": EPS,
+        "image_size": saved.preprocessing.input_size,
+        "patch_size": patch_of(saved),
+        "num_channels": 3,
+        "hidden_dropout_prob": 0.0,
+        "attention_probs_dropout_prob": 0.0,
+    }
+    state = plain_state(saved.model)
+    if isinstance(saved, SavedEncoder):
+        state = without_decoder(state)
+    state = renamed(_separate(state), HF_VIT)
+    if not isinstance(saved, SavedClassifier):
+        return _hf_mae(saved, config, state)
+    if saved.model.global_pool == "token":
+        config |= {"model_type": "vit", "architectures": ["ViTForImageClassification"]}
+        return HFForm({**config, "qkv_bias": True}, _under(state, "vit"))
+    # transformers' ViT classifies by the class token only. Its BEiT is the same transformer with
+    # our pooling, once its relative positions and layer scale are off. It has no bias of keys,
+    # which adds the same to a query's score with every key, and so nothing after the softmax.
+    config |= {
+        "model_type": "beit",
+        "architectures": ["BeitForImageClassification"],
+        "use_absolute_position_embeddings": True,
+        "use_relative_position_bias": False,
+        "use_shared_relative_position_bias": False,
+        "use_mask_token": False,
+        "use_mean_pooling": True,
+        "layer_scale_init_value": 0.0,
+        "drop_path_rate": 0.0,
+    }
+    state = {name: value for name, value in state.items() if not name.endswith(".key.bias")}
+    return HFForm(config, _under(state, "beit"))
+
+
+def _hf_mae(saved: Saved, config: dict[str, Any], state: State) -> HFForm:
+    model, decoder = saved.model, isinstance(saved, SavedAutoencoder)
+    config |= {
+        "model_type": "vit_mae",
+        "architectures": ["ViTMAEForPreTraining" if decoder else "ViTMAEModel"],
+        "qkv_bias": True,
+        "mask_ratio": _their_mask_ratio(model.num_patches, float(model.mask_ratio)),
+        "norm_pix_loss": bool(model.norm_pix_loss),
+    }
+    if not decoder:
+        return HFForm({**config, "mask_ratio": MASK_RATIO}, state)
+    width = model.decoder_embed.out_features
+    config |= {
+        "decoder_hidden_size": width,
+        "decoder_intermediate_size": 4 * width,
+        "decoder_num_hidden_layers": len(model.decoder_blocks),
+        "decoder_num_attention_heads": int(model.decoder_blocks[0].attn.num_heads),
+    }
+    return HFForm(config, _under(state, "vit"))
+
+
+def _their_mask_ratio(patches: int, ratio: float) -> float:
+    """One that keeps as many patches when rounding errors are rounded down with the rest."""
+    keep = kept_patches(patches, ratio)
+    return ratio if int(patches * (1 - ratio)) == keep else 1 - (keep + 0.5) / patches
+
+
+def _separate(state: State) -> State:
+    """Queries, keys and values, which are one matrix here, as three."""
+    result = {}
+    for name, value in state.items():
+        if ".qkv." not in name:
+            result[name] = value
+            continue
+        for part, own in zip(("query", "key", "value"), value.chunk(3), strict=True):
+            result[name.replace(".qkv.", f".{part}.")] = own
+    return result
+
+
+def _under(state: State, prefix: str) -> State:
+    """A backbone's names under its own; the head beside it is the `classifier`."""
+    return {
+        re.sub(r"^head\.", "classifier.", name)
+        if root(name) in ("head", "decoder")
+        else f"{prefix}.{name}": value
+        for name, value in state.items()
+    }
+
+
+def image_processor(preprocessing: Preprocessing) -> dict[str, Any]:
+    """`preprocessor_config.json`: transformers' way from a picture to the model's input."""
+    size = {"height": preprocessing.input_size, "width": preprocessing.input_size}
+    config = {
+        "image_processor_type": "ViTImageProcessor",
+        "do_convert_rgb": True,
+        "do_resize": True,
+        "size": size,
+        "resample": BICUBIC,
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": list(preprocessing.mean),
+        "image_std": list(preprocessing.std),
+    }
+    if preprocessing.crop_pct is None:  # the whole picture, squeezed into a square
+        return config
+    config |= {"image_processor_type": "BitImageProcessor", "do_center_crop": True}
+    short = round(preprocessing.input_size / preprocessing.crop_pct)
+    return {**config, "size": {"shortest_edge": short}, "crop_size": size}

@@ -1,0 +1,204 @@
+"""`README.md` beside exported weights: what they are, how to use them, how good they are, whose.
+
+Everything in it may come from an untrusted checkpoint, so every value goes through `text`, and the
+YAML at its top holds nothing but words of this file and a licence that has been checked.
+"""
+
+import html
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from util.untrusted import number, parse_object, part, read_text
+
+CLIP = 200  # characters of any one value
+LICENCE = r"[a-z0-9][a-z0-9.+-]{0,63}"  # an identifier as the Hugging Face Hub has them
+LIBRARIES = {"timm": "timm", "hf": "transformers", "onnx": "onnx"}
+# Of training, what changes a result most; paths are nobody else's business.
+OPTIONS = (
+    *("epochs", "batch_size", "accum_iter", "blr", "lr", "weight_decay", "layer_decay"),
+    *("drop_path", "aug", "mixup", "cutmix", "smoothing", "reprob", "balance", "label_fraction"),
+    *("mask_ratio", "norm_pix_loss", "model_ema_eval", "linear_probe", "cls_token", "seed"),
+)
+
+LIMITS = """\
+For research on facial expressions in still pictures, on faces cropped as in training.
+
+- **An expression is not an emotion.** The model says which label people of one data set would have
+  given to a face. What somebody feels cannot be read from that; do not decide about people by it.
+- **Bias.** Data sets of expressions are uneven in age, sex, skin colour, culture and pose, and
+  their labels are opinions. Errors differ between groups, and were not measured by group here.
+- **Confidence.** Probabilities of other data than those trained on are mostly too high.
+- **Law.** Where you are, recognising people's emotions may be restricted; find out first."""
+ENCODER = """\
+To be fine-tuned, or for its features: it classifies nothing. Data sets of faces are uneven in age,
+sex, skin colour and culture, and so is what is learned from them."""
+
+
+class Card(NamedTuple):
+    """What a card is made of."""
+
+    to: str  # the target
+    name: str  # of the architecture
+    loader: str  # the class or call that opens it there
+    classes: Sequence[str]  # none: pre-trained only
+    preprocessing: dict[str, Any]
+    code: str  # that uses the files beside it
+    parity: str  # how near the outputs come
+    source: Path  # the checkpoint
+    checkpoint: dict[str, Any]
+    note: str = ""  # what one has to know of it there
+    licence: str = ""  # of the weights, if their owner has said
+
+
+def text(value: object) -> str:
+    """Any value as one line that means nothing in Markdown, HTML and tables."""
+    if isinstance(value, bool) or number(value) is not None:
+        return str(value)
+    words = value if isinstance(value, str) else type(value).__name__
+    words = words if len(words) <= CLIP else words[:CLIP] + " …"
+    shown = "".join(c if c.isprintable() else repr(c)[1:-1] for c in words)
+    return html.escape(re.sub(r"([!-%'-/:;=?@\[-`{-~])", r"\\\1", shown), quote=False)
+
+
+def model_card(card: Card) -> str:
+    """The whole file."""
+    result = find_result(card) if card.classes else {}
+    made = "fine-tuned to classify facial expressions" if card.classes else "pre-trained on faces"
+    parts = [
+        front_matter(card),
+        f"# `{card.name}`, {made}",
+        f"Exported by MAE-SFER for `{card.loader}`. Outputs, there and here: {card.parity}.",
+        _classes(card.classes),
+        card.note,
+        f"## Input\n\n{_input(card)}",
+        f"## Use\n\nIn this folder, with a cropped face in `face.jpg`:\n\n{fenced(card.code)}",
+        _results(result) if card.classes else "",
+        _training(card, result),
+        f"## Intended use and limits\n\n{LIMITS if card.classes else ENCODER}",
+        f"## Licence\n\n{_licence(card, result)}",
+    ]
+    return "\n\n".join(filter(None, parts)) + "\n"
+
+
+def front_matter(card: Card) -> str:
+    """What the Hugging Face Hub reads."""
+    task = "image-classification" if card.classes else "image-feature-extraction"
+    lines = [f"license: {card.licence}"] if re.fullmatch(LICENCE, card.licence) else []
+    if card.to in LIBRARIES:
+        lines.append(f"library_name: {LIBRARIES[card.to]}")
+    lines += [f"pipeline_tag: {task}", "tags:", "- facial-expression-recognition"]
+    lines += ["- masked-autoencoder"]
+    return "\n".join(["---", *lines, "---"])
+
+
+def fenced(code: str) -> str:
+    """Code as a block."""
+    return f"```python\n{code.strip()}\n```"
+
+
+def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Markdown, of cells that are Markdown already."""
+    lines = [f"| {' | '.join(heads)} |", "|" + "---|" * len(heads)]
+    return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in rows)])
+
+
+def _classes(classes: Sequence[str]) -> str:
+    if not classes:
+        return "It has no classes yet; fine-tuning gives it some."
+    return "## Classes\n\n" + table(
+        ["output", "class"], [[str(k), text(name)] for k, name in enumerate(classes)]
+    )
+
+
+def _input(card: Card) -> str:
+    own = card.preprocessing
+    size, share = own["input_size"], own["crop_pct"]
+    cut = (
+        "the whole picture, squeezed into a square"
+        if share is None
+        else f"the central square of {share:.4g} of the short side"
+    )
+    mean, std = (", ".join(f"{v:.4g}" for v in own[name]) for name in ("mean", "std"))
+    line = f"RGB, {cut}, resized to {size} × {size} pixels (bicubic with antialiasing)"
+    if card.to == "onnx":
+        return f"`images`, uint8, (N, 3, {size}, {size}): {line}. Normalisation is inside."
+    return f"{line}, then from 0–1 normalised by mean {mean} and deviation {std}."
+
+
+def find_result(card: Card) -> dict[str, Any]:
+    """What `eval.json` beside the checkpoint says of this very epoch; {} where it is of another."""
+    result = parse_object(read_text(card.source.parent / "eval.json"))
+    epoch = card.checkpoint.get("epoch")
+    if type(epoch) is not int or result.get("classes") != list(card.classes):
+        return {}
+    if result.get("epoch") == epoch:
+        return result
+    last = part(result, "last")
+    about = {
+        name: result.get(name) for name in ("data", "rule", "split", "flip", "n", "train_data")
+    }
+    return {**about, **last, "is_last": True} if last.get("epoch") == epoch else {}
+
+
+def _results(result: dict[str, Any]) -> str:
+    rows = []
+    for key, name in (("accuracy", "accuracy (WAR)"), ("uar", "mean class recall (UAR)")):
+        if (value := number(result.get(key))) is not None:
+            rows.append([name, f"{value:.2f} %{_interval(result.get(f'{key}_ci'))}"])
+    if (value := number(result.get("macro_f1"))) is not None:
+        rows.append(["macro-F1", f"{value:.2f} %"])
+    for name, value in part(result, "recall").items():
+        if (share := number(value)) is not None:
+            rows.append([f"recall of {text(name)}", f"{share:.1f} %"])
+    if not rows:
+        return "## Results\n\nThe checkpoint came without results of this epoch."
+    told = [f"{text(result.get('n'))} images of {text(result.get('data'))}"]
+    told += [f"split {text(result.get('split'))}"]
+    if rule := result.get("rule"):
+        told.append(f"label rule {text(rule)}")
+    if result.get("flip") is True:
+        told.append("each image's answer averaged with its mirror image's")
+    if chosen := result.get("selected_on"):
+        flatters = ", which flatters" if chosen == result.get("split") else ""
+        told.append(f"the best epoch on {text(chosen)}{flatters}")
+    if result.get("is_last") is True:
+        told.append("the last epoch, which nothing chose")
+    return f"## Results\n\n{'; '.join(told)}.\n\n" + table(["", ""], rows)
+
+
+def _interval(value: object) -> str:
+    """` (95 % interval 1.00–2.00)`, "" for anything but two numbers."""
+    ends = value if isinstance(value, list) else []
+    low, high = (number(end) for end in ends) if len(ends) == 2 else (None, None)
+    return "" if low is None or high is None else f" (95 % interval {low:.2f}–{high:.2f})"
+
+
+def _training(card: Card, result: dict[str, Any]) -> str:
+    given = card.checkpoint.get("args")
+    given = given if isinstance(given, dict) else getattr(given, "__dict__", {})
+    values = {name: given.get(name) for name in OPTIONS}
+    kinds = (str, bool, int, float)
+    rows = [[f"`{n}`", text(v)] for n, v in values.items() if isinstance(v, kinds) and v != ""]
+    lines = [f"Exported from {text(card.source.name)}"]
+    if type(epoch := card.checkpoint.get("epoch")) is int:
+        lines.append(f"epoch {epoch}")
+    if isinstance(begun := given.get("finetune"), str) and begun:
+        lines.append(f"begun with {text(os.path.basename(begun))}")
+    if data := result.get("train_data"):
+        lines.append(f"trained on {text(data)}")
+    told = "## Training\n\n" + ", ".join(lines) + "."
+    return told + ("\n\n" + table(["option", ""], rows) if rows else "")
+
+
+def _licence(card: Card, result: dict[str, Any]) -> str:
+    stated = f"`{card.licence}`" if card.licence else "not stated: whoever publishes them does that"
+    data = text(result["train_data"]) if result.get("train_data") else "The data trained on"
+    return (
+        f"Of these weights: {stated}.\n\n{data} came under the terms of its owners, and weights "
+        "that training began with under theirs. Such terms may limit what a model made from them "
+        "may be used for, and whether it may be passed on: read them before you use or publish it. "
+        "The code of MAE-SFER is under Apache-2.0."
+    )

@@ -1,0 +1,124 @@
+"""The few lines that use exported weights, for their model card; a test runs each of them.
+
+They are run in the folder of the files, on a picture `face.jpg`.
+"""
+
+PICTURE = 'Image.open("face.jpg").convert("RGB")'
+SHOW = "print(dict(zip(classes, p.tolist())))"
+
+
+def code_for(to: str, loader: str, classifies: bool, crop_pct: float | None) -> str:
+    """Python for a target, by the class or call that opens it."""
+    maker = {"onnx": _onnx, "safetensors": _own, "timm": _timm, "hf": _hf}[to]
+    return maker(loader, classifies, crop_pct)
+
+
+def _onnx(loader: str, classifies: bool, crop_pct: float | None) -> str:
+    cut = "face = face.resize((size, size), Image.BICUBIC)"
+    if crop_pct is not None:
+        edge = f"bleed={(1 - crop_pct) / 2:.6g}"
+        cut = f"face = ImageOps.fit(face, (size, size), Image.BICUBIC, {edge})"
+    lines = [
+        "import json",
+        "import numpy as np",
+        "import onnxruntime",
+        f"from PIL import Image{'' if crop_pct is None else ', ImageOps'}",
+        "",
+        'session = onnxruntime.InferenceSession("model.onnx")',
+        "size = session.get_inputs()[0].shape[2]",
+        f"face = {PICTURE}",
+        cut,
+        "images = np.asarray(face).transpose(2, 0, 1)[None]  # (1, 3, size, size), uint8",
+    ]
+    if classifies:
+        lines += [
+            'classes = json.loads(session.get_modelmeta().custom_metadata_map["classes"])',
+            'p = session.run(["probabilities"], {"images": images})[0][0]',
+            SHOW,
+        ]
+    else:
+        lines += [
+            'features = session.run(["features"], {"images": images})[0]',
+            "print(features.shape)",
+        ]
+    return "\n".join(lines)
+
+
+def _own(loader: str, classifies: bool, crop_pct: float | None) -> str:
+    lines = [
+        "# with MAE-SFER's folder in PYTHONPATH",
+        "import numpy as np",
+        "import torch",
+        "from PIL import Image",
+        f"from models_saved import {loader}",
+        "",
+        f'saved = {loader}("model.safetensors")',
+        "view, normalise = saved.preprocessing.view, saved.preprocessing.normalise",
+        f"imgs = normalise(view(np.asarray({PICTURE}))[None])",
+        "with torch.no_grad():",
+    ]
+    if classifies:
+        lines += ["    p = saved.model(imgs).softmax(dim=-1)[0]", "classes = saved.classes", SHOW]
+    else:
+        lines += ["    features = saved.model.forward_features(imgs)", "print(features.shape)"]
+    return "\n".join(lines)
+
+
+def _timm(loader: str, classifies: bool, crop_pct: float | None) -> str:
+    lines = [
+        "import timm",
+        "import torch",
+        "from PIL import Image",
+        "",
+        'model = timm.create_model("local-dir:.", pretrained=True).eval()',
+        "config = timm.data.resolve_model_data_config(model)",
+        "transform = timm.data.create_transform(**config, is_training=False)",
+        f"imgs = transform({PICTURE})[None]",
+        "with torch.no_grad():",
+    ]
+    if classifies:
+        lines += [
+            "    p = model(imgs).softmax(dim=-1)[0]",
+            'classes = model.pretrained_cfg["label_names"]',
+            SHOW,
+        ]
+    else:
+        lines += [
+            "    features = model.forward_features(imgs)  # tokens or a map, not pooled",
+            "print(features.shape)",
+        ]
+    return "\n".join(lines)
+
+
+def _hf(loader: str, classifies: bool, crop_pct: float | None) -> str:
+    masks = loader.startswith("ViTMAE")
+    name = "ViTMAEModel" if masks else loader
+    settings = ", mask_ratio=0.0" if masks else ""
+    lines = [
+        "import torch",
+        "from PIL import Image",
+        f"from transformers import AutoImageProcessor, {name}",
+        "",
+        'processor = AutoImageProcessor.from_pretrained(".")',
+        f'model = {name}.from_pretrained("."{settings}).eval()',
+        f'inputs = processor({PICTURE}, return_tensors="pt")',
+        "with torch.no_grad():",
+    ]
+    if classifies:
+        lines += [
+            "    p = model(**inputs).logits.softmax(dim=-1)[0]",
+            "classes = model.config.id2label.values()",
+            SHOW,
+        ]
+    elif masks:
+        lines += [
+            "    tokens = model(**inputs).last_hidden_state  # the patches in any order",
+            "features = tokens[:, 1:].mean(dim=1)",
+            "print(features.shape)",
+        ]
+    else:
+        lines += [
+            "    features = model(**inputs).last_hidden_state.mean(dim=(2, 3))",
+            "print(features.shape)",
+        ]
+    return "\n".join(lines)
