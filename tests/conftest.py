@@ -1,5 +1,6 @@
 """Data sets on disk, and runs made from them once for all tests."""
 
+import gc
 import signal
 
 import numpy as np
@@ -16,6 +17,12 @@ from torch.utils.data._utils import signal_handling
 import main_finetune
 import main_pretrain
 from util.errors import BAD_INPUT
+
+
+def pytest_collection_finish():
+    """Programs collect garbage at their end; what tests have imported need not be looked through."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

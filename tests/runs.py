@@ -1,5 +1,6 @@
 """Starting real training runs from tests."""
 
+import gc
 import importlib
 import json
 import multiprocessing
@@ -10,6 +11,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import torch
@@ -76,8 +78,10 @@ def run_here(main, options):
     handlers = {number: signal.getsignal(number) for number in SIGNALS}
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
+    still = {"freeze": lambda: None, "unfreeze": lambda: None}  # see conftest
     try:
-        return run_program(main.build_parser, main.check_options, main.work, options)
+        with mock.patch.multiple(gc, **still):
+            return run_program(main.build_parser, main.check_options, main.work, options)
     finally:
         torch.set_num_threads(threads)
         for number, handler in handlers.items():

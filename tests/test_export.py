@@ -1,6 +1,5 @@
 """Exported models, opened from their files alone by the libraries they are for."""
 
-import gc
 import html
 import json
 import re
@@ -48,16 +47,6 @@ HF_CLASSES = {
 }
 
 
-@pytest.fixture(scope="module", autouse=True)
-def frozen():
-    """A program collects garbage at its end, and these libraries leave much to look through."""
-    with pytest.MonkeyPatch.context() as patch:
-        gc.freeze()
-        patch.setattr(gc, "unfreeze", lambda: None)
-        yield
-    gc.unfreeze()
-
-
 @pytest.fixture(scope="module")
 def checkpoint(finetune, pretrained, tmp_path_factory):
     """A trained model's file, by what it is."""
@@ -99,7 +88,6 @@ def exported(checkpoint, tmp_path_factory):
         if (kind, to) not in made:
             folder = tmp_path_factory.mktemp("exported") / "out"
             assert export(checkpoint(kind), to, folder) == DONE
-            gc.freeze()
             made[kind, to] = folder
         return made[kind, to], opened[kind]
 

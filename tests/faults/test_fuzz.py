@@ -57,11 +57,9 @@ def folder(tmp_path_factory):
     (here / "binary.args").write_bytes(bytes(range(256)))
     (here / "quote.args").write_text("--model 'mae")
     os.chdir(here)
-    gc.freeze()  # a program collects garbage at its end, and there is much of tests' own
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(gc, "unfreeze", lambda: None)
+        patch.setattr(gc, "unfreeze", lambda: None)  # see conftest
         yield here
-    gc.unfreeze()
     os.chdir(before)
 
 
