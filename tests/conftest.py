@@ -20,7 +20,7 @@ from util.errors import BAD_INPUT
 
 
 def pytest_collection_finish():
-    """Programs collect garbage at their end; what tests have imported need not be looked through."""
+    """Programs collect garbage at their end; what tests import need not be looked through."""
     gc.collect()
     gc.freeze()
 
@@ -62,11 +62,12 @@ def photographs(tmp_path_factory):
     """One of a person, of two, of none, and what is no picture."""
     folder = tmp_path_factory.mktemp("photographs")
     astronaut = skimage.data.astronaut()
-    Image.fromarray(astronaut).save(folder / "astronaut.jpg")
+    (folder / "people").mkdir()
+    Image.fromarray(astronaut).save(folder / "people" / "astronaut.jpg")
     mirrored = astronaut[::2, ::-2]
     both = np.full((512, 768, 3), 128, np.uint8)
     both[:, :512], both[:256, 512:] = astronaut, mirrored
-    Image.fromarray(both).save(folder / "two.jpg")
+    Image.fromarray(both).save(folder / "people" / "two.jpg")
     (folder / "bomb.png").write_bytes(odd_images.bomb())
     Image.fromarray(np.full((300, 300, 3), 90, np.uint8)).save(folder / "grey.png")
     (folder / "page.jpg").write_text("<!doctype html><p>quota exceeded")

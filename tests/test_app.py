@@ -86,11 +86,11 @@ def source(picture):
 
 
 def test_a_photograph_gives_bars_and_what_the_model_looks_at(page, photographs, checkpoints):
-    upload(page, photographs / "astronaut.jpg")
+    upload(page, photographs / "people" / "astronaut.jpg")
     page.get_by_text("1 face", exact=True).wait_for()
     bars = page.locator("#bars")
     saved = open_classifier(checkpoints / "fine-tuning" / "checkpoint-best.pth")
-    pictures, _ = faces_in(photographs / "astronaut.jpg", open_detector("mtcnn"), MARGIN)
+    pictures, _ = faces_in(photographs / "people" / "astronaut.jpg", open_detector("mtcnn"), MARGIN)
     (p,) = Predictor(saved, torch.device("cpu"))(pictures).probabilities
     for name, share in zip(saved.classes, p, strict=True):
         row = bars.locator("button", has_text=name)
@@ -100,7 +100,7 @@ def test_a_photograph_gives_bars_and_what_the_model_looks_at(page, photographs, 
 
 
 def test_of_several_faces_one_is_chosen(page, photographs):
-    upload(page, photographs / "two.jpg")
+    upload(page, photographs / "people" / "two.jpg")
     page.get_by_text("2 faces, the largest first").wait_for()
     thumbnails = page.locator(".thumbnail-item, .gallery-item button").locator("visible=true")
     first = source(page.locator("#attention"))
@@ -112,7 +112,7 @@ def test_of_several_faces_one_is_chosen(page, photographs):
 
 def test_masks_follow_the_slider_and_the_button(page, photographs):
     page.get_by_role("tab", name="Masks").click()
-    upload(page, photographs / "astronaut.jpg", tab=1)
+    upload(page, photographs / "people" / "astronaut.jpg", tab=1)
     picture = page.locator("#reconstruction")
     picture.locator("img").wait_for()
     seen = [source(picture)]
@@ -142,7 +142,7 @@ def test_no_face_and_no_picture_are_told_kindly(page, photographs):
     page.get_by_text("This is no picture that can be read (is a web page, not an image").wait_for()
     upload(page, photographs / "bomb.png")
     page.get_by_text("no picture that can be read (has more than 89,478,485 pixels").wait_for()
-    upload(page, photographs / "astronaut.jpg")  # and it goes on
+    upload(page, photographs / "people" / "astronaut.jpg")  # and it goes on
     page.get_by_text("1 face", exact=True).wait_for()
 
 

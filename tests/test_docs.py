@@ -145,10 +145,10 @@ def places(sets, pretrained, finetune, photographs, tmp_path_factory):
             "B/seed-*": fine,
             "runs/seeds/seed-*": fine,
             "NAME": "mae_vit_base_300e",
-            "photos/": photographs,
-            "a.jpg": photographs / "astronaut.jpg",
-            "b.png": photographs / "two.jpg",
-            "trip/**/*.jpg": photographs / "*o*.jpg",
+            "photos/": photographs / "people",
+            "a.jpg": photographs / "people" / "astronaut.jpg",
+            "b.png": photographs / "people" / "two.jpg",
+            "trip/**/*.jpg": photographs / "**" / "*o*.jpg",
             "faces/": sets / "rafdb" / "basic" / "Image" / "aligned",
         }
 
