@@ -67,6 +67,16 @@ class SavedAutoencoder(NamedTuple):
     checkpoint: dict[str, Any]
 
 
+def open_model(
+    source: str | Path, classes: Sequence[str] = (), cache_dir: str | None = None
+) -> SavedClassifier | SavedAutoencoder:
+    """Whichever of the two a checkpoint holds. Raises BadInput as they do."""
+    opened = _open(source, cache_dir)
+    if head_classes(opened[1]):
+        return _classifier(source, classes, *opened)
+    return _autoencoder(source, *opened)
+
+
 def open_classifier(
     source: str | Path, classes: Sequence[str] = (), cache_dir: str | None = None
 ) -> SavedClassifier:
@@ -75,7 +85,21 @@ def open_classifier(
     What it is follows from its tensors. `classes`: their names in order, for files that do not
     hold them. Raises BadInput for anything that is no fine-tuned model, or that names no classes.
     """
-    saved, weights, held = _open(source, cache_dir)
+    return _classifier(source, classes, *_open(source, cache_dir))
+
+
+def open_autoencoder(source: str | Path, cache_dir: str | None = None) -> SavedAutoencoder:
+    """The masked autoencoder in a pre-training checkpoint. Raises BadInput for any other."""
+    return _autoencoder(source, *_open(source, cache_dir))
+
+
+def _classifier(
+    source: str | Path,
+    classes: Sequence[str],
+    saved: dict[str, Any],
+    weights: State,
+    held: Architecture,
+) -> SavedClassifier:
     total = head_classes(weights)
     if not total:
         raise BadInput(
@@ -100,9 +124,9 @@ def open_classifier(
     return SavedClassifier(name, model.eval(), names, preprocessing, saved)
 
 
-def open_autoencoder(source: str | Path, cache_dir: str | None = None) -> SavedAutoencoder:
-    """The masked autoencoder in a pre-training checkpoint. Raises BadInput for any other."""
-    saved, weights, held = _open(source, cache_dir)
+def _autoencoder(
+    source: str | Path, saved: dict[str, Any], weights: State, held: Architecture
+) -> SavedAutoencoder:
     if not any(root(name) in DECODER for name in weights):
         raise BadInput(
             f"{source}: holds no decoder, so it cannot reconstruct; take a checkpoint of "
