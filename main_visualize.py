@@ -22,11 +22,13 @@ if TYPE_CHECKING:
 
     from datasets.labelled import LabelledImages, LabelledSet
     from engine_visualize import Data
+    from models_masked import MaskedAutoencoder
     from models_saved import SavedAutoencoder, SavedClassifier
 
 OF_RESULTS = {"confusion": "confusion_matrix", "classes": "classes", "reliability": "reliability"}
 OF_CLASSIFIERS, OF_ALL = ("attention", *OF_RESULTS), ("features", "curves")
 FIGURES = ("reconstructions", *OF_CLASSIFIERS, *OF_ALL)
+RATIOS = (0.5, 0.75, 0.9)
 
 
 def figures(text: str) -> tuple[str, ...]:
@@ -58,7 +60,7 @@ def build_parser() -> Parser:
     group.add_argument("--face_margin", type=RATE, help="around AffectNet's face boxes, a share")
     group = parser.add_argument_group("what is drawn")
     group.add_argument("--count", type=number(int, low=1, high=64), default=8, help="images shown")
-    group.add_argument("--mask_ratios", type=RATIO, nargs="+", default=[0.5, 0.75, 0.9])
+    group.add_argument("--mask_ratios", type=RATIO, nargs="+", help="(0.5 0.75 0.9)")
     group.add_argument("--seed", type=SEED, default=0, help="which images, masks and map")
     group.add_argument("--runs", nargs="+", help="folders whose learning curves are compared")
     group = parser.add_argument_group("machine")
@@ -161,7 +163,7 @@ def draw_model(args: argparse.Namespace) -> Iterator[tuple[str, "np.ndarray"]]:
     workers = worker_count(args.num_workers, Place())
     viewer = Viewer(saved, data, device, args.batch_size, workers, args.seed)
     if "reconstructions" in wanted:
-        ratios = sorted(set(args.mask_ratios))
+        ratios = possible_ratios(args.mask_ratios, saved.model)
         yield "reconstructions", viewer.reconstructions(args.count, ratios)
     if "attention" in wanted:
         yield "attention", viewer.attention(args.count)
@@ -170,6 +172,22 @@ def draw_model(args: argparse.Namespace) -> Iterator[tuple[str, "np.ndarray"]]:
         yield from ((file, charts[file]) for file in files)
     if "features" in wanted:
         yield "features", viewer.features()
+
+
+def possible_ratios(given: list[float] | None, model: "MaskedAutoencoder") -> list[float]:
+    """The mask ratios given, else of the usual ones those that keep and remove some patches."""
+    from util.sizes import kept_patches
+
+    ratios = []
+    for ratio in sorted(set(given or RATIOS)):
+        try:
+            kept_patches(model.num_patches, ratio)
+        except BadInput as error:
+            if given:
+                raise BadInput(str(error).replace("--mask_ratio", "--mask_ratios", 1)) from None
+        else:
+            ratios.append(ratio)
+    return ratios or [model.mask_ratio]
 
 
 def open_data(args: argparse.Namespace, saved: "SavedClassifier | SavedAutoencoder") -> "Data":

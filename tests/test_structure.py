@@ -10,6 +10,7 @@ from runs import ROOT
 import main_finetune
 import main_pack
 import main_pretrain
+import main_visualize
 from main_pretrain import build_parser
 
 FLOORS = {"main": 3, "build": 3, "app": 3, "engine": 2, "models": 1, "datasets": 1, "util": 0}
@@ -79,7 +80,7 @@ def test_args_stops_at_the_mains(path):
 
 
 @pytest.mark.parametrize(
-    "main", [main_pretrain, main_finetune, main_pack], ids=lambda m: m.__name__
+    "main", [main_pretrain, main_finetune, main_pack, main_visualize], ids=lambda m: m.__name__
 )
 def test_every_flag_is_read(main):
     """By the program, the file that builds its parts, or the options' own bundles."""
