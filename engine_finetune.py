@@ -16,7 +16,8 @@ from datasets.transforms import Normalise
 from engine_evaluate import Evaluation, TestSet, evaluate_model
 from engine_train import Precision, TrainState
 from models_convnextv2 import ConvNeXtV2
-from util.figures import confusion_figure, save_png
+from util.figures import save_png
+from util.figures_results import class_figure, confusion_figure, reliability_figure
 from util.files import write_json
 from util.metrics import write_predictions
 from util.optim import convnext_layers, decayed_rate, vit_layers
@@ -127,7 +128,7 @@ class Evaluator:
 def write_results(
     output: Path, evaluation: Evaluation, test: TestSet, facts: Mapping[str, Any]
 ) -> None:
-    """`eval.json`, `predictions.csv` and the confusion matrix of one evaluation."""
+    """`eval.json`, `predictions.csv` and the charts of one evaluation."""
     result = {**evaluation.result, **facts}
     write_json(output / "eval.json", result)
     readable = np.flatnonzero(evaluation.readable)
@@ -135,6 +136,19 @@ def write_results(
     labels, classes = test.common_labels[readable], test.common_classes
     p = evaluation.probabilities[readable]
     write_predictions(output / "predictions.csv", names, labels, p, classes)
+    for name, picture in result_figures(evaluation, test).items():
+        save_png(picture, output / "figures" / f"{name}.png")
+
+
+def result_figures(evaluation: Evaluation, test: TestSet) -> dict[str, np.ndarray]:
+    """The charts of one evaluation by the names of their files, (h, w, 3) uint8 each."""
+    result, p = evaluation.result, evaluation.probabilities[evaluation.readable]
+    right = p.argmax(axis=1) == test.common_labels[evaluation.readable]
     title = f"accuracy {result['accuracy']:.2f} %, UAR {result['uar']:.2f} %"
-    picture = confusion_figure(np.array(result["confusion_matrix"]), classes, title)
-    save_png(picture, output / "figures" / "confusion_matrix.png")
+    return {
+        "confusion_matrix": confusion_figure(
+            result["confusion_matrix"], test.common_classes, title
+        ),
+        "classes": class_figure(result),
+        "reliability": reliability_figure(p.max(axis=1), right),
+    }

@@ -77,6 +77,9 @@ class SavedEncoder(NamedTuple):
     checkpoint: dict[str, Any]
 
 
+Saved = SavedClassifier | SavedAutoencoder | SavedEncoder
+
+
 class _Opened(NamedTuple):
     """A file, its weights under our names, and what network they are of."""
 
@@ -91,7 +94,7 @@ class _Opened(NamedTuple):
 
 def open_saved(
     source: str | Path, classes: Sequence[str] = (), cache_dir: str | None = None
-) -> SavedClassifier | SavedAutoencoder | SavedEncoder:
+) -> Saved:
     """Whatever was trained: `open_classifier` if it has a head, else what pre-training left."""
     opened = _open(source, cache_dir)
     if head_classes(opened.weights):

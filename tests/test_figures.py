@@ -1,19 +1,17 @@
-"""util.figures: grids of reconstructions, learning curves and confusion matrices."""
-
-import warnings
-import xml.etree.ElementTree as ET
+"""util.figures: grids of reconstructions and of what a model looks at."""
 
 import numpy as np
 import pytest
 
 from util.figures import (
     COLUMNS,
-    DPI,
     GAP,
     MARGIN,
-    confusion_figure,
-    learning_curves,
+    WRONG,
+    Verdict,
+    attention_grid,
     overlay,
+    ratio_grid,
     reconstruction_grid,
     save_png,
 )
@@ -91,116 +89,6 @@ def test_saving_replaces_whole_files_only(tmp_path):
     assert [p.name for p in path.parent.iterdir()] == ["a.png"]
 
 
-@pytest.mark.parametrize(
-    "losses",
-    [[1.0], [0.0, 0.0], [2.0] * 5, [1e-29, 1e29], [-1.0, 1.0], [5e-324, 0.0], [1.0, 1.0 + 1e-15]],
-)
-def test_curves_of_awkward_values_are_drawn_inside_the_panel(losses):
-    (svg,) = learning_curves([{"epoch": e, "train_loss": y} for e, y in enumerate(losses)])
-    root = ET.fromstring(svg)
-    width, height = map(float, root.get("viewBox").split()[2:])
-    dots = [e for e in root.iter() if e.tag.endswith("use")]
-    assert len(dots) == len(losses) + 1  # the legend's
-    assert all(0 <= float(e.get("x")) <= width and 0 <= float(e.get("y")) <= height for e in dots)
-    numbers = [float(e.get(k)) for e in root.iter() if e.tag.endswith("text") for k in "xy"]
-    assert all(0 <= number <= width for number in numbers)
-
-
-def test_loss_is_logarithmic_only_where_it_spans_a_decade():
-    def heading(*losses):
-        (svg,) = learning_curves([{"epoch": e, "train_loss": y} for e, y in enumerate(losses)])
-        return ET.fromstring(svg).get("aria-label")
-
-    assert heading(1.0, 0.1) == heading(1e6, 1e-6) == "Loss, log scale"
-    assert heading(1.0, 0.2) == heading(1.0, 0.0) == heading(1.0, -0.1) == "Loss"
-
-
-def test_epochs_are_whole_and_names_are_shown_as_they_stand():
-    log = [{"epoch": e, "test__a": 0.5, "test_$x^2$\ud800\0": 0.25} for e in range(3)]
-    (svg,) = learning_curves(log)
-    text = [e.text for e in ET.fromstring(svg).iter() if e.tag.endswith("text")]
-    assert text[:3] == ["0", "1", "2"]
-    assert {"test__a 0.5", "test_$x^2$?? 0.25"} <= set(text)
-
-
-def test_curves_of_nothing_are_empty_and_of_thousands_short():
-    assert learning_curves([]) == []
-    assert learning_curves([{"epoch": 0, "note": "x", "flag": True}]) == []
-    log = [
-        {"epoch": e, "train_loss": 1 / (1 + e), "train_lr": 1e-4 * e, "images_per_s": 400.0}
-        | {"test_acc1": 50.0, "test_top2": 60.0, "test_x": 0.3}
-        for e in range(20_000)
-    ]
-    panels = learning_curves(log)
-    assert sum(map(len, panels)) < 200_000
-    titles = {ET.fromstring(svg).get("aria-label") for svg in panels}
-    assert titles >= {"Accuracy, %", "Test, 0–100", "Test, 0–1", "Images a second"}
-
-
-def test_metrics_have_panels_of_their_own_and_keep_their_colours():
-    keys = ["train_loss", "test_loss", "test_acc1", "test_uar", "test_f1", "test_acc1_ema"]
-    keys += ["test_uar_ema", "val_acc1", "val_uar", "probe_knn_acc1", "probe_linear_acc1"]
-    keys += ["probe_knn_uar", "probe_linear_uar"]
-    log = [{"epoch": e, **dict.fromkeys(keys, 20.0 + e)} for e in range(3)]
-    panels, blue = {}, []
-    for svg in learning_curves(log):
-        root = ET.fromstring(svg)
-        text = [e.text for e in root.iter() if e.tag.endswith("text")]
-        panels[root.get("aria-label")] = [t.split(" ")[0] for t in text if t.endswith(" 22")]
-        if any("stroke: #3b82f6" in e.get("style", "") for e in root.iter()):
-            blue.append(root.get("aria-label"))
-    assert blue == ["Loss", "Accuracy on frozen features, %", "UAR on frozen features, %"]
-    assert panels == {
-        "Loss": ["train", "test"],
-        "Accuracy, %": ["test", "test_ema", "val"],
-        "Mean class accuracy (UAR), %": ["test", "test_ema", "val"],
-        "Macro-F1, %": ["test"],
-        "Accuracy on frozen features, %": ["probe_knn", "probe_linear"],
-        "UAR on frozen features, %": ["probe_knn", "probe_linear"],
-    }
-
-
-def test_no_panel_holds_more_lines_than_there_are_colours():
-    log = [{"epoch": e, **{f"test_{c}": 0.5 for c in "abcdefghi"}} for e in range(3)]
-    panels = [ET.fromstring(svg) for svg in learning_curves(log)]
-    assert [p.get("aria-label") for p in panels] == ["Test, 0–1", "Test, 0–1 (2)", "Test, 0–1 (3)"]
-    labels = [e.text for p in panels for e in p.iter() if e.tag.endswith("text")]
-    assert {f"test_{c} 0.5" for c in "abcdefghi"} <= set(labels)
-
-
-@pytest.mark.parametrize("k", [2, 7])
-def test_confusion_figure_has_truth_downwards_and_predictions_rightwards(k):
-    def middle(row, column):
-        """Where the one cell that holds all images is: the only one in the darkest shade."""
-        counts = np.zeros((k, k), int)
-        counts[row, column] = 5
-        image = confusion_figure(counts, [f"class {i}" for i in range(k)], "a title")
-        assert (image.dtype, image.shape[2]) == (np.uint8, 3)
-        ys, xs = np.nonzero((image == (0x12, 0x2F, 0x73)).all(axis=2))
-        assert np.ptp(ys) == pytest.approx(np.ptp(xs), abs=2)
-        return np.array([np.ptp(ys) / 2 + ys.min(), np.ptp(xs) / 2 + xs.min()])
-
-    first, last, side = middle(0, 0), k - 1, 0.85 * DPI
-    np.testing.assert_allclose(middle(last, 0) - first, (last * side, 0), atol=2)
-    np.testing.assert_allclose(middle(0, last) - first, (0, last * side), atol=2)
-
-
-def test_confusion_figure_of_many_classes_stays_on_a_screen():
-    counts = np.random.default_rng(0).integers(0, 2000, (20, 20))
-    height, width, _ = confusion_figure(counts, [f"class {i}" for i in range(20)], "t").shape
-    assert max(height, width) < 1500
-
-
-def test_confusion_figure_shows_awkward_names_and_empty_classes():
-    names = ["$x^2$", "\udce9\0漢", "a class name that does not come to an end at all"]
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        image = confusion_figure([[0, 0, 0], [0, 9, 0], [1, 10**6, 0]], names, "word " * 60)
-    assert image.shape[1] < 1000
-    assert (image[:, -5:] == 255).all()  # nothing is cut off
-    assert (image[:, :5] == 255).all()
-
-
 def test_an_overlay_is_hot_where_the_heat_is_and_shows_the_picture_through():
     image = images(1, 64)[0]
     heat = np.zeros((64, 64))
@@ -215,3 +103,43 @@ def test_an_overlay_is_hot_where_the_heat_is_and_shows_the_picture_through():
         assert np.corrcoef(grey[part], shown[part].sum(axis=1))[0, 1] > 0.99
     with pytest.raises(ValueError, match="map"):
         overlay(image, heat[:32])
+
+
+@pytest.mark.parametrize("size", [64, 112, 224])
+def test_ratios_stand_beside_the_original(size):
+    stages = [images(3, size, seed) for seed in range(5)]
+    grid = ratio_grid(stages[0], [(0.5, *stages[1:3]), (0.75, *stages[3:])], "a title", "a note")
+    side = {64: 128, 112: 112, 224: 112}[size]
+    assert grid.shape[1] == 5 * side + 4 * GAP + 2 * MARGIN
+    top = grid.shape[0] - MARGIN - 3 * side - 2 * GAP
+    for column, stage in enumerate(stages):
+        for row in range(3):
+            y, x = top + row * (side + GAP), MARGIN + column * (side + GAP)
+            cell = grid[y : y + side, x : x + side]
+            if size == 224:  # each pixel is the mean of four
+                means = stage[row].reshape(112, 2, 112, 2, 3).mean(axis=(1, 3))
+                assert np.abs(cell - means).max() <= 0.5
+            else:
+                np.testing.assert_array_equal(cell[:: side // size, :: side // size], stage[row])
+        assert (grid[top - 16 : top, x : x + side] < 128).any()  # its name
+    with pytest.raises(ValueError, match="3 times the same"):
+        ratio_grid(stages[0], [(0.5, stages[1], stages[2][:1])], "")
+
+
+def test_attention_stands_beside_each_face_with_what_was_said_of_it():
+    faces, heat = images(5, 112, 0), images(5, 112, 1)
+    right = Verdict("Happy", "Happy", 0.9)
+    wrong = Verdict("a very long name " * 9, "\ud800\0", 0.4)
+    grid = attention_grid(faces, heat, [right] * 4 + [wrong], "a title", "a note")
+    row_height = 112 + 44 + MARGIN
+    assert grid.shape[1] == MARGIN + 3 * (224 + MARGIN)
+    top = grid.shape[0] - 2 * row_height
+    for i in range(5):
+        y, x = top + i // 3 * row_height, MARGIN + i % 3 * (224 + MARGIN)
+        np.testing.assert_array_equal(grid[y : y + 112, x : x + 112], faces[i])
+        np.testing.assert_array_equal(grid[y : y + 112, x + 112 : x + 224], heat[i])
+        caption = grid[y + 112 : y + 112 + 44, x : x + 224].astype(int)
+        marked = (np.abs(caption - WRONG).max(axis=2) < 20).any()
+        assert marked == (i == 4)
+        assert (grid[y : y + row_height, x + 224 : x + 224 + MARGIN] == 255).all()
+    assert attention_grid(faces[:1], heat[:1], [right], "").shape[1] == 2 * MARGIN + 224

@@ -13,6 +13,7 @@ import main_finetune
 import main_pack
 import main_predict
 import main_pretrain
+import main_visualize
 from main_pretrain import build_parser
 
 FLOORS = {"main": 3, "build": 3, "app": 3, "engine": 2, "models": 1, "datasets": 1, "util": 0}
@@ -83,7 +84,15 @@ def test_args_stops_at_the_mains(path):
 
 @pytest.mark.parametrize(
     "main",
-    [main_pretrain, main_finetune, main_pack, main_predict, main_export, app],
+    [
+        main_pretrain,
+        main_finetune,
+        main_pack,
+        main_predict,
+        main_export,
+        main_visualize,
+        app,
+    ],
     ids=lambda main: main.__name__,
 )
 def test_every_flag_is_read(main):

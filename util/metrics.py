@@ -8,6 +8,7 @@ import csv
 import io
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -26,10 +27,10 @@ def evaluate(
     """(n, K) probabilities, (n,) true classes by number -> plain values, ready for `eval.json`.
 
     In %, unrounded: accuracy, uar, macro_f1, accuracy_ci and uar_ci ([low, high]), recall,
-    precision and f1 by class, ece (expected calibration error of the predicted class). log_loss is
-    in nats; n, support by class and confusion_matrix (rows: truth, columns: prediction) count
-    images. None: the recall of a class without images, which is no part of UAR; the precision of
-    one never predicted; the f1 of one with neither, which is no part of macro_f1.
+    recall_ci, precision and f1 by class, ece (expected calibration error of the predicted class).
+    log_loss is in nats; n, support by class and confusion_matrix (rows: truth, columns: prediction)
+    count images. None: the recall of a class without images, which is no part of UAR; the precision
+    of one never predicted; the f1 of one with neither, which is no part of macro_f1.
 
     Raises Fault when a probability is not finite, ValueError when the arrays do not fit each other.
     """
@@ -59,13 +60,14 @@ def evaluate(
         "accuracy_ci": intervals[0],
         "uar_ci": intervals[1],
         "recall": _percent(classes, recall),
+        "recall_ci": dict(zip(classes, _recall_intervals(matrix), strict=True)),
         "precision": _percent(classes, precision),
         "f1": _percent(classes, f1),
         "support": dict(zip(classes, support.tolist(), strict=True)),
         "confusion_matrix": matrix.tolist(),
         "classes": list(classes),
         "log_loss": float(metrics.log_loss(labels, shares, labels=ids)),
-        "ece": 100 * _calibration_error(probabilities.max(axis=1), predicted == labels),
+        "ece": 100 * calibration(probabilities.max(axis=1), predicted == labels).error,
     }
 
 
@@ -90,10 +92,41 @@ def _intervals(matrix: np.ndarray, seed: int) -> list[list[float]]:
     return (100 * np.percentile(values, (tail, 100 - tail), axis=0)).T.tolist()
 
 
-def _calibration_error(confidence: np.ndarray, right: np.ndarray) -> float:
-    """Mean distance of confidence and accuracy, (n,) each, over BINS equal bins of confidence."""
-    bins = np.clip(np.ceil(confidence * BINS).astype(int) - 1, 0, BINS - 1)  # (low, high]
-    return float(np.abs(np.bincount(bins, right - confidence)).sum() / len(right))
+class Calibration(NamedTuple):
+    """Predictions in BINS equal bins of confidence, (low, high]; arrays are (BINS,)."""
+
+    count: np.ndarray
+    confidence: np.ndarray  # mean in the bin, as accuracy; 0 where there is none
+    accuracy: np.ndarray
+
+    @property
+    def error(self) -> float:
+        """Expected calibration error, 0–1: the mean distance of the two over all predictions."""
+        gaps = np.abs(self.accuracy - self.confidence)
+        return float((self.count * gaps).sum() / self.count.sum())
+
+
+def calibration(confidence: np.ndarray, right: np.ndarray) -> Calibration:
+    """The probability of the predicted class and whether it was right, (n,) each."""
+    bins = np.clip(np.ceil(confidence * BINS).astype(int) - 1, 0, BINS - 1)
+    count = np.bincount(bins, minlength=BINS)
+    sums = (np.bincount(bins, weights, BINS) for weights in (confidence, right))
+    return Calibration(count, *(total / np.maximum(count, 1) for total in sums))
+
+
+def _recall_intervals(matrix: np.ndarray) -> list[list[float] | None]:
+    """(K, K) counts -> [low, high] of each class's recall in %: Wilson's score interval (1927).
+
+    For a class has few images, and a bootstrap of one that is always right knows no doubt.
+    """
+    from scipy.stats import binomtest
+
+    return [
+        [100 * float(end) for end in binomtest(right, n).proportion_ci(COVERAGE / 100, "wilson")]
+        if n
+        else None
+        for right, n in zip(matrix.diagonal().tolist(), matrix.sum(axis=1).tolist(), strict=True)
+    ]
 
 
 def summary_lines(result: dict) -> list[str]:

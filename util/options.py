@@ -19,6 +19,7 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, description: str) -> None:
         super().__init__(description=description, allow_abbrev=False, fromfile_prefix_chars="@")
+        self.has_run = False  # whether --output_dir is a run's, whose status.json is the program's
 
     def parse(self, argv: Sequence[str]) -> argparse.Namespace:
         """Parse; raises BadInput that names the flag, with the nearest one for an unknown."""
@@ -52,10 +53,6 @@ class Parser(argparse.ArgumentParser):
             if any(isinstance(text, str) and "\0" in text for text in texts):
                 raise BadInput(f"--{name}: holds a NUL character")
         return args, unknown
-
-    def takes(self, name: str) -> bool:
-        """Whether there is an option of this name."""
-        return name in self._option_string_actions
 
     def convert_arg_line_to_args(self, arg_line: str) -> list[str]:
         """A line of an options file: shell quoting, `#` comments, several options a line."""
@@ -212,6 +209,7 @@ def add_output_dir(group: argparse._ActionsContainer) -> None:
 def add_output(parser: Parser) -> None:
     """What is written, and going on from it."""
     group = parser.add_argument_group("output and resuming")
+    parser.has_run = True
     add_output_dir(group)
     group.add_argument("--log_dir", help="TensorBoard events (default: --output_dir)")
     group.add_argument("--print_freq", type=SIZE, default=20, help="steps between log lines")

@@ -28,7 +28,7 @@ def run_program(
     work: Callable[[argparse.Namespace], None],
     argv: list[str] | None = None,
 ) -> int:
-    """Parse, check, work; return the exit code and leave `status.json` in an --output_dir.
+    """Parse, check, work; return the exit code and leave `status.json` in a run's --output_dir.
 
     Under a launcher rank 0 speaks; the others wait a moment, so that the launcher does not kill
     it before it has spoken, and one of them speaks if it has not.
@@ -47,7 +47,7 @@ def run_program(
     if together:
         leave()
     if code != DONE and speaks(code, reason):
-        if parser().takes("--output_dir"):
+        if parser().has_run:
             note_status(find_output_dir(argv), STATUS[code], reason)
         word = "" if code == RESUMABLE else "error: "
         with suppress(OSError):

@@ -6,24 +6,21 @@ can be made again at any time; everything read is taken as untrusted text.
 """
 
 import argparse
-import base64
-import io
-import re
 import statistics
 from collections.abc import Callable
 from pathlib import Path
 from string import Template
 
-from PIL import Image
-
+from util.drawing import short
 from util.errors import BadInput, Fault
-from util.figures import learning_curves, short
+from util.figures_curves import learning_curves
 from util.files import write_file
 from util.markup import numbers, section, text
 from util.options import Parser
 from util.program import run_program
+from util.report_figures import figures_section
 from util.report_results import comparison, result_section
-from util.summary import SEED, group_runs, read_result
+from util.summary import SEED, group_runs, read_log, read_result
 from util.untrusted import number, parse_object, part, read_text
 
 FIGURE_BYTES = 6_900_000  # of PNG; base64 makes 9.2 MB of it, and the page stays below 10
@@ -70,8 +67,7 @@ def write_report(*output_dirs: str | Path, page: str | Path | None = None) -> Pa
 
 def _run(folder: Path, room: int) -> tuple[str, str]:
     """A run's title and its part of the page, with at most `room` bytes of pictures."""
-    lines = read_text(folder / "log.txt").split("\n")
-    epochs = [entry for line in lines if (entry := parse_object(line))]
+    epochs = read_log(folder)
     config, status = (parse_object(read_text(folder / f"{n}.json")) for n in ("config", "status"))
     command, result = config.get("command"), read_result(folder)
     place = folder.resolve()
@@ -81,7 +77,7 @@ def _run(folder: Path, room: int) -> tuple[str, str]:
     sections = [
         result_section(result),
         section("Curves", "".join(learning_curves(epochs, str(folder))), "curves"),
-        _figures(folder / "figures", room),
+        figures_section(folder / "figures", room),
         section("Command", f"<pre><code>{text(command)}</code></pre>" if command else ""),
         _bad_images(folder / "bad_images.txt"),
         _tables(config),
@@ -146,55 +142,6 @@ def _tables(config: dict) -> str:
         if rows
     )
     return f'<section class="more">{tables}</section>' if tables else ""
-
-
-def _figures(folder: Path, room: int) -> str:
-    """The newest reconstruction large, the earlier ones in a strip, then any other figure."""
-    paths = sorted(path for path in folder.glob("*.png") if path.is_file())
-    epoch = {p: int(m[1]) for p in paths if (m := re.fullmatch(r"reconstruction\D*(\d+)", p.stem))}
-    grids = sorted(epoch, key=lambda path: (epoch[path], path.name))
-    newest = ""
-    while grids and not newest:
-        newest = _figure(grids.pop(), room, "newest")
-    room -= len(newest) * 3 // 4
-    others = _thinned([path for path in paths if path not in epoch], room // 2)
-    room -= sum(path.stat().st_size for path in others)
-    strip = [figure for path in _thinned(grids, room) if (figure := _figure(path, room))]
-    plain = [figure for path in others if (figure := _figure(path, room))]
-    parts = [newest and f"<h2>Reconstructions</h2>{newest}"]
-    if strip:
-        parts.append(f'<h3>Earlier</h3><div class="strip" tabindex="0">{"".join(strip)}</div>')
-    if plain:
-        parts.append(f'<h2>Figures</h2><div class="plain">{"".join(plain)}</div>')
-    if missing := len(paths) - bool(newest) - len(strip) - len(plain):
-        parts.append(
-            f'<p class="soft">{missing:,} of {len(paths):,} files in figures/ are not shown, '
-            "to keep this page small or because they cannot be read.</p>"
-        )
-    return f"<section>{''.join(parts)}</section>" if paths else ""
-
-
-def _thinned(paths: list[Path], room: int) -> list[Path]:
-    """The first of `paths` and every n-th after it, with the smallest n that fits `room` bytes."""
-    sizes = [path.stat().st_size for path in paths]
-    strides = (n for n in range(1, len(paths) + 1) if sum(sizes[::n]) <= room)
-    return paths[:: next(strides, len(paths) + 1)] if sizes and sizes[0] <= room else []
-
-
-def _figure(path: Path, room: int, kind: str = "") -> str:
-    """A PNG file embedded as it is, "" when it is torn or has more than `room` bytes."""
-    try:
-        data = path.read_bytes() if path.stat().st_size <= room else b""
-        with Image.open(io.BytesIO(data), formats=["PNG"]) as image:
-            width, height = image.size
-            image.verify()
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
-        return ""
-    name, source = text(path.stem), base64.b64encode(data).decode("ascii")
-    return (
-        f'<figure class="{kind}"><img src="data:image/png;base64,{source}" alt="{name}" '
-        f'width="{width}" height="{height}"><figcaption>{name}</figcaption></figure>'
-    )
 
 
 def _duration(seconds: float) -> str:

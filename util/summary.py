@@ -125,6 +125,12 @@ def read_result(folder: Path) -> dict:
     return result if all(number(result.get(key)) is not None for key in METRICS) else {}
 
 
+def read_log(folder: Path) -> list[dict]:
+    """The epochs of a run's log.txt; lines that are torn or no objects are left out."""
+    lines = read_text(folder / "log.txt").split("\n")
+    return [entry for line in lines if (entry := parse_object(line))]
+
+
 def is_finished(folder: Path) -> bool:
     """Whether a run came to its end and left a result."""
     status = parse_object(read_text(folder / "status.json")).get("status")

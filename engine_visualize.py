@@ -1,0 +1,154 @@
+"""Figures of a trained model and a data set: which images are shown, and what is drawn of them."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from datasets.augment import Augment
+from datasets.decode import UnreadableImage
+from datasets.finetune import PlainImages, stratified
+from datasets.labelled import LabelledImages, Source
+from datasets.loader import build_test_loader
+from engine_evaluate import TestSet, collect, evaluate_model, probabilities
+from engine_finetune import result_figures
+from engine_pretrain import reconstruct, shown_with
+from engine_train import Precision
+from models_attention import attention_map
+from models_mae import ViTClassifier
+from models_saved import Saved
+from util.distributed import Place
+from util.errors import BadInput
+from util.figures import Verdict, attention_grid, overlay, ratio_grid
+from util.figures_features import FEWEST, feature_figure, project
+from util.seeding import FIGURE, generator
+
+MOST_POINTS = 2000  # in a map: more take long and hide each other
+MOST_TRIES = 50  # images looked at for each that is shown
+ROLLOUT = "attention rollout: which patches the features come from, whatever the class"
+GRAD_CAM = "Grad-CAM: what speaks for the predicted class"
+
+
+def pick_images(
+    source: Source, labels: np.ndarray | None, view: Augment, count: int, seed: int
+) -> tuple[Tensor, np.ndarray]:
+    """`count` readable images, all classes in turn -> (N, 3, S, S) uint8 and their numbers (N,).
+
+    The same for the same data and seed, class by class. Raises BadInput when none can be read.
+    """
+    labels = np.zeros(len(source), int) if labels is None else labels
+    shown: dict[int, Tensor] = {}
+    for i in in_turn(labels, seed)[: MOST_TRIES * count].tolist():
+        try:
+            shown[i] = view(source.image(i))
+        except UnreadableImage as error:
+            problem = f"{source.name(i)}: {error.reason}"
+        if len(shown) == count:
+            break
+    if not shown:
+        raise BadInput(f"--data_path: no image tried can be read (the last: {problem})")
+    chosen = sorted(shown, key=lambda i: (labels[i], i))
+    return torch.stack([shown[i] for i in chosen]), np.array(chosen)
+
+
+def in_turn(labels: np.ndarray, seed: int) -> np.ndarray:
+    """(n,) classes -> all images in an order that takes one of each class at a time."""
+    order = generator(FIGURE, seed).permutation(len(labels))
+    turn = np.zeros(len(labels), int)
+    for label in np.unique(labels):
+        own = order[labels[order] == label]
+        turn[own] = np.arange(len(own))
+    return np.lexsort((labels, turn))
+
+
+class Data(NamedTuple):
+    """Images to show a model; those that no split or class leaves out."""
+
+    source: Source
+    labels: np.ndarray | None  # (n,) places in `classes`; None where there are no labels
+    classes: Sequence[str]  # a classifier's own, else the data set's
+    common: Sequence[int]  # as in TestSet
+
+
+class Viewer:
+    """A trained model, and the data it is seen on; every figure is (h, w, 3) uint8."""
+
+    def __init__(
+        self,
+        saved: Saved,
+        data: Data,
+        device: torch.device,
+        batch_size: int,
+        workers: int,
+        seed: int,
+    ) -> None:
+        """`seed` chooses images, masks and the map's beginning."""
+        self.saved, self.model, self.data, self.seed = saved, saved.model.to(device), data, seed
+        self.normalise = saved.preprocessing.normalise.to(device)
+        self.precision = Precision("auto", device)
+        self.batch_size = batch_size
+        self.loading = {"workers": workers, "pin_memory": device.type == "cuda"}
+
+    def reconstructions(self, count: int, ratios: Sequence[float]) -> np.ndarray:
+        """`count` images at several mask ratios; what a low one removes, a higher one does too."""
+        imgs, _ = self._pick(count)
+        shape = len(imgs), self.model.num_patches
+        noise = torch.from_numpy(generator(FIGURE, self.seed, 1).random(shape, dtype=np.float32))
+        stages = [reconstruct(self.model, self.normalise, imgs, r, noise) for r in ratios]
+        columns = [(r, s.masked, s.pasted) for r, s in zip(ratios, stages, strict=True)]
+        return ratio_grid(stages[0].original, columns, self.saved.name, shown_with(self.model))
+
+    @torch.no_grad()
+    def attention(self, count: int) -> np.ndarray:
+        """`count` images beside what the classifier looks at."""
+        imgs, chosen = self._pick(count)
+        x = self.normalise(imgs.to(self.normalise.mean.device))
+        p, predicted = probabilities(self.model, flip=False)(x).max(dim=1)
+        heat = attention_map(self.model, x, predicted).cpu().numpy()
+        pictures, names = imgs.permute(0, 2, 3, 1).numpy(), self.data.classes
+        verdicts = [
+            Verdict(names[label], names[k], share)
+            for label, k, share in zip(
+                self.data.labels[chosen], predicted.tolist(), p.tolist(), strict=True
+            )
+        ]
+        overlays = np.stack([overlay(i, h) for i, h in zip(pictures, heat, strict=True)])
+        note = ROLLOUT if isinstance(self.model, ViTClassifier) else GRAD_CAM
+        return attention_grid(pictures, overlays, verdicts, self.saved.name, note)
+
+    def results(self) -> dict[str, np.ndarray]:
+        """The charts of an evaluation, see engine_finetune.result_figures."""
+        images = LabelledImages(self.data.source, self.data.labels)
+        test = TestSet(images, self._loader(images), self.data.classes, self.data.common)
+        evaluation = evaluate_model(self.model, test, self.normalise, self.precision)
+        return result_figures(evaluation, test)
+
+    def features(self) -> np.ndarray:
+        """The features of at most MOST_POINTS images, every class in its share.
+
+        Raises BadInput for too few images.
+        """
+        images = LabelledImages(self.data.source, self.data.labels)
+        if len(images) > MOST_POINTS:
+            share = MOST_POINTS / len(images)
+            images = images.take(np.flatnonzero(stratified(images.labels, share, self.seed)))
+        function, loader = self.model.forward_features, self._loader(images)
+        x, readable = collect(function, loader, self.normalise, self.precision)
+        count = int(readable.sum())
+        if count < FEWEST:
+            what = f"{count} images that can be read; a map of features needs {FEWEST}"
+            raise BadInput(f"--data_path: {what}")
+        points, labels = project(x[readable], self.seed), images.labels[readable]
+        title = f"{self.saved.name}, {count:,} images"
+        return feature_figure(points, labels, self.data.classes, title)
+
+    def _pick(self, count: int) -> tuple[Tensor, np.ndarray]:
+        view = self.saved.preprocessing.view
+        return pick_images(self.data.source, self.data.labels, view, count, self.seed)
+
+    def _loader(self, images: LabelledImages) -> DataLoader:
+        dataset = PlainImages(images.source, self.saved.preprocessing.view)
+        return build_test_loader(dataset, self.batch_size, Place(), **self.loading)

@@ -1,0 +1,249 @@
+"""Figures of a trained model: what it reconstructs, looks at, gets right, holds to be alike.
+
+    python main_visualize.py --checkpoint RUN/checkpoint-best.pth --data_path RAF-DB
+    python main_visualize.py --figures curves --runs RUN RUN …
+
+Which figures a checkpoint allows follows from what is in it; docs/visualization.md shows each.
+"""
+
+import argparse
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from util.errors import BadInput
+from util.options import COUNT, RATE, RATIO, SEED, SIZE, Parser, number
+from util.program import run_program
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from datasets.labelled import LabelledImages, LabelledSet
+    from engine_visualize import Data
+    from models_masked import MaskedAutoencoder
+    from models_saved import Saved
+
+OF_RESULTS = {"confusion": "confusion_matrix", "classes": "classes", "reliability": "reliability"}
+OF_CLASSIFIERS, OF_ALL = ("attention", *OF_RESULTS), ("features", "curves")
+FIGURES = ("reconstructions", *OF_CLASSIFIERS, *OF_ALL)
+RATIOS = (0.5, 0.75, 0.9)
+
+
+def figures(text: str) -> tuple[str, ...]:
+    """Names of figures with commas between them."""
+    names = tuple(filter(None, text.split(",")))
+    if not names or not set(names) <= set(FIGURES):
+        listed = ", ".join(FIGURES)
+        raise argparse.ArgumentTypeError(f"must be some of {listed}, with commas, not {text!r}")
+    return names
+
+
+def build_parser() -> Parser:
+    """All options."""
+    parser = Parser("Draw figures of a trained model into OUTPUT_DIR/figures.")
+    parser.add_argument("--checkpoint", help="a path or a released name")
+    parser.add_argument("--output_dir", help="(the checkpoint's own folder, for its report)")
+    parser.add_argument(
+        "--figures", type=figures, help=f"of {','.join(FIGURES)} (all that the checkpoint allows)"
+    )
+    parser.add_argument("--classes", help="A,B,…: for a checkpoint that does not name its classes")
+    parser.add_argument("--cache_dir", help="where released weights are kept")
+    group = parser.add_argument_group("data")
+    group.add_argument("--data_path", help="as in training; without labels for reconstructions")
+    group.add_argument("--split", help="test, val or train (test, else val)")
+    group.add_argument("--data_set", default="auto", help="as in fine-tuning; none: no labels")
+    group.add_argument("--nb_classes", type=SIZE, help="AffectNet: 7 or 8")
+    group.add_argument("--label_rule", help="FERPlus: argmax, argmax10, unique, majority or votes")
+    group.add_argument("--label_order", help="class folders: names in the order of their numbers")
+    group.add_argument("--face_margin", type=RATE, help="around AffectNet's face boxes, a share")
+    group = parser.add_argument_group("what is drawn")
+    group.add_argument("--count", type=number(int, low=1, high=64), default=8, help="images shown")
+    group.add_argument("--mask_ratios", type=RATIO, nargs="+", help="(0.5 0.75 0.9)")
+    group.add_argument("--seed", type=SEED, default=0, help="which images, masks and map")
+    group.add_argument("--runs", nargs="+", help="folders whose learning curves are compared")
+    group = parser.add_argument_group("machine")
+    group.add_argument("--device", default="auto", help="auto, cuda, mps or cpu")
+    group.add_argument("--batch_size", type=SIZE, default=64)
+    group.add_argument("--num_workers", type=COUNT, help="data workers (by the cores)")
+    return parser
+
+
+def check_options(args: argparse.Namespace) -> None:
+    """Refuse what cannot work, before torch is imported; fill in where to write."""
+    asked = args.figures or ()
+    if "curves" in asked and not args.runs:
+        raise BadInput("--figures curves: name the runs to compare with --runs DIR DIR …")
+    for run in args.runs or ():
+        if not os.path.isdir(run):
+            raise BadInput(f"--runs {run}: no such folder; give the --output_dir of each run")
+    only_curves = set(asked) == {"curves"} or (args.runs and not asked and not args.checkpoint)
+    if only_curves:
+        args.figures = ("curves",)
+    elif not args.checkpoint:
+        raise BadInput("--checkpoint is missing: name the model to draw; see --help")
+    elif not args.data_path:
+        raise BadInput("--data_path is missing: name the images to draw from; see --help")
+    if args.output_dir is None:
+        args.output_dir = args.runs[0] if only_curves else os.path.dirname(args.checkpoint) or "."
+        if not (only_curves or os.path.isfile(args.checkpoint)):
+            raise BadInput(f"--output_dir: name a folder; {args.checkpoint} is not a file in one")
+
+
+def work(args: argparse.Namespace) -> None:
+    """Draw one figure after the other, write each at once, then the report if there is one."""
+    from util.figures import save_png
+    from util.report import write_report
+
+    output = Path(args.output_dir)
+    try:
+        (output / "figures").mkdir(parents=True, exist_ok=True)
+        for name, picture in draw(args):
+            path = output / "figures" / f"{name}.png"
+            save_png(picture, path)
+            print(path, flush=True)
+        if (output / "report.html").exists():
+            print(f"report: {write_report(output)}")
+    except OSError as error:
+        if not str(error.filename or "").startswith(str(output)):
+            raise
+        what = f"cannot be written ({error.strerror}); name another folder"
+        raise BadInput(f"--output_dir {args.output_dir}: {what}") from None
+
+
+def draw(args: argparse.Namespace) -> Iterator[tuple[str, "np.ndarray"]]:
+    """All figures asked for by the names of their files."""
+    if args.checkpoint and set(args.figures or FIGURES) != {"curves"}:
+        yield from draw_model(args)
+    if args.runs and "curves" in (args.figures or FIGURES):
+        yield "curves", draw_curves(args.runs)
+
+
+def draw_curves(runs: list[str]) -> "np.ndarray":
+    """The logs of several runs in the same panels."""
+    from util.figures_curves import compared_curves
+    from util.summary import read_log, short_names
+
+    paths = list(dict.fromkeys(Path(os.path.abspath(run)) for run in runs))
+    logs = dict(zip(short_names(paths), map(read_log, paths), strict=True))
+    for name, path in zip(logs, paths, strict=True):
+        if not logs[name]:
+            raise BadInput(f"--runs {path}: has no log.txt with an epoch in it; leave it out")
+    picture = compared_curves(logs)
+    if picture is None:
+        raise BadInput(f"--runs {' '.join(runs)}: nothing in their log.txt can be drawn")
+    return picture
+
+
+def draw_model(args: argparse.Namespace) -> Iterator[tuple[str, "np.ndarray"]]:
+    """The figures of the checkpoint that are asked for, else all that it allows."""
+    from engine_run import worker_count
+    from engine_visualize import Viewer
+    from models_saved import SavedAutoencoder, SavedClassifier, open_saved
+    from util.distributed import Place, pick_device
+
+    device = pick_device(args.device, Place())
+    names = tuple(filter(None, (args.classes or "").split(",")))
+    saved = open_saved(args.checkpoint, names, args.cache_dir)
+    allowed = OF_CLASSIFIERS if isinstance(saved, SavedClassifier) else ()
+    if isinstance(saved, SavedAutoencoder):
+        allowed = ("reconstructions",)
+    for name in args.figures or ():
+        if name not in (*allowed, *OF_ALL):
+            what = "holds no decoder; name a checkpoint of pre-training"
+            if name in OF_CLASSIFIERS:
+                what = "was pre-trained only; name a fine-tuned checkpoint"
+            raise BadInput(f"--figures {name}: {args.checkpoint} {what}")
+    data = open_data(args, saved)
+    wanted = args.figures or (*allowed, "features")
+    if data.labels is None and "features" in wanted:
+        if args.figures or not allowed:
+            what = f"{args.data_path} has no labels to colour it by; name a labelled data set"
+            raise BadInput(f"--figures features: {what}")
+        wanted = allowed
+    workers = worker_count(args.num_workers, Place())
+    viewer = Viewer(saved, data, device, args.batch_size, workers, args.seed)
+    if "reconstructions" in wanted:
+        ratios = possible_ratios(args.mask_ratios, saved.model)
+        yield "reconstructions", viewer.reconstructions(args.count, ratios)
+    if "attention" in wanted:
+        yield "attention", viewer.attention(args.count)
+    if files := [OF_RESULTS[name] for name in wanted if name in OF_RESULTS]:
+        charts = viewer.results()
+        yield from ((file, charts[file]) for file in files)
+    if "features" in wanted:
+        yield "features", viewer.features()
+
+
+def possible_ratios(given: list[float] | None, model: "MaskedAutoencoder") -> list[float]:
+    """The mask ratios given, else of the usual ones those that keep and remove some patches."""
+    from util.sizes import kept_patches
+
+    ratios = []
+    for ratio in sorted(set(given or RATIOS)):
+        try:
+            kept_patches(model.num_patches, ratio)
+        except BadInput as error:
+            if given:
+                raise BadInput(str(error).replace("--mask_ratio", "--mask_ratios", 1)) from None
+        else:
+            ratios.append(ratio)
+    return ratios or [model.mask_ratio]
+
+
+def open_data(args: argparse.Namespace, saved: "Saved") -> "Data":
+    """The images of `--data_path` and their labels, which only a classifier cannot do without."""
+    from datasets import drawn_size, open_labelled, open_source
+    from datasets.finetune import in_classes
+    from datasets.recognise import labelled_as
+    from datasets.replace import check_readable
+    from engine_visualize import Data
+    from models_saved import SavedClassifier
+
+    size = drawn_size(saved.preprocessing.input_size)
+    classifies = isinstance(saved, SavedClassifier)
+    name = args.data_set
+    if name == "auto" and not classifies:
+        name = labelled_as(args.data_path) or "none"
+    if name == "none":
+        if classifies:
+            raise BadInput("--data_set none: the figures of a classifier need labels; leave it out")
+        for option in ("nb_classes", "label_rule", "label_order", "split"):
+            if getattr(args, option) is not None:
+                raise BadInput(f"--{option}: these images have no labels; leave it out")
+        source = open_source(args.data_path, size=size, face_margin=args.face_margin)
+        check_readable(source)
+        return Data(source, None, (), ())
+    labelled = open_labelled(
+        args.data_path,
+        name,
+        nb_classes=args.nb_classes,
+        label_rule=args.label_rule,
+        label_order=args.label_order,
+        face_margin=args.face_margin,
+        size=size,
+    )
+    images, classes = split_of(labelled, args.split), labelled.classes
+    common = range(len(classes))
+    if classifies:
+        classes = saved.classes
+        images, common = in_classes(labelled, images, classes)
+    check_readable(images.source)
+    return Data(images.source, images.labels, classes, common)
+
+
+def split_of(labelled: "LabelledSet", split: str | None) -> "LabelledImages":
+    """The split named, else what there is to test on."""
+    from datasets.finetune import test_images
+
+    if split is None:
+        return test_images(labelled, "--data_path")
+    if split not in labelled.splits:
+        there = ", ".join(labelled.splits)
+        raise BadInput(f"--split {split}: {labelled.title} has no such split, but {there}")
+    return labelled.splits[split]
+
+
+if __name__ == "__main__":
+    sys.exit(run_program(build_parser, check_options, work))

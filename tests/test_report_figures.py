@@ -1,0 +1,47 @@
+"""util.report_figures: figures in their order, with what they say, as far as there is room."""
+
+import re
+
+import numpy as np
+import pytest
+
+from util.figures import save_png
+from util.report_figures import CAPTIONS, WIDE, figures_section
+
+HOSTILE = "<b onload=x>&"
+
+
+def noise(size, seed=0):
+    return np.random.default_rng(seed).integers(0, 256, (size, size, 3), dtype=np.uint8)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for i, name in enumerate([*CAPTIONS, "my-own", HOSTILE]):
+        save_png(noise(40, i), tmp_path / f"{name}.png")
+    return tmp_path
+
+
+def captions(html):
+    return re.findall(r"<figcaption>(.*?)</figcaption>", html)
+
+
+def test_figures_stand_in_the_order_of_a_reader_with_what_they_say(folder):
+    html = figures_section(folder, 10**7)
+    expected = [f"<strong>{title}.</strong> {text}" for title, text in CAPTIONS.values()]
+    assert captions(html) == [*expected, "&lt;b onload=x&gt;&amp;", "my-own"]
+    assert html.count('<figure class="wide">') == len(WIDE)
+    assert html.count('<div tabindex="0">') == len(WIDE)  # keys can scroll them
+    assert "<b onload" not in html
+
+
+def test_figures_that_are_known_have_the_room_before_others(folder):
+    size = (folder / "classes.png").stat().st_size
+    save_png(noise(400), folder / "attention.png")
+    html = figures_section(folder, 2 * 4 * size)
+    shown = captions(html)
+    assert [caption.split(".")[0] for caption in shown[:3]] == [
+        f"<strong>{CAPTIONS[name][0]}" for name in ("confusion_matrix", "classes", "reliability")
+    ]
+    assert CAPTIONS["attention"][0] not in html
+    assert f"{len(CAPTIONS) + 2 - len(shown)} of {len(CAPTIONS) + 2} files in figures/" in html
