@@ -35,7 +35,7 @@ SMALL = {
     "--print_freq 1 --save_ckpt_num 1 --compile False",
     "main_finetune": f"{SMALL_FINETUNE} --epochs 1 --warmup_epochs 0 --save_ckpt_num 1",
     "main_pack": "--num_workers 1",
-    "main_visualize": "--num_workers 0 --count 2 --batch_size 8",
+    "main_visualize": "--num_workers 0 --count 2 --batch_size 8 --mask_ratios 0.5",
     "main_predict": "--num_workers 0 --device cpu",
     "datasets.synthetic": "--rows 2 --cell 32",
     "util.report": "--output page.html",

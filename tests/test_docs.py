@@ -272,7 +272,9 @@ def test_values_named_in_the_text_are_taken():
     for piece in all_code("options", "inline"):
         lines = [line.partition("  #")[0].strip() for line in piece.text.splitlines()]
         for name, value in (m.groups() for line in lines if (m := VALUE.fullmatch(line))):
-            takes = [parser for parser in parsers().values() if parser.takes(name)]
+            takes = [
+                parser for parser in parsers().values() if name in parser._option_string_actions
+            ]
             if takes and not any(parses(parser, name, value) for parser in takes):
                 wrong.append(f"{piece.place}: {name} {value}")
     assert wrong == []
