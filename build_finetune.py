@@ -164,6 +164,17 @@ def describe_run(
     return [*lines, f"{shape}; {precision.name} on {run.device}"]
 
 
+def describe_data(args: argparse.Namespace, data: Data) -> dict[str, object]:
+    """What `config.json` says of them."""
+    return {
+        "path": args.data_path,
+        "set": data.train_set.title,
+        "rule": data.train_set.rule,
+        "count": len(data.train),
+        "digest": data.digest,
+    }
+
+
 def build_augment(args: argparse.Namespace) -> Augment:
     """What is done to a training image on the host; erasing and mixing come on the device."""
     if args.aug == "none":
@@ -228,6 +239,16 @@ def preprocessing(args: argparse.Namespace) -> dict[str, object]:
         "interpolation": "bicubic",
         "mean": list(mean),
         "std": list(std),
+    }
+
+
+def travels_along(args: argparse.Namespace, classes: Sequence[str]) -> dict[str, object]:
+    """What a checkpoint holds beside its state: all that it takes to use the model."""
+    return {
+        "args": vars(args),
+        "classes": list(classes),
+        "evaluated": "model_ema" if args.model_ema_eval else "model",
+        "preprocessing": preprocessing(args),
     }
 
 

@@ -96,13 +96,7 @@ def finetune(args: argparse.Namespace, run: "Run") -> None:
         run,
         vars(args),
         model={"name": args.model, "parameters": parameters},
-        data={
-            "path": args.data_path,
-            "set": data.train_set.title,
-            "rule": data.train_set.rule,
-            "count": len(train),
-            "digest": data.digest,
-        },
+        data=build.describe_data(args, data),
         classes=classes,
         global_batch=sampler.global_batch,
         lr=lr,
@@ -118,13 +112,7 @@ def finetune(args: argparse.Namespace, run: "Run") -> None:
 
     loss = build.build_loss(args, run, len(classes))
     bad_images = BadImages(loss, len(train), run.output / "bad_images.txt", path is None, log)
-    extra = {
-        "args": vars(args),
-        "run": identity,
-        "classes": list(classes),
-        "evaluated": "model_ema" if args.model_ema_eval else "model",
-        "preprocessing": build.preprocessing(args),
-    }
+    extra = {"run": identity, **build.travels_along(args, classes)}
     observer = observe(run, log, state, sampler, args.epochs, saving(args), bad_images.tell, extra)
     trainer = Trainer(
         state,
