@@ -291,6 +291,7 @@ def test_an_export_that_fails_half_way_leaves_nothing(checkpoint, tmp_path, monk
         ("--checkpoint {file} --to timm --output {new} --classes a,b", "--classes names 2"),
         ("--checkpoint {mae} --to timm --output {new} --classes a,b", "pre-trained only"),
         ("--checkpoint {full}/no.pth --to timm --output {new}", "no such file"),
+        ("--checkpoint {full} --to timm --output {new}", "is a folder; name a checkpoint in it"),
         ("--checkpoint {full}/page --to timm --output {new}", "a web page"),
     ],
 )
