@@ -8,7 +8,7 @@ import json
 import logging
 import os
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import NamedTuple
@@ -42,6 +42,13 @@ NEW_NORM = (
 Outputs = dict[str, Tensor]
 
 
+class Answer(NamedTuple):
+    """What another library says of a probe, and what it calls the classes, in its own order."""
+
+    outputs: Outputs  # some of those that `compute` gives
+    classes: Sequence[str] = ()
+
+
 class Probe(NamedTuple):
     """What a model and its exported form are both asked about."""
 
@@ -73,7 +80,7 @@ class Target(NamedTuple):
     """A form a model can be exported in."""
 
     write: Callable[[Saved, Path], None]
-    read: Callable[[Path, Probe], Outputs]  # some of the outputs that `compute` gives
+    read: Callable[[Path, Probe], Answer]
 
 
 def make_probe(saved: Saved) -> Probe:
@@ -123,7 +130,11 @@ def export(saved: Saved, to: str, folder: Path) -> list[Parity]:
     with quiet():
         target.write(saved, folder)
         theirs = target.read(folder, probe)
-    return compare(to, compute(saved, probe), theirs)
+    if list(theirs.classes) != list(classes_of(saved)):
+        raise Fault(
+            f"--to {to}: the classes have other names or another order; nothing was written"
+        )
+    return compare(to, compute(saved, probe), theirs.outputs)
 
 
 def card_of(
@@ -183,9 +194,10 @@ def write_own(saved: Saved, folder: Path) -> None:
     write_json(folder / CONFIG, {"model": saved.name, **settings})
 
 
-def read_own(folder: Path, probe: Probe) -> Outputs:
+def read_own(folder: Path, probe: Probe) -> Answer:
     """By `models_saved.open_saved`."""
-    return compute(open_saved(folder / WEIGHTS), probe)
+    saved = open_saved(folder / WEIGHTS)
+    return Answer(compute(saved, probe), classes_of(saved))
 
 
 # --- timm ---
@@ -199,16 +211,16 @@ def write_timm(saved: Saved, folder: Path) -> None:
 
 
 @torch.no_grad()
-def read_timm(folder: Path, probe: Probe) -> Outputs:
+def read_timm(folder: Path, probe: Probe) -> Answer:
     """Logits, or an encoder's features; of a ConvNeXt those before the last norm, which is new."""
     import timm
 
     model = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
     if model.num_classes:
-        return {"logits": model(probe.imgs)}
+        return Answer({"logits": model(probe.imgs)}, model.pretrained_cfg["label_names"])
     if hasattr(model, "blocks"):
-        return {"features": model(probe.imgs)}
-    return {"features": model.forward_features(probe.imgs).mean(dim=(2, 3))}
+        return Answer({"features": model(probe.imgs)})
+    return Answer({"features": model.forward_features(probe.imgs).mean(dim=(2, 3))})
 
 
 # --- Hugging Face's transformers ---
@@ -228,7 +240,7 @@ def architecture(folder: Path) -> str:
 
 
 @torch.no_grad()
-def read_hf(folder: Path, probe: Probe) -> Outputs:
+def read_hf(folder: Path, probe: Probe) -> Answer:
     """Logits; or an encoder's features, and of ViTMAE with its decoder reconstructions."""
     import transformers
 
@@ -241,18 +253,20 @@ def read_hf(folder: Path, probe: Probe) -> Outputs:
         return cls.from_pretrained(folder, local_files_only=True, **settings).eval()
 
     if name.endswith("ForImageClassification"):
-        return {"logits": load(name)(probe.imgs).logits}
+        model = load(name)
+        classes = [model.config.id2label[k] for k in range(model.config.num_labels)]
+        return Answer({"logits": model(probe.imgs).logits}, classes)
     if name == "ConvNextV2Model":
-        return {"features": load(name)(probe.imgs).last_hidden_state.mean(dim=(2, 3))}
+        return Answer({"features": load(name)(probe.imgs).last_hidden_state.mean(dim=(2, 3))})
     tokens = load("ViTMAEModel", mask_ratio=0.0)(probe.imgs).last_hidden_state
     outputs = {"features": tokens[:, 1:].mean(dim=1)}
     if name == "ViTMAEForPreTraining":
         outputs["reconstructions"] = load(name)(probe.imgs, noise=probe.noise).logits
-    return outputs
+    return Answer(outputs)
 
 
 TARGETS = {
-    "onnx": Target(write_onnx, lambda folder, probe: read_onnx(folder, probe.pixels)),
+    "onnx": Target(write_onnx, lambda folder, probe: Answer(*read_onnx(folder, probe.pixels))),
     "safetensors": Target(write_own, read_own),
     "timm": Target(write_timm, read_timm),
     "hf": Target(write_hf, read_hf),

@@ -75,8 +75,10 @@ def write_onnx(saved: Saved, folder: Path) -> None:
     write_json(folder / PREPROCESSING, {"input": "images", "outputs": names, **settings})
 
 
-def read_onnx(folder: Path, pixels: Tensor) -> dict[str, Tensor]:
-    """Logits or features of (N, 3, S, S) uint8 by onnxruntime, the first image by itself."""
+def read_onnx(folder: Path, pixels: Tensor) -> tuple[dict[str, Tensor], list[str]]:
+    """Logits or features of (N, 3, S, S) uint8 by onnxruntime, the first image by itself, and the
+    names of the classes.
+    """
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -88,4 +90,6 @@ def read_onnx(folder: Path, pixels: Tensor) -> dict[str, Tensor]:
     names = [output.name for output in session.get_outputs()]
     parts = [session.run(names, {"images": part.numpy()}) for part in (pixels[:1], pixels[1:])]
     joined = [torch.from_numpy(np.concatenate(part)) for part in zip(*parts, strict=True)]
-    return {n: value for n, value in zip(names, joined, strict=True) if n != "probabilities"}
+    outputs = dict(zip(names, joined, strict=True))
+    outputs.pop("probabilities", None)
+    return outputs, json.loads(session.get_modelmeta().custom_metadata_map["classes"])

@@ -21,7 +21,7 @@ from models_attention import attention_map
 from models_mae import ViTClassifier
 from models_saved import Saved
 from util.distributed import Place
-from util.errors import BadInput
+from util.errors import BadInput, Fault
 from util.figures import Verdict, attention_grid, overlay, ratio_grid
 from util.figures_features import FEWEST, feature_figure, project
 from util.seeding import FIGURE, generator
@@ -129,7 +129,7 @@ class Viewer:
     def features(self) -> np.ndarray:
         """The features of at most MOST_POINTS images, every class in its share.
 
-        Raises BadInput for too few images.
+        Raises BadInput for too few images, Fault for features that are not finite.
         """
         images = LabelledImages(self.data.source, self.data.labels)
         if len(images) > MOST_POINTS:
@@ -141,6 +141,8 @@ class Viewer:
         if count < FEWEST:
             what = f"{count} images that can be read; a map of features needs {FEWEST}"
             raise BadInput(f"--data_path: {what}")
+        if not np.isfinite(x[readable]).all():
+            raise Fault("the model's features are not finite: a map cannot be drawn of them")
         points, labels = project(x[readable], self.seed), images.labels[readable]
         title = f"{self.saved.name}, {count:,} images"
         return feature_figure(points, labels, self.data.classes, title)

@@ -26,7 +26,8 @@ def attention_map(model: nn.Module, x: Tensor, target: Tensor | None = None) -> 
     the caller in any grad mode; both stay, and no gradient is left behind. Blocks must not be
     compiled. Raises TypeError for a model that is no classifier of ours.
     """
-    with evaluating(model), torch.no_grad():
+    # In fp32, whatever the caller computes in: rollout multiplies as many matrices as blocks.
+    with evaluating(model), torch.no_grad(), torch.autocast(x.device.type, enabled=False):
         if isinstance(model, ViTClassifier):
             heat = attention_rollout(model, x)
         elif isinstance(model, ConvNeXtV2):

@@ -7,6 +7,7 @@ import numpy as np
 import odd_images
 import pytest
 import skimage.data
+from exported import checkpoint, exported  # noqa: F401 – fixtures
 from layouts import write_ferplus_csv, write_rafdb
 from layouts_affectnet import write_affectnet_csv
 from PIL import Image

@@ -192,6 +192,14 @@ def test_a_convnext_whose_class_is_what_stands_in_a_corner_shows_it_there(corner
     assert others[corner] > 2 * others.mean()
 
 
+@pytest.mark.parametrize("make", [vit, convnext])
+def test_a_map_is_computed_in_fp32_within_autocast_too(make):
+    model, x = make().eval(), torch.randn(2, 3, SIZE, SIZE)
+    with torch.autocast("cpu", torch.bfloat16):
+        heat = attention_map(model, x)
+    assert torch.equal(heat, attention_map(model, x))
+
+
 def test_other_models_are_refused():
     with pytest.raises(TypeError, match="MaskedAutoencoderViT is no classifier"):
         attention_map(create_pretrain_model("mae_vit_tiny_patch16", 32), torch.zeros(1, 3, 32, 32))

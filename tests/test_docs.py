@@ -204,7 +204,7 @@ def test_every_program_is_shown(program):
 
 
 PYTHON_SHOWN = all_code("python")
-# Those of docs/export.md need what is exported: tests/test_export.py runs them.
+# Those of docs/export.md need what is exported: tests/test_export*.py run them.
 PYTHON_SHOWN = [block for block in PYTHON_SHOWN if "docs/export.md" not in block.place]
 
 

@@ -1,44 +1,28 @@
 """Exported models, opened from their files alone by the libraries they are for."""
 
-import html
 import json
 import re
-import shutil
 
-import numpy as np
 import onnxruntime
 import pytest
-import skimage.data
 import timm
 import torch
 import transformers
-import yaml
-from finetuned import EVERYTHING, RAF_NAMES, evaluate, measured
-from PIL import Image
-from runs import ROOT, load, run_here
+from exported import CLASSIFIERS, assert_same, export, refused, run_card, run_docs, some_images
+from finetuned import RAF_NAMES, evaluate, measured
+from runs import run_here
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import engine_export
 import engine_onnx
 import main_export
-from datasets.synthetic import SyntheticFaces
-from models_export import TimmForm, plain_state, timm_config
-from models_hf import image_processor
+from models_export import plain_state
 from models_registry import create_classifier
-from models_saved import Preprocessing, open_autoencoder, open_classifier, open_saved
-from util.errors import BAD_INPUT, DONE, FAULT, BadInput
-from util.model_card import Card, model_card
-from util.model_code import code_for
+from models_saved import open_autoencoder, open_classifier
+from util.errors import BAD_INPUT, FAULT, BadInput
 from util.weights import load_pretrained
 
-HOSTILE = ("a|b\n---\n# c", '"><script>', "`d` {e}", "---", "'", "www.f.com\\", "g\u202eh")
-CLASSIFIERS = {
-    "pooled": ("vit", ""),
-    "token": ("vit", "--cls_token"),
-    "probe": ("vit", "--linear_probe"),
-    "convnext": ("convnext", EVERYTHING),
-}
 HF_CLASSES = {
     "pooled": "BeitForImageClassification",
     "token": "ViTForImageClassification",
@@ -47,81 +31,19 @@ HF_CLASSES = {
 }
 
 
-@pytest.fixture(scope="module")
-def checkpoint(finetune, pretrained, tmp_path_factory):
-    """A trained model's file, by what it is."""
-    root = tmp_path_factory.mktemp("checkpoints")
-
-    def find(kind):
-        if kind == "pooled":  # that sees the whole picture, and is surer of itself
-            content = load(finetune(), "checkpoint-best.pth")
-            content["model"]["head.weight"] *= 1000
-            content["preprocessing"]["crop_pct"] = None
-            (root / "run").mkdir(exist_ok=True)
-            shutil.copy(finetune() / "eval.json", root / "run")
-            torch.save(content, root / "run" / "pooled.pth")
-            return root / "run" / "pooled.pth"
-        if kind in CLASSIFIERS:
-            return finetune(*CLASSIFIERS[kind]) / "checkpoint-best.pth"
-        if kind == "encoder":
-            state = load(pretrained["vit"].parent)["model"]
-            kept = {n: v for n, v in state.items() if not n.startswith(("decoder", "mask_token"))}
-            torch.save({"model": kept}, root / "encoder.pth")
-            return root / "encoder.pth"
-        if kind == "hostile":
-            content = load(finetune(), "checkpoint-best.pth")
-            torch.save({**content, "classes": list(HOSTILE)}, root / "hostile.pth")
-            return root / "hostile.pth"
-        return pretrained[{"mae": "vit", "fcmae": "convnext"}[kind]]
-
-    return find
-
-
-@pytest.fixture(scope="module")
-def exported(checkpoint, tmp_path_factory):
-    """The folder of an export by `main_export.py`, made once; and our model."""
-    made, opened = {}, {}
-
-    def make(kind, to):
-        if kind not in opened:
-            opened[kind] = open_saved(checkpoint(kind))
-        if (kind, to) not in made:
-            folder = tmp_path_factory.mktemp("exported") / "out"
-            assert export(checkpoint(kind), to, folder) == DONE
-            made[kind, to] = folder
-        return made[kind, to], opened[kind]
-
-    return make
-
-
-def export(source, to, output, *more):
-    argv = ["--checkpoint", source, "--to", to, "--output", output, *more]
-    return run_here(main_export, [str(arg) for arg in argv])
-
-
-def some_images(saved, count=3):
-    """uint8 pixels, and the same as the model takes them."""
-    size = saved.preprocessing.input_size
-    pixels = torch.randint(0, 256, (count, 3, size, size), dtype=torch.uint8)
-    return pixels, saved.preprocessing.normalise(pixels)
-
-
-def assert_same(theirs, ours):
-    torch.testing.assert_close(theirs, ours, atol=1e-5 * float(ours.abs().max()), rtol=0)
-
-
 # Each library
 
 
 @pytest.mark.parametrize("kind", ["pooled", "convnext", "mae"])
-def test_onnxruntime_answers_for_any_number_of_images(kind, exported, monkeypatch, capfd):
+def test_onnxruntime_answers_for_any_number_of_images(kind, exported, tmp_path, monkeypatch, capfd):
+    """All there is to say of an ONNX file, which takes long to make."""
     if kind == "mae":  # as if it were too large for one file
         monkeypatch.setattr(engine_onnx, "ONE_FILE", 0)
     folder, saved = exported(kind, "onnx")
     assert capfd.readouterr().err == ""
     assert (folder / "model.onnx.data").exists() == (kind == "mae")
     session = onnxruntime.InferenceSession(str(folder / "model.onnx"))
-    for count in (1, 3):
+    for count in (1, 3, 17):
         pixels, imgs = some_images(saved, count)
         answers = session.run(None, {"images": pixels.numpy()})
         with torch.no_grad():
@@ -137,6 +59,9 @@ def test_onnxruntime_answers_for_any_number_of_images(kind, exported, monkeypatc
         **json.loads(notes["preprocessing"]),
         "input_size": 32,
     }
+    run_card(folder, saved, tmp_path / "card", monkeypatch, capfd)
+    if kind == "pooled":
+        run_docs("onnx", folder, saved, tmp_path / "docs", monkeypatch)
 
 
 @pytest.mark.parametrize("kind", [*CLASSIFIERS, "mae", "encoder", "fcmae"])
@@ -275,202 +200,67 @@ def test_settings_beside_weights_that_were_tampered_with_are_bad_input(damage, e
         open_classifier(tmp_path / "bad.safetensors")
 
 
-# Pictures: what the settings tell the libraries to do
-
-
-@pytest.mark.parametrize(("crop_pct", "bound"), [(None, 0.02), (0.875, 1.5)])
-def test_a_photograph_reaches_every_library_as_it_reaches_us(
-    crop_pct, bound, tmp_path, exported, monkeypatch
-):
-    """Mean difference of 255. Others resize before they crop, to whole pixels: half of one off."""
-    monkeypatch.chdir(tmp_path)
-    photograph = skimage.data.astronaut()[:420, 60:400]
-    Image.fromarray(photograph).save("face.jpg", "PNG")
-    own = Preprocessing(224, crop_pct)
-    ours = own.normalise(own.view(photograph)[None])
-
-    (tmp_path / "preprocessor_config.json").write_text(json.dumps(image_processor(own)))
-    processor = transformers.AutoImageProcessor.from_pretrained(tmp_path)
-    theirs = {"hf": processor(Image.fromarray(photograph), return_tensors="pt").pixel_values}
-    saved = exported("pooled", "timm")[1]._replace(preprocessing=own)
-    config = timm_config(saved, TimmForm("vit_tiny_patch16_224", {}, {}))["pretrained_cfg"]
-    transform = timm.data.create_transform(**timm.data.resolve_data_config(config))
-    theirs["timm"] = transform(Image.fromarray(photograph))[None]
-    lines, known = code_for("onnx", "", True, crop_pct).splitlines(), {"size": 224}
-    words = ("import numpy", "from PIL", "face", "images")
-    exec("\n".join(line for line in lines if line.startswith(words)), known)
-    theirs["onnx"] = own.normalise(torch.tensor(known["images"]))
-    for name, imgs in theirs.items():
-        assert imgs.shape == ours.shape, name
-        off = (imgs - ours).abs() * torch.tensor(own.std).view(3, 1, 1) * 255
-        assert off.mean() < bound, (name, off.mean())
-
-
-# The model card
-
-
-def code_of(folder):
-    return re.search(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.S)[1]
-
-
-@pytest.mark.parametrize(
-    ("kind", "to"),
-    [
-        *(("pooled", to) for to in ("onnx", "safetensors", "timm", "hf")),
-        *(("mae", to) for to in ("onnx", "safetensors", "timm", "hf")),
-        *(("fcmae", to) for to in ("timm", "hf")),
-        *(("convnext", to) for to in ("onnx", "timm", "hf")),
-    ],
-)
-def test_the_code_in_the_card_runs(kind, to, exported, tmp_path, monkeypatch, capfd):
-    folder, saved = exported(kind, to)
-    shutil.copytree(folder, tmp_path / "here")
-    monkeypatch.chdir(tmp_path / "here")
-    face = SyntheticFaces(8, 90).image(3)
-    Image.fromarray(face).save("face.jpg", quality=100, subsampling=0)
-    capfd.readouterr()
-    exec(code_of(folder), {})
-    said = capfd.readouterr().out.strip()
-    if kind not in CLASSIFIERS:
-        assert said.startswith("torch.Size([1, ") or said.startswith("(1, ")
-        return
-    told = json.loads(said.replace("'", '"'))
-    face = np.asarray(Image.open("face.jpg").convert("RGB"))
-    with torch.no_grad():
-        p = saved.model(saved.preprocessing.normalise(saved.preprocessing.view(face)[None]))
-    expected = p.softmax(1)[0].tolist()
-    if kind == "pooled":
-        assert max(expected) - min(expected) > 0.2, "else nothing is tested"
-    assert told == pytest.approx(dict(zip(saved.classes, expected, strict=True)), abs=2e-3)
-
-
-@pytest.mark.parametrize("to", ["onnx", "safetensors", "timm", "hf"])
-def test_the_code_in_the_docs_runs(to, exported, tmp_path, monkeypatch):
-    folder, saved = exported("pooled", to)
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "exported").symlink_to(folder)
-    face = SyntheticFaces(8, 90).image(3)
-    Image.fromarray(face).save("face.jpg", "PNG")
-    section = (ROOT / "docs" / "export.md").read_text().split(f"\n## {to}\n")[1].split("\n## ")[0]
-    known = {}
-    exec("\n".join(re.findall(r"^    (.*)", section, re.M)), known)
-    imgs = saved.preprocessing.normalise(saved.preprocessing.view(face)[None])
-    with torch.no_grad():
-        ours = saved.model(imgs)
-    if to == "safetensors":
-        assert known["saved"].classes == saved.classes
-    elif to == "onnx":
-        torch.testing.assert_close(torch.tensor(known["p"]), ours.softmax(1), atol=1e-3, rtol=0)
-    else:
-        torch.testing.assert_close(known["logits"].detach(), ours, atol=0.02, rtol=0)
-
-
-def test_the_card_tells_what_the_model_is_and_how_good(exported, checkpoint):
-    folder, _ = exported("pooled", "hf")
-    card = (folder / "README.md").read_text()
-    result = json.loads((checkpoint("pooled").parent / "eval.json").read_text())
-    _, front, body = card.split("---\n", 2)
-    assert yaml.safe_load(front) == {
-        "library_name": "transformers",
-        "pipeline_tag": "image-classification",
-        "tags": ["facial-expression-recognition", "masked-autoencoder"],
-    }
-    low, high = result["uar_ci"]
-    assert f"| {result['accuracy']:.2f} % (95 % interval" in body
-    assert f"| {result['uar']:.2f} % (95 % interval {low:.2f}–{high:.2f}) |" in body
-    assert f"{result['n']} images of RAF\\-DB" in body
-    assert "the best epoch on test, which flatters" in body
-    assert "| 1 | Fear |" in body
-    assert str(checkpoint("pooled").parent) not in card
-    assert "not an emotion" in body
-    assert "not stated" in body
-
-
-def test_results_of_another_epoch_are_not_told(finetune, tmp_path):
-    for name, kept in (("checkpoint-best.pth", True), ("checkpoint-old.pth", False)):
-        shutil.copy(finetune() / "eval.json", tmp_path)
-        content = load(finetune(), "checkpoint-best.pth")
-        if not kept:
-            content["epoch"] += 7
-        torch.save(content, tmp_path / name)
-        assert export(tmp_path / name, "safetensors", tmp_path / f"{name}-out") == DONE
-        card = (tmp_path / f"{name}-out" / "README.md").read_text()
-        assert ("accuracy (WAR)" in card) == kept
-        assert ("without results" in card) == (not kept)
-
-
-@pytest.mark.parametrize("to", ["safetensors", "timm", "hf"])
-def test_hostile_class_names_stay_names(to, exported):
-    folder, _ = exported("hostile", to)
-    card = (folder / "README.md").read_text()
-    _, front, body = card.split("---\n", 2)
-    assert set(yaml.safe_load(front)) <= {"library_name", "pipeline_tag", "tags"}
-    rows = re.findall(r"^\| (\d) \| (.*) \|$", body, re.M)
-    assert [number for number, _ in rows] == list("0123456")
-    for line in body.splitlines():
-        assert line.strip() != "---"
-        assert "<script" not in line
-        assert "\u202e" not in line
-    shown = [html.unescape(re.sub(r"\\([!-/:-@\[-`{-~])", r"\1", name)) for _, name in rows]
-    assert shown[:2] == ["a|b\\n---\\n# c", '"><script>']
-    config = json.loads((folder / "config.json").read_text())
-    known = {
-        "safetensors": lambda: config["classes"],
-        "timm": lambda: config["label_names"],
-        "hf": lambda: list(config["id2label"].values()),
-    }
-    assert tuple(known[to]()) == HOSTILE
-
-
-def test_a_card_survives_a_checkpoint_that_holds_anything(tmp_path):
-    (tmp_path / "eval.json").write_text(
-        '{"epoch": 1, "classes": ["a", "b"], "accuracy": 1e400, "uar": "x", "uar_ci": 5, "n": {},'
-        '"recall": {"a": [1], "b": 50}, "data": ["<img>"], "selected_on": 7, "train_data": "# x"}'
-    )
-    args = {"epochs": "9" * 5000, "lr": 10**400, "mixup": [1], "aug": "`|\n", "finetune": 3}
-    own = {"input_size": 32, "crop_pct": 0.9, "mean": [0.5] * 3, "std": [0.5] * 3}
-    text = model_card(
-        Card(
-            to="timm",
-            name="vit_tiny_patch16",
-            loader="timm.create_model",
-            classes=("a", "b"),
-            preprocessing=own,
-            code="pass",
-            parity="equal",
-            source=tmp_path / "c|`\n.pth",
-            checkpoint={"epoch": 1, "args": args},
-        )
-    )
-    assert "| recall of b | 50.0 % |" in text
-    assert "<img" not in text
-    assert "\n# x" not in text
-    assert max(map(len, text.splitlines())) < 1000
-
-
 # What cannot work
 
 
-def refused(capfd):
-    lines = capfd.readouterr().err.strip().splitlines()
-    assert len(lines) == 1, lines
-    return lines[0]
+def larger(state):
+    name = next(
+        n for n in state if n.endswith(("3.norm2.weight", "layer.3.layernorm_after.weight"))
+    )
+    return {**state, name: state[name] * 1.5}
 
 
-@pytest.mark.parametrize("to", ["timm", "hf", "safetensors"])
+def swapped(state):
+    """Two vectors of the same shape and purpose, as a translation that counts wrongly does."""
+    first = next(n for n in state if n.endswith(("3.norm1.bias", "3.layernorm_before.bias")))
+    second = first.replace("3.", "4.")
+    return {**state, first: state[second], second: state[first]}
+
+
+def upside_down(state):
+    """The classes' rows in another order than their names."""
+    last = [n for n in state if n.endswith(("head.weight", "classifier.weight"))]
+    return {**state, **{n: state[n].flip(0) for n in last}}
+
+
+def renamed(config):
+    if "label_names" in config:
+        return {**config, "label_names": config["label_names"][::-1]}
+    names = reversed(config["id2label"].values())
+    return {**config, "id2label": dict(zip(config["id2label"], names, strict=True))}
+
+
+def other_eps(config):
+    """As transformers' settings have it."""
+    return {**config, "layer_norm_eps": 1e-5}
+
+
+@pytest.mark.parametrize(
+    ("to", "damage"),
+    [
+        *((to, larger) for to in ("timm", "hf", "safetensors")),
+        *((to, swapped) for to in ("timm", "hf")),
+        *((to, upside_down) for to in ("timm", "hf")),
+        *((to, renamed) for to in ("timm", "hf")),
+        ("hf", other_eps),
+    ],
+)
 def test_an_export_that_answers_otherwise_is_no_export(
-    to, checkpoint, tmp_path, monkeypatch, capfd
+    to, damage, checkpoint, tmp_path, monkeypatch, capfd
 ):
-    write = engine_export.write_weights
+    of_config = damage in (renamed, other_eps)
+    name = "write_json" if of_config else "write_weights"
+    write = getattr(engine_export, name)
 
-    def broken(path, state, metadata=None):
-        name = next(name for name in state if name.endswith("3.norm2.weight") or "layer.3" in name)
-        write(path, {**state, name: state[name] * 1.5}, metadata)
+    def broken(path, content, *rest):
+        write(path, damage(content) if path.name != engine_export.PROCESSOR else content, *rest)
 
-    monkeypatch.setattr(engine_export, "write_weights", broken)
+    monkeypatch.setattr(engine_export, name, broken)
     assert export(checkpoint("pooled"), to, tmp_path / "out") == FAULT
-    said = rf"--to {to}: logits differ by at most .*; the limit is 1e-04"
-    assert re.search(said, refused(capfd))
+    said = "the classes have other names or another order; nothing was written"
+    if damage is not renamed:
+        said = "logits differ by at most .*; the limit is 1e-04"
+    assert re.search(rf"--to {to}: {said}", refused(capfd))
     assert list(tmp_path.iterdir()) == []
 
 
@@ -501,6 +291,7 @@ def test_an_export_that_fails_half_way_leaves_nothing(checkpoint, tmp_path, monk
         ("--checkpoint {file} --to timm --output {new} --classes a,b", "--classes names 2"),
         ("--checkpoint {mae} --to timm --output {new} --classes a,b", "pre-trained only"),
         ("--checkpoint {full}/no.pth --to timm --output {new}", "no such file"),
+        ("--checkpoint {full} --to timm --output {new}", "is a folder; name a checkpoint in it"),
         ("--checkpoint {full}/page --to timm --output {new}", "a web page"),
     ],
 )
@@ -523,12 +314,3 @@ def test_a_missing_library_is_named_with_its_file(to, lacking, tmp_path, monkeyp
     )
     assert export("any.pth", to, tmp_path / "out") == BAD_INPUT
     assert f"needs {lacking}: pip install -r requirements-export.txt" in refused(capfd)
-
-
-def test_an_empty_folder_is_taken_and_a_stated_licence_stands_in_the_card(checkpoint, tmp_path):
-    (tmp_path / "empty").mkdir()
-    (tmp_path / "out").symlink_to(tmp_path / "empty")
-    code = export(checkpoint("token"), "timm", tmp_path / "out", "--license", "cc-by-nc-4.0")
-    assert code == DONE
-    front = yaml.safe_load((tmp_path / "out" / "README.md").read_text().split("---\n")[1])
-    assert front["license"] == "cc-by-nc-4.0"

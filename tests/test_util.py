@@ -2,6 +2,7 @@
 
 import json
 import os
+from contextlib import suppress
 
 import pytest
 import torch
@@ -9,10 +10,11 @@ import torch
 from models_registry import create_pretrain_model
 from util.checkpoint import find_start, newest_checkpoint, save_checkpoint
 from util.distributed import Place, find_place, pick_device
-from util.errors import BadInput
-from util.files import replacing
+from util.errors import FAULT, BadInput
+from util.files import creating, replacing
 from util.log import Meter, cut_log, duration
 from util.optim import adamw, parameter_groups
+from util.program import told
 from util.schedule import lr_at, scaled_lr
 
 
@@ -93,6 +95,29 @@ def test_a_write_that_fails_leaves_what_was_there(tmp_path):
         write()
     assert path.read_text() == "old"
     assert os.listdir(tmp_path) == ["file"]
+
+
+def test_a_reader_that_has_seen_enough_is_no_defect(capfd):
+    code, reason = told(BrokenPipeError(32, "Broken pipe"))
+    assert (code, reason) == (FAULT, "BrokenPipeError: Broken pipe")
+    assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize("there", [False, True])
+def test_a_folder_is_filled_in_the_end_or_not_at_all(tmp_path, there):
+    folder = tmp_path / "new"
+    if there:
+        folder.mkdir()
+        before = folder.stat().st_ino
+    for fails in (True, False):
+        with suppress(OSError), creating(folder) as place:
+            (place / "a").write_text("a")
+            assert not (folder / "a").exists()
+            if fails:
+                raise OSError("disk full")
+        assert os.listdir(tmp_path) == ["new"] * (there or not fails)
+        assert not folder.exists() or os.listdir(folder) == ["a"] * (not fails)
+    assert not there or folder.stat().st_ino == before  # of a shell that is in it, or a mount
 
 
 def test_the_start_order_is_own_checkpoint_then_resume_then_nothing(tmp_path):

@@ -6,15 +6,16 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from runs import run_here
+from runs import load, run_here
 
 import main_visualize
 from datasets.decode import UnreadableImage
 from engine_pretrain import reconstruct
 from engine_visualize import Data, Viewer, in_turn, pick_images
 from models_saved import open_autoencoder, open_saved
-from util.errors import BAD_INPUT, BadInput
+from util.errors import BAD_INPUT, BadInput, Fault
 from util.figures import ratio_grid
+from util.layouts import DECODER, root
 from util.seeding import FIGURE, generator
 
 CHARTS = ("confusion_matrix", "classes", "reliability")
@@ -126,6 +127,21 @@ def test_images_shown_are_of_all_classes_in_turn_and_can_be_read():
         pick_images(Faces([None] * 3), None, view, 2, 0)
 
 
+@pytest.mark.parametrize("family", ["vit", "convnext"])
+def test_an_encoder_whose_decoder_was_not_passed_on_gets_a_map(
+    family, sets, pretrained, tmp_path, capfd
+):
+    state = load(pretrained[family].parent)["model"]
+    kept = {name: value for name, value in state.items() if root(name) not in DECODER}
+    assert len(kept) < len(state)
+    torch.save({"model": kept}, tmp_path / "encoder.pth")
+    options = ["--checkpoint", tmp_path / "encoder.pth", "--data_path", sets / "rafdb"]
+    assert visualize(*options) == 0
+    assert names(tmp_path) == {"features"}
+    assert visualize(*options, "--figures", "reconstructions") == BAD_INPUT
+    assert "encoder.pth holds no decoder" in capfd.readouterr().err
+
+
 def test_images_without_labels_are_enough_for_reconstructions(pretrained, tmp_path, capfd):
     for i in range(6):
         noise = np.random.default_rng(i).integers(0, 256, (40, 40, 3), dtype=np.uint8)
@@ -175,7 +191,7 @@ def test_runs_are_compared_without_a_checkpoint(finetune, pretrained, tmp_path, 
         ("--figures curves --runs {data}/none", "none: no such folder"),
         (
             "--checkpoint {fine} --data_path {data} --figures reconstructions",
-            "is fine-tuned and has no decoder; name a checkpoint of pre-training",
+            "holds no decoder; name a checkpoint of pre-training",
         ),
         (
             "--checkpoint {pre} --data_path {data} --figures features,confusion",
@@ -220,3 +236,12 @@ def test_too_few_images_make_no_map(pretrained):
     viewer = Viewer(saved, data, torch.device("cpu"), 4, 0, seed=0)
     with pytest.raises(BadInput, match="4 images that can be read; a map of features needs 5"):
         viewer.features()
+
+
+def test_features_that_overflow_make_no_map(pretrained, monkeypatch):
+    saved = open_saved(pretrained["convnext"])
+    monkeypatch.setattr(saved.model, "forward_features", lambda x: x.mean((2, 3)) * float("inf"))
+    faces = Faces([np.full((40, 40, 3), 40 * i, np.uint8) for i in range(6)])
+    data = Data(faces, np.zeros(6, int), ("a",), (0,))
+    with pytest.raises(Fault, match="not finite"):
+        Viewer(saved, data, torch.device("cpu"), 4, 0, seed=0).features()

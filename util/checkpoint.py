@@ -215,6 +215,9 @@ def check_container(path: Path, checksums: bool = True) -> str:
             head = file.read(512)
     except FileNotFoundError:
         raise BadInput(f"{path}: no such file") from None
+    except IsADirectoryError:
+        what = "is a folder; name a checkpoint in it, such as checkpoint-last.pth"
+        raise BadInput(f"{path}: {what}") from None
     except OSError as error:
         raise BadInput(f"{path}: cannot be read ({error.strerror})") from None
     # A safetensors file starts with its header's length in 8 bytes, which may look like anything,

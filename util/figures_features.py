@@ -17,7 +17,7 @@ def project(features: np.ndarray, seed: int = 0) -> np.ndarray:
     """(n, D) -> (n, 2) float32 by t-SNE (van der Maaten & Hinton 2008).
 
     The first 50 principal components are laid out, beginning with the first two; the perplexity is
-    30, or less for fewer than 100 images. One thread, so that a seed gives the same map again.
+    30, or less for fewer than 91 images. One thread, so that a seed gives the same map again.
     Raises ValueError for fewer than 5 images.
     """
     from sklearn.decomposition import PCA

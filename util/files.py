@@ -37,18 +37,25 @@ def replacing(path: str | Path) -> Iterator[BinaryIO]:
 
 @contextmanager
 def creating(folder: Path) -> Iterator[Path]:
-    """A new folder to fill, which appears as `folder`, whole, when the block has ended well.
+    """A place to fill with files, which appear as `folder` when the block has ended well.
 
-    `folder` may be there if it is empty. Raises OSError as the disk does.
+    A new folder appears whole. One that is there and empty stays the same, for somebody may be in
+    it, or a disk be mounted on it; the files are moved there in the end. Raises OSError as the disk
+    does.
     """
-    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    there = folder.is_dir()
+    beside = folder / folder.name if there else folder
+    temporary = beside.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    temporary.parent.mkdir(parents=True, exist_ok=True)
     shutil.rmtree(temporary, ignore_errors=True)  # of a process of our number that was killed
     temporary.mkdir()
     try:
         yield temporary
-        os.replace(temporary, folder)
-        flush_folder(folder.parent)
+        for path in sorted(temporary.iterdir()) if there else ():
+            os.replace(path, folder / path.name)
+        if not there:
+            os.replace(temporary, folder)
+        flush_folder(temporary.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 

@@ -78,7 +78,7 @@ def model_card(card: Card) -> str:
         _results(result) if card.classes else "",
         _training(card, result),
         f"## Intended use and limits\n\n{LIMITS if card.classes else ENCODER}",
-        f"## Licence\n\n{_licence(card, result)}",
+        f"## Licence\n\n{_licence(card)}",
     ]
     return "\n\n".join(filter(None, parts)) + "\n"
 
@@ -193,12 +193,11 @@ def _training(card: Card, result: dict[str, Any]) -> str:
     return told + ("\n\n" + table(["option", ""], rows) if rows else "")
 
 
-def _licence(card: Card, result: dict[str, Any]) -> str:
+def _licence(card: Card) -> str:
     stated = f"`{card.licence}`" if card.licence else "not stated: whoever publishes them does that"
-    data = text(result["train_data"]) if result.get("train_data") else "The data trained on"
     return (
-        f"Of these weights: {stated}.\n\n{data} came under the terms of its owners, and weights "
-        "that training began with under theirs. Such terms may limit what a model made from them "
-        "may be used for, and whether it may be passed on: read them before you use or publish it. "
-        "The code of MAE-SFER is under Apache-2.0."
+        f"Of these weights: {stated}.\n\nThe data trained on, and weights that training began "
+        "with, may have owners. Their terms may limit what a model made from them may be used for, "
+        "and whether it may be passed on: read them before you use or publish it. The code of "
+        "MAE-SFER is under Apache-2.0."
     )

@@ -19,7 +19,8 @@ from util.rundir import note_status
 
 BEGAN = time.monotonic()  # programs import this before anything that takes long
 STATUS = {DONE: "done", FAULT: "failed", BAD_INPUT: "bad_input", RESUMABLE: "resumable"}
-DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)  # nobody's mistake in this code
+# Of disks, and of readers as `head` that have seen enough: no mistakes in this code.
+DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EPIPE)
 
 
 def run_program(

@@ -1,0 +1,167 @@
+"""What lies beside exported weights: settings for pictures, and a model card."""
+
+import html
+import json
+import re
+import shutil
+
+import pytest
+import skimage.data
+import timm
+import torch
+import transformers
+import yaml
+from exported import HOSTILE, export, run_card, run_docs
+from PIL import Image
+from runs import load
+
+from models_export import TimmForm, timm_config
+from models_hf import image_processor
+from models_saved import Preprocessing, open_saved
+from util.errors import DONE
+from util.model_card import Card, model_card
+from util.model_code import code_for
+
+# Pictures: what the settings tell the libraries to do
+
+
+@pytest.mark.parametrize(("crop_pct", "bound"), [(None, 0.02), (0.875, 1.5)])
+def test_a_photograph_reaches_every_library_as_it_reaches_us(
+    crop_pct, bound, tmp_path, checkpoint, monkeypatch
+):
+    """Mean difference of 255. Others resize before they crop, to whole pixels: half of one off."""
+    monkeypatch.chdir(tmp_path)
+    photograph = skimage.data.astronaut()[:420, 60:400]
+    Image.fromarray(photograph).save("face.jpg", "PNG")
+    own = Preprocessing(224, crop_pct)
+    ours = own.normalise(own.view(photograph)[None])
+
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(image_processor(own)))
+    processor = transformers.AutoImageProcessor.from_pretrained(tmp_path)
+    theirs = {"hf": processor(Image.fromarray(photograph), return_tensors="pt").pixel_values}
+    saved = open_saved(checkpoint("pooled"))._replace(preprocessing=own)
+    config = timm_config(saved, TimmForm("vit_tiny_patch16_224", {}, {}))["pretrained_cfg"]
+    transform = timm.data.create_transform(**timm.data.resolve_data_config(config))
+    theirs["timm"] = transform(Image.fromarray(photograph))[None]
+    lines, known = code_for("onnx", "", True, crop_pct).splitlines(), {"size": 224}
+    words = ("import numpy", "from PIL", "face", "images")
+    exec("\n".join(line for line in lines if line.startswith(words)), known)
+    theirs["onnx"] = own.normalise(torch.tensor(known["images"]))
+    for name, imgs in theirs.items():
+        assert imgs.shape == ours.shape, name
+        off = (imgs - ours).abs() * torch.tensor(own.std).view(3, 1, 1) * 255
+        assert off.mean() < bound, (name, off.mean())
+
+
+# The model card
+
+
+@pytest.mark.parametrize(
+    ("kind", "to"),
+    [
+        *(("pooled", to) for to in ("safetensors", "timm", "hf")),
+        *(("mae", to) for to in ("safetensors", "timm", "hf")),
+        *(("fcmae", to) for to in ("timm", "hf")),
+        *(("convnext", to) for to in ("timm", "hf")),
+    ],
+)
+def test_the_code_in_the_card_runs(kind, to, exported, tmp_path, monkeypatch, capfd):
+    """That for onnx: tests/test_export.py."""
+    run_card(*exported(kind, to), tmp_path / "here", monkeypatch, capfd)
+
+
+@pytest.mark.parametrize("to", ["safetensors", "timm", "hf"])
+def test_the_code_in_the_docs_runs(to, exported, tmp_path, monkeypatch):
+    run_docs(to, *exported("pooled", to), tmp_path / "here", monkeypatch)
+
+
+def test_the_card_tells_what_the_model_is_and_how_good(exported, checkpoint):
+    folder, _ = exported("pooled", "hf")
+    card = (folder / "README.md").read_text()
+    result = json.loads((checkpoint("pooled").parent / "eval.json").read_text())
+    _, front, body = card.split("---\n", 2)
+    assert yaml.safe_load(front) == {
+        "library_name": "transformers",
+        "pipeline_tag": "image-classification",
+        "tags": ["facial-expression-recognition", "masked-autoencoder"],
+    }
+    low, high = result["uar_ci"]
+    assert f"| {result['accuracy']:.2f} % (95 % interval" in body
+    assert f"| {result['uar']:.2f} % (95 % interval {low:.2f}–{high:.2f}) |" in body
+    assert f"{result['n']} images of RAF\\-DB" in body
+    assert "the best epoch on test, which flatters" in body
+    assert "| 1 | Fear |" in body
+    assert str(checkpoint("pooled").parent) not in card
+    assert "not an emotion" in body
+    assert "not stated" in body
+
+
+def test_results_of_another_epoch_are_not_told(finetune, tmp_path):
+    for name, kept in (("checkpoint-best.pth", True), ("checkpoint-old.pth", False)):
+        shutil.copy(finetune() / "eval.json", tmp_path)
+        content = load(finetune(), "checkpoint-best.pth")
+        if not kept:
+            content["epoch"] += 7
+        torch.save(content, tmp_path / name)
+        assert export(tmp_path / name, "safetensors", tmp_path / f"{name}-out") == DONE
+        card = (tmp_path / f"{name}-out" / "README.md").read_text()
+        assert ("accuracy (WAR)" in card) == kept
+        assert ("without results" in card) == (not kept)
+
+
+@pytest.mark.parametrize("to", ["safetensors", "timm", "hf"])
+def test_hostile_class_names_stay_names(to, exported):
+    folder, _ = exported("hostile", to)
+    card = (folder / "README.md").read_text()
+    _, front, body = card.split("---\n", 2)
+    assert set(yaml.safe_load(front)) <= {"library_name", "pipeline_tag", "tags"}
+    rows = re.findall(r"^\| (\d) \| (.*) \|$", body, re.M)
+    assert [number for number, _ in rows] == list("0123456")
+    for line in body.splitlines():
+        assert line.strip() != "---"
+        assert "<script" not in line
+        assert "\u202e" not in line
+    shown = [html.unescape(re.sub(r"\\([!-/:-@\[-`{-~])", r"\1", name)) for _, name in rows]
+    assert shown[:2] == ["a|b\\n---\\n# c", '"><script>']
+    config = json.loads((folder / "config.json").read_text())
+    known = {
+        "safetensors": lambda: config["classes"],
+        "timm": lambda: config["label_names"],
+        "hf": lambda: list(config["id2label"].values()),
+    }
+    assert tuple(known[to]()) == HOSTILE
+
+
+def test_a_card_survives_a_checkpoint_that_holds_anything(tmp_path):
+    (tmp_path / "eval.json").write_text(
+        '{"epoch": 1, "classes": ["a", "b"], "accuracy": 1e400, "uar": "x", "uar_ci": 5, "n": {},'
+        '"recall": {"a": [1], "b": 50}, "data": ["<img>"], "selected_on": 7, "train_data": "# x"}'
+    )
+    args = {"epochs": "9" * 5000, "lr": 10**400, "mixup": [1], "aug": "`|\n", "finetune": 3}
+    own = {"input_size": 32, "crop_pct": 0.9, "mean": [0.5] * 3, "std": [0.5] * 3}
+    text = model_card(
+        Card(
+            to="timm",
+            name="vit_tiny_patch16",
+            loader="timm.create_model",
+            classes=("a", "b"),
+            preprocessing=own,
+            code="pass",
+            parity="equal",
+            source=tmp_path / "c|`\n.pth",
+            checkpoint={"epoch": 1, "args": args},
+        )
+    )
+    assert "| recall of b | 50.0 % |" in text
+    assert "<img" not in text
+    assert "\n# x" not in text
+    assert max(map(len, text.splitlines())) < 1000
+
+
+def test_an_empty_folder_is_taken_and_a_stated_licence_stands_in_the_card(checkpoint, tmp_path):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "out").symlink_to(tmp_path / "empty")
+    code = export(checkpoint("token"), "timm", tmp_path / "out", "--license", "cc-by-nc-4.0")
+    assert code == DONE
+    front = yaml.safe_load((tmp_path / "out" / "README.md").read_text().split("---\n")[1])
+    assert front["license"] == "cc-by-nc-4.0"
