@@ -428,6 +428,7 @@ def test_a_link_that_leads_nowhere_is_an_unreadable_picture(tree):
         (["faces", "--features", "faces/good000.png/x.npz"], "cannot be written"),
         (["faces", "--annotated", "faces/good000.png"], "cannot be written"),
         (["faces", "--min_score", "2"], "--min_score"),
+        (["faces", "--face_margin", "1e9"], "--face_margin: must be a number >= 0 and <= 2"),
         (["faces", ""], "IMAGES"),
         (["faces", "--detector", "dlib"], "--detector"),
         ([], "IMAGES"),
