@@ -33,6 +33,7 @@ KEPT = 600  # seconds that gradio keeps an uploaded picture
 MOST_VISITORS = 30  # whose faces are kept in memory, some MB each
 EXAMPLES = 5
 INVITATION = "Upload or photograph a face."
+WHOLE = "All of the picture is taken for a face. To find faces in it, tick the box below it."
 # The label of the faces stands above them, not on the first; they take no more room than they need.
 CSS = """
 footer {display: none !important}
@@ -80,7 +81,8 @@ def work(args: argparse.Namespace) -> None:
     def find(path: str | None, detect: bool) -> tuple:
         if path is None:
             raise BadInput(INVITATION)
-        return faces_in(path, detectors[detect], args.face_margin)
+        faces, line = faces_in(path, detectors[detect], args.face_margin)
+        return faces, line if detect else WHOLE
 
     with tempfile.TemporaryDirectory(prefix="mae-sfer-") as folder:
         # Gradio's own is the same for all who use this machine, and outlives the program.
@@ -119,11 +121,11 @@ def open_page(page: "gr.Blocks", port: int) -> None:
 
 
 def drawn_faces(folder: str) -> list[str]:
-    """A few faces of the project's own, to try without a photograph; -> paths."""
+    """A few faces that the demo's models have not seen, of the kind they know; -> paths."""
     from datasets.synthetic import SyntheticFaces
     from util.figures import save_png
 
-    faces = SyntheticFaces(EXAMPLES, size=256)
+    faces = SyntheticFaces(EXAMPLES, size=256, split="test", lab=True)
     paths = [str(Path(folder, f"drawn-{i + 1}.png")) for i in range(EXAMPLES)]
     for i, path in enumerate(paths):
         save_png(faces.image(i), path)
@@ -163,7 +165,7 @@ def add_expressions(checkpoints: "Checkpoints", find: "Callable", examples: list
     with gr.Row():
         with gr.Column():
             photo, detect, name = add_inputs(checkpoints.classifiers)
-            gr.Examples([[path] for path in examples], [photo], label="Drawn faces")
+            add_examples(examples, photo, detect)
         with gr.Column():
             said = gr.HTML(message(INVITATION))
             faces = gr.Gallery(
@@ -211,7 +213,7 @@ def add_masks(checkpoints: "Checkpoints", find: "Callable", examples: list[str])
             photo, detect, name = add_inputs(checkpoints.autoencoders)
             ratio = gr.Slider(0.05, 0.95, 0.75, step=0.05, label="Mask ratio", elem_id="ratio")
             again = gr.Button("New mask", variant="primary")
-            gr.Examples([[path] for path in examples], [photo], label="Drawn faces")
+            add_examples(examples, photo, detect)
         with gr.Column(scale=3):
             said = gr.HTML(message(INVITATION))
             picture = add_picture("reconstruction")
@@ -227,7 +229,8 @@ def add_masks(checkpoints: "Checkpoints", find: "Callable", examples: list[str])
     inputs, outputs = [photo, detect, name, ratio, seed], [said, picture]
     for part in (photo, detect, name, seed):
         part.change(draw, inputs, outputs, **ONE_AT_A_TIME)
-    ratio.release(draw, inputs, outputs, **ONE_AT_A_TIME)
+    # Not only when the mouse lets go of it: numbers are typed, too.
+    ratio.change(draw, inputs, outputs, trigger_mode="always_last", **ONE_AT_A_TIME)
     again.click(lambda: random.randrange(2**31), None, seed)
 
 
@@ -238,6 +241,14 @@ def add_inputs(names: list[str]) -> tuple:
     photo = photograph()
     detect = gr.Checkbox(True, label="Find faces in it; else all of it is taken for one")
     return photo, detect, gr.Dropdown(names, value=names[0], label="Checkpoint")
+
+
+def add_examples(paths: list[str], photo: "gr.Image", detect: "gr.Checkbox") -> None:
+    """Drawn faces to click on; models learn them whole, so that no face is looked for in them."""
+    import gradio as gr
+
+    examples = gr.Examples([[path] for path in paths], [photo], label="Drawn faces")
+    examples.dataset.click(lambda: False, None, detect)
 
 
 def add_picture(name: str, **options: object) -> "gr.Image":

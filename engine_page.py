@@ -16,11 +16,12 @@ from engine_predict import Predictor
 from engine_pretrain import reconstruct, shown_with
 from models_attention import attention_map
 from models_saved import (
+    Peeked,
     SavedAutoencoder,
     SavedClassifier,
-    kind_of,
     open_autoencoder,
     open_classifier,
+    peek,
 )
 from util.errors import BadInput
 from util.figures import overlay, reconstruction_grid
@@ -40,9 +41,9 @@ class Checkpoints:
             raise BadInput(f"--checkpoints {folder}: no such folder")
         found = sorted(p for p in self.folder.rglob("*") if p.suffix in ENDINGS and p.is_file())
         looked_through = tqdm(found, "checkpoints", unit="file", delay=2, leave=False)
-        kinds = {path: kind_of(path) for path in looked_through}
-        self.classifiers = self._named(p for p in found if kinds[p] == "classifier")
-        self.autoencoders = self._named(p for p in found if kinds[p] == "autoencoder")
+        seen = {path: peek(path) for path in looked_through}
+        self.classifiers = self._named(seen, "classifier")
+        self.autoencoders = self._named(seen, "autoencoder")
         if not self.classifiers and not self.autoencoders:
             raise BadInput(
                 f"--checkpoints {folder}: none of {len(found)} files is a checkpoint to show; name "
@@ -59,11 +60,12 @@ class Checkpoints:
         """One of `autoencoders`. Raises BadInput."""
         return self._open_autoencoder(*self._current(name, self.autoencoders))
 
-    def _named(self, paths: Sequence[Path]) -> list[str]:
-        """Paths within the folder, best epochs and last ones before all others."""
+    def _named(self, seen: dict[Path, Peeked], kind: str) -> list[str]:
+        """Paths within the folder: best epochs and last ones before others, best results first."""
         order = {"checkpoint-best.pth": 0, "checkpoint-last.pth": 1}
-        names = [str(path.relative_to(self.folder)) for path in paths]
-        return sorted(names, key=lambda name: (order.get(Path(name).name, 2), name))
+        paths = [path for path, peeked in seen.items() if peeked.kind == kind]
+        paths.sort(key=lambda path: (order.get(path.name, 2), -seen[path].best, path))
+        return [str(path.relative_to(self.folder)) for path in paths]
 
     def _classifier(self, path: Path, _version: tuple) -> tuple[SavedClassifier, Predictor]:
         saved = open_classifier(path)

@@ -197,18 +197,22 @@ def _pretrained(
     return held.name, model.eval(), preprocessing, saved
 
 
-def kind_of(path: str | Path) -> str:
-    """What a file holds: classifier, autoencoder or encoder; "" if it is no checkpoint of ours.
+class Peeked(NamedTuple):
+    """What a file holds, as far as that is seen without reading weights."""
 
-    Quick, whatever the size: weights are not read.
-    """
+    kind: str  # classifier, autoencoder or encoder; "" if it is no checkpoint of ours
+    best: float  # a fine-tuning's best result so far in percent, by the metric it went by; else 0
+
+
+def peek(path: str | Path) -> Peeked:
+    """Quick, whatever the size: weights are not read."""
     try:
         opened = _recognised(path, read_checkpoint(path, peek=True))
     except BadInput:
-        return ""
+        return Peeked("", 0.0)
     if head_classes(opened.weights):
-        return "classifier"
-    return "autoencoder" if opened.has_decoder else "encoder"
+        return Peeked("classifier", number(opened.checkpoint.get("best")) or 0.0)
+    return Peeked("autoencoder" if opened.has_decoder else "encoder", 0.0)
 
 
 def _open(source: str | Path, cache_dir: str | None) -> _Opened:
