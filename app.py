@@ -9,6 +9,7 @@ anywhere nor kept.
 import argparse
 import os
 import random
+import signal
 import sys
 import tempfile
 import traceback
@@ -17,8 +18,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from util.errors import BadInput, Fault
-from util.options import RATE, Parser, number
-from util.options_predict import DETECTORS, MARGIN
+from util.options import Parser, number
+from util.options_predict import DETECTORS, FACE_MARGIN, MARGIN
+from util.own_pages import OwnPages
 from util.program import run_program
 
 if TYPE_CHECKING:
@@ -28,9 +30,15 @@ if TYPE_CHECKING:
 
 MOST_BYTES = 20 * 2**20  # of an uploaded picture
 KEPT = 600  # seconds that gradio keeps an uploaded picture
+MOST_VISITORS = 30  # whose faces are kept in memory, some MB each
 EXAMPLES = 5
 INVITATION = "Upload or photograph a face."
-CSS = "footer {display: none !important}"
+WHOLE = "All of the picture is taken for a face. To find faces in it, tick the box below it."
+# The label of the faces stands above them, not on the first; they take no more room than they need.
+CSS = """
+footer {display: none !important}
+#faces .grid-wrap {min-height: 0; padding-top: 2.5rem}
+"""
 # The models and the detector are for one thread at a time.
 ONE_AT_A_TIME = {"show_progress": "minimal", "concurrency_id": "models", "concurrency_limit": 1}
 
@@ -42,7 +50,7 @@ def build_parser() -> Parser:
         "--checkpoints", default="demo", help="folder to choose from (default: the demo's)"
     )
     parser.add_argument("--detector", choices=DETECTORS, default=DETECTORS[0])
-    parser.add_argument("--face_margin", type=RATE, default=MARGIN, help="around a face")
+    parser.add_argument("--face_margin", type=FACE_MARGIN, default=MARGIN, help="around a face")
     parser.add_argument("--device", default="auto", help="auto, cuda, mps or cpu")
     parser.add_argument("--port", type=number(int, low=1, high=65535), default=7860)
     return parser
@@ -60,7 +68,7 @@ def work(args: argparse.Namespace) -> None:
     # Read when gradio is imported. No news of its use is sent, nothing is asked of the network.
     os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_DISABLE_TELEMETRY": "1"}
     try:
-        import gradio as gr
+        import gradio  # noqa: F401
     except ImportError:
         raise BadInput("gradio is not installed: pip install -r requirements-app.txt") from None
     from datasets.faces import open_detector
@@ -73,35 +81,51 @@ def work(args: argparse.Namespace) -> None:
     def find(path: str | None, detect: bool) -> tuple:
         if path is None:
             raise BadInput(INVITATION)
-        return faces_in(path, detectors[detect], args.face_margin)
+        faces, line = faces_in(path, detectors[detect], args.face_margin)
+        return faces, line if detect else WHOLE
 
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory(prefix="mae-sfer-") as folder:
+        # Gradio's own is the same for all who use this machine, and outlives the program.
+        os.environ["GRADIO_TEMP_DIR"] = folder
         page = build_page(checkpoints, find, drawn_faces(folder))
-        try:
-            page.launch(
-                server_name="127.0.0.1",  # nobody else's business
-                server_port=args.port,
-                max_file_size=MOST_BYTES,
-                allowed_paths=[folder],
-                theme=gr.themes.Soft(font=["system-ui", "sans-serif"]),
-                css=CSS,
-                ssr_mode=False,
-                quiet=True,
-                prevent_thread_lock=True,
-            )
-        except OSError:
-            raise Fault(f"--port {args.port}: is taken; name another") from None
+        open_page(page, args.port)
         device = checkpoints.device
         print(f"http://127.0.0.1:{args.port} on {device}; Ctrl-C ends it", flush=True)
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(number) != signal.SIG_IGN:  # as under nohup
+                signal.signal(number, signal.default_int_handler)  # the pictures are deleted, too
         page.block_thread()
 
 
+def open_page(page: "gr.Blocks", port: int) -> None:
+    """Serve a page to this machine's own browsers. Raises Fault for a port that is taken."""
+    import gradio as gr
+    from starlette.middleware import Middleware
+
+    try:
+        page.launch(
+            server_name="127.0.0.1",  # nobody else's business
+            server_port=port,
+            app_kwargs={"middleware": [Middleware(OwnPages)]},
+            max_file_size=MOST_BYTES,
+            state_session_capacity=MOST_VISITORS,
+            enable_monitoring=False,
+            theme=gr.themes.Soft(font=["system-ui", "sans-serif"]),
+            css=CSS,
+            ssr_mode=False,
+            quiet=True,
+            prevent_thread_lock=True,
+        )
+    except OSError:
+        raise Fault(f"--port {port}: is taken; name another") from None
+
+
 def drawn_faces(folder: str) -> list[str]:
-    """A few faces of the project's own, to try without a photograph; -> paths."""
+    """A few faces that the demo's models have not seen, of the kind they know; -> paths."""
     from datasets.synthetic import SyntheticFaces
     from util.figures import save_png
 
-    faces = SyntheticFaces(EXAMPLES, size=256)
+    faces = SyntheticFaces(EXAMPLES, size=256, split="test", lab=True)
     paths = [str(Path(folder, f"drawn-{i + 1}.png")) for i in range(EXAMPLES)]
     for i, path in enumerate(paths):
         save_png(faces.image(i), path)
@@ -141,13 +165,14 @@ def add_expressions(checkpoints: "Checkpoints", find: "Callable", examples: list
     with gr.Row():
         with gr.Column():
             photo, detect, name = add_inputs(checkpoints.classifiers)
-            gr.Examples([[path] for path in examples], [photo], label="Drawn faces")
+            add_examples(examples, photo, detect)
         with gr.Column():
             said = gr.HTML(message(INVITATION))
             faces = gr.Gallery(
                 label="Faces: choose one",
                 columns=6,
-                height=130,
+                height="auto",
+                elem_id="faces",
                 object_fit="contain",
                 allow_preview=False,
                 visible=False,
@@ -188,7 +213,7 @@ def add_masks(checkpoints: "Checkpoints", find: "Callable", examples: list[str])
             photo, detect, name = add_inputs(checkpoints.autoencoders)
             ratio = gr.Slider(0.05, 0.95, 0.75, step=0.05, label="Mask ratio", elem_id="ratio")
             again = gr.Button("New mask", variant="primary")
-            gr.Examples([[path] for path in examples], [photo], label="Drawn faces")
+            add_examples(examples, photo, detect)
         with gr.Column(scale=3):
             said = gr.HTML(message(INVITATION))
             picture = add_picture("reconstruction")
@@ -204,7 +229,8 @@ def add_masks(checkpoints: "Checkpoints", find: "Callable", examples: list[str])
     inputs, outputs = [photo, detect, name, ratio, seed], [said, picture]
     for part in (photo, detect, name, seed):
         part.change(draw, inputs, outputs, **ONE_AT_A_TIME)
-    ratio.release(draw, inputs, outputs, **ONE_AT_A_TIME)
+    # Not only when the mouse lets go of it: numbers are typed, too.
+    ratio.change(draw, inputs, outputs, trigger_mode="always_last", **ONE_AT_A_TIME)
     again.click(lambda: random.randrange(2**31), None, seed)
 
 
@@ -215,6 +241,14 @@ def add_inputs(names: list[str]) -> tuple:
     photo = photograph()
     detect = gr.Checkbox(True, label="Find faces in it; else all of it is taken for one")
     return photo, detect, gr.Dropdown(names, value=names[0], label="Checkpoint")
+
+
+def add_examples(paths: list[str], photo: "gr.Image", detect: "gr.Checkbox") -> None:
+    """Drawn faces to click on; models learn them whole, so that no face is looked for in them."""
+    import gradio as gr
+
+    examples = gr.Examples([[path] for path in paths], [photo], label="Drawn faces")
+    examples.dataset.click(lambda: False, None, detect)
 
 
 def add_picture(name: str, **options: object) -> "gr.Image":
@@ -234,8 +268,22 @@ def photograph() -> "gr.Image":
 
     sources = ["upload", "webcam", "clipboard"]
     photo = gr.Image(type="filepath", sources=sources, label="Picture", height=336)
-    photo.preprocess = lambda payload: payload and payload.path
+    photo.preprocess = uploaded
     return photo
+
+
+def uploaded(payload: "gr.data_classes.ImageData | None") -> str | None:
+    """The path of a picture that was uploaded; a request may name any.
+
+    Gradio checks those paths only that say of themselves to be of a file.
+    """
+    import gradio as gr
+
+    if payload is None or not payload.path:
+        return None
+    if Path(os.environ["GRADIO_TEMP_DIR"]).resolve() not in Path(payload.path).resolve().parents:
+        raise gr.Error("This picture was not uploaded.")
+    return payload.path
 
 
 def message(text: str) -> str:

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from PIL import Image
+from tqdm import tqdm
 
 from datasets.decode import load_rgb
 from datasets.faces import Detector, cut_face
@@ -15,11 +16,12 @@ from engine_predict import Predictor
 from engine_pretrain import reconstruct, shown_with
 from models_attention import attention_map
 from models_saved import (
+    Peeked,
     SavedAutoencoder,
     SavedClassifier,
-    kind_of,
     open_autoencoder,
     open_classifier,
+    peek,
 )
 from util.errors import BadInput
 from util.figures import overlay, reconstruction_grid
@@ -38,36 +40,53 @@ class Checkpoints:
         if not self.folder.is_dir():
             raise BadInput(f"--checkpoints {folder}: no such folder")
         found = sorted(p for p in self.folder.rglob("*") if p.suffix in ENDINGS and p.is_file())
-        kinds = {path: kind_of(path) for path in found}
-        self.classifiers = self._named(p for p in found if kinds[p] == "classifier")
-        self.autoencoders = self._named(p for p in found if kinds[p] == "autoencoder")
+        looked_through = tqdm(found, "checkpoints", unit="file", delay=2, leave=False)
+        seen = {path: peek(path) for path in looked_through}
+        self.classifiers = self._named(seen, "classifier")
+        self.autoencoders = self._named(seen, "autoencoder")
         if not self.classifiers and not self.autoencoders:
             raise BadInput(
                 f"--checkpoints {folder}: none of {len(found)} files is a checkpoint to show; name "
                 "a folder of a pre-training or fine-tuning, or run `make demo`"
             )
-        self.classifier = lru_cache(2)(self._classifier)
-        self.autoencoder = lru_cache(2)(self._autoencoder)
+        self._open_classifier = lru_cache(2)(self._classifier)
+        self._open_autoencoder = lru_cache(2)(self._autoencoder)
 
-    def _named(self, paths: Sequence[Path]) -> list[str]:
-        """Paths within the folder, best epochs and last ones before all others."""
+    def classifier(self, name: str) -> tuple[SavedClassifier, Predictor]:
+        """One of `classifiers`. Raises BadInput."""
+        return self._open_classifier(*self._current(name, self.classifiers))
+
+    def autoencoder(self, name: str) -> SavedAutoencoder:
+        """One of `autoencoders`. Raises BadInput."""
+        return self._open_autoencoder(*self._current(name, self.autoencoders))
+
+    def _named(self, seen: dict[Path, Peeked], kind: str) -> list[str]:
+        """Paths within the folder: best epochs and last ones before others, best results first."""
         order = {"checkpoint-best.pth": 0, "checkpoint-last.pth": 1}
-        names = [str(path.relative_to(self.folder)) for path in paths]
-        return sorted(names, key=lambda name: (order.get(Path(name).name, 2), name))
+        paths = [path for path, peeked in seen.items() if peeked.kind == kind]
+        paths.sort(key=lambda path: (order.get(path.name, 2), -seen[path].best, path))
+        return [str(path.relative_to(self.folder)) for path in paths]
 
-    def _classifier(self, name: str) -> tuple[SavedClassifier, Predictor]:
-        saved = open_classifier(self._path(name, self.classifiers))
+    def _classifier(self, path: Path, _version: tuple) -> tuple[SavedClassifier, Predictor]:
+        saved = open_classifier(path)
         return saved, Predictor(saved, self.device)
 
-    def _autoencoder(self, name: str) -> SavedAutoencoder:
-        saved = open_autoencoder(self._path(name, self.autoencoders))
+    def _autoencoder(self, path: Path, _version: tuple) -> SavedAutoencoder:
+        saved = open_autoencoder(path)
         saved.model.to(self.device)
         return saved
 
-    def _path(self, name: str, known: Sequence[str]) -> Path:
+    def _current(self, name: str, known: Sequence[str]) -> tuple[Path, tuple]:
+        """The path of a checkpoint, and what tells it from the one a run puts in its place."""
         if name not in known:  # the page sends what it likes
             raise BadInput(f"{name}: no such checkpoint")
-        return self.folder / name
+        path = self.folder / name
+        try:
+            found = path.stat()
+        except OSError as error:
+            reason = error.strerror
+            raise BadInput(f"{name}: cannot be read any more ({reason}); choose another") from None
+        return path, (found.st_ino, found.st_mtime_ns, found.st_size)
 
 
 class Seen(NamedTuple):
@@ -100,8 +119,13 @@ def faces_in(path: str, detect: Detector, margin: float) -> tuple[list[np.ndarra
 
 
 def look(saved: SavedClassifier, predictor: Predictor, faces: Sequence[np.ndarray]) -> list[Seen]:
-    """What a classifier says of faces, (H, W, 3) uint8 each, and what it looks at."""
+    """What a classifier says of faces, (H, W, 3) uint8 each, and what it looks at.
+
+    Raises BadInput for one whose training has failed.
+    """
     p = predictor(faces).probabilities
+    if not np.isfinite(p).all():
+        raise BadInput("What this checkpoint computes are no finite numbers; choose another.")
     views = torch.stack([saved.preprocessing.view(face) for face in faces])
     device = next(saved.model.parameters()).device
     x = saved.preprocessing.normalise.to(device)(views.to(device))

@@ -45,7 +45,7 @@ def work(args: argparse.Namespace) -> None:
     # Names out of a file may hold what no encoding has.
     classes = [name.encode("utf-8", "backslashreplace").decode() for name in saved.classes]
     pictures = Pictures(paths, args.detector, args.face_margin, args.min_score, predictor.view)
-    workers = worker_count(args.num_workers, Place())
+    workers = min(worker_count(args.num_workers, Place()), len(paths))
     if args.num_workers is None:
         workers = min(workers, len(paths) // 16)  # starting one takes its time, too
     beside = Beside(args.annotated, args.features, classes, len(paths))

@@ -29,6 +29,13 @@ from util.weights import load_pretrained, pick_state, read_source
 
 LARGEST = 4096  # pixels a side of an input
 
+# The options that weights do not tell, and whether a value, which may be anything, is one.
+PRETRAINED_WITH: dict[str, Callable[[Any], bool]] = {
+    "mask_ratio": lambda value: 0 < (number(value) or 0) < 1,
+    "norm_pix_loss": lambda value: isinstance(value, int),
+    "decoder_num_heads": lambda value: type(value) is int and value > 0,
+}
+
 
 class Preprocessing(NamedTuple):
     """What a picture goes through before a model; a fine-tuned checkpoint has it inside."""
@@ -155,14 +162,12 @@ def _classifier(source: str | Path, opened: _Opened, classes: Sequence[str]) -> 
 
 def _autoencoder(source: str | Path, opened: _Opened) -> SavedAutoencoder:
     saved, weights, held = opened
-    given = _options(saved)
-    ratio = given.get("mask_ratio")
-    if ratio is not None and not 0 < (number(ratio) or 0) < 1:
-        raise BadInput(f"{source}: a mask_ratio that is not understood: {ratio!r:.40}")
-    options = {n: given[n] for n in ("mask_ratio", "norm_pix_loss") if given.get(n) is not None}
-    vit = held.family == "ViT"
-    if vit:
-        options["decoder_num_heads"] = given.get("decoder_num_heads", 16)
+    vit, given = held.family == "ViT", {"decoder_num_heads": 16, **_options(saved)}
+    names = [n for n in PRETRAINED_WITH if vit or n != "decoder_num_heads"]
+    options = {name: given[name] for name in names if given.get(name) is not None}
+    for name, value in options.items():
+        if not PRETRAINED_WITH[name](value):
+            raise BadInput(f"{source}: a {name} that is not understood: {value!r:.40}")
     options["decoder_depth"] = count(weights, "decoder_blocks" if vit else "decoder")
 
     def width() -> int:
@@ -192,18 +197,22 @@ def _pretrained(
     return held.name, model.eval(), preprocessing, saved
 
 
-def kind_of(path: str | Path) -> str:
-    """What a file holds: classifier, autoencoder or encoder; "" if it is no checkpoint of ours.
+class Peeked(NamedTuple):
+    """What a file holds, as far as that is seen without reading weights."""
 
-    Quick, whatever the size: weights are not read.
-    """
+    kind: str  # classifier, autoencoder or encoder; "" if it is no checkpoint of ours
+    best: float  # a fine-tuning's best result so far in percent, by the metric it went by; else 0
+
+
+def peek(path: str | Path) -> Peeked:
+    """Quick, whatever the size: weights are not read."""
     try:
         opened = _recognised(path, read_checkpoint(path, peek=True))
     except BadInput:
-        return ""
+        return Peeked("", 0.0)
     if head_classes(opened.weights):
-        return "classifier"
-    return "autoencoder" if opened.has_decoder else "encoder"
+        return Peeked("classifier", number(opened.checkpoint.get("best")) or 0.0)
+    return Peeked("autoencoder" if opened.has_decoder else "encoder", 0.0)
 
 
 def _open(source: str | Path, cache_dir: str | None) -> _Opened:
@@ -253,6 +262,7 @@ def _preprocessing(
     """What is inside, else ImageNet's numbers at the size that the position embedding is for."""
     own = saved.get("preprocessing")
     if isinstance(own, dict):
+        own = {"input_size": None, **own}
         made = Preprocessing(**{n: own[n] for n in Preprocessing._fields if n in own})
     elif "pos_embed" in weights:
         patches = weights["pos_embed"].shape[1] - 1 if weights["pos_embed"].ndim == 3 else 0

@@ -142,9 +142,9 @@ def _run_rank(rank, world, program, options, port, before, output):
     sys.exit(run_here(importlib.import_module(program), options))
 
 
-def start(arguments, folder=ROOT):
-    """A run as a process, both outputs in one pipe."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+def start(arguments, folder=ROOT, **more):
+    """A run as a process, both outputs in one pipe; `more` of the environment."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1", **more}
     return subprocess.Popen(
         arguments,
         stdout=subprocess.PIPE,

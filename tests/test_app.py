@@ -1,21 +1,25 @@
 """The page in a real browser: upload, result, slider; what is no picture; who may reach it."""
 
+import json
+import os
 import shutil
 import socket
+import stat
 import sys
 import urllib.error
 import urllib.request
 
+import numpy as np
 import pytest
 import torch
 from runs import ROOT, free_port, run_here, start
 
 import app
 from datasets.faces import open_detector
-from engine_page import Checkpoints, faces_in
+from engine_page import Checkpoints, faces_in, look
 from engine_predict import Predictor
 from models_saved import open_classifier
-from util.errors import BAD_INPUT, FAULT, BadInput
+from util.errors import BAD_INPUT, DONE, FAULT, BadInput
 from util.options_predict import MARGIN
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -38,16 +42,24 @@ def checkpoints(finetune, pretrained, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def address(checkpoints):
+def temporary(tmp_path_factory):
+    """Where the program finds room for what it does not keep."""
+    return tmp_path_factory.mktemp("temporary")
+
+
+@pytest.fixture(scope="module")
+def address(checkpoints, temporary):
     """The page's, while the program runs."""
     port = free_port()
     program = [sys.executable, str(ROOT / "app.py"), "--checkpoints", str(checkpoints)]
-    process = start([*program, "--port", str(port)])
+    process = start([*program, "--port", str(port)], TMPDIR=str(temporary))
     line = process.stdout.readline()
     assert line.startswith(f"http://127.0.0.1:{port} on cpu"), line + process.stdout.read()
     yield f"http://127.0.0.1:{port}"
-    process.kill()
+    process.terminate()
     process.communicate()
+    assert process.returncode == DONE
+    assert not list(temporary.rglob("*.*")), "pictures are left"
 
 
 @pytest.fixture(scope="module")
@@ -110,6 +122,18 @@ def test_of_several_faces_one_is_chosen(page, photographs):
     )
 
 
+def test_a_drawn_face_is_taken_as_models_learn_it_and_a_photograph_searched(page, photographs):
+    drawn = page.locator(".gallery button, button.gallery-item").locator("visible=true")
+    drawn.first.wait_for()
+    assert drawn.count() == app.EXAMPLES
+    drawn.nth(2).click()
+    page.get_by_text(app.WHOLE).wait_for()
+    page.locator("#attention img").wait_for()
+    upload(page, photographs / "people" / "two.jpg")
+    page.get_by_label("Find faces in it").locator("visible=true").check()
+    page.get_by_text("2 faces, the largest first").wait_for()
+
+
 def test_masks_follow_the_slider_and_the_button(page, photographs):
     page.get_by_role("tab", name="Masks").click()
     upload(page, photographs / "people" / "astronaut.jpg", tab=1)
@@ -125,11 +149,18 @@ def test_masks_follow_the_slider_and_the_button(page, photographs):
     ratio = page.locator("#ratio input[type=range]")
     ratio.focus()
     ratio.press("Home")
-    ratio.dispatch_event("pointerup")
     wait_for_another()
-    page.get_by_role("button", name="New mask").click()
+    number = page.locator("#ratio input[type=number]")
+    number.fill("0.5")
+    number.press("Enter")
     wait_for_another()
     assert len(set(seen)) == 3
+    for _ in range(50):  # of four patches two are visible: one of six new masks is the old one
+        page.get_by_role("button", name="New mask").click()
+        page.wait_for_timeout(200)
+        if source(picture) not in seen:
+            return
+    raise AssertionError("New mask makes no new mask")
 
 
 def test_no_face_and_no_picture_are_told_kindly(page, photographs):
@@ -192,12 +223,121 @@ def test_files_of_the_machine_are_not_served(address, checkpoints):
         assert error.value.code in (403, 404)
 
 
+def ask(address, picture, checkpoint):
+    """What the page's function answers to a request that was not made by the page."""
+    data = json.dumps({"data": [picture, False, checkpoint]}).encode()
+    call, kind = f"{address}/gradio_api/call/judge", {"Content-Type": "application/json"}
+    request = urllib.request.Request(call, data, kind)
+    with urllib.request.urlopen(request, timeout=30) as answer:
+        event = json.load(answer)["event_id"]
+    with urllib.request.urlopen(f"{call}/{event}", timeout=30) as answer:
+        return answer.read().decode()
+
+
+@pytest.mark.parametrize("more", [{}, {"meta": {"_type": "gradio.FileData"}}, {"is_stream": True}])
+def test_a_request_cannot_name_a_picture_of_the_machine(more, address, photographs, temporary):
+    (private,) = temporary.glob("mae-sfer-*")
+    name = "fine-tuning/checkpoint-best.pth"
+    grey = str(photographs / "grey.png")
+    for path in (grey, "/etc/passwd", f"{private}/../{private.name}", f"{private}/../x", "x\0"):
+        assert "event: error" in ask(address, {"path": path, **more}, name)
+    shown = ask(address, {"path": f"{private}/drawn-1.png", **more}, name)
+    assert "event: complete" in shown
+    assert app.WHOLE in shown
+
+
+def test_pictures_are_for_nobody_else_on_this_machine(address, temporary):
+    (private,) = temporary.glob("mae-sfer-*")
+    assert stat.S_IMODE(os.stat(private).st_mode) == 0o700
+    request = urllib.request.Request(f"{address}/monitoring")
+    with pytest.raises(urllib.error.HTTPError, match="403"):
+        urllib.request.urlopen(request, timeout=30)
+
+
+@pytest.mark.parametrize(
+    ("more", "let_through"),
+    [
+        ({}, True),
+        ({"Origin": "{address}"}, True),
+        ({"Host": "localhost:9", "Origin": "http://localhost:9"}, True),  # a forwarded port
+        ({"Origin": "http://elsewhere.example"}, False),
+        ({"Origin": "http://localhost:1"}, False),
+        ({"Origin": "null"}, False),
+        ({"Host": "elsewhere.example:7860"}, False),
+        ({"Host": "127.0.0.1.elsewhere.example"}, False),
+        ({"Host": "["}, False),
+    ],
+)
+def test_pages_of_other_sites_are_refused(more, let_through, address):
+    headers = {name: value.format(address=address) for name, value in more.items()}
+    request = urllib.request.Request(f"{address}/config", headers=headers)
+    if let_through:
+        assert urllib.request.urlopen(request, timeout=30).status == 200
+        return
+    with pytest.raises(urllib.error.HTTPError) as error:
+        urllib.request.urlopen(request, timeout=30)
+    assert error.value.code in (400, 403)
+
+
+def test_on_a_phone_nothing_is_cut_or_covered(browser, address, photographs):
+    page = browser.new_page(viewport={"width": 390, "height": 844}, color_scheme="dark")
+    page.goto(address)
+    page.get_by_text("What a model sees in a face").wait_for()
+    upload(page, photographs / "people" / "two.jpg")
+    page.get_by_text("2 faces, the largest first").wait_for()
+    page.locator("#attention img").wait_for()
+    assert page.evaluate("document.documentElement.scrollWidth") == 390
+    boxes = [
+        page.locator(f"#faces {part}").first.bounding_box()
+        for part in ("label", ".thumbnail-item", ".grid-wrap")
+    ]
+    page.close()
+    (label, _), (face, face_end), (_, end) = ((b["y"], b["y"] + b["height"]) for b in boxes)
+    assert label + boxes[0]["height"] <= face
+    assert face_end <= end
+
+
 def test_checkpoints_are_told_apart_and_others_left_out(checkpoints):
     found = Checkpoints(checkpoints, torch.device("cpu"))
     assert found.classifiers == ["fine-tuning/checkpoint-best.pth"]
     assert found.autoencoders == ["pre-training/checkpoint-last.pth"]
     with pytest.raises(BadInput, match=r"\.\./x: no such checkpoint"):
         found.classifier("../x")
+
+
+def test_the_best_of_the_best_epochs_come_first(checkpoints, tmp_path):
+    saved = torch.load(checkpoints / "fine-tuning" / "checkpoint-best.pth", weights_only=True)
+    results = {"a/checkpoint-best.pth": 20.0, "b/checkpoint-best.pth": 30.5}
+    results |= {"a/checkpoint-last.pth": 90.0, "c/checkpoint-best.pth": "?"}
+    for name, best in results.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        torch.save({**saved, "best": best}, tmp_path / name)
+    order = ["b/checkpoint-best.pth", "a/checkpoint-best.pth", "c/checkpoint-best.pth"]
+    found = Checkpoints(tmp_path, torch.device("cpu"))
+    assert found.classifiers == [*order, "a/checkpoint-last.pth"]
+
+
+def test_a_checkpoint_that_a_run_has_replaced_is_read_anew(checkpoints, finetune, tmp_path):
+    path = tmp_path / "checkpoint-last.pth"
+    shutil.copy(checkpoints / "fine-tuning" / "checkpoint-best.pth", path)
+    found = Checkpoints(tmp_path, torch.device("cpu"))
+    first = found.classifier(path.name)
+    assert found.classifier(path.name) is first
+    shutil.copy(finetune("convnext") / "checkpoint-best.pth", tmp_path / "new")
+    (tmp_path / "new").replace(path)
+    assert found.classifier(path.name)[0].name.startswith("convnextv2")
+    path.unlink()
+    with pytest.raises(BadInput, match=r"cannot be read any more .*; choose another"):
+        found.classifier(path.name)
+
+
+def test_a_checkpoint_that_computes_no_numbers_is_told(checkpoints, tmp_path):
+    saved = torch.load(checkpoints / "fine-tuning" / "checkpoint-best.pth", weights_only=True)
+    saved["model"]["head.weight"][:] = 3e38
+    torch.save(saved, tmp_path / "lost.pth")
+    found = Checkpoints(tmp_path, torch.device("cpu"))
+    with pytest.raises(BadInput, match="no finite numbers; choose another"):
+        look(*found.classifier("lost.pth"), [np.zeros((30, 30, 3), np.uint8)])
 
 
 def test_what_cannot_be_shown_is_one_line(tmp_path, capfd, monkeypatch):

@@ -6,6 +6,8 @@ import io
 import json
 import os
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -308,6 +310,23 @@ def test_half_a_row_is_taken_back(tmp_path):
     assert (tmp_path / "rows.jsonl").read_text() == '{"path": "a.jpg", "status": "ok"}\n'
 
 
+def test_a_pipe_that_does_not_block_is_waited_for():
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    path = "x" * 200_000  # more than a pipe holds
+
+    def read_late():
+        time.sleep(0.2)
+        with open(reader, "rb") as file:
+            return file.read()
+
+    with ThreadPoolExecutor(1) as other:
+        received = other.submit(read_late)
+        with open(writer, "wb", buffering=0) as file:
+            RowWriter(file, "jsonl", [], "a pipe").picture(path, "ok")
+        assert json.loads(received.result())["path"] == path
+
+
 # --- beside the rows ---
 
 
@@ -428,6 +447,7 @@ def test_a_link_that_leads_nowhere_is_an_unreadable_picture(tree):
         (["faces", "--features", "faces/good000.png/x.npz"], "cannot be written"),
         (["faces", "--annotated", "faces/good000.png"], "cannot be written"),
         (["faces", "--min_score", "2"], "--min_score"),
+        (["faces", "--face_margin", "1e9"], "--face_margin: must be a number >= 0 and <= 2"),
         (["faces", ""], "IMAGES"),
         (["faces", "--detector", "dlib"], "--detector"),
         ([], "IMAGES"),

@@ -77,6 +77,7 @@ def test_what_is_of_no_use_is_refused_with_what_to_take(pretrained, finetune, tm
 @pytest.mark.parametrize(
     "damage",
     [
+        {"preprocessing": {}},
         {"preprocessing": {"input_size": "32"}},
         {"preprocessing": {"input_size": 32, "std": [0, 1, 1]}},
         {"preprocessing": {"input_size": 10**9}},
@@ -93,11 +94,18 @@ def test_a_checkpoint_that_was_tampered_with_is_bad_input(damage, finetune, tmp_
         open_classifier(tmp_path / "bad.pth")
 
 
-@pytest.mark.parametrize("ratio", ["0.75", 2, [0.5], float("nan"), True])
-def test_an_autoencoder_with_an_odd_mask_ratio_is_bad_input(ratio, pretrained, tmp_path):
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *(("mask_ratio", value) for value in ("0.75", 2, [0.5], float("nan"), True)),
+        *(("decoder_num_heads", value) for value in (0, -4, "4", True, torch.tensor(4))),
+        *(("norm_pix_loss", value) for value in ("no", torch.zeros(3))),
+    ],
+)
+def test_an_autoencoder_with_an_odd_option_is_bad_input(name, value, pretrained, tmp_path):
     own = load(pretrained["vit"].parent)
-    torch.save({**own, "args": {**own["args"], "mask_ratio": ratio}}, tmp_path / "bad.pth")
-    with pytest.raises(BadInput, match=r"bad\.pth: a mask_ratio"):
+    torch.save({**own, "args": {**own["args"], name: value}}, tmp_path / "bad.pth")
+    with pytest.raises(BadInput, match=rf"bad\.pth: a {name} that is not understood"):
         open_autoencoder(tmp_path / "bad.pth")
 
 

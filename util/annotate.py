@@ -3,14 +3,13 @@
 import os
 import re
 from collections.abc import Sequence
-from pathlib import Path
 
-import matplotlib
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
+
+from util.drawing import clipped, font
 
 LONG_SIDE = 2048  # pixels of what is written: enough to look at
-FONT = Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf")  # Pillow's has no umlauts
 LONGEST_LABEL, LONGEST_NAME = 40, 80  # characters
 INK, PAPER = (255, 255, 255), (20, 120, 60)
 
@@ -25,17 +24,17 @@ def annotated(image: np.ndarray, boxes: Sequence[Box], labels: Sequence[str]) ->
     picture = Image.fromarray(image).resize(size, Image.Resampling.BICUBIC)
     draw = ImageDraw.Draw(picture)
     stroke = max(2, max(size) // 300)
-    font = ImageFont.truetype(str(FONT), max(12, max(size) // 60))
+    letters = font(max(12, max(size) // 60))
     for (left, top, w, h), label in zip(boxes, labels, strict=True):
         x0, y0, x1, y1 = (round(v * scale) for v in (left, top, left + w, top + h))
         draw.rectangle((x0, y0, max(x0, x1 - 1), max(y0, y1 - 1)), outline=PAPER, width=stroke)
-        text = "".join(c if c.isprintable() else "?" for c in label[:LONGEST_LABEL])
-        *_, wide, high = draw.textbbox((0, 0), text, font)
+        text = clipped(label, LONGEST_LABEL)
+        *_, wide, high = draw.textbbox((0, 0), text, letters)
         # Above the box; inside it at the picture's upper edge, moved in at the right one.
         y = y0 - high - stroke if y0 >= high + stroke else y0
         x = max(0, min(x0, size[0] - wide - 2 * stroke))
         draw.rectangle((x, y, x + wide + 2 * stroke, y + high + stroke), fill=PAPER)
-        draw.text((x + stroke, y), text, INK, font)
+        draw.text((x + stroke, y), text, INK, letters)
     return picture
 
 

@@ -3,10 +3,11 @@
 import argparse
 
 from util.errors import BadInput
-from util.options import COUNT, RATE, SIZE, Parser, number
+from util.options import COUNT, SIZE, Parser, number
 
 DETECTORS = ("mtcnn", "none")
 MARGIN = 0.15  # as AffectNet's boxes get in training
+FACE_MARGIN = number(float, low=0, high=2)  # more is mostly what is not the face
 ENDINGS = {".csv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl"}
 
 
@@ -36,7 +37,7 @@ def build_parser() -> Parser:
     )
     group.add_argument(
         "--face_margin",
-        type=RATE,
+        type=FACE_MARGIN,
         default=MARGIN,
         help=f"around a box, a share of its longer side ({MARGIN}, as in training)",
     )

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import select
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -49,7 +50,10 @@ class RowWriter:
             written = 0
             try:
                 while written < len(data):
-                    written += self._file.write(data[written:])
+                    count = self._file.write(data[written:])
+                    if count is None:  # a full pipe that somebody has made non-blocking
+                        select.select([], [self._file], [])
+                    written += count or 0
                 self._file.flush()
             except OSError:
                 if before is not None:  # no half line
