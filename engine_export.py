@@ -19,9 +19,9 @@ from torch import Tensor, nn
 
 from datasets.synthetic import SyntheticFaces
 from engine_onnx import read_onnx, write_onnx
-from models_export import Saved, classes_of, described, is_vit, timm_config, timm_form
+from models_export import classes_of, described, is_vit, timm_config, timm_form
 from models_hf import hf_form, image_processor
-from models_saved import SavedAutoencoder, SavedClassifier, open_saved
+from models_saved import Saved, SavedAutoencoder, SavedClassifier, open_saved
 from util.errors import Fault
 from util.files import write_file, write_json
 from util.layouts import State

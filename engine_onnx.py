@@ -7,8 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from models_export import Saved, classes_of, described, is_vit, timm_form
-from models_saved import SavedClassifier
+from models_export import classes_of, described, is_vit, timm_form
+from models_saved import Saved, SavedClassifier
 from util.files import write_json
 
 ONNX, PREPROCESSING = "model.onnx", "preprocessing.json"

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from util.errors import BadInput
 from util.model_card import LICENCE
-from util.options import Parser
+from util.options import Parser, add_saved
 from util.program import run_program
 
 PACKAGES = {  # of requirements-export.txt
@@ -30,16 +30,10 @@ PACKAGES = {  # of requirements-export.txt
 def build_parser() -> Parser:
     """All options."""
     parser = Parser("Export a trained model for other programs, compared with them first.")
-    parser.add_argument(
-        "--checkpoint", help="a file, fine-tuned or pre-trained, or a released name"
-    )
+    add_saved(parser, "a fine-tuned or pre-trained model")
     parser.add_argument("--to", help=f"the form: {', '.join(PACKAGES)}")
     parser.add_argument("--output", help="folder to write to; must be new or empty")
-    parser.add_argument(
-        "--classes", help="names by commas, in their order, where the checkpoint has none"
-    )
     parser.add_argument("--license", default="", help="of the weights, for the card: mit, other …")
-    parser.add_argument("--cache_dir", help="where released weights are kept")
     return parser
 
 
@@ -60,14 +54,7 @@ def check_options(args: argparse.Namespace) -> None:
             f"--license {args.license}: must be an identifier such as apache-2.0, cc-by-nc-4.0 "
             "or other"
         )
-    if args.classes is not None and not all(class_names(args.classes)):
-        raise BadInput(f"--classes {args.classes}: give names by commas, in their order")
     check_output(output_folder(args.output))
-
-
-def class_names(text: str | None) -> list[str]:
-    """`A,B,…` as names."""
-    return [] if text is None else [name.strip() for name in text.split(",")]
 
 
 def output_folder(text: str) -> Path:
@@ -98,7 +85,7 @@ def work(args: argparse.Namespace) -> None:
             new = stack.enter_context(creating(folder))
         except OSError as error:
             raise BadInput(f"--output {folder}: cannot be written ({error.strerror})") from None
-        saved = open_saved(source, class_names(args.classes))
+        saved = open_saved(source, args.classes)
         print(f"{args.checkpoint}: {saved.name}, {saved.preprocessing.input_size} px", flush=True)
         parity = export(saved, args.to, new)
         write_file(new / "README.md", card_of(saved, args.to, source, parity, new, args.license))

@@ -39,8 +39,7 @@ def work(args: argparse.Namespace) -> None:
 
     paths = list_pictures(args.images)
     open_detector(args.detector)
-    names = [name.strip() for name in args.classes.split(",")] if args.classes else []
-    saved = open_classifier(args.checkpoint, names, args.cache_dir)
+    saved = open_classifier(args.checkpoint, args.classes, args.cache_dir)
     predictor = Predictor(saved, pick_device(args.device, Place()))
     # Names out of a file may hold what no encoding has.
     classes = [name.encode("utf-8", "backslashreplace").decode() for name in saved.classes]

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from util.errors import BadInput
-from util.options import COUNT, RATE, RATIO, SEED, SIZE, Parser, number
+from util.options import COUNT, RATE, RATIO, SEED, SIZE, Parser, add_saved, number
 from util.program import run_program
 
 if TYPE_CHECKING:
@@ -43,13 +43,11 @@ def figures(text: str) -> tuple[str, ...]:
 def build_parser() -> Parser:
     """All options."""
     parser = Parser("Draw figures of a trained model into OUTPUT_DIR/figures.")
-    parser.add_argument("--checkpoint", help="a path or a released name")
+    add_saved(parser, "a fine-tuned or pre-trained model")
     parser.add_argument("--output_dir", help="(the checkpoint's own folder, for its report)")
     parser.add_argument(
         "--figures", type=figures, help=f"of {','.join(FIGURES)} (all that the checkpoint allows)"
     )
-    parser.add_argument("--classes", help="A,B,…: for a checkpoint that does not name its classes")
-    parser.add_argument("--cache_dir", help="where released weights are kept")
     group = parser.add_argument_group("data")
     group.add_argument("--data_path", help="as in training; without labels for reconstructions")
     group.add_argument("--split", help="test, val or train (test, else val)")
@@ -144,8 +142,7 @@ def draw_model(args: argparse.Namespace) -> Iterator[tuple[str, "np.ndarray"]]:
     from util.distributed import Place, pick_device
 
     device = pick_device(args.device, Place())
-    names = tuple(filter(None, (args.classes or "").split(",")))
-    saved = open_saved(args.checkpoint, names, args.cache_dir)
+    saved = open_saved(args.checkpoint, args.classes, args.cache_dir)
     allowed = OF_CLASSIFIERS if isinstance(saved, SavedClassifier) else ()
     if isinstance(saved, SavedAutoencoder):
         allowed = ("reconstructions",)

@@ -11,11 +11,9 @@ from torch import nn
 
 from datasets.transforms import IMAGENET_MEAN
 from models_mae import MaskedAutoencoderViT, ViTClassifier
-from models_saved import SavedAutoencoder, SavedClassifier, SavedEncoder
+from models_saved import Saved, SavedAutoencoder, SavedClassifier
 from util.layouts import DECODER, State, root
 from util.sizes import CLASSIFIER_SIZES, ConvNeXtSize, ViTSize, find_size
-
-Saved = SavedClassifier | SavedAutoencoder | SavedEncoder
 
 TIMM_CONVNEXT = [
     (r"^downsample_layers\.0\.", "stem."),

@@ -8,7 +8,6 @@ import re
 from typing import Any, NamedTuple
 
 from models_export import (
-    Saved,
     classes_of,
     is_vit,
     patch_of,
@@ -18,7 +17,7 @@ from models_export import (
     with_last_norm,
     without_decoder,
 )
-from models_saved import Preprocessing, SavedAutoencoder, SavedClassifier, SavedEncoder
+from models_saved import Preprocessing, Saved, SavedAutoencoder, SavedClassifier, SavedEncoder
 from util.layouts import State, root
 from util.sizes import kept_patches
 

@@ -130,6 +130,14 @@ def rise(text: str) -> tuple[int, int]:
     return int(low), int(high)
 
 
+def class_names(text: str) -> tuple[str, ...]:
+    """A,B,…: names without blanks around them."""
+    names = tuple(name.strip() for name in text.split(","))
+    if not all(names):
+        raise argparse.ArgumentTypeError(f"must be names by commas, in their order, not {text!r}")
+    return names
+
+
 SEED = number(int, low=0, high=2**63 - 1)
 COUNT, SIZE, RATE = number(int, low=0), number(int, low=1), number(float, low=0)
 RATIO = number(float, above=0, below=1)
@@ -199,6 +207,15 @@ def launch(args: argparse.Namespace) -> Launch:
         args.dist_url,
         args.dist_timeout,
     )
+
+
+def add_saved(parser: Parser, what: str) -> None:
+    """`--checkpoint`, a trained model to be used, and what it takes to open those of others."""
+    parser.add_argument("--checkpoint", help=f"{what}: a file or a released name")
+    parser.add_argument(
+        "--classes", type=class_names, default=(), help="A,B,…: for files that do not name theirs"
+    )
+    parser.add_argument("--cache_dir", help="where released weights are kept")
 
 
 def add_output_dir(group: argparse._ActionsContainer) -> None:

@@ -3,7 +3,7 @@
 import argparse
 
 from util.errors import BadInput
-from util.options import COUNT, SIZE, Parser, number
+from util.options import COUNT, SIZE, Parser, add_saved, number
 
 DETECTORS = ("mtcnn", "none")
 MARGIN = 0.15  # as AffectNet's boxes get in training
@@ -17,11 +17,7 @@ def build_parser() -> Parser:
     parser.add_argument(
         "images", nargs="+", metavar="IMAGES", help="files, folders (with all below), patterns"
     )
-    parser.add_argument(
-        "--checkpoint", required=True, help="a fine-tuned model: a file or a released name"
-    )
-    parser.add_argument("--classes", default="", help="A,B,…: for files that do not name theirs")
-    parser.add_argument("--cache_dir", help="where released weights are kept")
+    add_saved(parser, "a fine-tuned model")
     parser.add_argument("--device", default="auto", help="auto, cuda, mps or cpu")
     parser.add_argument("--batch_size", type=SIZE, default=32, help="faces a forward pass")
     parser.add_argument("--num_workers", type=COUNT, help="data workers (by the cores)")
@@ -51,7 +47,9 @@ def build_parser() -> Parser:
 
 def check_options(args: argparse.Namespace) -> None:
     """Refuse what cannot work, before torch is imported."""
-    for name in ("checkpoint", "output", "annotated", "features"):
+    if not args.checkpoint:
+        raise BadInput("--checkpoint is missing: name a fine-tuned model; see --help")
+    for name in ("output", "annotated", "features"):
         if getattr(args, name) == "":
             raise BadInput(f"--{name}: is empty")
     if "" in args.images:

@@ -37,14 +37,15 @@ def run_program(
     argv = sys.argv[1:] if argv is None else argv
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="backslashreplace")  # file names need not be text
-    code, reason = attempt(parser, check, work, argv)
+    code, reason, began = attempt(parser, check, work, argv)
     reason = one_line(reason)
     together = code in (DONE, RESUMABLE)
     if not together:
         peers.kill_workers()
-    # Reference cycles would hold on to the folder's lock, and to DDP, which then aborts at exit.
-    gc.unfreeze()
-    gc.collect()
+    if began:
+        # Reference cycles would hold on to the folder's lock, and to DDP, which aborts at exit.
+        gc.unfreeze()
+        gc.collect()
     if together:
         leave()
     if code != DONE and speaks(code, reason):
@@ -94,17 +95,19 @@ def attempt(
     check: Callable[[argparse.Namespace], None],
     work: Callable[[argparse.Namespace], None],
     argv: list[str],
-) -> tuple[int, str]:
-    """The exit code and the reason of `run_program`."""
+) -> tuple[int, str, bool]:
+    """The exit code and the reason of `run_program`, and whether the work began."""
+    began = False
     try:
         args = parser().parse(argv)
         check(args)
+        began = True
         work(args)
     except KeyboardInterrupt:
-        return FAULT, "interrupted"
+        return FAULT, "interrupted", began
     except Exception as error:
-        return told(error)
-    return DONE, ""
+        return *told(error), began
+    return DONE, "", began
 
 
 def told(error: Exception) -> tuple[int, str]:
