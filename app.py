@@ -14,6 +14,7 @@ import sys
 import tempfile
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -94,7 +95,8 @@ def work(args: argparse.Namespace) -> None:
         for number in (signal.SIGTERM, signal.SIGHUP):
             if signal.getsignal(number) != signal.SIG_IGN:  # as under nohup
                 signal.signal(number, signal.default_int_handler)  # the pictures are deleted, too
-        page.block_thread()
+        with suppress(KeyboardInterrupt):  # a second one: launchers pass on what they also get
+            page.block_thread()
 
 
 def open_page(page: "gr.Blocks", port: int) -> None:
