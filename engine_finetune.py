@@ -19,8 +19,8 @@ from models_convnextv2 import ConvNeXtV2
 from util.figures import save_png
 from util.figures_results import class_figure, confusion_figure, reliability_figure
 from util.files import write_json
-from util.metrics import write_predictions
 from util.optim import convnext_layers, decayed_rate, vit_layers
+from util.predictions import write_predictions
 
 # Metrics in log.txt under their official short names.
 LOGGED = {"loss": "log_loss", "acc1": "accuracy", "uar": "uar", "f1": "macro_f1"}

@@ -9,7 +9,8 @@ import pytest
 from sklearn import metrics as sk
 
 from util.errors import Fault
-from util.metrics import evaluate, summary_lines, write_predictions
+from util.metrics import evaluate, summary_lines
+from util.predictions import write_predictions
 
 NAMES = ("Neutral", "Happy", "Sad", "Surprise", "Fear", "Disgust", "Anger", "Contempt")
 
@@ -191,7 +192,7 @@ def test_summary_shows_no_control_characters_of_a_class_name():
 
 def test_predictions_hold_every_image_with_any_name(tmp_path):
     probabilities, labels = random_case(9, n=4, k=3)
-    names = ["a/b.jpg", 'with "quotes", commas.jpg', "line\nbreak.jpg", "caf\udce9 é.jpg"]
+    names = ["a\rb.jpg", 'with "quotes", commas.jpg', "line\nbreak.jpg", "caf\udce9 é.jpg"]
     path, classes = tmp_path / "predictions.csv", ["Happy", "Sad, or so", "Fear"]
     write_predictions(path, names, labels, probabilities, classes)
     with open(path, encoding="utf-8", errors="surrogateescape", newline="") as file:

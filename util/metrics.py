@@ -1,19 +1,15 @@
-"""How good a classifier is on images it has not seen: `eval.json`, its lines, `predictions.csv`.
+"""How good a classifier is on images it has not seen: `eval.json` and its lines.
 
 Accuracy is the field's WAR; UAR is the mean of the classes' recalls, also called mean class
 accuracy. Both stand with an interval, since on a few thousand images a point is soon luck.
 """
 
-import csv
-import io
 from collections.abc import Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from util.errors import Fault
-from util.files import write_file
 from util.seeding import BOOTSTRAP, generator
 
 RESAMPLES, COVERAGE = 1000, 95  # bootstrap samples; % of them inside an interval
@@ -169,23 +165,3 @@ def _or_dash(value: float | None) -> str:
 def _printable(name: str) -> str:
     """A class name, which may be a folder's, without what a terminal obeys or cannot show."""
     return "".join(c if c.isprintable() else "?" for c in name)
-
-
-def write_predictions(
-    path: str | Path,
-    names: Sequence[str],
-    labels: np.ndarray,
-    probabilities: np.ndarray,
-    classes: Sequence[str],
-) -> None:
-    """`predictions.csv`: path, label, prediction, and p_CLASS for each class; one row an image.
-
-    Bytes of a file name that are no UTF-8 are written as they are. Raises OSError as the disk does.
-    """
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["path", "label", "prediction", *(f"p_{name}" for name in classes)])
-    columns = names, labels.tolist(), probabilities.argmax(axis=1).tolist(), probabilities.tolist()
-    for name, label, prediction, row in zip(*columns, strict=True):
-        writer.writerow([name, classes[label], classes[prediction], *(f"{p:.6f}" for p in row)])
-    write_file(path, text.getvalue().encode("utf-8", "surrogateescape"))

@@ -1,4 +1,4 @@
-"""Predictions of faces as rows, CSV or JSON lines, written while they come."""
+"""Predictions as rows: of faces, CSV or JSON lines, while they come; of an evaluation, CSV."""
 
 import csv
 import io
@@ -8,9 +8,13 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 from util.errors import BadInput, Fault
+from util.files import write_file
+
+if TYPE_CHECKING:
+    import numpy as np
 
 COLUMNS = ("path", "face", "left", "top", "width", "height", "score", "label", "status")
 OK, NO_FACE, UNREADABLE = "ok", "no_face", "unreadable"
@@ -96,3 +100,21 @@ def open_rows(output: str | None, kind: str, classes: Sequence[str]) -> Iterator
 def inert(path: str) -> str:
     """The same path, but nothing that a spreadsheet would take for a formula."""
     return f"./{path}" if path[:1] in "=+-@\t\r" else path
+
+
+def write_predictions(
+    path: str | Path,
+    names: Sequence[str],
+    labels: "np.ndarray",
+    probabilities: "np.ndarray",
+    classes: Sequence[str],
+) -> None:
+    """`predictions.csv` of an evaluation: path, label, prediction, p_CLASS; one row an image.
+
+    Bytes of a file name that are no UTF-8 are written as they are. Raises OSError as the disk does.
+    """
+    lines = [csv_line(["path", "label", "prediction", *(f"p_{name}" for name in classes)])]
+    columns = names, labels.tolist(), probabilities.argmax(axis=1).tolist(), probabilities.tolist()
+    for name, label, prediction, row in zip(*columns, strict=True):
+        lines.append(csv_line([name, classes[label], classes[prediction], *row]))
+    write_file(path, "".join(lines).encode("utf-8", "surrogateescape"))
