@@ -9,7 +9,7 @@ anywhere, and whether any rank was asked to stop.
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from dataclasses import asdict, dataclass, field
 from typing import Any, NamedTuple, Protocol
 
@@ -22,7 +22,7 @@ from util.distributed import Place, sum_over_ranks
 from util.errors import BadInput, Fault
 from util.optim import set_rates
 from util.seeding import seed_globals
-from util.stop import StopRequest
+from util.stop import StopRequest, undisturbed
 from util.transfer import on_device, to_device
 
 MAX_SKIPPED = 5  # steps in a row whose loss or gradient is not finite
@@ -210,13 +210,18 @@ class Trainer:
         self.model.train()
         position, batches = self.state.position, on_device(batches, self.device)
         while position.step < steps:
-            result = self._step(batches, position.epoch + position.step / steps, observer)
-            position.step += 1
-            self._account(position, result, observer)
-            self.whole = True
+            with ExitStack() as held:
+                epoch = position.epoch + position.step / steps
+                result = self._step(batches, epoch, observer, held)
+                position.step += 1
+                self._account(position, result, observer)
+                self.whole = True
             observer.after_step(self.state, result)
 
-    def _step(self, batches: Iterator, epoch: float, observer: Observer) -> StepResult:
+    def _step(
+        self, batches: Iterator, epoch: float, observer: Observer, held: ExitStack
+    ) -> StepResult:
+        """Up to new weights; `held` is closed when the position is theirs."""
         start, waited = time.perf_counter(), 0.0
         state, scaler = self.state, self.precision.scaler
         lr = self.lr_at(epoch)
@@ -243,7 +248,7 @@ class Trainer:
         skipped = not (math.isfinite(loss) and math.isfinite(mean_norm))
         if self.clip_grad is not None and not skipped:
             nn.utils.clip_grads_with_norm_(self.parameters, self.clip_grad, norm)
-        # Torch reports a killed data worker by an exception at any point of the main thread.
+        held.enter_context(undisturbed())
         self.whole = False
         if not skipped:
             scaler.step(state.optimizer)

@@ -1,7 +1,10 @@
 """Being asked to stop, by a signal or by the run itself: only a flag that the loop reads."""
 
 import signal
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
 
 from util.errors import Fault
@@ -49,6 +52,26 @@ class StopRequest:
         late = bool(self.signal) and not self._told and time.monotonic() - self._since > PATIENCE
         self._told = self._told or late
         return late
+
+
+@contextmanager
+def undisturbed() -> Iterator[None]:
+    """A block that a killed data worker does not break off, but its end does then.
+
+    Torch reports one by an exception out of its handler of SIGCHLD, wherever the main thread is.
+    """
+    handler = signal.getsignal(signal.SIGCHLD)
+    if not callable(handler) or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    arrived: list[tuple[int, FrameType | None]] = []
+    signal.signal(signal.SIGCHLD, lambda *given: arrived.append(given))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGCHLD, handler)
+    if arrived:
+        handler(*arrived[-1])
 
 
 def shield_worker(_worker: int = 0) -> None:

@@ -154,6 +154,34 @@ def test_a_run_whose_worker_dies_or_hangs_loses_nothing(act, told, undisturbed, 
     assert_same_run(tmp_path, undisturbed("mae", 1))
 
 
+def kill_amid_update(_rank, at):
+    """Kill a data worker while the optimizer works for the `at`-th time."""
+    step, updates = torch.optim.AdamW.step, []
+
+    def unusual(self, *given, **named):
+        updates.append(None)
+        if len(updates) == at:
+            pid = multiprocessing.active_children()[0].pid
+            os.kill(pid, signal.SIGKILL)
+            os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+        return step(self, *given, **named)
+
+    torch.optim.AdamW.step = unusual
+
+
+def test_a_worker_killed_amid_an_update_costs_nothing(undisturbed, tmp_path):
+    before = partial(kill_amid_update, at=15)  # step 3 of 12 of the second epoch
+    codes, said, _ = run_with(
+        before, tmp_path, "--num_workers 2 --dist_timeout 4", world=1, within=60
+    )
+    assert codes == [1], said
+    [line] = errors(said[0])
+    assert re.search(r"a data worker \(process \d+\) was killed", line), line
+    assert "the newest checkpoint is of epoch 1, step 3" in line
+    assert pretrain(tmp_path) == 0
+    assert_same_run(tmp_path, undisturbed("mae", 1))
+
+
 def test_the_worker_of_one_process_is_told_by_process_0(tmp_path):
     before = partial(in_worker_of_1, partial(send_itself, signal.SIGKILL))
     codes, said, _ = run_with(before, tmp_path, "--num_workers 1")
