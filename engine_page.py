@@ -123,11 +123,11 @@ def look(saved: SavedClassifier, predictor: Predictor, faces: Sequence[np.ndarra
 
     Raises BadInput for one whose training has failed.
     """
-    p = predictor(faces).probabilities
+    views = torch.stack([predictor.view(face) for face in faces])
+    p = predictor.of_views(list(views.numpy())).probabilities
     if not np.isfinite(p).all():
         raise BadInput("What this checkpoint computes are no finite numbers; choose another.")
-    views = torch.stack([saved.preprocessing.view(face) for face in faces])
-    device = next(saved.model.parameters()).device
+    device = predictor.device
     x = saved.preprocessing.normalise.to(device)(views.to(device))
     heat = attention_map(saved.model, x).cpu()
     heat = torch.nn.functional.interpolate(heat[:, None], (SHOWN, SHOWN), mode="bilinear")[:, 0]
