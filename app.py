@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 from util.errors import BadInput, Fault
 from util.options import Parser, number
-from util.options_predict import DETECTORS, FACE_MARGIN, MARGIN
+from util.options_predict import DETECTORS, FACE_MARGIN
 from util.own_pages import OwnPages
 from util.program import run_program
 
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     import gradio as gr
 
     from engine_page import Checkpoints
+    from models_saved import Saved
 
 MOST_BYTES = 20 * 2**20  # of an uploaded picture
 KEPT = 600  # seconds that gradio keeps an uploaded picture
@@ -51,7 +52,9 @@ def build_parser() -> Parser:
         "--checkpoints", default="demo", help="folder to choose from (default: the demo's)"
     )
     parser.add_argument("--detector", choices=DETECTORS, default=DETECTORS[0])
-    parser.add_argument("--face_margin", type=FACE_MARGIN, default=MARGIN, help="around a face")
+    parser.add_argument(
+        "--face_margin", type=FACE_MARGIN, help="around a face (as the model was trained)"
+    )
     parser.add_argument("--device", default="auto", help="auto, cuda, mps or cpu")
     parser.add_argument("--port", type=number(int, low=1, high=65535), default=7860)
     return parser
@@ -79,10 +82,10 @@ def work(args: argparse.Namespace) -> None:
     checkpoints = Checkpoints(args.checkpoints, pick_device(args.device, Place()))
     detectors = {True: open_detector(args.detector), False: open_detector("none")}
 
-    def find(path: str | None, detect: bool) -> tuple:
+    def find(path: str | None, detect: bool, saved: "Saved") -> tuple:
         if path is None:
             raise BadInput(INVITATION)
-        faces, line = faces_in(path, detectors[detect], args.face_margin)
+        faces, line = faces_in(path, detectors[detect], saved, args.face_margin)
         return faces, line if detect else WHOLE
 
     with tempfile.TemporaryDirectory(prefix="mae-sfer-") as folder:
@@ -135,11 +138,12 @@ def drawn_faces(folder: str) -> list[str]:
 
 
 def build_page(
-    checkpoints: "Checkpoints", find: "Callable[[str, bool], tuple]", examples: list[str]
+    checkpoints: "Checkpoints", find: "Callable[[str, bool, Saved], tuple]", examples: list[str]
 ) -> "gr.Blocks":
     """The page: a tab for expressions, one for masks, whichever there are checkpoints for.
 
-    `find(path, detect)`: the faces of a picture and a line about them, see `faces_in`.
+    `find(path, detect, saved)`: the faces of a picture for a model and a line about them, see
+    `faces_in`.
     """
     import gradio as gr
 
@@ -187,8 +191,9 @@ def add_expressions(checkpoints: "Checkpoints", find: "Callable", examples: list
 
     def judge(path: str | None, detect: bool, name: str) -> list:
         try:
-            pictures, line = find(path, detect)
-            found = look(*checkpoints.classifier(name), pictures)
+            saved, predictor = checkpoints.classifier(name)
+            pictures, line = find(path, detect, saved)
+            found = look(saved, predictor, pictures)
         except Exception as error:
             return [message(friendly(error)), gr.Gallery(visible=False), None, None, []]
         thumbnails = [(one.picture, one.label) for one in found]
@@ -223,8 +228,9 @@ def add_masks(checkpoints: "Checkpoints", find: "Callable", examples: list[str])
 
     def draw(path: str | None, detect: bool, name: str, ratio: float, seed: int) -> list:
         try:
-            pictures, line = find(path, detect)
-            return [message(line), hide(checkpoints.autoencoder(name), pictures[0], ratio, seed)]
+            saved = checkpoints.autoencoder(name)
+            pictures, line = find(path, detect, saved)
+            return [message(line), hide(saved, pictures[0], ratio, seed)]
         except Exception as error:
             return [message(friendly(error)), None]
 

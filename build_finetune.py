@@ -1,8 +1,8 @@
 """From the options of fine-tuning to its parts: data, model, augmentation, loss, evaluator."""
 
 import argparse
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -24,8 +24,11 @@ from datasets import (
     random_augment,
     recognised,
 )
-from datasets.finetune import choose_splits, in_classes, take_fraction, test_images
+from datasets.decode import printable
+from datasets.duplicates import duplicates
+from datasets.finetune import choose_splits, in_classes, take_fraction, test_split
 from datasets.labelled import LabelledImages, describe, digest_of
+from datasets.labels import canonical
 from datasets.replace import check_readable
 from datasets.transforms import IMAGENET_MEAN, IMAGENET_STD, Normalise
 from engine_evaluate import TestSet
@@ -42,9 +45,11 @@ from models_registry import create_classifier, normalise_head_input
 from util.distributed import Place, on_main
 from util.errors import BadInput
 from util.optim import create_optimizer, parameter_groups
+from util.options import Options
 from util.options_finetune import mixes
+from util.options_trained import OF_DATA
 from util.sizes import family
-from util.weights import find_source, load_pretrained
+from util.weights import find_source, load_pretrained, read_source
 
 
 class Data(NamedTuple):
@@ -54,6 +59,8 @@ class Data(NamedTuple):
     test_set: LabelledSet
     train: LabelledImages
     tests: dict[str, LabelledImages]  # "test", and "val" if it selects
+    splits: dict[str, str]  # which of the owner's splits each of them is
+    notes: list[str]
 
     @property
     def digest(self) -> str:
@@ -65,8 +72,13 @@ class Data(NamedTuple):
         return self.test_set if split == "test" else self.train_set
 
 
-def open_data(args: argparse.Namespace, run: Run, learns: bool = True) -> Data:
-    """The images with their labels, equal on all ranks; `train` is empty where nothing `learns`."""
+def open_data(
+    args: argparse.Namespace, run: Run, trained: Mapping[str, Any], learns: bool = True
+) -> Data:
+    """The images with their labels, equal on all ranks; `train` is empty where nothing `learns`.
+
+    `trained`: see `open_labelled`.
+    """
     cache = run.output / "file_list.bin" if run.folder else None
     options = {"face_margin": args.face_margin, "size": drawn_size(args.input_size)}
     # A rule for labels that is the test set's goes to that one only.
@@ -82,26 +94,30 @@ def open_data(args: argparse.Namespace, run: Run, learns: bool = True) -> Data:
             nb_classes=args.nb_classes,
             label_rule=rules[0],
             label_order=args.label_order,
+            trained=trained,
             cache=cache,
             **options,
         )
         tested = None
         if args.eval_data_path:
-            tested = open_labelled(args.eval_data_path, label_rule=rules[1], **options)
+            usual = {**trained, **own.options} if learns else trained
+            tested = open_labelled(
+                args.eval_data_path, label_rule=rules[1], trained=usual, **options
+            )
         if learns:
-            train, tests = choose_splits(
+            train, tests, splits, notes = choose_splits(
                 own, tested, args.select, args.val_fraction, args.seed, args.data_path
             )
             train = take_fraction(train, args.label_fraction, args.seed)
             check_readable(train.source)
         else:
-            tests = {
-                "test": test_images(tested or own, "--eval_data_path" if tested else "--data_path")
-            }
+            name, notes = test_split(tested or own, "--eval_data_path" if tested else "--data_path")
+            tests, splits = {"test": (tested or own).splits[name]}, {"test": name}
             train = tests["test"].take(np.zeros(0, int))
         for images in tests.values():
             check_readable(images.source)
-        return Data(own, tested or own, train, {} if args.disable_eval else tests)
+        tests = {} if args.disable_eval else tests
+        return Data(own, tested or own, train, tests, splits, notes)
 
     return same_everywhere(f"--data_path {args.data_path}", build, lambda data: data.digest)
 
@@ -119,14 +135,50 @@ def build_model(args: argparse.Namespace, classes: int) -> nn.Module:
     return model
 
 
-def begin_with_pretrained(args: argparse.Namespace, model: nn.Module) -> list[str]:
-    """`--finetune` into a model, with a small fresh head; -> lines that say what fitted."""
+def read_finetune(args: argparse.Namespace) -> dict[str, Any]:
+    """The checkpoint that `--finetune` names."""
     # Rank 0 first: a released name may have to be downloaded.
     on_main(lambda: bool(find_source(args.finetune, args.cache_dir)))
-    source = find_source(args.finetune, args.cache_dir)
-    report = load_pretrained(model, source, key=args.model_key, prefix=args.model_prefix)
+    return read_source(args.finetune, args.cache_dir)
+
+
+def begin_with_pretrained(
+    args: argparse.Namespace, model: nn.Module, saved: dict[str, Any]
+) -> list[str]:
+    """`--finetune` into a model, with a small fresh head; -> lines that say what fitted."""
+    report = load_pretrained(
+        model,
+        args.finetune,
+        key=weights_key(args, saved),
+        prefix=args.model_prefix,
+        checkpoint=saved,
+    )
     reset_head(model, std=0.01 if args.linear_probe else 2e-5)
     return str(report).splitlines()
+
+
+def weights_key(args: Options, saved: dict[str, Any]) -> str:
+    """The entry of a checkpoint to use: as asked for, else the one that its results belong to."""
+    own = saved.get("evaluated")
+    return args.model_key if "model_key" in args.given or not isinstance(own, str) else own
+
+
+def name_classes(
+    args: Options, saved: dict[str, Any], data: LabelledSet
+) -> tuple[tuple[str, ...], list[str]]:
+    """The names of a checkpoint's outputs in their order, and what to say of them."""
+    found = saved.get("classes")
+    known = tuple(map(str, found)) if isinstance(found, list | tuple) else ()
+    if args.classes and known and canonical(args.classes) != canonical(known):
+        own = ", ".join(known)
+        return args.classes, [f"warning: classes as in --classes; the checkpoint says {own}"]
+    if args.classes or known:
+        return args.classes or known, []
+    listed = ", ".join(map(printable, data.classes))
+    return data.classes, [
+        f"{args.finetune} names no classes: taken to be {listed}, in this order; --classes names "
+        "others"
+    ]
 
 
 def prepare_head(args: argparse.Namespace, model: nn.Module) -> None:
@@ -153,15 +205,25 @@ def build_state(
     return TrainState(model, optimizer, scaler, ema=ema)
 
 
-def describe_run(
-    args: argparse.Namespace, run: Run, data: Data, parameters: int, precision: Precision
-) -> list[str]:
-    """What is trained on what, a fact a line."""
-    lines = describe(data.train_set)
-    if data.test_set is not data.train_set:
+def report(data: Data) -> list[str]:
+    """What there is to say of the data: counts, what is missing or left out, images in two splits.
+
+    It looks into files: for rank 0.
+    """
+    lines = describe(data.train_set) if len(data.train) else []
+    if data.test_set is not data.train_set or not lines:
         lines += ["tested on:", *describe(data.test_set)]
+    train = data.train if len(data.train) else data.test_set.splits.get("train")
+    splits = {"train": train, **data.tests} if train else data.tests
+    return [*lines, *data.notes, *duplicates(splits)]
+
+
+def describe_model(
+    args: argparse.Namespace, run: Run, parameters: int, precision: Precision
+) -> str:
+    """What is trained, in a line."""
     shape = f"{args.model}: {parameters / 1e6:.1f} M parameters, {args.input_size} px"
-    return [*lines, f"{shape}; {precision.name} on {run.device}"]
+    return f"{shape}; {precision.name} on {run.device}"
 
 
 def describe_data(args: argparse.Namespace, data: Data) -> dict[str, object]:
@@ -234,6 +296,7 @@ def preprocessing(args: argparse.Namespace) -> dict[str, object]:
     """What a picture has to go through before this model; travels in its checkpoints."""
     mean, std = mean_and_std(args)
     return {
+        "face_margin": args.face_margin,  # None: pictures of faces, used whole
         "input_size": args.input_size,
         "crop_pct": args.crop_pct,  # None: the whole image, squeezed into a square
         "interpolation": "bicubic",
@@ -242,11 +305,17 @@ def preprocessing(args: argparse.Namespace) -> dict[str, object]:
     }
 
 
-def travels_along(args: argparse.Namespace, classes: Sequence[str]) -> dict[str, object]:
+def with_data_options(args: Options, data: LabelledSet) -> Options:
+    """The options, those that decided what the training data are as they were in effect."""
+    return args.but(**{name: data.options.get(name) for name in OF_DATA})
+
+
+def travels_along(args: argparse.Namespace, data: LabelledSet) -> dict[str, object]:
     """What a checkpoint holds beside its state: all that it takes to use the model."""
     return {
         "args": vars(args),
-        "classes": list(classes),
+        "classes": list(data.classes),
+        "trained_on": data.title,
         "evaluated": "model_ema" if args.model_ema_eval else "model",
         "preprocessing": preprocessing(args),
     }
@@ -267,17 +336,30 @@ def build_evaluator(
 ) -> Evaluator:
     """What tests a model of `classes` on the splits of `data`; `between` as in `collect`."""
     place = run.place if args.dist_eval else Place()
-    view, tests = plain(args.input_size, args.crop_pct), {}
+    view, tests, notes = plain(args.input_size, args.crop_pct), {}, []
     for split, images in data.tests.items():
-        images, common = in_classes(data.owner(split), images, classes)
-        dataset = PlainImages(images.source, view)
+        matched = in_classes(data.owner(split), images, classes)
+        dataset = PlainImages(matched.images.source, view)
         loader = build_test_loader(dataset, args.batch_size, place, **loading(args, run))
-        tests[split] = TestSet(images, loader, classes, common)
+        tests[split] = TestSet(
+            matched.images, loader, classes, matched.common, matched.unknown, matched.unasked
+        )
+        notes += [f"{split}: {line}" for line in matched.lines()]
     by_ema, flip = args.model_ema_eval, args.eval_flip
-    return Evaluator(tests, args.select, by_ema, normalise(args, run), precision, flip, between)
+    return Evaluator(
+        tests, args.select, by_ema, normalise(args, run), precision, flip, between, notes
+    )
 
 
-def about(args: argparse.Namespace, data: Data, split: str) -> dict[str, object]:
-    """What stands in eval.json beside the numbers: what they are about."""
+def about(
+    args: argparse.Namespace, data: Data, split: str, lines: Sequence[str]
+) -> dict[str, object]:
+    """What stands in eval.json beside the numbers: what they are about. `lines`: see `report`."""
     owner = data.owner(split)
-    return {"data": owner.title, "rule": owner.rule, "split": split, "flip": args.eval_flip}
+    return {
+        "data": owner.title,
+        "rule": owner.rule,
+        "split": data.splits[split],
+        "flip": args.eval_flip,
+        "report": list(lines),
+    }

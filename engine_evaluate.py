@@ -1,6 +1,6 @@
 """A model on images that are not trained on: predictions, features, metrics – each image once."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -58,6 +58,8 @@ class TestSet(NamedTuple):
     loader: DataLoader
     classes: Sequence[str]  # the model's
     common: Sequence[int]  # rising places of the classes that occur here: perhaps not all
+    unknown: Mapping[str, int] = {}  # images left out, by classes that the model does not know
+    unasked: Sequence[str] = ()  # the model's classes that do not occur here
 
     @property
     def common_classes(self) -> list[str]:

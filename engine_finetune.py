@@ -1,6 +1,6 @@
 """Fine-tuning: the classifier, the loss of a batch, evaluation after epochs and at the end."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -96,9 +96,13 @@ class Evaluator:
         precision: Precision,
         flip: bool,
         between: Callable[[], None] = lambda: None,
+        notes: Sequence[str] = (),
     ) -> None:
-        """`by_ema`: the averaged weights are evaluated too, and the best epoch is theirs."""
-        self.tests, self.select, self.by_ema = tests, select, by_ema
+        """`by_ema`: the averaged weights are evaluated too, and the best epoch is theirs.
+
+        `notes`: what is left out of the tests, to be printed.
+        """
+        self.tests, self.select, self.by_ema, self.notes = tests, select, by_ema, notes
         self.normalise, self.precision, self.flip = normalise, precision, flip
         self.between = between
 
@@ -129,7 +133,8 @@ def write_results(
     output: Path, evaluation: Evaluation, test: TestSet, facts: Mapping[str, Any]
 ) -> None:
     """`eval.json`, `predictions.csv` and the charts of one evaluation."""
-    result = {**evaluation.result, **facts}
+    left_out = {"images": dict(test.unknown), "answers": list(test.unasked)}
+    result = {**evaluation.result, "left_out": left_out, **facts}
     write_json(output / "eval.json", result)
     readable = np.flatnonzero(evaluation.readable)
     names = [test.images.source.name(int(i)) for i in readable]

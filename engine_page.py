@@ -12,11 +12,12 @@ from tqdm import tqdm
 
 from datasets.decode import load_rgb
 from datasets.faces import Detector, cut_face
-from engine_predict import Predictor
+from engine_predict import Predictor, face_margin
 from engine_pretrain import reconstruct, shown_with
 from models_attention import attention_map
 from models_saved import (
     Peeked,
+    Saved,
     SavedAutoencoder,
     SavedClassifier,
     open_autoencoder,
@@ -102,10 +103,13 @@ class Seen(NamedTuple):
         return max(self.probabilities, key=self.probabilities.get)
 
 
-def faces_in(path: str, detect: Detector, margin: float) -> tuple[list[np.ndarray], str]:
-    """The faces of a picture, cut out, the largest first, and a line on how many there are.
+def faces_in(
+    path: str, detect: Detector, saved: Saved, given: float | None = None
+) -> tuple[list[np.ndarray], str]:
+    """The faces of a picture, cut out as a model wants them, the largest first, and a line on that.
 
-    One in which none is found is taken for a face. Raises UnreadableImage.
+    `given` is a margin to cut with instead of training's. A picture without faces is taken for one.
+    Raises UnreadableImage.
     """
     image = load_rgb(path)
     found = sorted(detect(image), key=lambda face: -face.box[2] * face.box[3])[:MOST_FACES]
@@ -115,7 +119,8 @@ def faces_in(path: str, detect: Detector, margin: float) -> tuple[list[np.ndarra
             "is larger or less turned."
         )
     count = "1 face" if len(found) == 1 else f"{len(found)} faces, the largest first"
-    return [cut_face(image, face, margin) for face in found], count
+    margin, line = face_margin(saved, given)
+    return [cut_face(image, face, margin) for face in found], f"{count}; {line}"
 
 
 def look(saved: SavedClassifier, predictor: Predictor, faces: Sequence[np.ndarray]) -> list[Seen]:

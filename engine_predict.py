@@ -8,7 +8,21 @@ import torch
 
 from datasets.pictures import Found
 from engine_train import Precision
-from models_saved import SavedClassifier
+from models_saved import Saved, SavedClassifier
+from util.options_predict import MARGIN
+
+
+def face_margin(saved: Saved, given: float | None) -> tuple[float, str]:
+    """The margin to cut faces with, and a line on it: as asked for, else as in training."""
+    own = saved.preprocessing.face_margin
+    margin = next((m for m in (given, own) if m is not None), MARGIN)
+    how = f"faces are cut with --face_margin {margin:g}"
+    if own is None:
+        assumed = " (assumed: the checkpoint names none)" if given is None else ""
+        return margin, how + assumed
+    if own == margin:
+        return margin, f"{how}, as in training"
+    return margin, f"warning: {how}; trained with --face_margin {own:g}"
 
 
 class Prediction(NamedTuple):
@@ -22,13 +36,16 @@ class Predictor:
     """A classifier on a device, together with what it wants done to a picture before."""
 
     def __init__(self, saved: SavedClassifier, device: torch.device) -> None:
-        """In fp32, so that a face's numbers hardly depend on the others in its batch."""
+        """In fp32, so that a face's numbers hardly depend on the others in its batch.
+
+        A model that was tested with mirrored images is used so, too.
+        """
         self.classes, self.device = saved.classes, device
         self.view = saved.preprocessing.view
         self._blank = self.view(np.zeros((8, 8, 3), np.uint8)).numpy()
         self._precision = Precision("off", device)
         self._normalise = saved.preprocessing.normalise.to(device)
-        self._model = saved.model.to(device).eval()
+        self._model, self._flip = saved.model.to(device).eval(), saved.flip
 
     def __call__(self, faces: Sequence[np.ndarray]) -> Prediction:
         """n pictures of faces, (H, W, 3) uint8 each -> see Prediction. One forward pass."""
@@ -43,6 +60,8 @@ class Predictor:
         with self._precision.autocast():
             features = self._model.forward_features(x)
             p = self._model.head(features).softmax(dim=-1)
+            if self._flip:
+                p = (p + self._model(x.flip(-1)).softmax(dim=-1)) / 2
         return Prediction(p[:n].cpu().numpy(), features[:n].cpu().numpy())
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -11,11 +11,31 @@ from torch import Tensor, nn
 from datasets import PretrainDataset
 from datasets.transforms import Normalise
 from models_masked import MaskedAutoencoder
+from util.checkpoint import read_checkpoint
 from util.figures import reconstruction_grid, save_png
+from util.layouts import DECODER, root
 from util.log import NullLog
+from util.options_trained import trained_with
 from util.seeding import FIGURE, generator
+from util.weights import load_pretrained
 
 Batch = tuple[Tensor, Tensor, list[str]]  # (N, 3, S, S) uint8, (N, L) noise, problems
+
+
+def begin_with_weights(model: MaskedAutoencoder, path: Path) -> tuple[dict[str, Any], list[str]]:
+    """Weights of any known layout into a model before a new schedule.
+
+    -> what they were trained with, as far as the file knows, and lines that say what fitted. Of an
+    encoder alone the decoder is new. Raises BadInput when the encoder does not fit.
+    """
+    saved = read_checkpoint(path)
+    report = load_pretrained(model, path, checkpoint=saved)
+    lines = str(report).splitlines()
+    if any(root(name) in DECODER for name in report.missing):
+        lines.append("  the decoder is new: the file holds an encoder only")
+    if "optimizer" in saved or "optimizer_state_dict" in saved:
+        lines.append("  its optimizer state is not used: only this program's own can be resumed")
+    return trained_with(saved, path), lines
 
 
 class MaskedLoss:

@@ -16,7 +16,14 @@ from engine_observe import RunObserver, Saver
 from engine_train import Trainer, TrainState
 from models_registry import compile_blocks
 from util import distributed
-from util.checkpoint import StepParts, check_same_run, find_start, first_line, read_checkpoint
+from util.checkpoint import (
+    StepParts,
+    check_same_run,
+    find_start,
+    first_line,
+    has_training_state,
+    read_checkpoint,
+)
 from util.distributed import Launch, Place, on_main
 from util.errors import BadInput, Fault, Stopped
 from util.files import write_json
@@ -27,6 +34,7 @@ from util.report import write_report
 from util.rundir import RunDir, provenance
 from util.stop import StopRequest
 from util.trace import StepTrace
+from util.weights import find_source
 
 T = TypeVar("T")
 
@@ -60,9 +68,28 @@ def run_in_folder(output_dir: str, launch: Launch, work: Callable[[Run], None]) 
         folder.release()
 
 
-def find_beginning(run: Run, start: Start) -> tuple[Path | None, list[str]]:
-    """The checkpoint to go on from, None for a new run, and lines that say which and why."""
-    return on_main(lambda: find_start(run.output, start.auto_resume, start.resume))
+class Beginning(NamedTuple):
+    """Where a run begins."""
+
+    path: Path | None  # of the training state to resume; None for a new run
+    weights: Path | None  # of weights alone, by `--resume`, to begin a new schedule with
+    notes: list[str]  # lines that say which and why
+
+
+def find_beginning(run: Run, start: Start) -> Beginning:
+    """A training state or weights to begin with, or nothing; equal on all ranks."""
+
+    def find() -> Beginning:
+        path, notes = find_start(run.output, start.auto_resume, start.resume)
+        if not (start.resume and path == Path(start.resume)):
+            return Beginning(path, None, notes)
+        path = find_source(start.resume)
+        if has_training_state(read_checkpoint(path, peek=True)):
+            return Beginning(path, None, notes)
+        told = f"a new schedule, beginning with the weights of --resume {start.resume}"
+        return Beginning(None, path, [*notes[:-1], told])
+
+    return on_main(find)
 
 
 def go_to(
@@ -87,13 +114,22 @@ def go_to(
     except BadInput:
         raise
     except (RuntimeError, ValueError, LookupError, TypeError, AttributeError) as error:
-        what = f"holds no training state of such a run ({first_line(error)})"
+        what = f"holds no training state of such a run ({misfit(error)})"
         raise BadInput(f"{path}: {what}; name another checkpoint") from None
     position = state.position
     if position.step and saved["run"].get("global_batch") != identity["global_batch"]:
         position.step, position.sums = 0, type(position.sums)()  # steps are of another size now
     at = f"at epoch {position.epoch}, step {position.step}"
     return [*([note] if note else []), at]
+
+
+def misfit(error: Exception) -> str:
+    """What an exception says; of a state dict's, what differs, which is below its first line."""
+    first, *rest = str(error).splitlines() or [""]
+    if rest and first.startswith("Error(s) in loading state_dict"):
+        more = f"; and {len(rest) - 2} more" if len(rest) > 2 else ""
+        return "; ".join(line.strip() for line in rest[:2]) + more
+    return first_line(error)
 
 
 def open_log(run: Run, log_dir: str | None, state: TrainState, steps: int) -> NullLog:

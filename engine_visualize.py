@@ -106,7 +106,8 @@ class Viewer:
         """`count` images beside what the classifier looks at."""
         imgs, chosen = self._pick(count)
         x = self.normalise(imgs.to(self.normalise.mean.device))
-        p, predicted = probabilities(self.model, flip=False)(x).max(dim=1)
+        flip = getattr(self.saved, "flip", False)
+        p, predicted = probabilities(self.model, flip)(x).max(dim=1)
         heat = attention_map(self.model, x, predicted).cpu().numpy()
         pictures, names = imgs.permute(0, 2, 3, 1).numpy(), self.data.classes
         verdicts = [
@@ -123,7 +124,8 @@ class Viewer:
         """The charts of an evaluation, see engine_finetune.result_figures."""
         images = LabelledImages(self.data.source, self.data.labels)
         test = TestSet(images, self._loader(images), self.data.classes, self.data.common)
-        evaluation = evaluate_model(self.model, test, self.normalise, self.precision)
+        flip = getattr(self.saved, "flip", False)
+        evaluation = evaluate_model(self.model, test, self.normalise, self.precision, flip)
         return result_figures(evaluation, test)
 
     def features(self) -> np.ndarray:

@@ -10,15 +10,32 @@ nothing.
 import argparse
 import sys
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from util.errors import BadInput
-from util.options import launch, saving, start
-from util.options_finetune import DECIDES_RESULT, build_parser, check_options, with_options_of
+from util.evaluation_dir import check_results
+from util.options import Options, launch, saving, start
+from util.options_finetune import (
+    DECIDES_RESULT,
+    build_parser,
+    check_input_size,
+    check_options,
+    made_by_evaluation,
+)
+from util.options_trained import (
+    OF_IMAGES,
+    OF_WEIGHTS,
+    as_trained,
+    difference_lines,
+    differences,
+    trained_with,
+)
 from util.program import run_program
 from util.schedule import lr_at, scaled_lr, step_lr_at
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from build_finetune import Data
     from engine_finetune import Evaluator
     from engine_run import Run
@@ -33,7 +50,7 @@ def work(args: argparse.Namespace) -> None:
     run_in_folder(args.output_dir, launch(args), lambda run: job(args, run))
 
 
-def finetune(args: argparse.Namespace, run: "Run") -> None:
+def finetune(args: Options, run: "Run") -> None:
     """Build the parts, go to where the run begins, run the epochs that are left, test the best."""
     import torch
 
@@ -53,6 +70,7 @@ def finetune(args: argparse.Namespace, run: "Run") -> None:
         write_config,
     )
     from engine_train import Precision, Trainer
+    from util.distributed import on_main
 
     torch.manual_seed(args.seed)
     if run.device.type == "mps" and args.grad_checkpointing and args.drop_path:
@@ -60,7 +78,16 @@ def finetune(args: argparse.Namespace, run: "Run") -> None:
             "--grad_checkpointing: on Apple GPUs torch would recompute other drop paths; set "
             "--drop_path 0, or leave it out"
         )
-    data = build.open_data(args, run)
+    on_main(lambda: check_results(run.output, {"kind": "training"}))
+    path, weights, notes = find_beginning(run, start(args))
+    if weights:
+        raise BadInput(f"--resume {weights}: weights alone; begin with them by --finetune")
+    args, saved, trained, told = begin_like_pretraining(args, path)
+    data = build.open_data(args, run, trained)
+    report = build.report(data) if run.folder else []
+    args = build.with_data_options(args, data.train_set)
+    differ = differences(args, trained, data.train_set.options)
+    told += difference_lines(differ, "fine-tuned", "pre-trained")
     classes, train = data.train_set.classes, data.train
     balance = data.train_set.name == "affectnet" if args.balance is None else args.balance
     sampler = GlobalBatchSampler(
@@ -71,10 +98,9 @@ def finetune(args: argparse.Namespace, run: "Run") -> None:
         args.seed,
         train.labels if balance else None,
     )
-    path, notes = find_beginning(run, start(args))
     model = build.build_model(args, len(classes))
     if args.finetune and path is None:
-        notes += build.begin_with_pretrained(args, model)
+        notes += build.begin_with_pretrained(args, model, saved)
     build.prepare_head(args, model)
     model.to(run.device)
     lr = args.lr if args.lr is not None else scaled_lr(args.blr, sampler.global_batch)
@@ -103,16 +129,18 @@ def finetune(args: argparse.Namespace, run: "Run") -> None:
     )
     drawn = ", all classes equally often" if balance else ""
     for line in (
-        *build.describe_run(args, run, data, parameters, precision),
+        *report,
+        build.describe_model(args, run, parameters, precision),
         step_line(sampler, args.data_path, lr) + drawn,
         *warmup_lines(args.warmup_epochs, args.epochs),
         *notes,
+        *told,
     ):
         log.line(line)
 
     loss = build.build_loss(args, run, len(classes))
     bad_images = BadImages(loss, len(train), run.output / "bad_images.txt", path is None, log)
-    extra = {"run": identity, **build.travels_along(args, classes)}
+    extra = {"run": identity, **build.travels_along(args, data.train_set)}
     observer = observe(run, log, state, sampler, args.epochs, saving(args), bad_images.tell, extra)
     trainer = Trainer(
         state,
@@ -131,13 +159,41 @@ def finetune(args: argparse.Namespace, run: "Run") -> None:
     evaluator = build.build_evaluator(
         args, run, data, classes, precision, lambda: trainer.save_if_overdue(observer)
     )
+    for line in evaluator.notes:
+        log.line(line)
     dataset = FinetuneDataset(train, len(classes), build.build_augment(args), args.seed)
     loader = build_loader(dataset, sampler, **build.loading(args, run))
     run_epochs(trainer, observer, sampler, loader, lambda epoch: evaluator.measure(state))
     if data.tests:
-        for line in test_chosen(args, run, data, evaluator, state):
+        for line in test_chosen(args, run, data, evaluator, state, report):
             log.line(line)
     log.close()
+
+
+def begin_like_pretraining(
+    args: Options, path: "Path | None"
+) -> tuple[Options, dict[str, Any], dict[str, Any], list[str]]:
+    """The options with what this training takes over from the one that `--finetune` names.
+
+    -> them, that checkpoint (empty where the run continues at `path`), what it was trained with,
+    and lines about it. Images are normalised and faces cropped alike; frozen features also need
+    images of the same size.
+    """
+    from build_finetune import read_finetune
+    from util.checkpoint import read_checkpoint
+
+    names = ["imagenet_default_mean_and_std", "face_margin"]
+    if path:  # whose options are those already
+        saved, trained = {}, trained_with(read_checkpoint(path, peek=True), path)
+        names.append("input_size")
+    else:
+        saved = read_finetune(args) if args.finetune else {}
+        trained = trained_with(saved, args.finetune)
+        names += ["input_size"] * (args.linear_probe or args.freeze_backbone)
+    args, told = as_trained(args, trained, args.finetune, names)
+    check_input_size(args)
+    seen = {name: trained[name] for name in (*names, "input_size") if name in trained}
+    return args, saved, seen, told
 
 
 def learning_rate(args: argparse.Namespace, peak: float, steps: int) -> Callable[[float], float]:
@@ -161,6 +217,7 @@ def test_chosen(
     data: "Data",
     evaluator: "Evaluator",
     state: "TrainState",
+    report: list[str],
 ) -> list[str]:
     """Evaluate the best epoch beside the last; write what `--eval` writes; -> lines to say."""
     from build_finetune import about
@@ -178,11 +235,12 @@ def test_chosen(
         model.load_state_dict(saved[saved["evaluated"]])
         best, epoch = evaluator.evaluate(model, split), saved["epoch"]
     facts = {
-        **about(args, data, split),
+        **about(args, data, split, report),
+        "made_by": {"kind": "training"},
         "train_data": data.train_set.title,
         "train_images": len(data.train),
         "epoch": epoch,
-        "selected_on": args.select,
+        "selected_on": data.splits[args.select],
         "weights": evaluator.weights,
         "last": {
             "epoch": last_epoch,
@@ -194,67 +252,82 @@ def test_chosen(
     lost = [f"warning: epoch {state.position.best_epoch} was better, but could not be saved"]
     return [
         *(lost if epoch != state.position.best_epoch else []),
-        f"best epoch on {args.select}: {epoch}; its results on {split}:",
+        f"best epoch on {data.splits[args.select]}: {epoch}; its results on {data.splits[split]}:",
         *summary_lines(best.result),
         f"last epoch, {last_epoch}: accuracy {last.result['accuracy']:.2f} %, "
         f"UAR {last.result['uar']:.2f} %",
     ]
 
 
-def evaluate(args: argparse.Namespace, run: "Run") -> None:
-    """`--eval`: test a fine-tuned checkpoint; print and write the results."""
+def evaluate(args: Options, run: "Run") -> None:
+    """`--eval`: test a fine-tuned checkpoint as it was trained; print and write the results."""
     import build_finetune as build
     from engine_finetune import write_results
     from engine_train import Precision
-    from util.checkpoint import BEST, LAST
     from util.distributed import on_main
     from util.metrics import summary_lines
-    from util.weights import find_source, load_pretrained, read_source
+    from util.weights import load_pretrained
 
-    own = [str(run.output / name) for name in (BEST, LAST) if (run.output / name).exists()]
-    source = args.finetune or args.resume or (own or [""])[0]
-    if not source:
-        raise BadInput(f"--eval: {run.output} holds no checkpoint; name one with --finetune")
-    # Rank 0 first: a released name may have to be downloaded.
-    on_main(lambda: bool(find_source(source, args.cache_dir)))
-    saved = read_source(source, args.cache_dir)
-    args, notes = with_options_of(args, saved)
-    data = build.open_data(args, run, learns=False)
-    classes = tuple(saved.get("classes") or data.train_set.classes)
-    if "classes" not in saved:
-        notes.append(f"{source} names no classes: taken to be {', '.join(classes)}, in this order")
+    made_by = made_by_evaluation(args)
+    on_main(lambda: check_results(run.output, made_by))
+    saved, source = build.read_finetune(args), args.finetune
+    trained = trained_with(saved, source)
+    args, notes = as_trained(args, trained, source, (*OF_WEIGHTS, *OF_IMAGES))
+    check_input_size(args)
+    data = build.open_data(args, run, trained, learns=False)
+    classes, told = build.name_classes(args, saved, data.test_set)
     model = build.build_model(args, len(classes))
     build.prepare_head(args, model)
-    key = saved.get("evaluated", args.model_key)
-    prefix = args.model_prefix
-    report = load_pretrained(
-        model, source, key=key, prefix=prefix, keep_head=True, checkpoint=saved
+    loaded = load_pretrained(
+        model,
+        source,
+        key=build.weights_key(args, saved),
+        prefix=args.model_prefix,
+        keep_head=True,
+        checkpoint=saved,
     )
     precision = Precision(args.amp, run.device)
     evaluator = build.build_evaluator(args, run, data, classes, precision, run.stop.end_if_asked)
+    differ = differences(args, trained, data.test_set.options)
+    report = build.report(data) if run.folder else []
+    notes += [*told, *difference_lines(differ), *evaluator.notes, str(loaded)]
+    say(run, [*report, *notes])
     evaluation = evaluator.evaluate(model.to(run.device), "test")
     if not run.folder:
         return
-    facts = {**build.about(args, data, "test"), "checkpoint": source, "weights": report.entry}
+    facts = {
+        **build.about(args, data, "test", report),
+        "made_by": made_by,
+        "checkpoint": source,
+        "weights": loaded.entry,
+        "differs_from_training": differ,
+    }
     if isinstance(saved.get("epoch"), int):
         facts["epoch"] = saved["epoch"]
     write_results(run.output, evaluation, evaluator.tests["test"], facts)
-    print(*notes, report, *summary_lines(evaluation.result), sep="\n")
+    say(run, [*summary_lines(evaluation.result), f"results: {run.output}"])
 
 
-def classify_by_neighbours(args: argparse.Namespace, run: "Run") -> None:
+def classify_by_neighbours(args: Options, run: "Run") -> None:
     """`--knn`: test images by the training images nearest to them in a backbone's features."""
     import build_finetune as build
     from engine_evaluate import judge
     from engine_finetune import write_results
     from engine_probe import Probe, knn
     from engine_train import Precision
+    from util.distributed import on_main
     from util.metrics import summary_lines
 
-    data = build.open_data(args, run)
+    made_by = made_by_evaluation(args)
+    on_main(lambda: check_results(run.output, made_by))
+    saved = build.read_finetune(args)
+    trained = trained_with(saved, args.finetune)
+    args, notes = as_trained(args, trained, args.finetune, (*OF_WEIGHTS, *OF_IMAGES))
+    check_input_size(args)
+    data = build.open_data(args, run, trained)
     classes = data.train_set.classes
     model = build.build_model(args, len(classes))
-    notes = build.begin_with_pretrained(args, model)
+    notes += build.begin_with_pretrained(args, model, saved)
     precision = Precision(args.amp, run.device)
     evaluator = build.build_evaluator(args, run, data, classes, precision, run.stop.end_if_asked)
     split = "test" if "test" in data.tests else "val"
@@ -269,13 +342,28 @@ def classify_by_neighbours(args: argparse.Namespace, run: "Run") -> None:
         run.place,
         **build.loading(args, run),
     )
+    differ = differences(args, trained, data.test_set.options)
+    report = build.report(data) if run.folder else []
+    say(run, [*report, *notes, *difference_lines(differ), *evaluator.notes])
     train, queries = probe.features(model.to(run.device), precision, run.stop.end_if_asked)
     if not run.folder:
         return
     evaluation = judge(knn(train, queries.x, len(classes)), queries.readable, test)
-    facts = {**build.about(args, data, split), "classifier": "nearest neighbours"}
+    facts = {
+        **build.about(args, data, split, report),
+        "made_by": made_by,
+        "classifier": "nearest neighbours",
+        "checkpoint": args.finetune,
+        "differs_from_training": differ,
+    }
     write_results(run.output, evaluation, test, facts)
-    print(*notes, *summary_lines(evaluation.result), sep="\n")
+    say(run, [*summary_lines(evaluation.result), f"results: {run.output}"])
+
+
+def say(run: "Run", lines: list[str]) -> None:
+    """Print lines, on rank 0."""
+    if run.folder:
+        print(*lines, sep="\n", flush=True)
 
 
 if __name__ == "__main__":

@@ -93,7 +93,7 @@ def pack(args: argparse.Namespace) -> None:
     folder = Path(os.path.expanduser(args.output))
     with faults(folder):
         is_packed(folder, {})  # what is no place for a store, before a long look at the data
-    labelled, splits, data = open_data(args)
+    labelled, splits, data, notes = open_data(args)
     plan = make_plan(args, labelled, data)
     with faults(folder):
         if is_packed(folder, plan):
@@ -101,24 +101,28 @@ def pack(args: argparse.Namespace) -> None:
             return
     check_readable(data)
     with faults(folder):
-        announce(folder, labelled, data)
+        announce(folder, labelled, data, notes)
         stop = StopRequest()
         stop.install()
         parts = Parts(folder, plan)
     try:
         write(args, parts, data, stop)
         with faults(folder, parts):
-            finish(parts, plan, names_below(args.data_path, data), splits, labelled)
+            finish(parts, plan, names_below(args.data_path, data), splits, labelled, notes)
     finally:
         parts.close()
-    print(f"{folder}: {PackedImages(folder).described()}")
+    store = PackedImages(folder)
+    for line in (*store.manifest["duplicates"], f"{folder}: {store.described()}"):
+        print(line)
 
 
 def open_data(
     args: argparse.Namespace,
-) -> tuple["LabelledSet | None", dict[str, int], "ToPack"]:
-    """What to pack: the labels if there are some, how many images by split, and the images."""
-    from datasets import open_labelled, open_source
+) -> tuple["LabelledSet | None", dict[str, int], "ToPack", list[str]]:
+    """What to pack: the labels if there are some, how many images by split, the images, and what
+    to say of them if there are no labels.
+    """
+    from datasets import open_images, open_labelled
     from datasets.pack import ToPack
     from datasets.recognise import labelled_as
 
@@ -129,8 +133,9 @@ def open_data(
         for option in ("nb_classes", "label_rule", "label_order"):
             if getattr(args, option) is not None:
                 raise BadInput(f"--{option}: these images are packed without labels")
-        source = open_source(args.data_path, size=drawn_size(args), face_margin=args.face_margin)
-        return None, {"all": len(source)}, ToPack([source], args.short_side)
+        images = open_images(args.data_path, size=drawn_size(args), face_margin=args.face_margin)
+        data = ToPack([images.source], args.short_side)
+        return None, {"all": len(data)}, data, images.notes
     try:
         labelled = open_labelled(
             args.data_path,
@@ -142,12 +147,12 @@ def open_data(
             size=drawn_size(args),
         )
     except BadInput as error:
-        if args.data_set != "auto" or name != "folder":
+        if args.data_set != "auto" or name not in ("folder", "list"):
             raise
         raise BadInput(f"{error}; --data_set none packs the images without labels") from None
     splits = {split: len(images) for split, images in labelled.splits.items()}
     sources = [images.source for images in labelled.splits.values()]
-    return labelled, splits, ToPack(sources, args.short_side)
+    return labelled, splits, ToPack(sources, args.short_side), []
 
 
 def drawn_size(args: argparse.Namespace) -> int:
@@ -175,12 +180,15 @@ def make_plan(
     }
 
 
-def announce(folder: Path, labelled: "LabelledSet | None", data: "ToPack") -> None:
+def announce(
+    folder: Path, labelled: "LabelledSet | None", data: "ToPack", notes: list[str]
+) -> None:
     """Say what is going to be written. Raises BadInput where the disk has no room for it."""
     from datasets.labelled import describe
     from datasets.packed import gigabytes
 
-    for line in describe(labelled) if labelled else [f"{len(data):,} images without labels"]:
+    unlabelled = [f"{len(data):,} images without labels", *notes]
+    for line in describe(labelled) if labelled else unlabelled:
         print(line)
     size, there = data.estimated_bytes(), sum(p.stat().st_size for p in folder.glob("part-*.bin"))
     above = next(path for path in (folder, *folder.absolute().parents) if path.exists())

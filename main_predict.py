@@ -31,19 +31,23 @@ def work(args: argparse.Namespace) -> None:
     from tqdm import tqdm
 
     from datasets.faces import open_detector
+    from datasets.filetypes import skipped_line
     from datasets.pictures import Pictures, list_pictures
-    from engine_predict import Predictor, predict_pictures
+    from engine_predict import Predictor, face_margin, predict_pictures
     from engine_run import worker_count
     from models_saved import open_classifier
     from util.distributed import Place, pick_device
 
-    paths = list_pictures(args.images)
+    paths, skipped = list_pictures(args.images)
     open_detector(args.detector)
     saved = open_classifier(args.checkpoint, args.classes, args.cache_dir)
     predictor = Predictor(saved, pick_device(args.device, Place()))
     # Names out of a file may hold what no encoding has.
     classes = [name.encode("utf-8", "backslashreplace").decode() for name in saved.classes]
-    pictures = Pictures(paths, args.detector, args.face_margin, args.min_score, predictor.view)
+    margin, cut = face_margin(saved, args.face_margin)
+    if args.detector == "none":
+        cut = whole_line(saved.preprocessing.face_margin)
+    pictures = Pictures(paths, args.detector, margin, args.min_score, predictor.view)
     workers = min(worker_count(args.num_workers, Place()), len(paths))
     if args.num_workers is None:
         workers = min(workers, len(paths) // 16)  # starting one takes its time, too
@@ -54,6 +58,8 @@ def work(args: argparse.Namespace) -> None:
             f"{saved.name}, {len(classes)} classes, fp32 on {described(predictor.device)}; "
             f"detector: {args.detector}; {len(paths):,} pictures"
         )
+        for line in (cut, *skipped_line(skipped)):
+            say(line)
         # A bar would stand among the rows where both are on a terminal.
         hidden = True if args.output is None and sys.stdout.isatty() else None
         found = pictures.in_order(workers)
@@ -65,6 +71,16 @@ def work(args: argparse.Namespace) -> None:
             beside.add(picture, prediction)
     beside.finish()
     conclude(counts)
+
+
+def whole_line(margin: float | None) -> str:
+    """What --detector none means for a model whose faces were cut with a margin in training."""
+    if margin is None:
+        return "each picture is used whole, as a face"
+    return (
+        "warning: each picture is used whole; training cut faces from photographs with "
+        f"--face_margin {margin:g}: give pictures that are cut like that"
+    )
 
 
 def all_finite(values: Sequence) -> bool:

@@ -30,6 +30,7 @@ from util.options import (
     saving,
     start,
 )
+from util.options_trained import difference_lines, differences
 from util.program import run_program
 from util.schedule import lr_at, resolution_at, scaled_lr
 from util.sizes import CONVNEXT_PATCH, PRETRAIN_SIZES, family, find_size, kept_patches
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
     from datasets.transforms import Normalise
     from engine_probe import Probe
     from engine_run import Run
+    from util.log import NullLog
 
 FAMILY_DEFAULTS = {
     "mae": {
@@ -176,7 +178,7 @@ def pretrain(args: argparse.Namespace, run: "Run") -> None:
 
     from datasets.transforms import Normalise
     from engine_observe import BadImages
-    from engine_pretrain import MaskedLoss, Reconstructions, Resolution
+    from engine_pretrain import MaskedLoss, Reconstructions, Resolution, begin_with_weights
     from engine_run import (
         distribute,
         find_beginning,
@@ -196,14 +198,20 @@ def pretrain(args: argparse.Namespace, run: "Run") -> None:
     model = create_pretrain_model(args.model, **model_options(args)).to(run.device)
     model.set_grad_checkpointing(args.grad_checkpointing)
     size_at = size_schedule(args, model.patch_size)
-    dataset, sampler, loader = build_data(args, run, model.num_patches, size_at)
+    dataset, sampler, loader, report, margin = build_data(args, run, model.num_patches, size_at)
+    args = args.but(face_margin=margin)
     lr = args.lr if args.lr is not None else scaled_lr(args.blr, sampler.global_batch)
     precision = Precision(args.amp, run.device)
     optimizer = adamw(parameter_groups(model, args.weight_decay), lr, betas=(0.9, 0.95))
     state = TrainState(model, optimizer, precision.scaler)
 
     identity = run_identity(args, lr, sampler.global_batch, precision.name, dataset.source.digest)
-    path, notes = find_beginning(run, start(args))
+    path, weights, notes = find_beginning(run, start(args))
+    if weights:
+        trained, told = begin_with_weights(model, weights)
+        seen = {name: trained[name] for name in ("input_size", "face_margin") if name in trained}
+        differ = differences(args, seen, {"face_margin": margin})
+        notes += [*told, *difference_lines(differ, "continued", "begun")]
     notes += go_to(path, start(args), state, identity, sampler)
     log = open_log(run, args.log_dir, state, sampler.steps)
     parameters = sum(p.numel() for p in model.parameters())
@@ -224,14 +232,14 @@ def pretrain(args: argparse.Namespace, run: "Run") -> None:
         f"{args.mask_ratio:.0%} of {model.num_patches} patches removed; "
         f"{precision.name} on {run.device}, {model.kernels(run.device, precision.dtype)}"
     )
-    lines = [shape, step_line(sampler, args.data_path, lr)]
+    lines = [*report, shape, step_line(sampler, args.data_path, lr)]
     for line in [*lines, *warmup_lines(args.warmup_epochs, args.epochs), *notes]:
         log.line(line)
 
     normalise = Normalise().to(run.device)
     loss = MaskedLoss(normalise)
     bad_images = BadImages(loss, len(dataset), run.output / "bad_images.txt", path is None, log)
-    extra = {"args": vars(args), "run": identity}
+    extra = {"args": vars(args), "run": identity, "preprocessing": preprocessing(args)}
     observer = observe(run, log, state, sampler, args.epochs, saving(args), bad_images.tell, extra)
     trainer = Trainer(
         state,
@@ -251,7 +259,7 @@ def pretrain(args: argparse.Namespace, run: "Run") -> None:
         pictures = Reconstructions(
             dataset, normalise, run.output / "figures", args.vis_freq, args.crop_pct, args.seed
         )
-    probe = build_probe(args, run, normalise)
+    probe = build_probe(args, run, normalise, log)
     resolution = Resolution(model, size_at, log)
 
     def measure(epoch: int) -> dict[str, float]:
@@ -268,44 +276,59 @@ def pretrain(args: argparse.Namespace, run: "Run") -> None:
 
 def build_data(
     args: argparse.Namespace, run: "Run", num_patches: int, size_at: Callable[[int], int]
-) -> tuple["PretrainDataset", "GlobalBatchSampler", "DataLoader"]:
-    """The images, their order, and the workers that read them; every rank must see the same."""
-    from datasets import build_loader, build_pretrain_dataset
+) -> tuple["PretrainDataset", "GlobalBatchSampler", "DataLoader", list[str], float | None]:
+    """The images, their order, and the workers that read them; every rank must see the same.
+
+    Also what to print of the images, and the margin that faces are cut with.
+    """
+    from datasets import Images, PretrainDataset, build_loader, drawn_size, open_images
     from datasets.replace import check_readable
     from datasets.sampler import GlobalBatchSampler
     from engine_run import loading, same_everywhere
 
     cache = run.output / "file_list.bin" if run.folder else None
 
-    def build() -> "PretrainDataset":
-        dataset = build_pretrain_dataset(
-            args.data_path,
-            args.input_size,
-            num_patches,
-            args.seed,
-            cache,
-            args.face_margin,
-            size_at,
-        )
-        check_readable(dataset.source)
-        return dataset
+    def build() -> Images:
+        images = open_images(args.data_path, cache, drawn_size(args.input_size), args.face_margin)
+        check_readable(images.source)
+        return images
 
-    dataset = same_everywhere(
-        f"--data_path {args.data_path}", build, lambda dataset: dataset.source.digest
+    images = same_everywhere(
+        f"--data_path {args.data_path}", build, lambda images: images.source.digest
     )
+    dataset = PretrainDataset(images.source, args.input_size, num_patches, args.seed, size_at)
     sampler = GlobalBatchSampler(
         len(dataset), args.batch_size, args.accum_iter, run.place, args.seed
     )
     how = loading(run, args.num_workers, args.pin_mem, args.dist_timeout)
-    return dataset, sampler, build_loader(dataset, sampler, **how)
+    loader = build_loader(dataset, sampler, **how)
+    return dataset, sampler, loader, images.notes, images.face_margin
 
 
-def build_probe(args: argparse.Namespace, run: "Run", normalise: "Normalise") -> "Probe | None":
+def preprocessing(args: argparse.Namespace) -> dict[str, object]:
+    """What pictures went through in pre-training; travels in its checkpoints."""
+    from datasets.transforms import IMAGENET_MEAN, IMAGENET_STD
+
+    return {
+        "face_margin": args.face_margin,  # None: pictures of faces, used whole
+        "input_size": args.input_size,
+        "crop_pct": None,
+        "interpolation": "bicubic",
+        "mean": list(IMAGENET_MEAN),
+        "std": list(IMAGENET_STD),
+    }
+
+
+def build_probe(
+    args: argparse.Namespace, run: "Run", normalise: "Normalise", log: "NullLog"
+) -> "Probe | None":
     """`--probe_data_path`: what the features of the model so far tell about expressions."""
     if not args.probe_data_path:
         return None
     from datasets import drawn_size, open_labelled, plain
+    from datasets.duplicates import duplicates
     from datasets.finetune import choose_splits
+    from datasets.labelled import describe
     from engine_probe import Probe
     from engine_run import loading, same_everywhere
 
@@ -318,7 +341,10 @@ def build_probe(args: argparse.Namespace, run: "Run", normalise: "Normalise") ->
         ),
         lambda data: data.digest,
     )
-    train, tests = choose_splits(data, None, "test", 0.1, args.seed, args.probe_data_path)
+    train, tests, _, notes = choose_splits(data, None, "test", 0.1, args.seed, args.probe_data_path)
+    shared = duplicates({"train": train, **tests}) if run.folder else []
+    for line in ("probed on:", *describe(data), *notes, *shared):
+        log.line(line)
     how = loading(run, args.num_workers, args.pin_mem, args.dist_timeout)
     view = plain(args.input_size)
     return Probe(train, tests["test"], data.classes, view, normalise, run.place, **how)

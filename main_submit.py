@@ -77,7 +77,7 @@ def work(args: argparse.Namespace) -> None:
             "submitit is not installed: pip install -r requirements-submit.txt"
         ) from None
 
-    logs = Path(find_output_dir(args.options)) / "jobs"
+    logs = Path(find_output_dir(args.options) or "output_dir") / "jobs"
     executor = submitit.AutoExecutor(logs, args.cluster, slurm_max_num_timeout=MOST_TIMEOUTS)
     executor.update_parameters(
         name=Path(args.program).stem,

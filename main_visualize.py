@@ -15,12 +15,13 @@ from typing import TYPE_CHECKING
 
 from util.errors import BadInput
 from util.options import COUNT, RATE, RATIO, SEED, SIZE, Parser, add_saved, number
+from util.options_trained import OF_DATA, difference_lines, differences, trained_with
 from util.program import run_program
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from datasets.labelled import LabelledImages, LabelledSet
+    from datasets.labelled import LabelledSet
     from engine_visualize import Data
     from models_masked import MaskedAutoencoder
     from models_saved import Saved
@@ -191,14 +192,17 @@ def possible_ratios(given: list[float] | None, model: "MaskedAutoencoder") -> li
 
 def open_data(args: argparse.Namespace, saved: "Saved") -> "Data":
     """The images of `--data_path` and their labels, which only a classifier cannot do without."""
-    from datasets import drawn_size, open_labelled, open_source
+    from datasets import drawn_size, open_images, open_labelled
+    from datasets.duplicates import duplicates
     from datasets.finetune import in_classes
+    from datasets.labelled import describe
     from datasets.recognise import labelled_as
     from datasets.replace import check_readable
     from engine_visualize import Data
     from models_saved import SavedClassifier
 
     size = drawn_size(saved.preprocessing.input_size)
+    trained = trained_with(saved.checkpoint, args.checkpoint)
     classifies = isinstance(saved, SavedClassifier)
     name = args.data_set
     if name == "auto" and not classifies:
@@ -209,7 +213,10 @@ def open_data(args: argparse.Namespace, saved: "Saved") -> "Data":
         for option in ("nb_classes", "label_rule", "label_order", "split"):
             if getattr(args, option) is not None:
                 raise BadInput(f"--{option}: these images have no labels; leave it out")
-        source = open_source(args.data_path, size=size, face_margin=args.face_margin)
+        source, notes, _ = open_images(
+            args.data_path, size=size, face_margin=args.face_margin, trained=trained
+        )
+        print(*notes, sep="\n", end="\n" * bool(notes), flush=True)
         check_readable(source)
         return Data(source, None, (), ())
     labelled = open_labelled(
@@ -219,27 +226,34 @@ def open_data(args: argparse.Namespace, saved: "Saved") -> "Data":
         label_rule=args.label_rule,
         label_order=args.label_order,
         face_margin=args.face_margin,
+        trained=trained,
         size=size,
     )
-    images, classes = split_of(labelled, args.split), labelled.classes
+    split, lines = split_of(labelled, args.split)
+    images, classes = labelled.splits[split], labelled.classes
     common = range(len(classes))
     if classifies:
         classes = saved.classes
-        images, common = in_classes(labelled, images, classes)
+        matched = in_classes(labelled, images, classes)
+        images, common = matched.images, matched.common
+        lines += matched.lines()
+    differ = {name: trained[name] for name in OF_DATA if name in trained}
+    lines += difference_lines(differences(args, differ, labelled.options), "drawn")
+    print(*describe(labelled), *lines, *duplicates(labelled.splits), sep="\n", flush=True)
     check_readable(images.source)
     return Data(images.source, images.labels, classes, common)
 
 
-def split_of(labelled: "LabelledSet", split: str | None) -> "LabelledImages":
-    """The split named, else what there is to test on."""
-    from datasets.finetune import test_images
+def split_of(labelled: "LabelledSet", split: str | None) -> tuple[str, list[str]]:
+    """The split named, else what there is to test on, and what to say of that."""
+    from datasets.finetune import test_split
 
     if split is None:
-        return test_images(labelled, "--data_path")
+        return test_split(labelled, "--data_path")
     if split not in labelled.splits:
         there = ", ".join(labelled.splits)
         raise BadInput(f"--split {split}: {labelled.title} has no such split, but {there}")
-    return labelled.splits[split]
+    return split, []
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from datasets.transforms import IMAGENET_MEAN
 from models_mae import MaskedAutoencoderViT, ViTClassifier
 from models_saved import Saved, SavedAutoencoder, SavedClassifier
 from util.layouts import DECODER, State, root
+from util.options_trained import OF_DATA
 from util.sizes import CLASSIFIER_SIZES, ConvNeXtSize, ViTSize, find_size
 
 TIMM_CONVNEXT = [
@@ -133,6 +134,9 @@ def described(saved: Saved) -> dict[str, Any]:
         args["crop_pct"] = preprocessing.crop_pct
         args["imagenet_default_mean_and_std"] = tuple(preprocessing.mean) == IMAGENET_MEAN
         args["cls_token"] = is_vit(saved) and model.global_pool == "token"
+    # What its images and labels are, for who opens it again.
+    own = saved.checkpoint.get("args")
+    args |= {n: own[n] for n in (*OF_DATA, "eval_flip") if isinstance(own, dict) and n in own}
     if isinstance(saved, SavedAutoencoder):
         args["mask_ratio"] = float(model.mask_ratio)
         args["norm_pix_loss"] = bool(model.norm_pix_loss)

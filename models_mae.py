@@ -11,6 +11,7 @@ from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
 from models_masked import LayerNorm, MaskedAutoencoder, run_block, take_patches
+from util.positions import sincos_position_embedding
 from util.sizes import ViTSize
 
 CACHED_SCORES = 1_500_000  # of attention, computed at once on a CPU
@@ -220,20 +221,3 @@ def transformer(dim: int, depth: int, heads: int) -> nn.ModuleList:
 def sincos_parameter(dim: int, grid: int) -> nn.Parameter:
     """A fixed position embedding that travels in the state dict, as in the official release."""
     return nn.Parameter(sincos_position_embedding(dim, grid), requires_grad=False)
-
-
-def sincos_position_embedding(dim: int, grid: int, full: int | None = None) -> Tensor:
-    """(1, 1 + grid*grid, dim): zeros for the class token, then the patches row by row.
-
-    Positions are those of the patches' centres on a grid of `full` (default `grid`) over the same
-    image: 0 … grid - 1 where both are equal. The first half of the channels encodes the column, the
-    second the row (the official code's order); each half is sine then cosine of position /
-    10000^(2i/half).
-    """
-    quarter = dim // 4
-    omega = 10000.0 ** -(torch.arange(quarter, dtype=torch.float64) / quarter)
-    places = (torch.arange(grid, dtype=torch.float64) + 0.5) * ((full or grid) / grid) - 0.5
-    row, column = torch.meshgrid(places, places, indexing="ij")
-    angles = [position.reshape(-1, 1) * omega for position in (column, row)]
-    patches = torch.cat([f(angle) for angle in angles for f in (torch.sin, torch.cos)], dim=1)
-    return torch.cat([torch.zeros(1, dim), patches.float()])[None]

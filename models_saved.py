@@ -23,6 +23,7 @@ from util.layouts import (
     root,
     translate,
 )
+from util.options_trained import trained_with
 from util.sizes import CONVNEXT_PATCH
 from util.untrusted import number
 from util.weights import load_pretrained, pick_state, read_source
@@ -44,6 +45,9 @@ class Preprocessing(NamedTuple):
     crop_pct: float | None = None  # central share of the short side; None: all, made square
     mean: Sequence[float] = IMAGENET_MEAN
     std: Sequence[float] = IMAGENET_STD
+    # What is added to each side of a face's box, a share of its longer side; None: not known, or
+    # trained on pictures that were cropped already.
+    face_margin: float | None = None
 
     @property
     def view(self) -> Augment:
@@ -64,6 +68,11 @@ class SavedClassifier(NamedTuple):
     classes: tuple[str, ...]
     preprocessing: Preprocessing
     checkpoint: dict[str, Any]  # all that was in the file; of foreign ones perhaps weights only
+
+    @property
+    def flip(self) -> bool:
+        """Whether its results are of each image together with its mirror image."""
+        return _options(self.checkpoint).get("eval_flip") is True
 
 
 class SavedAutoencoder(NamedTuple):
@@ -261,14 +270,16 @@ def _preprocessing(
 ) -> Preprocessing:
     """What is inside, else ImageNet's numbers at the size that the position embedding is for."""
     own = saved.get("preprocessing")
+    margin = trained_with(saved, source).get("face_margin")
     if isinstance(own, dict):
         own = {"input_size": None, **own}
+        own = {"face_margin": margin, **own}
         made = Preprocessing(**{n: own[n] for n in Preprocessing._fields if n in own})
     elif "pos_embed" in weights:
         patches = weights["pos_embed"].shape[1] - 1 if weights["pos_embed"].ndim == 3 else 0
-        made = Preprocessing(held.patch * math.isqrt(max(patches, 1)))
+        made = Preprocessing(held.patch * math.isqrt(max(patches, 1)), face_margin=margin)
     else:
-        made = Preprocessing(_options(saved).get("input_size") or 224)
+        made = Preprocessing(_options(saved).get("input_size") or 224, face_margin=margin)
     three = all(
         isinstance(v, list | tuple) and len(v) == 3 and None not in map(number, v)
         for v in (made.mean, made.std)
@@ -276,6 +287,7 @@ def _preprocessing(
     share = 1 if made.crop_pct is None else number(made.crop_pct)
     size, step = made.input_size, held.patch if held.family == "ViT" else CONVNEXT_PATCH
     fits = type(size) is int and 0 < size <= LARGEST and size % step == 0
+    fits = fits and (made.face_margin is None or (number(made.face_margin) or 0) >= 0)
     if not (three and all(made.std) and share and 0 < share <= 1 and fits):
         raise BadInput(f"{source}: preprocessing that is not understood: {made}")
     return made

@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 from torchvision.datasets import ImageFolder
 
-from datasets import PretrainDataset, build_loader, open_source
+from datasets import PretrainDataset, build_loader, open_images
 from datasets.decode import load_rgb
 from datasets.sampler import GlobalBatchSampler
 from datasets.synthetic import SyntheticFaces
@@ -102,9 +102,9 @@ def measure(folder: Path, args: argparse.Namespace, side: int) -> tuple[list, li
     normalise, theirs = Normalise(), peer(folder)
     pack(folder, folder.with_name(f"{side}-packed"))
     ours = {
-        "files": PretrainDataset(open_source(str(folder)), 224, 196, 0),
+        "files": PretrainDataset(open_images(str(folder)).source, 224, 196, 0),
         "packed": PretrainDataset(
-            open_source(str(folder.with_name(f"{side}-packed"))), 224, 196, 0
+            open_images(str(folder.with_name(f"{side}-packed"))).source, 224, 196, 0
         ),
     }
 

@@ -37,7 +37,7 @@ from peer_mae import OfficialMAE
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from datasets import PretrainDataset, build_loader, open_source
+from datasets import PretrainDataset, build_loader, open_images
 from datasets.sampler import GlobalBatchSampler
 from datasets.synthetic import SyntheticFaces
 from datasets.transforms import Normalise, centre_crop
@@ -145,7 +145,7 @@ def our_batches(
     path: Path, batch_size: int, patches: int, size_at: Callable[[int], int]
 ) -> Callable:
     """What `main_pretrain.py` feeds: an epoch's order, of which a leg takes what it needs."""
-    dataset = PretrainDataset(open_source(str(path)), SIZE, patches, 0, size_at)
+    dataset = PretrainDataset(open_images(str(path)).source, SIZE, patches, 0, size_at)
     sampler = GlobalBatchSampler(len(dataset), batch_size)
     loader, normalise = build_loader(dataset, sampler, workers=0), Normalise()
 

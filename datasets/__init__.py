@@ -1,23 +1,27 @@
 """Images by path: what `--data_path` may be, and what training draws from it."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 from datasets.augment import Augment, face_augment, plain, random_augment
+from datasets.filetypes import skipped_line
 from datasets.finetune import FinetuneDataset, PlainImages
-from datasets.folder import ImageFiles, list_images
-from datasets.labelled import LabelledSet, Source
+from datasets.folder import FileList, ImageFiles, list_images
+from datasets.labelled import LabelledSet, Source, describe
 from datasets.loader import build_loader, build_test_loader
 from datasets.packed import PackedImages, is_store
 from datasets.pretrain import PretrainDataset
 from datasets.recognise import open_labelled, recognised
+from datasets.splits import split_called
 from datasets.synthetic import SyntheticFaces, parse_synthetic
 from util.errors import BadInput
 
 __all__ = [
     "Augment",
     "FinetuneDataset",
+    "Images",
     "LabelledSet",
     "PlainImages",
     "PretrainDataset",
@@ -26,36 +30,67 @@ __all__ = [
     "build_pretrain_dataset",
     "build_test_loader",
     "face_augment",
+    "open_images",
     "open_labelled",
-    "open_source",
     "plain",
     "random_augment",
 ]
 
 
-def open_source(
+class Images(NamedTuple):
+    """Images without labels, and what to know of them."""
+
+    source: Source
+    notes: list[str]  # what to print at the start: which images these are, files skipped, …
+    face_margin: float | None = None  # around face boxes; None: images are used whole
+
+
+def open_images(
     data_path: str = "synthetic",
     cache: str | os.PathLike | None = None,
     size: int = 256,
     face_margin: float | None = None,
-) -> Source:
+    trained: Mapping[str, object] | None = None,
+) -> Images:
     """The images of `--data_path`: folder, list or CSV, packed store, `synthetic[-lab][:COUNT]`.
 
     Of a labelled set as its owner ships it, or packed: the training images, cropped to the face
-    where there are boxes. `cache` is where a folder's listing is kept; `size` is that of drawn
-    faces. Raises BadInput.
+    where there are boxes, by a `face_margin` that is given, else the one a model was `trained`
+    with. `cache` is where a folder's listing is kept; `size` is that of drawn faces. Raises
+    BadInput.
     """
     if drawn := parse_synthetic(str(data_path)):
         count = 10_000 if drawn.counts[0] is None else drawn.counts[0]
         if count < 1:
             raise BadInput(f"--data_path {data_path}: ask for at least one face")
-        return SyntheticFaces(count, size=size, lab=drawn.lab)
+        return Images(SyntheticFaces(count, size=size, lab=drawn.lab), [])
     root = Path(os.path.expanduser(data_path))
+    notes = []
     if name := recognised(root):
-        splits = open_labelled(str(data_path), name, face_margin=face_margin).splits
-        if "train" in splits:
-            return splits["train"].source
-    return PackedImages(root) if is_store(root) else ImageFiles(list_images(data_path, cache))
+        data = open_labelled(str(data_path), name, face_margin=face_margin, trained=trained)
+        if "train" in data.splits:
+            others = ", ".join(split for split in data.splits if split != "train")
+            unused = [f"only the training images are used, not {others}"] if others else []
+            margin = data.options.get("face_margin")
+            return Images(data.splits["train"].source, [*describe(data), *unused], margin)
+        notes = [f"warning: {data.title} has no training split: all images below it are used"]
+    if face_margin is not None:
+        notes.append(f"--face_margin {face_margin:g} has no effect: these images are used whole")
+    if is_store(root):
+        store = PackedImages(root)
+        return Images(store, [*notes, *store.notes()])
+    files = list_images(data_path, cache)
+    return Images(ImageFiles(files), [*notes, *_which(root, files), *skipped_line(files.skipped)])
+
+
+def _which(root: Path, files: FileList) -> list[str]:
+    """The line on a folder of which only the training split is used."""
+    if not root.is_dir() or files.root == os.path.abspath(root):
+        return []
+    beside = sorted(name for name in os.listdir(root) if split_called(name))
+    others = ", ".join(name for name in beside if name != os.path.basename(files.root))
+    unused = f", not those in {others}" if others else ""
+    return [f"only the images in {os.path.basename(files.root)} are used{unused}"]
 
 
 def build_pretrain_dataset(
@@ -72,9 +107,9 @@ def build_pretrain_dataset(
     `num_patches` is how much mask noise is drawn beside each (patches of 16 px when not given);
     `size_at(epoch)` their size where it changes. Raises BadInput for a path that holds no images.
     """
-    source = open_source(data_path, cache, drawn_size(input_size), face_margin)
+    images = open_images(data_path, cache, drawn_size(input_size), face_margin)
     patches = num_patches or (input_size // 16) ** 2
-    return PretrainDataset(source, input_size, patches, seed, size_at)
+    return PretrainDataset(images.source, input_size, patches, seed, size_at)
 
 
 def build_finetune_dataset(

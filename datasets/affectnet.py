@@ -20,7 +20,8 @@ from pathlib import Path
 import numpy as np
 
 from datasets.decode import printable
-from datasets.folder import EXTENSIONS, FileList, ImageFiles
+from datasets.filetypes import is_image
+from datasets.folder import FileList, ImageFiles
 from datasets.labelled import FaceFiles, LabelledImages, LabelledSet
 from datasets.labels import ORDERS
 from datasets.present import bad_row, columns, csv_rows, integer, listing, missing_note, present
@@ -86,10 +87,11 @@ def read(root: Path, nb_classes: int | None = None, margin: float | None = None)
         what = f"AffectNet more than once: {several}; give the folder of one of them"
         raise BadInput(f"--data_path {printable(str(root))} holds {what}")
     found, classes = layouts[0], ORDERS["affectnet"][: nb_classes or 8]
-    parts, crop = _parts(found, classes, DEFAULT_MARGIN if margin is None else margin)
+    options: dict[str, object] = {"nb_classes": len(classes)}
+    if found.kind == CSV:
+        options["face_margin"] = DEFAULT_MARGIN if margin is None else margin
+    parts, crop = _parts(found, classes, options.get("face_margin", 0))
     notes = [note for _, told in parts.values() for note in told]
-    if found.kind != CSV and margin is not None:
-        notes.append(f"--face_margin {margin:g} has no effect: these images are cropped already")
     if "test" in parts:
         notes.append("test is AffectNet's validation set, on which results are published")
     return LabelledSet(
@@ -99,6 +101,7 @@ def read(root: Path, nb_classes: int | None = None, margin: float | None = None)
         splits={split: images for split, (images, _) in parts.items()},
         notes=tuple(notes),
         published=published(len(classes)),
+        options=options,
     )
 
 
@@ -160,7 +163,7 @@ def _lists(base: Path) -> dict[str, Path]:
 
 def _begins_like_a_list(path: Path) -> bool:
     first = next((cells for _, cells in csv_rows(path)), [""])
-    return _is_header(first) or (len(first) >= 7 and first[0].lower().endswith(EXTENSIONS))
+    return _is_header(first) or (len(first) >= 7 and is_image(first[0]))
 
 
 def _is_header(cells: Sequence[str]) -> bool:
@@ -295,8 +298,8 @@ def _image_folder(path: Path, base: Path, names: Sequence[str]) -> Path:
 def _by_folder(folder: Path, kind: str, classes: Sequence[str]) -> tuple[LabelledImages, list[str]]:
     """The images of a split folder that have annotations, by number, and what to tell."""
     ending, value = ENDINGS[kind], _npy_value if kind == NPY else _json_value
-    images = _by_stem(folder / "images", EXTENSIONS)
-    annotations = _by_stem(folder / "annotations", (ending,))
+    images = _by_stem(folder / "images")
+    annotations = _by_stem(folder / "annotations", ending)
     notes = _alone(folder, images, annotations, f"images have no annotations/<id>{ending}")
     notes += _alone(folder, annotations, images, "annotations have no image")
     stems = sorted(images.keys() & annotations.keys(), key=_number)
@@ -308,14 +311,12 @@ def _by_folder(folder: Path, kind: str, classes: Sequence[str]) -> tuple[Labelle
     return LabelledImages(source, labels[kept]), notes + left_out
 
 
-def _by_stem(folder: Path, endings: Sequence[str]) -> dict[str, str]:
-    """The files of some endings in a folder, by what stands before the ending."""
-    names = {}
-    for name in sorted(listing(folder)):
-        ending = next((e for e in endings if name.lower().endswith(e)), None)
-        if ending and not name.startswith("."):
-            names[name[: -len(ending)]] = name
-    return names
+def _by_stem(folder: Path, ending: str = "") -> dict[str, str]:
+    """The files of an ending in a folder, else its images, by what stands before the ending."""
+    names = [name for name in sorted(listing(folder)) if not name.startswith(".")]
+    if ending:
+        return {name[: -len(ending)]: name for name in names if name.lower().endswith(ending)}
+    return {os.path.splitext(name)[0]: name for name in names if is_image(name)}
 
 
 def _number(stem: str) -> tuple[bool, int, str]:

@@ -1,13 +1,18 @@
 """What fine-tuning and evaluation draw from labelled images."""
 
+import difflib
+from collections.abc import Sequence
+from typing import NamedTuple
+
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from datasets.augment import Augment
-from datasets.decode import UnreadableImage
+from datasets.decode import UnreadableImage, printable
 from datasets.labelled import LabelledImages, LabelledSet, Source
+from datasets.labels import canonical
 from datasets.replace import read_or_replace
 from util.errors import BadInput
 from util.seeding import AUGMENT, SPLIT, borrowed_globals, generator
@@ -95,17 +100,32 @@ def take_fraction(images: LabelledImages, share: float, seed: int) -> LabelledIm
     return images.take(np.flatnonzero(stratified(images.labels, share, seed)))
 
 
-def test_images(data: LabelledSet, flag: str) -> LabelledImages:
-    """What a set has to test on; images that are of no split count as such. Raises BadInput."""
-    for name in ("test", "val", "all"):
+class Chosen(NamedTuple):
+    """What to train on and what to test on."""
+
+    train: LabelledImages
+    tests: dict[str, LabelledImages]  # "test", and "val" where that selects the best epoch
+    splits: dict[str, str]  # which of the data set's splits each of the tests is
+    notes: list[str]
+
+
+def test_split(data: LabelledSet, flag: str) -> tuple[str, list[str]]:
+    """The split of a set to test on, and what to say if it is not its test split.
+
+    Without one that is the validation split, or all images where there are no splits. Raises
+    BadInput.
+    """
+    if "test" in data.splits:
+        return "test", []
+    for name, what in (("val", "its validation images are"), ("all", "all of its images are")):
         if name in data.splits:
-            return data.splits[name]
+            return name, [f"{data.title} has no test split: {what} tested on"]
     raise BadInput(f"{flag}: has neither a test nor a validation split")
 
 
 def choose_splits(
     data: LabelledSet, other: LabelledSet | None, select: str, share: float, seed: int, path: str
-) -> tuple[LabelledImages, dict[str, LabelledImages]]:
+) -> Chosen:
     """What to train on, and what to test on: `test`, and `val` if that is to `select` the best.
 
     The test images are those of the `other` set if there is one. Without a validation split of the
@@ -115,12 +135,14 @@ def choose_splits(
     if train is None:
         raise BadInput(f"--data_path {path}: has no training images, only {', '.join(data.splits)}")
     check_classes(data, train, path)
-    tests = {}
+    tests, splits, notes = {}, {}, []
     if other:
-        tests["test"] = test_images(other, "--eval_data_path")
+        splits["test"], notes = test_split(other, "--eval_data_path")
+        tests["test"] = other.splits[splits["test"]]
     elif "test" in data.splits:
-        tests["test"] = data.splits["test"]
+        tests["test"], splits["test"] = data.splits["test"], "test"
     if select == "val":
+        splits["val"] = "val"
         if "val" in data.splits:
             tests["val"] = data.splits["val"]
         else:
@@ -129,12 +151,14 @@ def choose_splits(
                 raise BadInput(
                     f"--val_fraction {share}: no class of --data_path {path} can spare an image"
                 )
+            held = f"{len(tests['val']):,} images, {share:.0%} of each class"
+            notes.append(f"val: {held}, are held out of the training images")
     elif not tests:
         raise BadInput(
             f"--data_path {path}: has no test split; name a set to test on with --eval_data_path, "
             "or hold images out with --select val"
         )
-    return train, tests
+    return Chosen(train, tests, splits, notes)
 
 
 def check_classes(data: LabelledSet, images: LabelledImages, path: str) -> None:
@@ -150,21 +174,47 @@ def check_classes(data: LabelledSet, images: LabelledImages, path: str) -> None:
         )
 
 
-def in_classes(
-    data: LabelledSet, images: LabelledImages, classes: tuple[str, ...]
-) -> tuple[LabelledImages, list[int]]:
-    """Images of another set with labels as places in `classes`, and which places occur in both.
+class Matched(NamedTuple):
+    """Images of a data set with the classes of a model, and what is left out on either side."""
 
-    Images of classes that are not among them are left out. Raises BadInput without common ones.
+    images: LabelledImages  # labels are places in the model's classes
+    common: list[int]  # rising places of the classes that both know
+    unknown: dict[str, int]  # how many images have a class that the model does not know
+    unasked: list[str]  # classes of the model that the data set does not have
+
+    def lines(self) -> list[str]:
+        """What to say of it."""
+        lines = []
+        for name, count in self.unknown.items():
+            near = difflib.get_close_matches(name, self.unasked, n=1)
+            hint = f"; did you mean {printable(near[0])}?" if near else ""
+            images = f"{count:,} image{'s' * (count != 1)} of {printable(name)}"
+            lines.append(f"left out: {images}, a class that the model does not know{hint}")
+        if self.unasked:
+            names = ", ".join(map(printable, self.unasked))
+            lines.append(
+                f"left out: the model's {names}, which the data set does not have; its answers "
+                f"are taken among the other {len(self.common)} classes"
+            )
+        return lines
+
+
+def in_classes(data: LabelledSet, images: LabelledImages, classes: Sequence[str]) -> Matched:
+    """Images of a set that may have other classes than a model; classes are matched by name.
+
+    Expressions are the same however they are written. Raises BadInput without two in common.
     """
-    common = [k for k, name in enumerate(classes) if name in data.classes]
+    ours, theirs = canonical(classes), canonical(data.classes)
+    common = [k for k, name in enumerate(ours) if name in theirs]
     if len(common) < 2:
         raise BadInput(
             f"{data.title}: its classes ({', '.join(data.classes)}) have fewer than two in common "
             f"with the model's ({', '.join(classes)})"
         )
-    place = np.array([classes.index(name) if name in classes else -1 for name in data.classes])
-    labels = place[images.labels]
+    place = np.array([ours.index(name) if name in ours else -1 for name in theirs])
+    labels, counts = place[images.labels], images.counts(len(theirs))
     kept = np.flatnonzero(labels >= 0)
-    chosen = images.take(kept)
-    return LabelledImages(chosen.source, labels[kept]), common
+    matched = LabelledImages(images.take(kept).source, labels[kept])
+    unknown = {data.classes[k]: int(counts[k]) for k in np.flatnonzero(place < 0) if counts[k]}
+    unasked = [name for k, name in enumerate(classes) if k not in common]
+    return Matched(matched, common, unknown, unasked)

@@ -1,31 +1,38 @@
-"""Which image files there are: in a folder nested at will, in a list of files, in a CSV.
+"""Which image files there are: in a folder nested at will, or in a list of files.
 
 A folder's names are sorted as bytes, so that every machine and file system has one order. They
 can be kept in a cache file, with which a restart only looks at each folder's time of change.
 """
 
-import csv
 import hashlib
 import heapq
-import io
 import json
 import os
 import stat
 import time
 import uuid
-from collections import Counter
-from collections.abc import Iterable
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 
 import numpy as np
 
 from datasets.decode import load_rgb, printable
+from datasets.filetypes import (
+    HEIF_ENDINGS,
+    OTHER_ENDINGS,
+    TRIED,
+    VIDEO_ENDINGS,
+    begins_like_image,
+    ending,
+    image_endings,
+    reads_heif,
+)
+from datasets.listfile import bad, check_entries, read_list
+from datasets.splits import split_called
 from util.errors import BadInput
 
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
-IMAGE_ENDINGS = tuple(map(os.fsencode, EXTENSIONS))
-COLUMNS = ("path", "file", "filename", "image", "img", "image_path", "subdirectory_filepath")
-CACHE_VERSION = 1
+CACHE_VERSION = 2
 # A folder changed this shortly before the scan may have changed once more within the same tick
 # of the file system's clock, which its time of change would not show.
 RACY_NS = 2_000_000_000
@@ -39,16 +46,21 @@ class FileList:
     and their order, wherever the data set lies.
     """
 
-    def __init__(self, root: str, blob: bytes) -> None:
-        """`root`: an absolute folder; `blob`: names relative to it, each ended by a NUL."""
-        self.root, self._blob = root, blob
+    def __init__(self, root: str, blob: bytes, skipped: Mapping[str, int] | None = None) -> None:
+        """`root`: an absolute folder; `blob`: names relative to it, each ended by a NUL.
+
+        `skipped` counts the other files that lie there, by their ending.
+        """
+        self.root, self._blob, self.skipped = root, blob, dict(skipped or {})
         ends = np.flatnonzero(np.frombuffer(blob, np.uint8) == 0)
         self._starts = np.concatenate(([0], ends + 1))  # (len + 1,) int64
         self.digest = hashlib.sha256(blob).hexdigest()
 
     @classmethod
-    def of(cls, root: str, names: Iterable[bytes]) -> "FileList":
-        return cls(root, b"".join(name + b"\0" for name in names))
+    def of(
+        cls, root: str, names: Iterable[bytes], skipped: Mapping[str, int] | None = None
+    ) -> "FileList":
+        return cls(root, b"".join(name + b"\0" for name in names), skipped)
 
     def __len__(self) -> int:
         return len(self._starts) - 1
@@ -82,7 +94,7 @@ class ImageFiles:
 
 
 def list_images(data_path: str | os.PathLike, cache: str | os.PathLike | None = None) -> FileList:
-    """The images of a folder (of its `train/` if there are some in it), a text list or a CSV.
+    """The images of a folder (of its training split if that holds some), a text list or a CSV.
 
     `cache`: a file to keep the answer in; it is believed while no folder (or the list) changed.
     Raises BadInput, saying what was found instead of images.
@@ -95,27 +107,25 @@ def list_images(data_path: str | os.PathLike, cache: str | os.PathLike | None = 
     files = _read_cache(cache, path) if cache else None
     if files is None:
         scanned_ns = time.time_ns()  # before the scan: what changes during it is newer
-        files, stamps = _scan(path) if stat.S_ISDIR(mode) else _read_list(path)
+        files, stamps = _scan(path) if stat.S_ISDIR(mode) else _of_list(path)
         if cache:
             _write_cache(cache, path, scanned_ns, files, stamps)
     if not stat.S_ISDIR(mode):
-        _check_entries(path, files)
+        check_entries(path, [files.relative(i) for i in range(min(100, len(files)))])
     return files
 
 
-def images_below(folder: str) -> list[str]:
-    """The images of a folder nested at will, relative to it, sorted; perhaps none.
+def images_below(folder: str) -> FileList:
+    """The images of a folder nested at will, sorted; perhaps none.
 
     Raises BadInput for a folder that may not be read.
     """
+    top = os.path.abspath(folder)
     try:
-        return [os.fsdecode(name) for name in sorted(_walk(os.path.abspath(folder))[0])]
+        names, _, skipped = _walk(top)
     except BadInput as error:
         raise BadInput(str(error).removeprefix("--data_path ")) from None
-
-
-def _bad(path: str, what: str) -> BadInput:
-    return BadInput(f"--data_path {printable(path)}: {what}")
+    return FileList.of(top, sorted(names), skipped)
 
 
 def _mode_of(path: str) -> int:
@@ -125,17 +135,17 @@ def _mode_of(path: str) -> int:
     except (FileNotFoundError, NotADirectoryError):
         if os.path.islink(path):
             target = printable(os.readlink(path))
-            raise _bad(path, f"is a link to {target}, which does not exist") from None
+            raise bad(path, f"is a link to {target}, which does not exist") from None
         parent = os.path.dirname(path)
         while not os.path.exists(parent):
             parent = os.path.dirname(parent)
         tail = printable(os.path.relpath(path, parent).split(os.sep)[0])
         what = f"does not exist; {printable(parent)} does, but there is no {tail} in it"
-        raise _bad(path, f"{what}: check the spelling") from None
+        raise bad(path, f"{what}: check the spelling") from None
     except (OSError, ValueError) as e:
-        raise _bad(path, f"cannot be read ({getattr(e, 'strerror', None) or e})") from None
+        raise bad(path, f"cannot be read ({getattr(e, 'strerror', None) or e})") from None
     if not stat.S_ISDIR(mode) and not stat.S_ISREG(mode):
-        raise _bad(path, "is neither a folder nor a file; give a folder of images or a list")
+        raise bad(path, "is neither a folder nor a file; give a folder of images or a list")
     return mode
 
 
@@ -146,26 +156,38 @@ def _stamp(path: str | bytes, st: os.stat_result | None = None) -> list[int]:
 
 
 def _scan(path: str) -> tuple[FileList, dict[str, list[int]]]:
-    """The images below a folder or its `train/`, sorted, and the stamp of every folder seen."""
-    train = os.path.join(path, "train")
-    for root in [train, path] if os.path.isdir(train) else [path]:
+    """The images below a folder or its training split, sorted, and the stamp of every folder."""
+    for root in [*_training(path), path]:
         names, stamps, others = _walk(root)
         if names:
-            return FileList.of(root, sorted(names)), stamps
+            return FileList.of(root, sorted(names), others), stamps
     most = sorted(others.items(), key=lambda item: (-item[1], item[0]))[:3]
-    kinds = ", ".join(f"{n} {printable(ending)}" for ending, n in most)
+    kinds = ", ".join(f"{n} {printable(kind) or 'without an ending'}" for kind, n in most)
     seen = f"but {others.total()} other files: mostly {kinds}" if others else "nor any other file"
-    usual = ", ".join(ending[1:] for ending in EXTENSIONS)
-    raise _bad(path, f"holds no images, {seen}; give a folder of {usual} files (any depth)")
+    heif = " (HEIC needs pip install pillow-heif)" if HEIF_ENDINGS & others.keys() else ""
+    raise bad(
+        path, f"holds no images, {seen}{heif}; give a folder of jpg, jpeg, png, … files (any depth)"
+    )
+
+
+def _training(path: str) -> list[str]:
+    """The folders of training images in a folder, that called `train` first."""
+    try:
+        names = [name for name in os.listdir(path) if split_called(name) == "train"]
+    except OSError:  # reported by the walk through it
+        return []
+    folders = [os.path.join(path, name) for name in sorted(names, key=lambda n: (n != "train", n))]
+    return list(filter(os.path.isdir, folders))
 
 
 def _walk(top: str) -> tuple[list[bytes], dict[str, list[int]], Counter]:
     """(image names relative to `top`, stamp of every folder, how many other files by ending).
 
-    A folder reachable twice is listed once: under its real name if that lies below `top`, else
-    under the first link in byte order – never by the accident of a file system's own order.
+    Files of unknown ending are images if they begin like some. A folder reachable twice is listed
+    once: under its real name if that lies below `top`, else under the first link in byte order –
+    never by the accident of a file system's own order.
     """
-    names, stamps, others = [], {}, Counter()
+    names, stamps, others, unknown = [], {}, Counter(), defaultdict(list)
     above = os.path.realpath(top)
     seen = set()  # (st_dev, st_ino), from the outset those above: links up there are loops
     while above != (above := os.path.dirname(above)):
@@ -182,12 +204,28 @@ def _walk(top: str) -> tuple[list[bytes], dict[str, list[int]], Counter]:
             seen.add(_identity(st))
             stamps[os.fsdecode(folder)] = _stamp(folder, st)  # before the look inside
             with os.scandir(folder) as entries:
-                _sort_out(entries, relative, names, folders, links, others)
+                _sort_out(entries, relative, names, folders, links, others, unknown)
         except OSError as e:
             where = printable(os.fsdecode(e.filename or folder))
             what = f"cannot read {where} ({e.strerror}); make it readable or move it out"
-            raise _bad(top, what) from None
+            raise bad(top, what) from None
+    for kind, paths in unknown.items():
+        images = _images_among(top, paths)
+        names += images
+        if len(images) < len(paths):
+            others[kind] += len(paths) - len(images)
     return names, stamps, others
+
+
+def _images_among(top: str, paths: list[bytes]) -> list[bytes]:
+    """Those of the files of one unknown ending that begin like images."""
+    paths = sorted(paths)
+    found = []
+    for part in (paths[:TRIED], paths[TRIED:]):
+        found += [p for p in part if begins_like_image(os.path.join(os.fsencode(top), p))]
+        if not found:  # hundreds of thousands need not be opened to count them
+            break
+    return found
 
 
 def _identity(st: os.stat_result) -> tuple[int, int]:
@@ -201,12 +239,16 @@ def _sort_out(
     folders: list[bytes],
     links: list[bytes],
     others: Counter,
+    unknown: dict[str, list[bytes]],
 ) -> None:
     """Add one folder's entries to the image names, folders, linked folders (a heap) and others.
+
+    What has an `unknown` ending, or none, is sorted by it.
 
     Asks the file system about nothing that looks like an image: 270,000 questions take minutes
     on a network disk, and a dangling link will tell when it is read.
     """
+    images, known = image_endings(), HEIF_ENDINGS | VIDEO_ENDINGS | OTHER_ENDINGS
     for entry in entries:
         name = entry.name
         if name.startswith(b".") or name == b"__MACOSX":
@@ -214,80 +256,24 @@ def _sort_out(
         path = os.path.join(relative, name)
         if entry.is_dir(follow_symlinks=False):
             folders.append(path)
-        elif name.lower().endswith(IMAGE_ENDINGS):
+        elif (kind := ending(os.fsdecode(name))) in images:
             names.append(path)
         elif entry.is_symlink() and os.path.isdir(entry.path):
             heapq.heappush(links, path)
+        elif kind in known:
+            others[kind] += 1
         else:
-            ending = os.path.splitext(os.fsdecode(name))[1].lower()
-            others[ending or "without an ending"] += 1
+            unknown[kind].append(path)
 
 
-def _read_list(path: str) -> tuple[FileList, dict[str, list[int]]]:
+def _of_list(path: str) -> tuple[FileList, dict[str, list[int]]]:
     """The files a text list or CSV names, in its order, and the list's own stamp."""
-    if path.lower().endswith(EXTENSIONS):
-        raise _bad(path, "is a single image; give the folder it lies in, or a list of images")
     try:
-        with open(path, "rb") as file:
-            stamp = _stamp(path, os.fstat(file.fileno()))
-            data = file.read()
+        stamps = {path: _stamp(path)}  # before it is read
     except OSError as e:
-        raise _bad(path, f"cannot be read ({e.strerror})") from None
-    utf16 = data[:2] in (b"\xff\xfe", b"\xfe\xff")  # spreadsheets save "Unicode text" so
-    try:
-        # fsdecode, as for any name: bytes that are no UTF-8 come out of fsencode unchanged.
-        text = data.decode("utf-16") if utf16 else os.fsdecode(data.removeprefix(b"\xef\xbb\xbf"))
-        if "\0" in text:
-            raise ValueError
-        names = [os.fsencode(entry) for entry in _entries(text, path)]
-    except csv.Error as e:
-        raise _bad(path, f"is no well-formed CSV ({e})") from None
-    except ValueError:
-        what = "is a binary file; give a folder of images, or a text list or CSV of their paths"
-        raise _bad(path, f"{what} (an archive has to be unpacked first)") from None
-    if not names:
-        raise _bad(path, "is a list without entries; write one image path a line")
-    return FileList.of(os.path.dirname(path), names), {path: stamp}
-
-
-def _entries(text: str, path: str) -> list[str]:
-    """The image paths in the text of a list or CSV, without header, blank lines and comments."""
-    lines = [line for line in io.StringIO(text, newline=None) if not _skipped(line)]
-    first = lines[0] if lines else ""
-    delimiter = max(",;\t", key=first.count)
-    is_csv = path.lower().endswith((".csv", ".tsv"))
-    if is_csv or (delimiter in first and _column(first.split(delimiter)) is not None):
-        rows = list(csv.reader(io.StringIO(text, newline=""), delimiter=delimiter))
-    else:
-        rows = [[line] for line in lines]
-    rows = [row for row in rows if row and not _skipped(row[0] or "".join(row[1:]))]
-    column = _column(rows[0]) if rows else None
-    cells = [row[column or 0].strip() for row in rows if len(row) > (column or 0)]
-    unknown_header = len(cells) > 1 and [_is_image(c) for c in cells[:2]] == [False, True]
-    return [c for c in cells[column is not None or unknown_header :] if c]
-
-
-def _skipped(line: str) -> bool:
-    return not line.strip() or line.lstrip().startswith("#")
-
-
-def _is_image(name: str) -> bool:
-    return name.lower().endswith(EXTENSIONS)
-
-
-def _column(header: list[str]) -> int | None:
-    """Which cell of a header names the column of paths; None if it is no (known) header."""
-    cells = [cell.strip().strip('"').lower() for cell in header]
-    return next((cells.index(name) for name in COLUMNS if name in cells), None)
-
-
-def _check_entries(path: str, files: FileList, n: int = 100) -> None:
-    """A list whose first entries all lead nowhere is relative to some other folder."""
-    n = min(n, len(files))
-    if not any(os.path.exists(files[i]) for i in range(n)):
-        first, place = printable(files.relative(0)), printable(files[0])
-        what = f"none of its first {n} entries exists; the first, {first}, was looked for at"
-        raise _bad(path, f"{what} {place}; paths start at the list's own folder or at /")
+        raise bad(path, f"cannot be read ({e.strerror})") from None
+    names = map(os.fsencode, read_list(path).names)
+    return FileList.of(os.path.dirname(path), names), stamps
 
 
 def _sha256(data: bytes) -> bytes:
@@ -302,13 +288,15 @@ def _read_cache(cache: str | os.PathLike, path: str) -> FileList | None:
             if check != _sha256(head):
                 return None
             header = json.loads(head)
-            if header["version"] != CACHE_VERSION or header["data_path"] != path:
+            expected = {"version": CACHE_VERSION, "data_path": path, "heif": reads_heif()}
+            if any(header[name] != value for name, value in expected.items()):
                 return None
             newest = header["scanned_ns"] - RACY_NS
             for folder, stamp in header["stamps"].items():
                 if stamp[0] > newest or _stamp(folder) != stamp:
                     return None
-            files = FileList(header["root"], file.read())
+            skipped = {str(kind): int(count) for kind, count in header["skipped"].items()}
+            files = FileList(header["root"], file.read(), skipped)
         return files if files.digest == header["digest"] else None
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
         return None
@@ -322,7 +310,8 @@ def _write_cache(
     stamps: dict[str, list[int]],
 ) -> None:
     """A line `sha256 JSON`, then the names; whole or not at all. Failing, it is not missed."""
-    header = {"version": CACHE_VERSION, "data_path": path, "root": files.root}
+    header = {"version": CACHE_VERSION, "data_path": path, "heif": reads_heif()}
+    header |= {"root": files.root, "skipped": files.skipped}
     header |= {"scanned_ns": scanned_ns, "digest": files.digest, "stamps": stamps}
     head = json.dumps(header).encode() + b"\n"  # ASCII: odd names are escaped
     temporary = f"{os.fspath(cache)}.{uuid.uuid4().hex}.tmp"  # ranks may write at one time

@@ -113,6 +113,9 @@ class LabelledSet:
     notes: tuple[str, ...] = ()  # what to say at start: files missing, rows left out, …
     # The owner's counts by split: one number, or one a class in the order of `classes`.
     published: Mapping[str, int | tuple[int, ...]] = field(default_factory=dict)
+    # The options, by name, that decided what its images and labels are: nb_classes, label_rule,
+    # label_order, face_margin. Without a face_margin, images are used whole.
+    options: Mapping[str, object] = field(default_factory=dict)
 
     @property
     def digest(self) -> str:

@@ -4,6 +4,9 @@ A class is one of EXPRESSIONS by name; a data set keeps its owner's order of cla
 trained elsewhere on it fit, and sets are matched by name.
 """
 
+import difflib
+from collections.abc import Sequence
+
 from util.errors import BadInput
 
 EXPRESSIONS = ("Neutral", "Happy", "Sad", "Surprise", "Fear", "Disgust", "Anger", "Contempt")
@@ -32,6 +35,18 @@ _BY_SPELLING = {word: name for name, words in _SPELLINGS.items() for word in wor
 def expression(word: str) -> str | None:
     """The canonical name of an expression however it is written; None when it is none."""
     return _BY_SPELLING.get(word.strip().lower())
+
+
+def canonical(names: Sequence[str]) -> list[str]:
+    """The names, expressions by their canonical ones; as they are where two would become one."""
+    known = [expression(name) or name for name in names]
+    return known if len(set(known)) == len(set(names)) else list(names)
+
+
+def near_expression(word: str) -> str | None:
+    """The expression that a misspelt word is nearest to; None when it is near to none."""
+    near = difflib.get_close_matches(word.strip().lower(), _BY_SPELLING, n=1, cutoff=0.75)
+    return _BY_SPELLING[near[0]] if near and len(word) > 3 else None
 
 
 def parse_order(text: str) -> tuple[str, ...]:

@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from datasets import packed
 from datasets.decode import UnreadableImage
+from datasets.duplicates import shared
 from datasets.labelled import LabelledSet, Source, digest_of
 from datasets.parts import Parts
 from util.files import replacing, write_file
@@ -91,16 +92,18 @@ def finish(
     names: Sequence[str],
     splits: dict[str, int],
     labelled: LabelledSet | None,
+    notes: Sequence[str] = (),
 ) -> None:
     """Write index, names, labels and, last of all, the manifest.
 
-    `names` are of all images; `splits` says how many each has, in the order they were written.
+    `names` are of all images; `splits` says how many each has, in the order they were written;
+    `notes` are about images without labels.
     """
     folder = parts.folder
     for leftover in folder.glob(".*.tmp"):  # of a kill in here
         leftover.unlink()
     kept = np.array([not isinstance(item, str) for item in parts.images])
-    sizes = np.array([item for item in parts.images if not isinstance(item, str)], np.int64)
+    sizes = np.array([item[:2] for item in parts.images if not isinstance(item, str)], np.int64)
     ends = np.cumsum(3 * sizes.prod(axis=1))
     arrays = {packed.INDEX: np.column_stack([ends - 3 * sizes.prod(axis=1), sizes])}
     if labelled:
@@ -113,13 +116,23 @@ def finish(
             np.save(file, array)
     encoded = (os.fsencode(name) + b"\0" for name in compress(names, kept))
     write_file(folder / packed.NAMES, b"".join(encoded))
-    of_split = np.split(kept, np.cumsum(list(splits.values()))[:-1])
+    ends_of = np.cumsum(list(splits.values()))[:-1]
+    of_split = np.split(kept, ends_of)
     manifest = {
         **plan,
         "images": int(kept.sum()),
         "bytes": int(ends[-1]),
         "splits": {name: int(part.sum()) for name, part in zip(splits, of_split, strict=True)},
         "set": labelled and describe_set(labelled),
+        "notes": list(notes),
+        "duplicates": shared(
+            {
+                split: [(parts.content(i), names[i]) for i in places]
+                for split, places in zip(
+                    splits, np.split(np.arange(len(names)), ends_of), strict=True
+                )
+            }
+        ),
         "left_out": [
             {"image": name, "reason": item}
             for name, item in zip(names, parts.images, strict=True)
@@ -144,4 +157,5 @@ def describe_set(data: LabelledSet) -> dict:
         "rule": data.rule,
         "notes": list(data.notes),
         "published": dict(data.published),
+        "options": dict(data.options),
     }

@@ -202,9 +202,25 @@ class PackedImages:
             tuple(known["classes"]),
             splits,
             known["rule"],
-            (*known["notes"], self.described()),
+            (*known["notes"], *self.notes()),
             published,
+            self._options(known),
         )
+
+    def _options(self, known: dict) -> dict[str, object]:
+        """See LabelledSet; of stores that do not say, what follows from how they were packed."""
+        if "options" in known:
+            return dict(known["options"])
+        options = {k: v for k, v in self.manifest["settings"].items() if v is not None}
+        if "cropped by its owners" in known["title"]:
+            options.pop("face_margin", None)
+        counted = {"nb_classes": len(known["classes"])} if known["name"] == "affectnet" else {}
+        return {**counted, **options}
+
+    def notes(self) -> list[str]:
+        """What packing found out, and what is packed."""
+        found = [*self.manifest.get("notes", ()), *self.manifest.get("duplicates", ())]
+        return [*found, self.described()]
 
     def described(self) -> str:
         """One line: how many images, in what form."""

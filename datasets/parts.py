@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from datasets.duplicates import digest
 from datasets.packed import ANEW, JOURNAL, MANIFEST, file_digest, part_name, read_manifest
 from util.errors import BadInput
 from util.files import flush_folder
@@ -31,10 +32,11 @@ class Parts:
         in: it holds something else, other images, or another process is at it.
         """
         self.folder = folder
-        self.images: list[list[int] | str] = []  # height and width of each, or why it is left out
+        # Height, width and digest of each, or why it is left out.
+        self.images: list[list[int | str] | str] = []
         self.full: list[dict] = []  # file, bytes, sha256
         self._bytes, self._file = 0, None  # of the part that is not full
-        self._new: list[list[int] | str | dict] = []  # what the journal does not know yet
+        self._new: list[list[int | str] | str | dict] = []  # what the journal does not know yet
         self._kept_at = time.monotonic()
         _check_folder(folder)
         folder.mkdir(parents=True, exist_ok=True)
@@ -73,8 +75,8 @@ class Parts:
             self._append(plan)
             flush_folder(self.folder)
 
-    def _count(self, item: list[int] | str | dict) -> None:
-        """Note an image (its size, or why it is left out) or the end of a part (what it is)."""
+    def _count(self, item: list[int | str] | str | dict) -> None:
+        """Note an image (as in `images`) or the end of a part (what it is)."""
         if isinstance(item, dict):
             self.full.append(item)
             self._bytes = 0
@@ -95,6 +97,11 @@ class Parts:
             self._file.truncate(self._bytes)
             self._file.seek(self._bytes)
 
+    def content(self, i: int) -> tuple | None:
+        """What equal images share; None of one that is left out or that an older release packed."""
+        item = self.images[i]
+        return tuple(item) if not isinstance(item, str) and len(item) == 3 else None
+
     def add(self, image: np.ndarray | str) -> None:
         """The next image, (H, W, 3) uint8, or why it has to be left out."""
         if isinstance(image, str):
@@ -104,13 +111,13 @@ class Parts:
                 self._file = open(self.folder / part_name(len(self.full)), "wb")  # noqa: SIM115
                 flush_folder(self.folder)
             self._file.write(np.ascontiguousarray(image).data)
-            self._note(list(image.shape[:2]))
+            self._note([*image.shape[:2], digest(image).hex()])
         if self._bytes >= PART_BYTES:
             self.end_part()
         elif time.monotonic() - self._kept_at > KEEP_EVERY:
             self.keep()
 
-    def _note(self, item: list[int] | str | dict) -> None:
+    def _note(self, item: list[int | str] | str | dict) -> None:
         self._count(item)
         self._new.append(item)
 

@@ -2,6 +2,7 @@
 
 import glob
 import os
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from typing import NamedTuple
@@ -13,25 +14,40 @@ from torch.utils.data import Dataset
 from datasets.augment import Augment
 from datasets.decode import UnreadableImage, load_rgb, printable
 from datasets.faces import Detector, Face, cut_face, open_detector
-from datasets.folder import images_below
+from datasets.filetypes import skipped_line
+from datasets.folder import FileList, images_below
 from datasets.loader import Loader, Reporting
 from util.errors import BadInput
 from util.stop import shield_worker
 
 
-def list_pictures(given: Sequence[str]) -> list[str]:
+class Listed(NamedTuple):
+    """The files to look at, and how many others were skipped, by their ending."""
+
+    paths: list[str]
+    skipped: Counter
+
+
+def list_pictures(given: Sequence[str]) -> Listed:
     """Files, folders (all images below them) and patterns, in their order, each file once.
 
     A pattern stands for what a shell would make of it, `**` for folders at any depth. Raises
     BadInput for what is not there and for folders and patterns without images.
     """
     files: dict[str, str] = {}  # by absolute path
+    folders: dict[str, FileList] = {}
     for name in given:
         path = os.path.expanduser(name)
         for one in [path] if os.path.lexists(path) else _matches(path):
-            for file in _below(one) if os.path.isdir(one) else [one]:
+            found = [one]
+            if os.path.isdir(one):
+                below = folders[os.path.realpath(one)] = _below(one)
+                found = [os.path.join(one, below.relative(i)) for i in range(len(below))]
+            for file in found:
                 files.setdefault(os.path.abspath(file), file)
-    return list(files.values())
+    return Listed(
+        list(files.values()), sum((Counter(f.skipped) for f in folders.values()), Counter())
+    )
 
 
 def _matches(pattern: str) -> list[str]:
@@ -47,11 +63,13 @@ def _matches(pattern: str) -> list[str]:
     return sorted(found, key=os.fsencode)
 
 
-def _below(folder: str) -> list[str]:
-    names = images_below(folder)
-    if not names:
-        raise BadInput(f"{printable(folder)}: holds no images; name a folder that does, or files")
-    return [os.path.join(folder, name) for name in names]
+def _below(folder: str) -> FileList:
+    files = images_below(folder)
+    if not len(files):
+        told = "".join(f" ({line})" for line in skipped_line(files.skipped))
+        what = f"holds no images{told}; name a folder that does, or files"
+        raise BadInput(f"{printable(folder)}: {what}")
+    return files
 
 
 class Found(NamedTuple):

@@ -15,7 +15,8 @@ import numpy as np
 from datasets.classfolder import child, subfolders
 from datasets.classfolder import read as read_folder
 from datasets.decode import printable
-from datasets.folder import EXTENSIONS, FileList, ImageFiles
+from datasets.filetypes import is_image
+from datasets.folder import FileList, ImageFiles
 from datasets.labelled import LabelledImages, LabelledSet
 from datasets.labels import ORDERS
 from datasets.present import bad_row, integer, listing, missing_note
@@ -145,7 +146,7 @@ def _images(
 
 
 def _is_image(name: str) -> bool:
-    return name.lower().endswith(EXTENSIONS) and not name.startswith(".")
+    return is_image(name) and not name.startswith(".")
 
 
 # Class folders

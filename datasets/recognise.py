@@ -18,14 +18,17 @@ from datasets.decode import printable
 from datasets.ferplus import DEFAULT_RULE, FOLDERS, read_fer2013, recognise_fer2013
 from datasets.ferplus import read as read_ferplus
 from datasets.ferplus import recognise as recognise_ferplus
-from datasets.folder import EXTENSIONS
+from datasets.filetypes import is_image
 from datasets.labelled import LabelledImages, LabelledSet
+from datasets.labelledlist import has_labels
+from datasets.labelledlist import read as read_list
 from datasets.labels import EXPRESSIONS
 from datasets.packed import PackedImages, is_store, read_manifest
 from datasets.present import listing
 from datasets.rafdb import LISTS
 from datasets.rafdb import read as read_rafdb
 from datasets.rafdb import recognise as recognise_rafdb
+from datasets.splits import split_called
 from datasets.synthetic import SyntheticFaces, parse_synthetic
 from util.errors import BadInput
 
@@ -36,27 +39,27 @@ OWNERS: dict[str, Callable[[Path], list[str]]] = {
     "ferplus": recognise_ferplus,
     "fer2013": recognise_fer2013,
 }
-NAMES = ("auto", *OWNERS, "folder", "synthetic")  # of --data_set
+NAMES = ("auto", *OWNERS, "folder", "list", "synthetic")  # of --data_set
 OFFICIAL = {"IMNET": "folder", "image_folder": "folder"}  # ConvNeXt V2's names for such
 # The option that decides what is read of a set, and what it is unless given.
 SETTINGS = {
     "ferplus": ("label_rule", DEFAULT_RULE),
     "folder": ("label_order", None),
+    "list": ("label_order", None),
     "affectnet": ("face_margin", DEFAULT_MARGIN),
 }
 AFFECTNET_PARTS = {
     "manually_annotated_images",
     "manually_annotated_compressed",
     "human_annotated",
-    "train_set",
-    "val_set",
-    "validation_set",
+    *("train_set", "val_set", "validation_set"),
 }
+SPLIT_FOLDERS = {"train_set", "val_set", "validation_set"}  # others call theirs so, too
 LAYOUTS = (
     "RAF-DB (EmoLabel/ and Image/aligned/), AffectNet (training.csv and "
     "Manually_Annotated_Images/; train_set/annotations/), FERPlus (fer2013new.csv and "
     "fer2013.csv; FER2013Train/label.csv), FER2013 (fer2013.csv), class folders (train/CLASS/ and "
-    "test/CLASS/)"
+    "test/CLASS/), lists of `path label` lines"
 )
 
 
@@ -68,6 +71,7 @@ def open_labelled(
     label_rule: str | None = None,
     label_order: str | None = None,
     face_margin: float | None = None,
+    trained: Mapping[str, object] | None = None,
     size: int = 256,
     cache: str | os.PathLike | None = None,
     counts: tuple[int, int] = (2000, 800),
@@ -75,8 +79,9 @@ def open_labelled(
     """The images and labels of `--data_path`; `synthetic[-lab][:TRAIN[:TEST]]` draws faces.
 
     `nb_classes` chooses AffectNet's 7 or 8 classes, and must be what other sets have;
-    `label_rule` is for FERPlus, `label_order` for class folders, `face_margin` for
-    AffectNet; `size` is the side of drawn faces and `counts` how many if the path does not say;
+    `label_rule` is for FERPlus, `label_order` for class folders and lists, `face_margin` for
+    AffectNet. Those that are not given are those a model was `trained` with, where this set has
+    them. `size` is the side of drawn faces and `counts` how many if the path does not say;
     `cache` is where a folder's listing is kept. A packed store is the set that was packed, and
     these options must be what they were then; of 8 classes of AffectNet it gives 7 as well.
     Raises BadInput.
@@ -91,31 +96,41 @@ def open_labelled(
         name = "synthetic"
         _check_synthetic(data_path, data_set)
     else:
-        root = _root(data_path)
+        root = _root(data_path, name)
         name = _only_one(root) if name == "auto" else name
     if label_rule is not None and name != "ferplus":
         raise BadInput(f"--label_rule {label_rule}: is for the votes of FERPlus; this is {name}")
-    if label_order is not None and name != "folder":
+    if label_order is not None and name not in ("folder", "list"):
         what = f"is for class folders (--data_set folder); this is {name}, which has an order"
         raise BadInput(f"--label_order {label_order}: {what}")
     if store:
         given = {"label_rule": label_rule, "label_order": label_order, "face_margin": face_margin}
         _check_settings(store, given)
+
+    def usual(option: str, given: object) -> object:
+        return (trained or {}).get(option) if given is None else given
+
+    classes = usual("nb_classes", nb_classes) if name == "affectnet" else nb_classes
+    order = label_order, usual("label_order", None)
     readers: dict[str, Callable[[], LabelledSet]] = {
         "rafdb": lambda: read_rafdb(root, cache),
-        "affectnet": lambda: read_affectnet(root, nb_classes, face_margin),
-        "ferplus": lambda: read_ferplus(root, label_rule),
+        "affectnet": lambda: read_affectnet(root, classes, usual("face_margin", face_margin)),
+        "ferplus": lambda: read_ferplus(root, usual("label_rule", label_rule)),
         "fer2013": lambda: read_fer2013(root),
-        "folder": lambda: read_folder(root, label_order, cache),
+        "folder": lambda: read_folder(root, order[0], cache, order[1]),
+        "list": lambda: read_list(root, *order),
         "synthetic": lambda: _draw(data_path, size, counts),
     }
     data = store.labelled() if store else readers[name]()
-    if store and name == "affectnet" and nb_classes == 7:
+    if store and name == "affectnet" and classes == 7:
         data = _without_contempt(data)
-    if nb_classes not in (None, len(data.classes)):
+    if classes not in (None, len(data.classes)):
         listed = ", ".join(map(printable, data.classes))
         what = f"{data.title} has {len(data.classes)} classes ({listed})"
-        raise BadInput(f"--nb_classes {nb_classes}: {what}; leave it out, or give that number")
+        raise BadInput(f"--nb_classes {classes}: {what}; leave it out, or give that number")
+    if face_margin is not None and "face_margin" not in data.options:
+        told = f"--face_margin {face_margin:g} has no effect: these images are used whole"
+        data = replace(data, notes=(*data.notes, told))
     return data
 
 
@@ -139,6 +154,8 @@ def labelled_as(data_path: str) -> str | None:
         return "synthetic"
     if is_store(root):
         return recognised(root)
+    if os.path.isfile(root):
+        return "list" if has_labels(root) else None
     if not os.path.isdir(root):
         return None
     if _layouts(root):
@@ -189,8 +206,10 @@ def _without_contempt(data: LabelledSet) -> LabelledSet:
         for split, images in data.splits.items()
     }
     title = data.title.replace("AffectNet-8", "AffectNet-7", 1)
-    counts = affectnet_counts(len(classes))
-    return replace(data, title=title, classes=classes, splits=splits, published=counts)
+    counts, options = affectnet_counts(len(classes)), {**data.options, "nb_classes": len(classes)}
+    return replace(
+        data, title=title, classes=classes, splits=splits, published=counts, options=options
+    )
 
 
 # Drawn faces
@@ -222,15 +241,19 @@ def _draw(data_path: str, size: int, counts: tuple[int, int]) -> LabelledSet:
 # Which data set it is
 
 
-def _root(data_path: str) -> Path:
-    """The folder `--data_path` names."""
+def _root(data_path: str, data_set: str) -> Path:
+    """The folder, or the list, that `--data_path` names."""
     if not data_path:
         raise BadInput("--data_path is empty: give the folder of a data set with labels")
     path = os.path.abspath(os.path.expanduser(data_path))
-    if os.path.isdir(path):
+    if os.path.isfile(path) if data_set in ("auto", "list") else os.path.isdir(path):
+        return Path(path)
+    if os.path.isdir(path) and data_set == "auto":
         return Path(path)
     what = "does not exist: check the spelling"
-    if os.path.exists(path):
+    if os.path.isdir(path):
+        what = "is a folder; --data_set list takes a text list or a CSV"
+    elif os.path.exists(path):
         what = "is a file; give the folder of the data set (an archive has to be unpacked first)"
     raise BadInput(f"--data_path {printable(path)}: {what}")
 
@@ -243,6 +266,8 @@ def _layouts(root: Path) -> dict[str, list[str]]:
 
 def _only_one(root: Path) -> str:
     """The one data set that fits. Raises BadInput if there is none or the choice is not ours."""
+    if root.is_file():
+        return "list"
     found, where = _layouts(root), f"--data_path {printable(str(root))}"
     if sum(map(len, found.values())) > 1:
         listed = "; ".join(f"{n} ({layout})" for n, layouts in found.items() for layout in layouts)
@@ -261,7 +286,10 @@ def _only_one(root: Path) -> str:
 def _half(root: Path) -> str:
     """What is missing where a folder is a part of an owner's layout; "" if it is no such part."""
     folders = {name.lower() for name in subfolders(root)}
-    if AFFECTNET_PARTS & {*folders, root.name.lower()}:
+    splits = [root, *(path for path in subfolders(root).values() if split_called(path.name))]
+    annotated = any(child(folder, "images", "annotations") for folder in splits)
+    parts = AFFECTNET_PARTS if annotated else AFFECTNET_PARTS - SPLIT_FOLDERS
+    if parts & {*folders, root.name.lower()}:
         read_affectnet(root)  # knows best what is missing, and raises that
     for base in (root, root / "basic"):
         if {"aligned", "original"} & {n.lower() for n in subfolders(child(base, "Image") or base)}:
@@ -278,7 +306,7 @@ def _contents(root: Path) -> str:
     names = sorted(name for name in listing(root) if not name.startswith("."))
     if not names:
         return "is empty"
-    images = sum(name.lower().endswith(EXTENSIONS) for name in names)
+    images = sum(map(is_image, names))
     if images and not subfolders(root):
         return f"holds {images:,} images and nothing that labels them"
     listed = ", ".join(map(printable, names[:5])) + (", …" if len(names) > 5 else "")

@@ -15,6 +15,7 @@ from layouts_affectnet import (
 )
 from PIL import Image
 
+from datasets import open_labelled
 from datasets.affectnet import DEFAULT_MARGIN, read, recognise
 from datasets.labelled import describe
 from datasets.labels import EXPRESSIONS
@@ -338,7 +339,8 @@ def test_json_that_says_no_label_is_named(tmp_path, text, words):
 
 def test_margin_without_effect_is_told(tmp_path):
     write_affectnet_npy(tmp_path, {"train": (1,)})
-    assert any("--face_margin 0.2 has no effect" in n for n in read(tmp_path, margin=0.2).notes)
+    notes = open_labelled(str(tmp_path), face_margin=0.2).notes
+    assert any("--face_margin 0.2 has no effect" in note for note in notes)
 
 
 # What lies there

@@ -102,7 +102,7 @@ def test_a_photograph_gives_bars_and_what_the_model_looks_at(page, photographs, 
     page.get_by_text("1 face", exact=True).wait_for()
     bars = page.locator("#bars")
     saved = open_classifier(checkpoints / "fine-tuning" / "checkpoint-best.pth")
-    pictures, _ = faces_in(photographs / "people" / "astronaut.jpg", open_detector("mtcnn"), MARGIN)
+    pictures, _ = faces_in(photographs / "people" / "astronaut.jpg", open_detector("mtcnn"), saved)
     (p,) = Predictor(saved, torch.device("cpu"))(pictures).probabilities
     for name, share in zip(saved.classes, p, strict=True):
         row = bars.locator("button", has_text=name)

@@ -293,9 +293,9 @@ def test_image_or_binary_file_is_no_list(tree):
 
 def scans(monkeypatch):
     """Count what is really listed: one entry a folder or list file."""
-    seen, scandir, read_list = [], os.scandir, folder._read_list
+    seen, scandir, read_list = [], os.scandir, folder.read_list
     monkeypatch.setattr(os, "scandir", lambda p: seen.append(p) or scandir(p))
-    monkeypatch.setattr(folder, "_read_list", lambda p: seen.append(p) or read_list(p))
+    monkeypatch.setattr(folder, "read_list", lambda p: seen.append(p) or read_list(p))
     return seen
 
 

@@ -18,6 +18,7 @@ from layouts_affectnet import write_affectnet_csv
 from PIL import Image
 
 from datasets import classfolder, ferplus, rafdb
+from datasets.classnames import name_classes
 from datasets.labels import EXPRESSIONS, ORDERS
 from datasets.recognise import open_labelled, recognised
 from util.errors import BadInput
@@ -397,16 +398,16 @@ def test_other_folder_names_stay_in_byte_order_and_images_lie_at_any_depth(tmp_p
 )
 def test_numbers_mean_what_the_label_order_says_or_nothing(ids, order, classes, tmp_path):
     if classes is None:
-        assert "--label_order" in complaint(classfolder.name_classes, tmp_path, [*ids], order)
+        assert "--label_order" in complaint(name_classes, str(tmp_path), [*ids], order)
     else:
-        found, called = classfolder.name_classes(tmp_path, [*ids], order)
+        found, called, _ = name_classes(str(tmp_path), [*ids], order)
         assert found == classes
         assert [called[name] for name in ids] == [*classes]
 
 
 def test_numbers_are_sorted_by_value(tmp_path):
     folders = [str(i) for i in range(11)]
-    called = classfolder.name_classes(tmp_path, sorted(folders), "a,b,c,d,e,f,g,h,i,j,k")[1]
+    called = name_classes(str(tmp_path), sorted(folders), "a,b,c,d,e,f,g,h,i,j,k").called
     assert "".join(called[name] for name in folders) == "abcdefghijk"
 
 
@@ -598,7 +599,8 @@ def affectnet_images(root):
         (lambda root: write_folder(root, 1, "12", drawn=False), "give --label_order"),
         (lambda root: (root / "empty").mkdir() or root / "empty", "is empty; known are RAF-DB"),
         (lambda root: (root / "a").touch() or root, "no data set with labels; it holds a; known"),
-        (lambda root: (root / "a").touch() or root / "a", "is a file"),
+        (lambda root: (root / "a").touch() or root / "a", "is a list without entries"),
+        (lambda root: (root / "a.zip").write_bytes(b"PK\3\4\0") and root / "a.zip", "an archive"),
         (lambda root: root / "gone", "does not exist"),
     ],
 )

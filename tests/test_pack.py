@@ -15,7 +15,7 @@ from PIL import Image
 from runs import launched, run_here, start
 
 import main_pack
-from datasets import open_labelled, open_source, parts
+from datasets import open_images, open_labelled, parts
 from datasets.pack import ToPack
 from datasets.packed import JOURNAL, PackedImages
 from util.errors import BAD_INPUT, FAULT, RESUMABLE, BadInput
@@ -187,7 +187,7 @@ def test_what_lies_beyond_the_journal_is_written_anew(faces, unfinished, undistu
 
 def test_an_unfinished_store_is_refused_by_training_and_by_verify(unfinished, capfd):
     with pytest.raises(BadInput, match="is not packed to the end: give main_pack"):
-        open_source(str(unfinished))
+        open_images(str(unfinished))
     assert run_here(main_pack, ["--verify", str(unfinished)]) == BAD_INPUT
     assert "is not packed to the end" in capfd.readouterr().err
 
@@ -287,7 +287,7 @@ def test_too_small_a_disk_is_refused_before_anything_is_written(faces, small_dis
 
 
 def test_the_size_told_beforehand_is_about_right(faces, tmp_path, undisturbed):
-    data = ToPack([open_source(str(faces))], 40)
+    data = ToPack([open_images(str(faces)).source], 40)
     size = sum(len(data) for name, data in undisturbed.items() if name.startswith("part-"))
     assert data.estimated_bytes() == pytest.approx(size, rel=0.1)
 

@@ -15,7 +15,7 @@ from runs import FAMILIES, SMALL, finetune_options, run_here
 import main_finetune
 import main_pack
 import main_pretrain
-from datasets import build_finetune_dataset, build_pretrain_dataset, open_labelled, open_source
+from datasets import build_finetune_dataset, build_pretrain_dataset, open_images, open_labelled
 from datasets.labelled import describe
 from datasets.packed import MANIFEST, PackedImages, manifest_digest
 from datasets.recognise import recognised
@@ -147,9 +147,9 @@ def test_a_folder_and_a_list_without_labels(tmp_path):
         Image.new("RGB", (20, 20), (40 * k, 0, 0)).save(folder / str(k % 2) / f"{k}.png")
     (tmp_path / "list.txt").write_text("faces/1/3.png\nfaces/0/4.png\n")
     ours = pack(folder, tmp_path / "a", "--data_set", "none")
-    store = open_source(str(ours))
+    store = open_images(str(ours)).source
     assert [store.name(i) for i in range(6)] == [f"{k % 2}/{k}.png" for k in (0, 2, 4, 1, 3, 5)]
-    listed = open_source(str(pack(tmp_path / "list.txt", tmp_path / "b")))
+    listed = open_images(str(pack(tmp_path / "list.txt", tmp_path / "b"))).source
     assert [listed.name(i) for i in range(2)] == ["faces/1/3.png", "faces/0/4.png"]
     assert listed.image(0)[0, 0, 0] == 120
     with pytest.raises(BadInput, match="images without labels"):
@@ -225,7 +225,7 @@ def test_the_face_margin_is_the_one_asked_for(tmp_path):
     write_affectnet_csv(tmp_path / "set", counts)
     store = pack(tmp_path / "set", tmp_path / "store", "--face_margin", 0.4)
     own = open_labelled(str(tmp_path / "set"), face_margin=0.4).splits["train"].source
-    packed = open_source(str(store), face_margin=0.4)
+    packed = open_images(str(store), face_margin=0.4).source
     assert all(np.array_equal(packed.image(i), own.image(i)) for i in range(len(own)))
 
 
@@ -249,7 +249,7 @@ def refused(folder):
     said = complaint(folder)
     assert str(folder) in said
     with pytest.raises(BadInput) as error:
-        open_source(str(folder))
+        open_images(str(folder))
     assert str(error.value) == said
     return said
 
@@ -335,7 +335,7 @@ def test_pretraining_reads_a_store_and_goes_on_only_with_the_same(stores, tmp_pa
 
     assert run("rafdb", 1) == 0
     saved = torch.load(tmp_path / "run" / "checkpoint-last.pth", weights_only=True)
-    assert saved["run"]["data"] == open_source(str(stores["rafdb"])).digest
+    assert saved["run"]["data"] == open_images(str(stores["rafdb"])).source.digest
     capfd.readouterr()
     assert run("affectnet", 1) == BAD_INPUT
     assert "data" in capfd.readouterr().err

@@ -10,7 +10,7 @@ from finetuned import config
 from PIL import Image
 from runs import FAMILIES, SMALL, log
 
-from datasets import open_source
+from datasets import open_images
 from datasets.labelled import crop_face
 from main_pretrain import build_parser, check_options, work
 from util.program import run_program
@@ -104,13 +104,13 @@ def test_tensorboard_counts_epochs_in_thousandths(tmp_path):
 def test_pretraining_draws_the_labelled_training_images(sets, pretrained):
     assert config(pretrained["vit"].parent)["data"]["count"] == 40
     assert config(pretrained["convnext"].parent)["data"]["count"] == 56
-    source = open_source(str(sets / "rafdb"))
+    source = open_images(str(sets / "rafdb")).source
     assert {source.name(i).rpartition("/")[2][:6] for i in range(len(source))} == {"train_"}
 
 
 def test_pretraining_on_affectnet_sees_faces_not_photographs(sets):
     root = sets / "affectnet"
-    source = open_source(str(root))
+    source = open_images(str(root)).source
     lines = (root / "Manually_Annotated_file_lists" / "training.csv").read_text().splitlines()[1:]
     images = root / "Manually_Annotated_compressed" / "Manually_Annotated_Images"
     assert len(source) == len(lines)

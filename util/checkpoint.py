@@ -276,6 +276,11 @@ def find_start(folder: Path, auto_resume: bool, resume: str) -> tuple[Path | Non
     return None, ["starting from nothing"]
 
 
+def has_training_state(saved: dict[str, Any]) -> bool:
+    """Whether a checkpoint of ours can be resumed; others hold weights at the most."""
+    return {"model", "optimizer", "epoch", "step", "run"} <= saved.keys()
+
+
 class StepParts(NamedTuple):
     """What the images of an optimizer step come from."""
 
@@ -315,8 +320,8 @@ def check_same_run(
     More epochs than before are fine. Raises BadInput that lists everything else, unless
     overridden; and for a checkpoint that no training of ours wrote.
     """
-    if not {"model", "optimizer", "epoch", "step", "run"} <= saved.keys():
-        raise BadInput(f"{path}: weights, but no training state to go on from")
+    if not has_training_state(saved):
+        raise BadInput(f"{path}: weights, but no training state to resume")
     before = saved["run"]
     changed = {k: (before.get(k), v) for k, v in run.items() if before.get(k) != v}
     if "epochs" in changed and (changed["epochs"][0] or 0) < changed["epochs"][1]:

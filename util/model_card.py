@@ -123,9 +123,19 @@ def _input(card: Card) -> str:
     )
     mean, std = (", ".join(f"{v:.4g}" for v in own[name]) for name in ("mean", "std"))
     line = f"RGB, {cut}, resized to {size} × {size} pixels (bicubic with antialiasing)"
+    margin = number(own.get("face_margin"))
+    faces = "Pictures of one face, cropped as in training."
+    if margin is not None:
+        faces = (
+            "In training, faces were cut from photographs: a square around the middle of the "
+            f"face's box, with {margin:.4g} of the box's longer side added on each side. Cut "
+            "pictures like that first."
+        )
     if card.to == "onnx":
-        return f"`images`, uint8, (N, 3, {size}, {size}): {line}. Normalisation is inside."
-    return f"{line}, then from 0–1 normalised by mean {mean} and deviation {std}."
+        line = f"`images`, uint8, (N, 3, {size}, {size}): {line}. Normalisation is inside."
+    else:
+        line = f"{line}, then from 0–1 normalised by mean {mean} and deviation {std}."
+    return f"{line} {faces}"
 
 
 def find_result(card: Card) -> dict[str, Any]:
@@ -138,7 +148,8 @@ def find_result(card: Card) -> dict[str, Any]:
         return result
     last = part(result, "last")
     about = {
-        name: result.get(name) for name in ("data", "rule", "split", "flip", "n", "train_data")
+        name: result.get(name)
+        for name in ("data", "rule", "split", "flip", "n", "train_data", "report", "left_out")
     }
     return {**about, **last, "is_last": True} if last.get("epoch") == epoch else {}
 
@@ -166,7 +177,17 @@ def _results(result: dict[str, Any]) -> str:
         told.append(f"the best epoch on {text(chosen)}{flatters}")
     if result.get("is_last") is True:
         told.append("the last epoch, which nothing chose")
-    return f"## Results\n\n{'; '.join(told)}.\n\n" + table(["", ""], rows)
+    about = f"{'; '.join(told)}.\n\n" + table(["", ""], rows)
+    return f"## Results\n\n{about}{_report(result)}"
+
+
+def _report(result: dict[str, Any]) -> str:
+    """What the run said of its data: counts beside the published ones, what is missing."""
+    lines = result.get("report")
+    lines = [line for line in lines if isinstance(line, str)] if isinstance(lines, list) else []
+    if not lines:
+        return ""
+    return "\n\nThe data:\n\n" + "\n".join(f"- {text(line.strip())}" for line in lines[:30])
 
 
 def _interval(value: object) -> str:
@@ -187,7 +208,7 @@ def _training(card: Card, result: dict[str, Any]) -> str:
         lines.append(f"epoch {epoch}")
     if isinstance(begun := given.get("finetune"), str) and begun:
         lines.append(f"begun with {text(os.path.basename(begun))}")
-    if data := result.get("train_data"):
+    if data := result.get("train_data") or card.checkpoint.get("trained_on"):
         lines.append(f"trained on {text(data)}")
     told = "## Training\n\n" + ", ".join(lines) + "."
     return told + ("\n\n" + table(["option", ""], rows) if rows else "")

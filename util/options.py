@@ -13,6 +13,22 @@ from typing import NamedTuple
 from util.distributed import Launch
 from util.errors import BadInput
 
+UNSET = object()
+
+
+class Options(argparse.Namespace):
+    """Options by name. `given`, no option itself, names those that were on the command line."""
+
+    __slots__ = ("given",)
+
+    def __init__(self, given: frozenset[str] = frozenset(), **options: object) -> None:
+        super().__init__(**options)
+        self.given = given
+
+    def but(self, **changes: object) -> "Options":
+        """The same with some options changed, as if by other defaults."""
+        return Options(self.given, **{**vars(self), **changes})
+
 
 class Parser(argparse.ArgumentParser):
     """Flags spelled with `_` or `-`, options from files (`@recipe.args`), errors as BadInput."""
@@ -21,9 +37,11 @@ class Parser(argparse.ArgumentParser):
         super().__init__(description=description, allow_abbrev=False, fromfile_prefix_chars="@")
         self.has_run = False  # whether --output_dir is a run's, whose status.json is the program's
 
-    def parse(self, argv: Sequence[str]) -> argparse.Namespace:
+    def parse(self, argv: Sequence[str]) -> Options:
         """Parse; raises BadInput that names the flag, with the nearest one for an unknown."""
         args, unknown = self.parse_known(argv)
+        if unknown and not unknown[0].startswith("-"):
+            raise BadInput(self._surplus(argv, unknown[0]))
         if unknown:
             flag = unknown[0].partition("=")[0]
             known = [name for name in self._option_string_actions if name.startswith("--")]
@@ -32,7 +50,16 @@ class Parser(argparse.ArgumentParser):
             raise BadInput(f"{flag}: no such option{hint}")
         return args
 
-    def parse_known(self, argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
+    def _surplus(self, argv: Sequence[str], value: str) -> str:
+        """What to say of a value that no option takes."""
+        before = list(argv[: argv.index(value)]) if value in argv else []
+        flags = [arg for arg in before if arg.startswith("--")]
+        if not flags or "=" in flags[-1]:
+            return f"{value}: belongs to no option; see --help"
+        values = " ".join([*before[before.index(flags[-1]) + 1 :], value])
+        return f"{flags[-1]} {values}: takes one value; see --help"
+
+    def parse_known(self, argv: Sequence[str]) -> tuple[Options, list[str]]:
         """parse_known_args; whatever is wrong with a file of options is BadInput."""
         files = ", ".join(arg for arg in argv if arg.startswith("@"))
         # argparse takes positional arguments from one place only, unless it is told to mix; after
@@ -40,14 +67,21 @@ class Parser(argparse.ArgumentParser):
         several = any(action.nargs == "+" for action in self._get_positional_actions())
         mixed = several and "--" not in argv
         parse = self.parse_known_intermixed_args if mixed else self.parse_known_args
+        named = [action for action in self._actions if action.option_strings]
+        flags = {a.dest: a.default for a in named if a.default is not argparse.SUPPRESS}
         try:
-            args, unknown = parse([underscored(arg) for arg in argv])
+            # Whatever is still this afterwards was not given.
+            unset = Options(**dict.fromkeys(flags, UNSET))
+            args, unknown = parse([underscored(arg) for arg in argv], unset)
         except BadInput:
             raise
         except RecursionError:
             raise BadInput(f"{files}: files of options that take in each other") from None
         except ValueError as error:  # no text, a quotation that does not end, a NUL in its name
-            raise BadInput(f"{files}: is no file of options ({error})") from None
+            raise BadInput(f"{files}: is not a valid options file ({error})") from None
+        args.given = frozenset(name for name in flags if getattr(args, name) is not UNSET)
+        fill = {name: value for name, value in flags.items() if name not in args.given}
+        vars(args).update(fill)
         for name, value in vars(args).items():
             texts = value if isinstance(value, list) else [value]
             if any(isinstance(text, str) and "\0" in text for text in texts):
@@ -72,13 +106,19 @@ def underscored(arg: str) -> str:
 
 
 def find_output_dir(argv: Sequence[str]) -> str:
-    """`--output_dir`, even from a command line that has something else wrong with it."""
+    """`--output_dir` of a run, even from a command line that has something else wrong with it.
+
+    "" for an evaluation: it does not write there if that is the folder of a run.
+    """
     parser = Parser("")
     add_output_dir(parser)
+    for name in ("--eval", "--knn"):
+        flag(parser, name, False, "")
     try:
-        return parser.parse_known(argv)[0].output_dir
+        args, _ = parser.parse_known(argv)
     except BadInput:
         return ""
+    return "" if args.eval or args.knn else args.output_dir
 
 
 # --- types: each says what it takes and what it found ---

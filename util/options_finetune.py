@@ -1,19 +1,24 @@
 """The options of fine-tuning: groups, defaults that depend on others, and what cannot work."""
 
 import argparse
+from typing import Any
 
 from util.errors import BadInput
+from util.evaluation_dir import evaluation_folder, own_checkpoint
 from util.options import (
     RATE,
     SIZE,
+    Options,
     Parser,
     add_machine,
     add_output,
     add_training,
+    class_names,
     fill_defaults,
     flag,
     number,
 )
+from util.options_trained import OF_DATA, OF_IMAGES
 from util.sizes import CLASSIFIER_SIZES, CONVNEXT_PATCH, family, find_size
 
 SHARE = number(float, low=0, high=1)
@@ -77,11 +82,6 @@ DECIDES_RESULT = (
     *("opt", "opt_eps", "opt_betas", "momentum", "layer_decay", "layer_decay_type"),
     *("model_ema", "model_ema_decay", "model_ema_eval", "select", "eval_flip", "disable_eval"),
 )
-# What a fine-tuned checkpoint knows better than the command line that evaluates it.
-BELONGS_TO_MODEL = (
-    *("model", "input_size", "patch_size", "cls_token", "linear_probe"),
-    *("aug", "crop_pct", "imagenet_default_mean_and_std"),
-)
 
 
 def build_parser() -> Parser:
@@ -124,12 +124,12 @@ def _add_data(parser: Parser) -> None:
     group.add_argument(
         "--data_path",
         default="synthetic",
-        help="data set, packed store, synthetic[:TRAIN[:TEST]]",
+        help="data set, labelled list, packed store, synthetic[:TRAIN[:TEST]]",
     )
     group.add_argument(
         "--data_set",
         default="auto",
-        help="auto, rafdb, affectnet, ferplus, fer2013, folder or synthetic",
+        help="auto, rafdb, affectnet, ferplus, fer2013, folder, list or synthetic",
     )
     group.add_argument("--eval_data_path", help="test on this set instead, on the common classes")
     group.add_argument("--label_rule", help="FERPlus: argmax, argmax10, unique, majority or votes")
@@ -194,6 +194,9 @@ def _add_evaluation(parser: Parser) -> None:
     group = parser.add_argument_group("evaluation")
     flag(group, "--eval", False, "only evaluate")
     flag(group, "--knn", False, "only classify by nearest neighbours among frozen features")
+    group.add_argument(
+        "--classes", type=class_names, default=(), help="--eval: A,B,…, the names of the outputs"
+    )
     flag(group, "--eval_flip", False, "average the answers for an image and its mirror image")
     flag(group, "--dist_eval", True, "share the test images out among processes")
     flag(group, "--disable_eval", False, "do not evaluate")
@@ -215,12 +218,9 @@ def check_options(args: argparse.Namespace) -> None:
         fill_defaults(args, defaults)
     if args.aug == "randaug":
         fill_defaults(args, {"crop_pct": 0.875 if args.input_size <= 224 else 1.0})
-    patch = CONVNEXT_PATCH if kind == "convnextv2" else args.patch_size or size.patch
-    if args.input_size % patch:
-        nearest = max(1, round(args.input_size / patch)) * patch
-        raise BadInput(
-            f"--input_size {args.input_size}: not a multiple of the patch, {patch}; try {nearest}"
-        )
+    if kind == "mae":
+        fill_defaults(args, {"patch_size": size.patch})
+    check_input_size(args)
     _check_training(args)
     if args.use_amp is not None:
         wanted = "auto" if args.use_amp else "off"
@@ -229,6 +229,48 @@ def check_options(args: argparse.Namespace) -> None:
         args.amp = wanted
     if not args.output_dir:
         raise BadInput("--output_dir: name a folder to write to")
+    if args.classes and not args.eval:
+        raise BadInput("--classes: is for --eval; in training the data set names the classes")
+    if args.eval or args.knn:
+        _find_evaluation(args)
+
+
+def check_input_size(args: argparse.Namespace) -> None:
+    """Refuse a side that the model's patches do not fill."""
+    patch = CONVNEXT_PATCH if family(args.model) == "convnextv2" else args.patch_size
+    if args.input_size % patch:
+        nearest = max(1, round(args.input_size / patch)) * patch
+        raise BadInput(
+            f"--input_size {args.input_size}: not a multiple of the patch, {patch}; try {nearest}"
+        )
+
+
+def _find_evaluation(args: Options) -> None:
+    """The checkpoint to evaluate, in `args.finetune`, and the folder for its results."""
+    given = args.output_dir if "output_dir" in args.given else None
+    if args.eval:
+        args.finetune = args.finetune or args.resume or own_checkpoint(args.output_dir)
+        if not args.finetune:
+            what = f"{args.output_dir} holds no checkpoint; name one with --finetune"
+            raise BadInput(f"--eval: {what}")
+    made_by = made_by_evaluation(args)
+    data_path = args.eval_data_path or args.data_path
+    args.output_dir = evaluation_folder(
+        made_by["kind"], args.finetune, data_path, given, made_by["options"]
+    )
+
+
+def made_by_evaluation(args: Options) -> dict[str, Any]:
+    """What makes an evaluation another one: kind, checkpoint, data and options."""
+    names = args.given & {*OF_IMAGES, *OF_DATA, "classes", "model_key", "amp"}
+    given = {name: getattr(args, name) for name in sorted(names)}
+    given = {name: ",".join(v) if isinstance(v, tuple) else v for name, v in given.items()}
+    return {
+        "kind": "knn" if args.knn else "eval",
+        "checkpoint": args.finetune,
+        "data": args.eval_data_path or args.data_path,
+        "options": {name: v for name, v in given.items() if v not in (None, False, "auto")},
+    }
 
 
 def _check_training(args: argparse.Namespace) -> None:
@@ -255,8 +297,11 @@ def _check_training(args: argparse.Namespace) -> None:
         )
     if args.opt_betas and len(args.opt_betas) != 2:
         raise BadInput(f"--opt_betas {args.opt_betas}: takes two numbers")
-    if args.eval and not (args.finetune or args.resume or args.auto_resume):
-        raise BadInput("--eval: name the checkpoint with --finetune")
+    if args.linear_probe and args.batch_size == 1:
+        raise BadInput(
+            "--batch_size 1: the batch norm of --linear_probe needs two images or more; use "
+            "--batch_size 2 or more, with fewer --accum_iter"
+        )
     if args.linear_probe and not args.finetune:
         raise BadInput("--linear_probe: a frozen backbone must be trained; name it with --finetune")
     if args.freeze_backbone and not args.finetune:
@@ -267,23 +312,6 @@ def _check_training(args: argparse.Namespace) -> None:
         raise BadInput("--knn: features must have been trained; name a checkpoint with --finetune")
     if (args.knn or args.eval) and args.disable_eval:
         raise BadInput("--disable_eval: leaves out what --eval and --knn ask for; give one of them")
-
-
-def with_options_of(
-    args: argparse.Namespace, checkpoint: dict
-) -> tuple[argparse.Namespace, list[str]]:
-    """The options to evaluate a checkpoint with, and a line if they are not those given.
-
-    A checkpoint of ours knows its model and preprocessing; with others the options decide.
-    """
-    own = checkpoint.get("args")
-    if "classes" not in checkpoint or not isinstance(own, dict):
-        return args, []
-    known = {name: own[name] for name in BELONGS_TO_MODEL if name in own}
-    told = {name: value for name, value in known.items() if getattr(args, name) != value}
-    listed = ", ".join(f"--{name} {value}" for name, value in told.items())
-    notes = [f"taken from the checkpoint: {listed}"] if told else []
-    return argparse.Namespace(**{**vars(args), **known}), notes
 
 
 def mixes(args: argparse.Namespace) -> bool:

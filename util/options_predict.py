@@ -6,7 +6,7 @@ from util.errors import BadInput
 from util.options import COUNT, SIZE, Parser, add_saved, number
 
 DETECTORS = ("mtcnn", "none")
-MARGIN = 0.15  # as AffectNet's boxes get in training
+MARGIN = 0.15  # assumed of models that do not say how faces were cut in training
 FACE_MARGIN = number(float, low=0, high=2)  # more is mostly what is not the face
 ENDINGS = {".csv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl"}
 
@@ -34,8 +34,7 @@ def build_parser() -> Parser:
     group.add_argument(
         "--face_margin",
         type=FACE_MARGIN,
-        default=MARGIN,
-        help=f"around a box, a share of its longer side ({MARGIN}, as in training)",
+        help=f"around a box, a share of its longer side (as in training; {MARGIN} if unknown)",
     )
     group = parser.add_argument_group("output")
     group.add_argument("--output", help="file of rows (default: standard output)")
@@ -56,6 +55,8 @@ def check_options(args: argparse.Namespace) -> None:
         raise BadInput("IMAGES: one of them is empty; name files, folders or patterns")
     if args.features and not args.features.endswith(".npz"):
         raise BadInput(f"--features {args.features}: must end in .npz")
+    if args.detector == "none" and args.face_margin is not None:
+        raise BadInput("--face_margin: without a detector pictures are used whole; leave it out")
     find_format(args.format, args.output)
 
 

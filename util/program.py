@@ -37,7 +37,7 @@ def run_program(
     argv = sys.argv[1:] if argv is None else argv
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="backslashreplace")  # file names need not be text
-    code, reason, began = attempt(parser, check, work, argv)
+    code, reason, began, folder = attempt(parser, check, work, argv)
     reason = one_line(reason)
     together = code in (DONE, RESUMABLE)
     if not together:
@@ -50,7 +50,7 @@ def run_program(
         leave()
     if code != DONE and speaks(code, reason):
         if parser().has_run:
-            note_status(find_output_dir(argv), STATUS[code], reason)
+            note_status(folder, STATUS[code], reason)
         word = "" if code == RESUMABLE else "error: "
         with suppress(OSError):
             print(f"{os.path.basename(sys.argv[0])}: {word}{reason}", file=sys.stderr, flush=True)
@@ -95,19 +95,19 @@ def attempt(
     check: Callable[[argparse.Namespace], None],
     work: Callable[[argparse.Namespace], None],
     argv: list[str],
-) -> tuple[int, str, bool]:
-    """The exit code and the reason of `run_program`, and whether the work began."""
-    began = False
+) -> tuple[int, str, bool, str]:
+    """The exit code and the reason of `run_program`, whether the work began, and its folder."""
+    began, folder = False, find_output_dir(argv)
     try:
         args = parser().parse(argv)
         check(args)
-        began = True
+        began, folder = True, getattr(args, "output_dir", "") or ""
         work(args)
     except KeyboardInterrupt:
-        return FAULT, "interrupted", began
+        return FAULT, "interrupted", began, folder
     except Exception as error:
-        return *told(error), began
-    return DONE, "", began
+        return *told(error), began, folder
+    return DONE, "", began, folder
 
 
 def told(error: Exception) -> tuple[int, str]:

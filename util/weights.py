@@ -25,6 +25,7 @@ from util.layouts import (
     root,
     translate,
 )
+from util.positions import sincos_position_embedding
 
 OTHER_KEYS = ("model_ema", "state_dict", "state_dict_ema")
 
@@ -38,7 +39,8 @@ class LoadReport(NamedTuple):
     loaded: list[str]
     missing: list[str]  # not in the checkpoint: these stay as initialised
     unexpected: list[str]  # in the checkpoint, of no use to the model
-    resized: list[str]  # loaded, position embeddings of another grid
+    resized: list[str]  # loaded, position embeddings interpolated from another grid
+    recomputed: list[str]  # fixed position embeddings of another grid: the model's own are the same
     replaced_head: str  # "1000 -> 7 classes", "" where no head was left behind
 
     def __str__(self) -> str:
@@ -46,7 +48,8 @@ class LoadReport(NamedTuple):
         entry = f" from '{self.entry}'" if self.entry else ""
         line = f"{self.source}: {self.layout}, {len(self.loaded)} tensors loaded{entry}"
         notes = {
-            "resized": ", ".join(self.resized),
+            "interpolated": ", ".join(self.resized),
+            "recomputed for this input size": ", ".join(self.recomputed),
             "head replaced": self.replaced_head,
             "fresh": ", ".join(roots(self.missing)),
             "not used": ", ".join(roots(self.unexpected)),
@@ -111,6 +114,7 @@ def load_pretrained(
     elif head_classes(weights) and not pretrain:
         replaced_head = f"{head_classes(weights)} -> {head_classes(own)} classes"
         weights = {name: value for name, value in weights.items() if root(name) != "head"}
+    recomputed = recompute_positions(weights, own) if pretrain else []
     resized = resize_positions(weights, own)
 
     optional, strict = parts(weights, wanted, pretrain, keep_head)
@@ -126,6 +130,7 @@ def load_pretrained(
         missing=[names[n] for n in own if n not in loaded],
         unexpected=[n for n in weights if n not in own],
         resized=[names[n] for n in resized],
+        recomputed=[names[n] for n in recomputed],
         replaced_head=replaced_head,
     )
 
@@ -195,6 +200,26 @@ def check_head(source: str | Path, held: int, wanted: int) -> None:
         )
 
 
+def recompute_positions(weights: State, own: State) -> list[str]:
+    """Replace fixed position embeddings of another grid by the model's own, in place; -> names.
+
+    Pre-training's are sine and cosine of a patch's place, which are exact on any grid.
+    """
+    recomputed = []
+    for name in ("pos_embed", "decoder_pos_embed"):
+        value = weights.get(name)
+        if value is None or name not in own or value.ndim != 3 or value.shape[2] % 4:
+            continue
+        grid = math.isqrt(max(value.shape[1] - 1, 0))
+        if value.shape == own[name].shape or value.shape[1] != 1 + grid**2:
+            continue
+        fixed = sincos_position_embedding(value.shape[2], grid)
+        if torch.allclose(value.float(), fixed, atol=1e-4):
+            weights[name] = own[name]
+            recomputed.append(name)
+    return recomputed
+
+
 def resize_positions(weights: State, own: State) -> list[str]:
     """Bring position embeddings (1, 1 + g*g, D) to the model's grid, in place; -> their names.
 
@@ -222,7 +247,8 @@ def parts(
     if pretrain:
         # A decoder is whole or not there: half of one would be neither trained nor new.
         decoder = any(root(name) in DECODER for name in weights)
-        return set() if decoder else DECODER, ENCODER | DECODER
+        pooled = {"norm"} if "fc_norm.weight" in weights else set()  # a classifier's, after pooling
+        return pooled if decoder else DECODER | pooled, ENCODER | DECODER
     if keep_head:
         return set(), ENCODER | HEAD
     return {"head", "fc_norm" if wanted.family == "ViT" else "norm"}, ENCODER

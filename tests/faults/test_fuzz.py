@@ -17,7 +17,7 @@ from nasty import NASTY, tries
 import main_export
 import main_pack
 import main_pretrain
-from datasets import open_labelled, open_source
+from datasets import open_images, open_labelled
 from util import download, options_finetune, options_predict, report
 from util.errors import BAD_INPUT, DONE, BadInput
 from util.program import run_program
@@ -115,7 +115,7 @@ def test_any_command_line_works_or_is_one_line(program, tried, folder):
 
 PATHS = [v for v in NASTY if "\0" not in v and v.strip("/.")]  # nor what would be searched
 USES = {
-    "images": open_source,
+    "images": open_images,
     "labels": open_labelled,
     "weights": find_source,
     "cache": lambda path: download.fetch("mae_vit_tiny_300e", path, url="http://127.0.0.1:9/"),

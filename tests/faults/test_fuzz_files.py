@@ -19,7 +19,7 @@ from runs import run_here
 from safetensors.torch import save_file
 
 import main_pretrain
-from datasets import open_labelled, open_source
+from datasets import open_images, open_labelled
 from datasets.decode import UnreadableImage
 from models_registry import create_classifier
 from util.checkpoint import read_checkpoint
@@ -251,7 +251,7 @@ def opens_or_says_why(kind, root, path):
             with warnings.catch_warnings():
                 warnings.simplefilter("error", RuntimeWarning)
                 if kind in ("list", "csv"):
-                    source = open_source(path)
+                    source = open_images(path).source
                 else:
                     data = open_labelled(str(root), label_rule=rule)
                     source = next(iter(data.splits.values())).source

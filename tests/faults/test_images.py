@@ -12,7 +12,7 @@ from runs import assert_same_run, command, finish, load, pretrain, run_here, sam
 
 import main_finetune
 import main_pack
-from datasets import decode, open_source
+from datasets import decode, open_images
 from datasets.decode import UnreadableImage, load_rgb
 from datasets.packed import PackedImages
 from util.errors import BAD_INPUT, DONE, FAULT
@@ -60,7 +60,7 @@ def test_a_run_over_every_odd_file_ends_well_and_names_those_it_could_not_use(od
 def test_a_list_of_odd_files_gives_the_same_as_their_folder(odd, tmp_path):
     names = [*UNREADABLE, "folder.jpg", *(f"good{k:03d}.png" for k in range(GOOD))]
     (odd / "list.txt").write_text("\n".join(names))
-    source, found = open_source(odd / "list.txt"), {}
+    source, found = open_images(odd / "list.txt").source, {}
     for i in range(len(source)):
         try:
             source.image(i)

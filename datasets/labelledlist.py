@@ -1,0 +1,79 @@
+"""Labelled lists: `path label` lines as many repositories ship them, or a CSV with such columns.
+
+Which class a label is, is as with class folders: names decide, numbers need `--label_order`.
+"""
+
+import os
+from pathlib import Path
+
+import numpy as np
+
+from datasets.classnames import name_classes
+from datasets.decode import printable
+from datasets.folder import FileList, ImageFiles
+from datasets.labelled import LabelledImages, LabelledSet
+from datasets.listfile import LABELS, PATHS, Listed, check_entries, read_list
+from datasets.present import missing_note, present
+from datasets.splits import split_called
+from util.errors import BadInput
+
+
+def has_labels(path: Path) -> bool:
+    """Whether a file is a list of images with labels."""
+    try:
+        return bool(read_list(str(path)).labels)
+    except BadInput:
+        return False
+
+
+def read(path: Path, label_order: str | None = None, usual: str | None = None) -> LabelledSet:
+    """The images a list names, in its splits if it has a column of such, else one called "all".
+
+    `label_order` and `usual` as in `classfolder.read`. Paths start at the list's own folder or
+    at /. Raises BadInput, naming the entry, for one without a label or of an unknown split.
+    """
+    listed, where = read_list(str(path)), f"--data_path {printable(str(path))}"
+    check_entries(str(path), listed.names)
+    if not listed.labels:
+        raise BadInput(
+            f"{where}: a list of images without labels; write `path label` lines, or a CSV with "
+            f"columns such as {PATHS[0]},{LABELS[0]} (also {', '.join(LABELS[1:])})"
+        )
+    splits = _splits(listed, where)
+    names = sorted(set(listed.labels), key=os.fsencode)
+    classes, called, notes = name_classes(where, names, label_order, usual, "label")
+    place = {name: classes.index(word) for name, word in called.items()}
+    labels = np.array([place[label] for label in listed.labels])
+    there = present(path.parent, listed.names)
+    notes += missing_note(path, path.parent, listed.names, there)
+    images = {}
+    for split in dict.fromkeys(splits):
+        kept = np.flatnonzero(there & (np.array(splits) == split))
+        files = FileList.of(str(path.parent), (os.fsencode(listed.names[i]) for i in kept))
+        images[split] = LabelledImages(ImageFiles(files), labels[kept])
+    order = label_order or usual
+    return LabelledSet(
+        name="list",
+        title=f"list {printable(path.name)}",
+        classes=classes,
+        splits=images,
+        notes=tuple(notes),
+        options={"label_order": order} if order else {},
+    )
+
+
+def _splits(listed: Listed, where: str) -> list[str]:
+    """The split of each entry."""
+    for name, label in zip(listed.names, listed.labels, strict=True):
+        if not label:
+            raise BadInput(f"{where}: {printable(name)} has no label")
+    if not listed.splits:
+        return ["all"] * len(listed.names)
+    called = {word: split_called(word) for word in set(listed.splits)}
+    for name, word in zip(listed.names, listed.splits, strict=True):
+        if not called[word]:
+            raise BadInput(
+                f"{where}: {printable(name)} is of the split {printable(word)!r}; splits are "
+                "train, val and test"
+            )
+    return [called[word] for word in listed.splits]

@@ -1,0 +1,73 @@
+"""Where `--eval` and `--knn` write: a folder of their own, never over another run's results."""
+
+import os
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from util.errors import BadInput
+from util.untrusted import parse_object, part, read_text
+
+BEST, LAST = "checkpoint-best.pth", "checkpoint-last.pth"  # of a run
+RUN_FILES = (BEST, LAST, "log.txt", "config.json")
+
+
+def holds_run(folder: str | Path) -> bool:
+    """Whether a training has written to a folder."""
+    return any(os.path.exists(os.path.join(folder, name)) for name in RUN_FILES)
+
+
+def own_checkpoint(folder: str) -> str:
+    """The best checkpoint of a run's folder, else its last; "" without any."""
+    paths = (os.path.join(folder, name) for name in (BEST, LAST))
+    return next(filter(os.path.exists, paths), "")
+
+
+def evaluation_folder(
+    kind: str, source: str, data_path: str, output_dir: str | None, options: Mapping[str, object]
+) -> str:
+    """The folder for the results of one evaluation.
+
+    `output_dir` if it was given and no training has written to it; else KIND/NAME below it, or
+    beside the checkpoint `source`. NAME says which checkpoint was tested on what, and the `options`
+    that make it another test.
+    """
+    if output_dir is not None and not holds_run(output_dir):
+        return output_dir
+    beside = os.path.dirname(source) or "." if os.path.isfile(source) else "output_dir"
+    stem = re.sub(r"\.(pth|pt|bin|safetensors)$", "", os.path.basename(source))
+    words = [stem, os.path.basename(os.path.abspath(os.path.expanduser(data_path)))]
+    words += [f"{name}_{value}" for name, value in options.items()]
+    name = "-".join(re.sub(r"[^\w.,=+-]+", "_", word).strip("._") for word in words)
+    return os.path.join(output_dir or beside, kind, name[:200])
+
+
+def check_results(folder: str | Path, made_by: Mapping[str, Any]) -> None:
+    """Raises BadInput where a folder holds results of another kind, which would be replaced.
+
+    `made_by` says what they come from and stands in `eval.json`: `kind` (training, eval, knn),
+    and of an evaluation checkpoint, data and options.
+    """
+    result = parse_object(read_text(Path(folder) / "eval.json"))
+    if not result:
+        return
+    found = part(result, "made_by") or {"kind": _guessed(result)}
+    changed = [key for key in found if key in made_by and found[key] != made_by[key]]
+    if changed:
+        before, now = (_listed(of, changed) for of in (found, made_by))
+        raise BadInput(
+            f"--output_dir {folder}: holds results of another kind ({before}; now {now}), which "
+            "would be replaced; name another folder"
+        )
+
+
+def _guessed(result: Mapping[str, Any]) -> str:
+    """The kind of results that do not say it, of releases that did not write it."""
+    if "train_data" in result:
+        return "training"
+    return "knn" if "classifier" in result else "eval"
+
+
+def _listed(of: Mapping[str, Any], keys: Sequence[str]) -> str:
+    return ", ".join(f"{key} {of[key]}" for key in keys)

@@ -1,0 +1,145 @@
+"""What a checkpoint was trained with, under the options' names, and what that does to a program's.
+
+Everything that decides what an image or a label is travels in a checkpoint. A program that opens
+one uses it; an option on the command line is obeyed and reported as different, or refused.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from util.errors import BadInput
+from util.options import MOST, Options
+from util.sizes import CLASSIFIER_SIZES, ViTSize
+from util.untrusted import number
+
+# The weights are of these: with another value they mean nothing.
+OF_WEIGHTS = ("model", "patch_size", "cls_token", "linear_probe")
+# What an image goes through, and how its answer comes about: another value can be tried.
+OF_IMAGES = ("input_size", "crop_pct", "imagenet_default_mean_and_std", "eval_flip")
+# What a data set's images and labels are: taken where it has such; see `open_labelled`.
+OF_DATA = ("nb_classes", "label_rule", "label_order", "face_margin")
+
+
+def _count(value: Any) -> bool:
+    return type(value) is int and 0 < value <= MOST
+
+
+def _text(value: Any) -> bool:
+    return isinstance(value, str) and value.isprintable()
+
+
+def _flag(value: Any) -> bool:
+    return isinstance(value, bool)
+
+
+# Whether a value, which may be anything, is one of the option's.
+IS_VALUE: dict[str, Callable[[Any], bool]] = {
+    "model": _text,
+    "patch_size": _count,
+    "cls_token": _flag,
+    "linear_probe": _flag,
+    "input_size": _count,
+    "crop_pct": lambda value: 0 < (number(value) or 0) <= 1,
+    "imagenet_default_mean_and_std": _flag,
+    "eval_flip": _flag,
+    "nb_classes": _count,
+    "label_rule": _text,
+    "label_order": _text,
+    "face_margin": lambda value: number(value) is not None and value >= 0,
+}
+PRETRAINED = ("model", "patch_size", "input_size", "face_margin")
+
+
+def trained_with(checkpoint: Mapping[str, Any], source: object) -> dict[str, Any]:
+    """The options of OF_WEIGHTS, OF_IMAGES and OF_DATA by name, as training resolved them.
+
+    A missing one is not known; None is one that training did without. Files of other programs know
+    none. Raises BadInput for a value that is not one.
+    """
+    own = checkpoint.get("args")
+    ours = isinstance(own, dict) and not checkpoint.keys().isdisjoint(("classes", "run"))
+    if not ours:
+        return {}
+    names = IS_VALUE if "classes" in checkpoint else PRETRAINED
+    found = {name: own[name] for name in names if name in own}
+    seen = checkpoint.get("preprocessing")
+    if not (isinstance(seen, dict) and "face_margin" in seen):
+        # Options were not resolved then: None was a default, not the absence of a margin.
+        found = {n: v for n, v in found.items() if v is not None or n not in OF_DATA}
+    for name, value in found.items():
+        if value is not None and not IS_VALUE[name](value):
+            raise BadInput(f"{source}: a {name} that is not understood: {value!r:.40}")
+    size = CLASSIFIER_SIZES.get(str(found.get("model")).removeprefix("mae_"))
+    if "patch_size" in found and found["patch_size"] is None and isinstance(size, ViTSize):
+        found["patch_size"] = size.patch
+    return found
+
+
+def as_trained(
+    args: Options, trained: Mapping[str, Any], source: object, names: Sequence[str]
+) -> tuple[Options, list[str]]:
+    """The options with those named as in training unless they were given, and a line on it.
+
+    Raises BadInput for one of OF_WEIGHTS that was given and is another.
+    """
+    taken = {name: trained[name] for name in names if name in trained and name not in args.given}
+    for name in args.given & set(names) & trained.keys() & set(OF_WEIGHTS):
+        asked, own = getattr(args, name), trained[name]
+        if not _same(name, own, asked):
+            raise BadInput(
+                f"{_shown(name, asked)}: {source} was trained with {_shown(name, own)}; leave the "
+                "option out"
+            )
+    told = [
+        _shown(name, value)
+        for name, value in taken.items()
+        if not _same(name, value, getattr(args, name))
+    ]
+    return args.but(**taken), [f"from the checkpoint: {', '.join(told)}"] if told else []
+
+
+def differences(
+    args: Options, trained: Mapping[str, Any], options: Mapping[str, Any]
+) -> dict[str, dict[str, Any]]:
+    """What is not as in training: by option {"tested": …, "trained": …}.
+
+    `options` are those of the data set tested on, see LabelledSet; those it does not have cannot
+    differ, but for its face margin: a data set without one is used whole.
+    """
+    tested = {name: getattr(args, name) for name in OF_IMAGES if name in trained}
+    for name in OF_DATA:
+        if trained.get(name) is not None and name in options:
+            tested[name] = options[name]
+    if "face_margin" in trained:
+        tested["face_margin"] = options.get("face_margin")
+    return {
+        name: {"tested": value, "trained": trained[name]}
+        for name, value in tested.items()
+        if not _same(name, trained[name], value)
+    }
+
+
+def difference_lines(
+    found: Mapping[str, Mapping[str, Any]], now: str = "tested", before: str = "trained"
+) -> list[str]:
+    """A line on each of `differences`."""
+    lines = []
+    for name, values in found.items():
+        tested, trained = (_shown(name, values[key]) for key in ("tested", "trained"))
+        lines.append(f"warning: {now} with {tested}; {before} with {trained}")
+    return lines
+
+
+def _same(name: str, one: Any, other: Any) -> bool:
+    if name == "model":
+        return str(one).removeprefix("mae_") == str(other).removeprefix("mae_")
+    return one == other
+
+
+def _shown(name: str, value: Any) -> str:
+    """An option and its value, as on a command line."""
+    if value is None:
+        return {"face_margin": "whole images", "crop_pct": "the whole image"}.get(
+            name, f"no --{name}"
+        )
+    return f"--{name} {value:g}" if isinstance(value, float) else f"--{name} {value}"
