@@ -182,7 +182,7 @@ def begin_like_pretraining(
     from build_finetune import read_finetune
     from util.checkpoint import read_checkpoint
 
-    names = ["imagenet_default_mean_and_std", "face_margin"]
+    names = ["imagenet_default_mean_and_std"]
     if path:  # whose options are those already
         saved, trained = {}, trained_with(read_checkpoint(path, peek=True), path)
         names.append("input_size")
@@ -192,8 +192,8 @@ def begin_like_pretraining(
         names += ["input_size"] * (args.linear_probe or args.freeze_backbone)
     args, told = as_trained(args, trained, args.finetune, names)
     check_input_size(args)
-    seen = {name: trained[name] for name in (*names, "input_size") if name in trained}
-    return args, saved, seen, told
+    seen = (*names, "input_size", "face_margin")
+    return args, saved, {name: trained[name] for name in seen if name in trained}, told
 
 
 def learning_rate(args: argparse.Namespace, peak: float, steps: int) -> Callable[[float], float]:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from util.errors import BadInput
+from util.evaluation_dir import evaluation_folder, tests_other_images
 from util.options import COUNT, RATE, RATIO, SEED, SIZE, Parser, add_saved, number
 from util.options_trained import OF_DATA, difference_lines, differences, trained_with
 from util.program import run_program
@@ -84,10 +85,17 @@ def check_options(args: argparse.Namespace) -> None:
         raise BadInput("--checkpoint is missing: name the model to draw; see --help")
     elif not args.data_path:
         raise BadInput("--data_path is missing: name the images to draw from; see --help")
-    if args.output_dir is None:
+    given = args.output_dir
+    if given is None:
         args.output_dir = args.runs[0] if only_curves else os.path.dirname(args.checkpoint) or "."
         if not (only_curves or os.path.isfile(args.checkpoint)):
             raise BadInput(f"--output_dir: name a folder; {args.checkpoint} is not a file in one")
+    if not only_curves and tests_other_images(args.output_dir, args.data_path, args.split):
+        # The figures of the run's own results stay what its numbers are about.
+        options = {"split": args.split} if args.split else {}
+        args.output_dir = evaluation_folder(
+            "visualize", args.checkpoint, args.data_path, given, options
+        )
 
 
 def work(args: argparse.Namespace) -> None:

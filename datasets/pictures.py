@@ -45,9 +45,11 @@ def list_pictures(given: Sequence[str]) -> Listed:
                 found = [os.path.join(one, below.relative(i)) for i in range(len(below))]
             for file in found:
                 files.setdefault(os.path.abspath(file), file)
-    return Listed(
-        list(files.values()), sum((Counter(f.skipped) for f in folders.values()), Counter())
-    )
+    skipped = Counter()
+    for path, below in folders.items():
+        if not any(path.startswith(os.path.join(other, "")) for other in folders.keys() - {path}):
+            skipped.update(below.skipped)
+    return Listed(list(files.values()), skipped)
 
 
 def _matches(pattern: str) -> list[str]:

@@ -20,7 +20,6 @@ from engine_page import Checkpoints, faces_in, look
 from engine_predict import Predictor
 from models_saved import open_classifier
 from util.errors import BAD_INPUT, DONE, FAULT, BadInput
-from util.options_predict import MARGIN
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 QUIET = ["disable-gpu", "disable-quic", "no-first-run", "disable-background-networking"]
@@ -99,7 +98,7 @@ def source(picture):
 
 def test_a_photograph_gives_bars_and_what_the_model_looks_at(page, photographs, checkpoints):
     upload(page, photographs / "people" / "astronaut.jpg")
-    page.get_by_text("1 face", exact=True).wait_for()
+    page.get_by_text("1 face; faces are cut with --face_margin").wait_for()
     bars = page.locator("#bars")
     saved = open_classifier(checkpoints / "fine-tuning" / "checkpoint-best.pth")
     pictures, _ = faces_in(photographs / "people" / "astronaut.jpg", open_detector("mtcnn"), saved)
@@ -174,7 +173,7 @@ def test_no_face_and_no_picture_are_told_kindly(page, photographs):
     upload(page, photographs / "bomb.png")
     page.get_by_text("no picture that can be read (has more than 89,478,485 pixels").wait_for()
     upload(page, photographs / "people" / "astronaut.jpg")  # and it goes on
-    page.get_by_text("1 face", exact=True).wait_for()
+    page.get_by_text("1 face; faces are cut with --face_margin").wait_for()
 
 
 def test_the_page_asks_nothing_of_the_network_and_writes_nothing_here(browser, address):

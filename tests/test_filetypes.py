@@ -18,7 +18,7 @@ WRITTEN = {
     **{f".{kind}": "JPEG" for kind in ("jpg", "jpeg", "jpe", "jfif", "JPG", "Jfif")},
     **{".png": "PNG", ".apng": "PNG", ".gif": "GIF", ".bmp": "BMP", ".dib": "DIB"},
     **{".webp": "WEBP", ".tif": "TIFF", ".tiff": "TIFF", ".ppm": "PPM", ".pnm": "PPM"},
-    **{".tga": "TGA", ".pcx": "PCX", ".sgi": "SGI", ".im": "IM", ".dds": "DDS", ".ico": "ICO"},
+    **{".tga": "TGA", ".pcx": "PCX", ".sgi": "SGI", ".im": "IM", ".dds": "DDS"},
     **{".jp2": "JPEG2000", ".avif": "AVIF"},
 }
 PNG, JPEG = b"\x89PNG\r\n\x1a\n" + bytes(40), b"\xff\xd8\xff\xe0" + bytes(40)

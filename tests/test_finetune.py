@@ -67,7 +67,7 @@ def test_the_best_is_chosen_on_held_out_training_images(sets, finetune):
     assert result["accuracy"] == pytest.approx(records[saved["best_epoch"]]["test_acc1"])
 
     data = open_labelled(str(sets / "rafdb"))
-    train, tests = choose_splits(data, None, "val", 0.25, 0, "")
+    train, tests, *_ = choose_splits(data, None, "val", 0.25, 0, "")
     assert tests["val"].counts(7).tolist() == [2] * 7
     names = [{s.source.name(i) for i in range(len(s))} for s in (train, *tests.values())]
     assert sum(map(len, names)) == len(set.union(*names)) == 56 + 21

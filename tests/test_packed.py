@@ -64,9 +64,10 @@ def shrunk(image, short):
 def test_a_packed_set_is_the_set(sources, stores, name):
     own = open_labelled(str(sources[name]), size=48)
     packed = open_labelled(str(stores[name]))
-    for attribute in ("name", "title", "classes", "rule", "published"):
+    for attribute in ("name", "title", "classes", "rule", "published", "options"):
         assert getattr(packed, attribute) == getattr(own, attribute)
-    assert packed.notes[:-1] == own.notes
+    shared = PackedImages(stores[name]).manifest["duplicates"]
+    assert packed.notes[:-1] == (*own.notes, *shared)
     assert list(packed.splits) == list(own.splits)
     for split, images in own.splits.items():
         ours = packed.splits[split]

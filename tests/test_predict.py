@@ -413,7 +413,7 @@ def tree(tmp_path, monkeypatch):
     ],
 )
 def test_files_folders_and_patterns_stand_in_their_order_once(given, expected, tree):
-    assert [os.path.normpath(path) for path in list_pictures(given)] == expected
+    assert [os.path.normpath(path) for path in list_pictures(given).paths] == expected
 
 
 @pytest.mark.parametrize("given", ["gone.jpg", "*.gif", "empty", "b.jpg/x", "[", "~nobody/x"])
@@ -425,7 +425,7 @@ def test_what_is_not_there_is_bad_input(given, tree):
 
 def test_a_link_that_leads_nowhere_is_an_unreadable_picture(tree):
     (tree / "link.jpg").symlink_to("nowhere")
-    assert list_pictures(["link.jpg"]) == ["link.jpg"]
+    assert list_pictures(["link.jpg"]).paths == ["link.jpg"]
 
 
 # --- what cannot work ---

@@ -1,6 +1,7 @@
 """What fine-tuning draws from labelled images: splits, shares, balance, labels."""
 
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -211,8 +212,8 @@ ALL = np.arange(7).repeat(4)
 
 def split_names(data, other=None, select="test", share=0.25):
     """What a run trains on and tests on: the split each image comes from, with how many."""
-    train, tests = choose_splits(data, other, select, share, 0, "the/path")
-    parts = {"train": train, **tests}
+    chosen = choose_splits(data, other, select, share, 0, "the/path")
+    parts = {"train": chosen.train, **chosen.tests}
     return {k: Counter(name.split()[0] for name in names(v)) for k, v in parts.items()}
 
 
@@ -244,6 +245,10 @@ def test_another_set_is_tested_on_instead():
     ):
         other = rows(ALL if "all" not in splits else None, **splits)
         assert split_names(own, other)["test"] == expected
+        chosen = choose_splits(own, other, "test", 0.25, 0, "the/path")
+        used = next(iter(expected))
+        assert chosen.splits == {"test": used}
+        assert any("has no test split" in note for note in chosen.notes) == (used != "test")
 
 
 @pytest.mark.parametrize(
@@ -270,13 +275,28 @@ def test_affectnet_without_contempt_hints_at_seven_classes():
 def test_labels_of_another_owner_become_places_in_the_models_classes(model, tested):
     classes, theirs = ORDERS[model], ORDERS[tested]
     data = rows(None, n_classes=8, name=tested, test=np.arange(len(theirs)).repeat(2))
-    images, common = in_classes(data, data.splits["test"], classes)
+    images, common, unknown, unasked = in_classes(data, data.splits["test"], classes)
     both = set(classes) & set(theirs)
     assert {classes[k] for k in common} == both
     assert list(common) == sorted(common)
     meant = [theirs[int(name.split()[1]) // 2] for name in names(images)]
     assert [classes[k] for k in images.labels] == meant
     assert meant == [name for name in theirs for _ in range(2) if name in both]
+    assert unknown == dict.fromkeys(sorted(set(theirs) - both), 2)
+    assert set(unasked) == set(classes) - both
+
+
+def test_a_class_that_only_one_side_has_is_reported_with_its_nearest():
+    data = rows(None, n_classes=3, test=np.arange(3).repeat(4))
+    data = replace(data, classes=("happy", "Suprise", "sad"))
+    matched = in_classes(data, data.splits["test"], ("Surprise", "Happy", "Sad"))
+    assert matched.common == [1, 2]  # however expressions are written
+    assert matched.images.labels.tolist() == [1] * 4 + [2] * 4
+    left_out, unasked = matched.lines()
+    assert left_out.startswith("left out: 4 images of Suprise, a class that the model does not")
+    assert left_out.endswith("did you mean Surprise?")
+    assert "the model's Surprise, which the data set does not have" in unasked
+    assert "other 2 classes" in unasked
 
 
 def test_sets_with_fewer_than_two_classes_in_common_are_refused():

@@ -1,4 +1,4 @@
-"""What folders of splits are called; and trees whose folders are splits or data sets, not classes."""
+"""What folders of splits are called; trees whose folders are splits or data sets, not classes."""
 
 import pytest
 from layouts import save, write_folder
@@ -10,8 +10,8 @@ from util.errors import BadInput
 
 FACE = Image.new("RGB", (8, 8))
 WORDS = {
-    "train": "train Train TRAIN training Training train_set trainset Train-Set train_images 1_train "
-    "TrainData train_split training_data",
+    "train": "train Train TRAIN training Training train_set trainset Train-Set train_images "
+    "1_train TrainData train_split training_data",
     "val": "val valid Valid validation Validation val_set valid_set validation_set VAL dev "
     "PublicTest public_test val_images",
     "test": "test Test testing Testing test_set testset TestImages PrivateTest private_test "

@@ -37,10 +37,25 @@ def evaluation_folder(
         return output_dir
     beside = os.path.dirname(source) or "." if os.path.isfile(source) else "output_dir"
     stem = re.sub(r"\.(pth|pt|bin|safetensors)$", "", os.path.basename(source))
-    words = [stem, os.path.basename(os.path.abspath(os.path.expanduser(data_path)))]
+    words = [stem, os.path.basename(_absolute(data_path))]
     words += [f"{name}_{value}" for name, value in options.items()]
     name = "-".join(re.sub(r"[^\w.,=+-]+", "_", word).strip("._") for word in words)
     return os.path.join(output_dir or beside, kind, name[:200])
+
+
+def tests_other_images(folder: str, data_path: str, split: str | None) -> bool:
+    """Whether images are others than those that the fine-tuning in a folder was tested on."""
+    config = parse_object(read_text(Path(folder) / "config.json"))
+    options = part(config, "options")
+    tested = options.get("eval_data_path") or options.get("data_path")
+    if not (config.get("classes") and isinstance(tested, str)):
+        return False
+    same = _absolute(tested) == _absolute(data_path)
+    return not same or split not in (None, "test")
+
+
+def _absolute(path: str) -> str:
+    return os.path.abspath(os.path.expanduser(path))
 
 
 def check_results(folder: str | Path, made_by: Mapping[str, Any]) -> None:

@@ -43,7 +43,7 @@ def evaluate(
 
     ids, predicted = np.arange(len(classes)), probabilities.argmax(axis=1)
     matrix = metrics.confusion_matrix(labels, predicted, labels=ids)
-    precision, recall, f1, support = metrics.precision_recall_fscore_support(
+    precision, recall, f1, _ = metrics.precision_recall_fscore_support(
         labels, predicted, labels=ids, zero_division=np.nan
     )
     intervals = _intervals(matrix, seed)
@@ -59,7 +59,7 @@ def evaluate(
         "recall_ci": dict(zip(classes, _recall_intervals(matrix), strict=True)),
         "precision": _percent(classes, precision),
         "f1": _percent(classes, f1),
-        "support": dict(zip(classes, support.tolist(), strict=True)),
+        "support": dict(zip(classes, matrix.sum(axis=1).tolist(), strict=True)),
         "confusion_matrix": matrix.tolist(),
         "classes": list(classes),
         "log_loss": float(metrics.log_loss(labels, shares, labels=ids)),

@@ -67,8 +67,9 @@ class Parser(argparse.ArgumentParser):
         several = any(action.nargs == "+" for action in self._get_positional_actions())
         mixed = several and "--" not in argv
         parse = self.parse_known_intermixed_args if mixed else self.parse_known_args
-        named = [action for action in self._actions if action.option_strings]
-        flags = {a.dest: a.default for a in named if a.default is not argparse.SUPPRESS}
+        stored = argparse._StoreAction, argparse._StoreConstAction  # what others add to is theirs
+        named = [a for a in self._actions if a.option_strings and isinstance(a, stored)]
+        flags = {action.dest: action.default for action in named}
         try:
             # Whatever is still this afterwards was not given.
             unset = Options(**dict.fromkeys(flags, UNSET))

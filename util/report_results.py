@@ -7,6 +7,7 @@ from util.summary import METRICS, Group, conditions, describe_test, paired_diffe
 from util.untrusted import number, part
 
 MOST_CLASSES = 200  # in a table
+MOST_LINES = 40  # about the data
 
 
 def result_section(result: dict) -> str:
@@ -21,7 +22,18 @@ def result_section(result: dict) -> str:
         items.append(("images tested", f"{count:,.0f}"))
     lines = text(describe_test([result])), " ".join(_remarks(result)), _small_print(result)
     about = "".join(f'<p class="under">{line}</p>' for line in lines if line)
-    return section("Result", numbers(items) + about + _last(result) + _by_class(result), "result")
+    parts = numbers(items) + about + _last(result) + _by_class(result) + _data(result)
+    return section("Result", parts, "result")
+
+
+def _data(result: dict) -> str:
+    """What the run said of its data, and what it left out or did otherwise than training."""
+    lines = result.get("report")
+    lines = [line for line in lines if isinstance(line, str)] if isinstance(lines, list) else []
+    if not lines:
+        return ""
+    shown = "".join(f"<li>{text(line.strip())}</li>" for line in lines[:MOST_LINES])
+    return f'<h3>Data</h3><ul class="under">{shown}</ul>'
 
 
 def _remarks(result: dict) -> list[str]:
@@ -36,6 +48,18 @@ def _remarks(result: dict) -> list[str]:
         lines.append("Each image is judged together with its mirror image.")
     if unreadable := number(result.get("unreadable")):
         lines.append(f"Images that could not be read: {unreadable:,.0f}.")
+    left_out = part(result, "left_out")
+    for name, count in part(left_out, "images").items():
+        if (images := number(count)) is not None:
+            lines.append(f"Left out: {images:,.0f} images of {text(name)}, unknown to the model.")
+    answers = left_out.get("answers")
+    if isinstance(answers, list) and answers:
+        names = ", ".join(text(name) for name in answers[:MOST_CLASSES])
+        lines.append(f"Not in the data, so left out of the model's answers: {names}.")
+    for name, values in part(result, "differs_from_training").items():
+        if isinstance(values, dict):
+            tested, trained = (text(values.get(key)) for key in ("tested", "trained"))
+            lines.append(f"Tested with {text(name)} {tested}; trained with {trained}.")
     return lines
 
 
