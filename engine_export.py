@@ -24,9 +24,9 @@ from models_hf import hf_form, image_processor
 from models_saved import Saved, SavedAutoencoder, SavedClassifier, open_saved
 from util.errors import Fault
 from util.files import write_file, write_json
-from util.layouts import State
 from util.model_card import Card, model_card
 from util.model_code import code_for
+from util.states import State
 
 WEIGHTS, CONFIG, PROCESSOR = "model.safetensors", "config.json", "preprocessor_config.json"
 

@@ -3,7 +3,6 @@
 Translations go the other way than those of util/layouts.py.
 """
 
-import re
 from typing import Any, NamedTuple
 
 import torch
@@ -12,8 +11,9 @@ from torch import nn
 from datasets.transforms import IMAGENET_MEAN
 from models_mae import MaskedAutoencoderViT, ViTClassifier
 from models_saved import Saved, SavedAutoencoder, SavedClassifier
-from util.layouts import DECODER, State, root
+from util.layouts import DECODER
 from util.sizes import CLASSIFIER_SIZES, ConvNeXtSize, ViTSize, find_size
+from util.states import State, renamed, root
 
 TIMM_CONVNEXT = [
     (r"^downsample_layers\.0\.", "stem."),
@@ -89,16 +89,6 @@ def with_last_norm(state: State) -> State:
         return state
     width = len(state["stages.3.0.dwconv.bias"])
     return {**state, "norm.weight": torch.ones(width), "norm.bias": torch.zeros(width)}
-
-
-def renamed(state: State, renames: list[tuple[str, str]]) -> State:
-    """Every name after all replacements, in their order."""
-    result = {}
-    for name, value in state.items():
-        for pattern, new in renames:
-            name = re.sub(pattern, new, name)
-        result[name] = value
-    return result
 
 
 def timm_form(saved: Saved) -> TimmForm:

@@ -16,14 +16,13 @@ from util.errors import BadInput
 from util.layouts import (
     DECODER,
     Architecture,
-    State,
     count,
     describe,
     head_classes,
-    root,
     translate,
 )
 from util.sizes import CONVNEXT_PATCH
+from util.states import State, root
 from util.untrusted import number
 from util.weights import load_pretrained, pick_state, read_source
 

@@ -19,14 +19,13 @@ from util.layouts import (
     ENCODER,
     HEAD,
     Architecture,
-    State,
     describe,
     head_classes,
-    root,
     translate,
 )
+from util.states import State, root
 
-OTHER_KEYS = ("model_ema", "state_dict", "state_dict_ema")
+OTHER_KEYS = ("model_ema", "state_dict", "state_dict_ema", "model_state_dict")
 
 
 class LoadReport(NamedTuple):
