@@ -54,6 +54,8 @@ def work(args: argparse.Namespace) -> None:
             f"{saved.name}, {len(classes)} classes, fp32 on {described(predictor.device)}; "
             f"detector: {args.detector}; {len(paths):,} pictures"
         )
+        for line in saved.notes:
+            say(f"note: {line}")
         # A bar would stand among the rows where both are on a terminal.
         hidden = True if args.output is None and sys.stdout.isatty() else None
         found = pictures.in_order(workers)

@@ -112,14 +112,17 @@ def timm_form(saved: Saved) -> TimmForm:
     return TimmForm(architecture, arguments, shaped)
 
 
-def described(saved: Saved) -> dict[str, Any]:
-    """All that opening it again takes beside its weights, under the names that checkpoints use."""
+def described(saved: Saved, plain_head: bool = False) -> dict[str, Any]:
+    """All that opening it again takes beside its weights, under the names that checkpoints use.
+
+    `plain_head`: the weights are those of `plain_state`.
+    """
     model, preprocessing = saved.model, saved.preprocessing
     args = {"model": saved.name, "input_size": preprocessing.input_size}
     if is_vit(saved):
         args["patch_size"] = patch_of(saved)
     if isinstance(saved, SavedClassifier):
-        args["linear_probe"] = isinstance(model.head, nn.Sequential)
+        args["linear_probe"] = isinstance(model.head, nn.Sequential) and not plain_head
         args["crop_pct"] = preprocessing.crop_pct
         args["imagenet_default_mean_and_std"] = tuple(preprocessing.mean) == IMAGENET_MEAN
         args["cls_token"] = is_vit(saved) and model.global_pool == "token"

@@ -16,13 +16,12 @@ from models_export import (
     without_decoder,
 )
 from models_saved import Preprocessing, Saved, SavedAutoencoder, SavedClassifier, SavedEncoder
+from util.hf_settings import BICUBIC, EPS
 from util.layouts_foreign import to_transformers_convnext, to_transformers_vit
 from util.sizes import kept_patches
 from util.states import State, root
 
-EPS = 1e-6  # of every LayerNorm here; not what transformers' settings say by themselves
 MASK_RATIO = 0.75  # for an encoder that came without its settings
-BICUBIC = 3  # Pillow's number, which image processors go by
 
 
 class HFForm(NamedTuple):

@@ -13,6 +13,7 @@ from models_masked import MaskedAutoencoder
 from models_registry import create_classifier, create_pretrain_model, normalise_head_input
 from util.checkpoint import read_checkpoint
 from util.errors import BadInput
+from util.hf_settings import described_beside
 from util.layouts import (
     DECODER,
     Architecture,
@@ -21,10 +22,11 @@ from util.layouts import (
     head_classes,
     translate,
 )
+from util.layouts_foreign import TRANSFORMERS
 from util.sizes import CONVNEXT_PATCH
 from util.states import State, root
-from util.untrusted import number
-from util.weights import load_pretrained, pick_state, read_source
+from util.untrusted import number, part
+from util.weights import check_alone, load_pretrained, pick_state, read_source
 
 LARGEST = 4096  # pixels a side of an input
 
@@ -63,6 +65,7 @@ class SavedClassifier(NamedTuple):
     classes: tuple[str, ...]
     preprocessing: Preprocessing
     checkpoint: dict[str, Any]  # all that was in the file; of foreign ones perhaps weights only
+    notes: Sequence[str] = ()  # what is done otherwise than files beside it say, a line each
 
 
 class SavedAutoencoder(NamedTuple):
@@ -72,6 +75,7 @@ class SavedAutoencoder(NamedTuple):
     model: MaskedAutoencoder
     preprocessing: Preprocessing
     checkpoint: dict[str, Any]
+    notes: Sequence[str] = ()
 
 
 class SavedEncoder(NamedTuple):
@@ -81,17 +85,20 @@ class SavedEncoder(NamedTuple):
     model: MaskedAutoencoder
     preprocessing: Preprocessing
     checkpoint: dict[str, Any]
+    notes: Sequence[str] = ()
 
 
 Saved = SavedClassifier | SavedAutoencoder | SavedEncoder
 
 
 class _Opened(NamedTuple):
-    """A file, its weights under our names, and what network they are of."""
+    """A file, its weights under our names, what network they are of, and how to use it."""
 
     checkpoint: dict[str, Any]
     weights: State
     held: Architecture
+    settings: dict[str, Any]  # `classes`, `args`, `preprocessing`: of the file or those beside it
+    notes: Sequence[str]
 
     @property
     def has_decoder(self) -> bool:
@@ -139,13 +146,13 @@ def open_autoencoder(source: str | Path, cache_dir: str | None = None) -> SavedA
 
 
 def _classifier(source: str | Path, opened: _Opened, classes: Sequence[str]) -> SavedClassifier:
-    saved, weights, held = opened
+    saved, weights, held, settings, notes = opened
     total = head_classes(weights)
-    names = tuple(classes) or _classes(saved)
+    names = tuple(classes) or _classes(settings)
     if len(names) != total:
         told = f"--classes names {len(names)}" if classes else "it does not name them"
         raise BadInput(f"{source}: has {total} classes, {told}: --classes A,B,… in their order")
-    preprocessing = _preprocessing(source, saved, weights, held)
+    preprocessing = _preprocessing(source, opened)
     options = {}
     if held.family == "ViT":
         options["patch_size"] = held.patch
@@ -156,12 +163,12 @@ def _classifier(source: str | Path, opened: _Opened, classes: Sequence[str]) -> 
     if "head.1.weight" in weights:
         normalise_head_input(model)  # trained with --linear_probe
     load_pretrained(model, source, key=_key(saved), keep_head=True, checkpoint=saved)
-    return SavedClassifier(name, model.eval(), names, preprocessing, saved)
+    return SavedClassifier(name, model.eval(), names, preprocessing, saved, notes)
 
 
 def _autoencoder(source: str | Path, opened: _Opened) -> SavedAutoencoder:
-    saved, weights, held = opened
-    vit, given = held.family == "ViT", {"decoder_num_heads": 16, **_options(saved)}
+    weights, vit = opened.weights, opened.held.family == "ViT"
+    given = {"decoder_num_heads": 16, **_options(opened.settings)}
     names = [n for n in PRETRAINED_WITH if vit or n != "decoder_num_heads"]
     options = {name: given[name] for name in names if given.get(name) is not None}
     for name, value in options.items():
@@ -181,10 +188,10 @@ def _encoder(source: str | Path, opened: _Opened) -> SavedEncoder:
 
 def _pretrained(
     source: str | Path, opened: _Opened, width: Callable[[], int], options: dict[str, Any]
-) -> tuple[str, MaskedAutoencoder, Preprocessing, dict[str, Any]]:
+) -> tuple[str, MaskedAutoencoder, Preprocessing, dict[str, Any], Sequence[str]]:
     """The fields of what pre-training left, whose decoder has this width."""
-    saved, weights, held = opened
-    preprocessing = _preprocessing(source, saved, weights, held)
+    saved, held = opened.checkpoint, opened.held
+    preprocessing = _preprocessing(source, opened)
     if held.family == "ViT":
         options["patch_size"] = held.patch
     size = preprocessing.input_size
@@ -193,7 +200,7 @@ def _pretrained(
         lambda: create_pretrain_model(held.name, size, decoder_embed_dim=width(), **options),
     )
     load_pretrained(model, source, key=_key(saved), checkpoint=saved)
-    return held.name, model.eval(), preprocessing, saved
+    return held.name, model.eval(), preprocessing, saved, opened.notes
 
 
 class Peeked(NamedTuple):
@@ -204,7 +211,7 @@ class Peeked(NamedTuple):
 
 
 def peek(path: str | Path) -> Peeked:
-    """Quick, whatever the size: weights are not read."""
+    """Quick, whatever the size: weights are not read, but where they have to be joined."""
     try:
         opened = _recognised(path, read_checkpoint(path, peek=True))
     except BadInput:
@@ -220,12 +227,16 @@ def _open(source: str | Path, cache_dir: str | None) -> _Opened:
 
 
 def _recognised(source: str | Path, saved: dict[str, Any]) -> _Opened:
-    weights, _ = translate(pick_state(source, saved, _key(saved), "")[0])
+    weights, layout = translate(pick_state(source, saved, _key(saved), "")[0])
     held = describe(weights)
     if held is None or not held.name or held.in_chans != 3:
         what = f"holds {held}" if held else "holds no ViT or ConvNeXt V2 in a known layout"
         raise BadInput(f"{source}: {what}; take a checkpoint of one of this project's models")
-    return _Opened(saved, weights, held)
+    check_alone(source, weights)
+    if "preprocessing" in saved or not layout.startswith(TRANSFORMERS):
+        return _Opened(saved, weights, held, saved, ())
+    beside = described_beside(source, _input_size(weights, held))
+    return _Opened(saved, weights, held, {**beside.settings, **saved}, beside.notes)
 
 
 def _built(source: str | Path, build: Callable[[], nn.Module]) -> nn.Module:
@@ -243,8 +254,8 @@ def _key(saved: dict[str, Any]) -> str:
 
 
 def _classes(saved: dict[str, Any]) -> tuple[str, ...]:
-    """The names of the classes inside, none if there are none."""
-    names = saved.get("classes")
+    """The names of the classes inside, ours or mmpretrain's; none if there are none."""
+    names = saved.get("classes", part(part(saved, "meta"), "dataset_meta").get("classes"))
     names = names if isinstance(names, list | tuple) else ()
     return tuple(name for name in names if isinstance(name, str))
 
@@ -255,19 +266,16 @@ def _options(saved: dict[str, Any]) -> dict[str, Any]:
     return given if isinstance(given, dict) else getattr(given, "__dict__", {})
 
 
-def _preprocessing(
-    source: str | Path, saved: dict[str, Any], weights: State, held: Architecture
-) -> Preprocessing:
-    """What is inside, else ImageNet's numbers at the size that the position embedding is for."""
-    own = saved.get("preprocessing")
+def _preprocessing(source: str | Path, opened: _Opened) -> Preprocessing:
+    """What is known, else ImageNet's numbers at the size that the position embedding is for."""
+    settings, held = opened.settings, opened.held
+    own = settings.get("preprocessing")
     if isinstance(own, dict):
         own = {"input_size": None, **own}
         made = Preprocessing(**{n: own[n] for n in Preprocessing._fields if n in own})
-    elif "pos_embed" in weights:
-        patches = weights["pos_embed"].shape[1] - 1 if weights["pos_embed"].ndim == 3 else 0
-        made = Preprocessing(held.patch * math.isqrt(max(patches, 1)))
     else:
-        made = Preprocessing(_options(saved).get("input_size") or 224)
+        size = _input_size(opened.weights, held) or _options(settings).get("input_size")
+        made = Preprocessing(size or 224)
     three = all(
         isinstance(v, list | tuple) and len(v) == 3 and None not in map(number, v)
         for v in (made.mean, made.std)
@@ -278,3 +286,11 @@ def _preprocessing(
     if not (three and all(made.std) and share and 0 < share <= 1 and fits):
         raise BadInput(f"{source}: preprocessing that is not understood: {made}")
     return made
+
+
+def _input_size(weights: State, held: Architecture) -> int | None:
+    """Pixels a side that the position embedding is for; None without one."""
+    if "pos_embed" not in weights:
+        return None
+    patches = weights["pos_embed"].shape[1] - 1 if weights["pos_embed"].ndim == 3 else 0
+    return held.patch * math.isqrt(max(patches, 1))
