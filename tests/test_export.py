@@ -190,6 +190,26 @@ def test_an_export_for_others_is_read_back_as_it_was(kind, to, exported):
             assert_same(*(s.model.reconstruct(imgs, noise=noise).pred for s in (again, saved)))
 
 
+@pytest.mark.parametrize("kind", ["token", "convnext", "mae"])
+def test_an_export_without_settings_is_known_by_the_files_beside_it(kind, exported, tmp_path):
+    """As other programs pass it on."""
+    folder, saved = exported(kind, "hf")
+    for path in folder.glob("*.json"):
+        (tmp_path / path.name).write_text(path.read_text())
+    save_file(load_file(folder / "model.safetensors"), tmp_path / "model.safetensors")
+    again = open_saved(tmp_path / "model.safetensors")
+    ours, theirs = again.preprocessing, saved.preprocessing
+    assert (list(again.notes), ours.input_size) == ([], theirs.input_size)
+    assert list(ours.mean) == list(theirs.mean)
+    if theirs.crop_pct:  # of a whole number of pixels there
+        assert ours.crop_pct == pytest.approx(theirs.crop_pct, abs=0.02)
+    assert getattr(again, "classes", ()) == getattr(saved, "classes", ())
+    if kind == "mae":
+        assert again.model.mask_ratio == saved.model.mask_ratio
+        heads = [s.model.decoder_blocks[0].attn.num_heads for s in (again, saved)]
+        assert heads[0] == heads[1]
+
+
 @pytest.mark.parametrize(
     ("kind", "to"),
     [("probe", "safetensors"), ("convnext", "safetensors"), ("convnext", "timm"), ("token", "hf")],

@@ -56,7 +56,8 @@ def described_beside(source: str | Path, size: int | None) -> Described:
     made, crop_pct = _view(processor)
     size = size or made or _edge(config.get("image_size")) or 224
     preprocessing = {"input_size": size, "crop_pct": crop_pct, **_normalisation(processor)}
-    options = {ours: config[theirs] for theirs, ours in OPTIONS.items() if theirs in config}
+    given = {ours: config[theirs] for theirs, ours in OPTIONS.items() if theirs in config}
+    options = {n: v if isinstance(v, int | float) else _short(v) for n, v in given.items()}
     settings = {"args": options, "preprocessing": preprocessing}
     if names := _class_names(config):
         settings["classes"] = names
@@ -94,7 +95,7 @@ def _differences(config: dict[str, Any], processor: dict[str, Any], size: int) -
 def _view(processor: dict[str, Any]) -> tuple[int | None, float | None]:
     """Pixels a side that it makes of a picture, and `crop_pct`; no size if we do otherwise."""
     kind = processor.get("image_processor_type", processor.get("feature_extractor_type"))
-    convnext = str(kind).startswith("ConvNext")
+    convnext = isinstance(kind, str) and kind.startswith("ConvNext")
     size = processor.get("size")
     size = {"shortest_edge": size} if convnext and type(size) is int else size  # before 4.25
     whole, crop = _square(size), _square(processor.get("crop_size"))
@@ -103,7 +104,8 @@ def _view(processor: dict[str, Any]) -> tuple[int | None, float | None]:
     if not processor.get("do_resize", True):
         return None, None
     if convnext and short:
-        return short, processor.get("crop_pct", 224 / 256) if short < WARPED else None
+        share = number(processor.get("crop_pct", 224 / 256)) or 0.0  # which is refused
+        return short, share if short < WARPED else None
     if crops and short and crop and crop <= short:
         return crop, crop / short
     return (None if crops and crop != whole else whole), None
@@ -113,7 +115,8 @@ def _square(size: object) -> int | None:
     """Pixels a side, where it is a square."""
     if not isinstance(size, dict):
         return _edge(size)
-    return _edge(size.get("height")) if size.get("height") == size.get("width") else None
+    height, width = _edge(size.get("height")), _edge(size.get("width"))
+    return height if height == width else None
 
 
 def _edge(pixels: object) -> int | None:
@@ -130,11 +133,10 @@ def _normalisation(processor: dict[str, Any]) -> dict[str, Any]:
     return {name: _divided(value, scale) for name, value in given.items() if value is not None}
 
 
-def _divided(value: object, scale: float) -> object:
-    """Numbers of the three channels, or one of all; what is none stays, to be refused."""
-    values = value if isinstance(value, list) else [value] * 3
-    numbers = [number(v) for v in values]
-    return value if None in numbers or scale <= 0 else [v / scale for v in numbers]
+def _divided(value: object, scale: float) -> list[float] | None:
+    """Numbers of the three channels, or one of all; None, which is refused, for anything else."""
+    numbers = [number(v) for v in (value if isinstance(value, list) else [value] * 3)]
+    return None if None in numbers or scale <= 0 else [v / scale for v in numbers]
 
 
 def _short(value: object) -> str:
