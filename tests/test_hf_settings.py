@@ -6,13 +6,14 @@ from contextlib import suppress
 
 import pytest
 import transformers
+from exported import export
 from nasty import NASTY
 from safetensors.torch import save_file
 
 from datasets.transforms import IMAGENET_MEAN, IMAGENET_STD
 from models_registry import create_classifier
 from models_saved import open_classifier, open_saved
-from util.errors import BadInput
+from util.errors import DONE, BadInput
 from util.hf_settings import check_config, described_beside
 from util.layouts import Architecture
 from util.layouts_foreign import to_transformers_vit
@@ -162,6 +163,12 @@ def test_a_classifier_uses_what_stands_beside_it(beside):
     saved = open_classifier(beside(processor={**EDGE, "resample": 2}))
     assert saved.preprocessing == (32, 0.8, [0.5, 0.4, 0.3], [0.5, 0.25, 0.125])
     assert saved.notes == ["preprocessor_config.json: resample is 2, here 3 (bicubic)"]
+
+
+def test_a_program_prints_what_it_does_otherwise(beside, tmp_path, capfd):
+    source = beside(processor={**SQUARE, "resample": 2})
+    assert export(source, "safetensors", tmp_path / "out") == DONE
+    assert "note: preprocessor_config.json: resample is 2, here 3" in capfd.readouterr().out
 
 
 @pytest.mark.parametrize(
