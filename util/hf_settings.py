@@ -42,8 +42,8 @@ def check_config(source: str | Path, held: Architecture) -> None:
     for name, values in wanted.items():
         if name in config and config[name] not in values:
             raise BadInput(
-                f"{source}: has {name} {_short(config[name])} by its {CONFIG}, but "
-                f"{held} is built with {values[0]}"
+                f"{source}: {CONFIG} beside it says {name} {_short(config[name])}, but here "
+                f"{held} has {values[0]}"
             )
 
 

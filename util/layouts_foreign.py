@@ -110,11 +110,11 @@ S2D_ADDS = {"patch_embed_prompt", "prompt_blocks", "prompt_norms", "temporal_emb
 
 def from_foreign(state: State) -> tuple[State, str] | None:
     """The same weights under our names, and the layout in words; None for a layout not of these."""
-    roots = {root(name) for name in state}
     if any(re.match(r"((vit|beit|convnextv2)\.)?embeddings\.", name) for name in state):
         return _from_transformers(state)
     if any(re.match(r"(backbone\.)?layers\.\d+\.ln1\.", name) for name in state):
         return _from_mmpretrain(state)
+    roots = {root(name) for name in state}
     if "patch_embed" in roots and roots & {"ln_post", *S2D_ADDS}:
         return renamed(state, to_ours(S2D)), "S2D"
     return None

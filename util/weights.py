@@ -189,11 +189,11 @@ def check_architecture(
 
 
 def check_alone(source: str | Path, weights: State) -> None:
-    """Raises BadInput for a model of which ours is only a part, to be fine-tuned but not used."""
+    """Raises BadInput for a model of which ours is only a part."""
     if added := [name for name in roots(weights) if name in S2D_ADDS]:
         raise BadInput(
-            f"{source}: S2D's model, which without {', '.join(added)} answers differently; it can "
-            f"only be fine-tuned from: main_finetune.py --finetune {source} --data_path …"
+            f"{source}: S2D's model, which would answer differently without {', '.join(added)}; "
+            f"fine-tune from it instead: main_finetune.py --finetune {source} --data_path …"
         )
 
 
