@@ -24,11 +24,9 @@ from datasets import (
     random_augment,
     recognised,
 )
-from datasets.decode import printable
 from datasets.duplicates import duplicates
 from datasets.finetune import choose_splits, in_classes, take_fraction, test_split
 from datasets.labelled import LabelledImages, describe, digest_of
-from datasets.labels import canonical
 from datasets.replace import check_readable
 from datasets.transforms import IMAGENET_MEAN, IMAGENET_STD, Normalise
 from engine_evaluate import TestSet
@@ -37,19 +35,17 @@ from engine_finetune import (
     Evaluator,
     freeze_backbone,
     layer_rates,
-    reset_head,
 )
 from engine_run import Run, same_everywhere
 from engine_train import Precision, TrainState
 from models_registry import create_classifier, normalise_head_input
-from util.distributed import Place, on_main
+from util.distributed import Place
 from util.errors import BadInput
 from util.optim import create_optimizer, parameter_groups
 from util.options import Options
 from util.options_finetune import mixes
 from util.options_trained import OF_DATA
 from util.sizes import family
-from util.weights import find_source, load_pretrained, read_source
 
 
 class Data(NamedTuple):
@@ -133,52 +129,6 @@ def build_model(args: argparse.Namespace, classes: int) -> nn.Module:
     model = create_classifier(args.model, classes, args.input_size, **options)
     model.set_grad_checkpointing(args.grad_checkpointing)
     return model
-
-
-def read_finetune(args: argparse.Namespace) -> dict[str, Any]:
-    """The checkpoint that `--finetune` names."""
-    # Rank 0 first: a released name may have to be downloaded.
-    on_main(lambda: bool(find_source(args.finetune, args.cache_dir)))
-    return read_source(args.finetune, args.cache_dir)
-
-
-def begin_with_pretrained(
-    args: argparse.Namespace, model: nn.Module, saved: dict[str, Any]
-) -> list[str]:
-    """`--finetune` into a model, with a small fresh head; -> lines that say what fitted."""
-    report = load_pretrained(
-        model,
-        args.finetune,
-        key=weights_key(args, saved),
-        prefix=args.model_prefix,
-        checkpoint=saved,
-    )
-    reset_head(model, std=0.01 if args.linear_probe else 2e-5)
-    return str(report).splitlines()
-
-
-def weights_key(args: Options, saved: dict[str, Any]) -> str:
-    """The entry of a checkpoint to use: as asked for, else the one that its results belong to."""
-    own = saved.get("evaluated")
-    return args.model_key if "model_key" in args.given or not isinstance(own, str) else own
-
-
-def name_classes(
-    args: Options, saved: dict[str, Any], data: LabelledSet
-) -> tuple[tuple[str, ...], list[str]]:
-    """The names of a checkpoint's outputs in their order, and what to say of them."""
-    found = saved.get("classes")
-    known = tuple(map(str, found)) if isinstance(found, list | tuple) else ()
-    if args.classes and known and canonical(args.classes) != canonical(known):
-        own = ", ".join(known)
-        return args.classes, [f"warning: classes as in --classes; the checkpoint says {own}"]
-    if args.classes or known:
-        return args.classes or known, []
-    listed = ", ".join(map(printable, data.classes))
-    return data.classes, [
-        f"{args.finetune} names no classes: taken to be {listed}, in this order; --classes names "
-        "others"
-    ]
 
 
 def prepare_head(args: argparse.Namespace, model: nn.Module) -> None:

@@ -8,9 +8,18 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from datasets.decode import printable
 from datasets.labelled import LabelledImages
+from datasets.labels import parse_order
 from datasets.transforms import Normalise
 from engine_train import Precision
+from util.class_order import (
+    better_order,
+    option_text,
+    placed_by_elimination,
+    scores,
+    word_order,
+)
 from util.distributed import gather_objects, on_main
 from util.metrics import evaluate
 from util.transfer import on_device
@@ -76,6 +85,7 @@ class Evaluation(NamedTuple):
     result: dict  # util.metrics.evaluate, and `unreadable`, the number of images left out
     probabilities: np.ndarray  # (n, K) over the common classes
     readable: np.ndarray  # (n,) bool: where they mean something
+    counts: np.ndarray  # (C, C) images by class (rows) and output, over all of the model's classes
 
 
 def evaluate_model(
@@ -105,8 +115,51 @@ def share_buffers(model: nn.Module) -> None:
 
 
 def judge(p: np.ndarray, readable: np.ndarray, test: TestSet) -> Evaluation:
-    """Probabilities (n, K) of the model's classes -> metrics over those that occur in the test."""
+    """Probabilities (n, C) of the model's classes -> metrics over those that occur in the test."""
+    counts = np.zeros((len(test.classes), len(test.classes)), np.int64)
+    np.add.at(counts, (test.images.labels[readable], p[readable].argmax(axis=1)), 1)
     p = p[:, test.common].clip(1e-30)  # all may be 0 where the model is sure of another class
     p = p / p.sum(axis=1, keepdims=True)
     result = evaluate(p[readable], test.common_labels[readable], test.common_classes)
-    return Evaluation({**result, "unreadable": int((~readable).sum())}, p, readable)
+    return Evaluation({**result, "unreadable": int((~readable).sum())}, p, readable, counts)
+
+
+class OrderDoubt(NamedTuple):
+    """That the classes of a model or a data set are probably in another order than assumed."""
+
+    facts: dict  # for `eval.json`; {} without a doubt
+    lines: list[str]  # for people
+
+
+def doubt_order(
+    evaluation: Evaluation, classes: Sequence[str], label_order: str | None = None
+) -> OrderDoubt:
+    """Whether another order of `classes`, the model's, fits the answers far better.
+
+    `label_order` is how the data's class numbers were read, if they are numbers. See
+    `util.class_order`.
+    """
+    order = better_order(evaluation.counts)
+    if order is None:
+        return OrderDoubt({}, [])
+    now, then = scores(evaluation.counts), scores(evaluation.counts, order)
+    wording = word_order(classes, order)
+    moved = {name: shown for name, shown in wording.shows.items() if shown != name}
+    lines = [
+        "warning: the classes are probably in another order: with it accuracy would be "
+        f"{then.accuracy:.2f} % instead of {now.accuracy:.2f} %, UAR {then.uar:.2f} % instead of "
+        f"{now.uar:.2f} %"
+    ]
+    if wording.classes:
+        lines.append(f"  if the model's outputs are misnamed: {wording.classes}")
+    labels = None
+    if label_order:
+        names = [wording.shows.get(name, name) for name in parse_order(label_order)]
+        labels = option_text("--label_order", names)
+    told = ", ".join(f"{printable(a)} shows {printable(b)}" for a, b in moved.items())
+    lines.append(f"  if the data's labels are: {labels or told}")
+    if len(guessed := placed_by_elimination(evaluation.counts, order)) > 1:
+        names = ", ".join(printable(classes[k]) for k in guessed)
+        lines.append(f"  {names}: placed where the others left room, perhaps in each other's place")
+    facts = {"accuracy": then.accuracy, "uar": then.uar, "shows": wording.shows}
+    return OrderDoubt({"better_class_order": facts}, lines)

@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from safetensors.torch import save
@@ -24,11 +24,12 @@ from models_hf import hf_form, image_processor
 from models_saved import Saved, SavedAutoencoder, SavedClassifier, open_saved
 from util.errors import Fault
 from util.files import write_file, write_json
-from util.layouts import State
+from util.hf_settings import CONFIG, PROCESSOR
 from util.model_card import Card, model_card
 from util.model_code import code_for
+from util.states import State
 
-WEIGHTS, CONFIG, PROCESSOR = "model.safetensors", "config.json", "preprocessor_config.json"
+WEIGHTS = "model.safetensors"
 
 # Largest difference of an output, relative to our largest one. Another order of the same sums in
 # fp32 changes some 1e-6 of it, which grows with depth; a weight in a wrong place changes all of it.
@@ -177,20 +178,20 @@ def quiet() -> Iterator[None]:
         logging.disable(before)
 
 
-def write_weights(path: Path, state: State, metadata: dict[str, str] | None = None) -> None:
-    """safetensors, which refuses views of one memory; what a disk says comes out as OSError."""
-    own = {name: value.detach().clone().contiguous() for name, value in state.items()}
-    write_file(path, save(own, {"format": "pt", **(metadata or {})}))
+def write_weights(path: Path, state: State, settings: dict[str, Any]) -> None:
+    """safetensors, with all that opening it again takes as JSON in its header. Raises OSError."""
+    own = {name: value.detach().clone().contiguous() for name, value in state.items()}  # no views
+    metadata = {name: json.dumps(value) for name, value in settings.items()}
+    write_file(path, save(own, {"format": "pt", **metadata}))
 
 
-# --- safetensors: our own names, and all that opening it again takes ---
+# --- safetensors: our own names ---
 
 
 def write_own(saved: Saved, folder: Path) -> None:
-    """`model.safetensors` with its settings inside, and `config.json` with them to read."""
+    """`model.safetensors`, and `config.json` with its settings to read."""
     settings = described(saved)
-    metadata = {name: json.dumps(value) for name, value in settings.items()}
-    write_weights(folder / WEIGHTS, saved.model.state_dict(), metadata)
+    write_weights(folder / WEIGHTS, saved.model.state_dict(), settings)
     write_json(folder / CONFIG, {"model": saved.name, **settings})
 
 
@@ -206,7 +207,7 @@ def read_own(folder: Path, probe: Probe) -> Answer:
 def write_timm(saved: Saved, folder: Path) -> None:
     """What `timm.create_model("local-dir:…", pretrained=True)` reads."""
     form = timm_form(saved)
-    write_weights(folder / WEIGHTS, form.state)
+    write_weights(folder / WEIGHTS, form.state, described(saved, plain_head=True))
     write_json(folder / CONFIG, timm_config(saved, form))
 
 
@@ -229,7 +230,7 @@ def read_timm(folder: Path, probe: Probe) -> Answer:
 def write_hf(saved: Saved, folder: Path) -> None:
     """What `from_pretrained` of the class named in `config.json` reads."""
     form = hf_form(saved)
-    write_weights(folder / WEIGHTS, form.state)
+    write_weights(folder / WEIGHTS, form.state, described(saved, plain_head=True))
     write_json(folder / CONFIG, form.config)
     write_json(folder / PROCESSOR, image_processor(saved.preprocessing))
 

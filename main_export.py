@@ -87,6 +87,8 @@ def work(args: argparse.Namespace) -> None:
             raise BadInput(f"--output {folder}: cannot be written ({error.strerror})") from None
         saved = open_saved(source, args.classes)
         print(f"{args.checkpoint}: {saved.name}, {saved.preprocessing.input_size} px", flush=True)
+        for line in saved.notes:
+            print(f"note: {line}")
         parity = export(saved, args.to, new)
         write_file(new / "README.md", card_of(saved, args.to, source, parity, new, args.license))
     for line in parity:

@@ -10,7 +10,7 @@ nothing.
 import argparse
 import sys
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from util.errors import BadInput
 from util.evaluation_dir import check_results
@@ -28,14 +28,11 @@ from util.options_trained import (
     as_trained,
     difference_lines,
     differences,
-    trained_with,
 )
 from util.program import run_program
 from util.schedule import lr_at, scaled_lr, step_lr_at
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from build_finetune import Data
     from engine_finetune import Evaluator
     from engine_run import Run
@@ -54,6 +51,7 @@ def finetune(args: Options, run: "Run") -> None:
     """Build the parts, go to where the run begins, run the epochs that are left, test the best."""
     import torch
 
+    import build_checkpoint as checkpoint
     import build_finetune as build
     from datasets import FinetuneDataset, build_loader
     from datasets.sampler import GlobalBatchSampler
@@ -82,7 +80,7 @@ def finetune(args: Options, run: "Run") -> None:
     path, weights, notes = find_beginning(run, start(args))
     if weights:
         raise BadInput(f"--resume {weights}: weights alone; begin with them by --finetune")
-    args, saved, trained, told = begin_like_pretraining(args, path)
+    args, saved, trained, told = checkpoint.begin_like_pretraining(args, path)
     data = build.open_data(args, run, trained)
     report = build.report(data) if run.folder else []
     args = build.with_data_options(args, data.train_set)
@@ -100,7 +98,8 @@ def finetune(args: Options, run: "Run") -> None:
     )
     model = build.build_model(args, len(classes))
     if args.finetune and path is None:
-        notes += build.begin_with_pretrained(args, model, saved)
+        notes += checkpoint.begin_with_pretrained(args, model, saved)
+    del saved  # its memory
     build.prepare_head(args, model)
     model.to(run.device)
     lr = args.lr if args.lr is not None else scaled_lr(args.blr, sampler.global_batch)
@@ -170,32 +169,6 @@ def finetune(args: Options, run: "Run") -> None:
     log.close()
 
 
-def begin_like_pretraining(
-    args: Options, path: "Path | None"
-) -> tuple[Options, dict[str, Any], dict[str, Any], list[str]]:
-    """The options with what this training takes over from the one that `--finetune` names.
-
-    -> them, that checkpoint (empty where the run continues at `path`), what it was trained with,
-    and lines about it. Images are normalised and faces cropped alike; frozen features also need
-    images of the same size.
-    """
-    from build_finetune import read_finetune
-    from util.checkpoint import read_checkpoint
-
-    names = ["imagenet_default_mean_and_std"]
-    if path:  # whose options are those already
-        saved, trained = {}, trained_with(read_checkpoint(path, peek=True), path)
-        names.append("input_size")
-    else:
-        saved = read_finetune(args) if args.finetune else {}
-        trained = trained_with(saved, args.finetune)
-        names += ["input_size"] * (args.linear_probe or args.freeze_backbone)
-    args, told = as_trained(args, trained, args.finetune, names)
-    check_input_size(args)
-    seen = (*names, "input_size", "face_margin")
-    return args, saved, {name: trained[name] for name in seen if name in trained}, told
-
-
 def learning_rate(args: argparse.Namespace, peak: float, steps: int) -> Callable[[float], float]:
     """The rate at a fractional epoch of `steps` steps."""
     warmup = args.warmup_steps / steps if args.warmup_steps > 0 else args.warmup_epochs
@@ -221,6 +194,7 @@ def test_chosen(
 ) -> list[str]:
     """Evaluate the best epoch beside the last; write what `--eval` writes; -> lines to say."""
     from build_finetune import about
+    from engine_evaluate import doubt_order
     from engine_finetune import write_results
     from util.checkpoint import BEST, read_checkpoint
     from util.distributed import on_main
@@ -247,13 +221,16 @@ def test_chosen(
             **{name: last.result[name] for name in ("accuracy", "uar", "macro_f1")},
         },
     }
+    label_order = data.owner(split).options.get("label_order")
+    doubt = doubt_order(best, data.train_set.classes, label_order)
     if run.folder:
-        write_results(run.output, best, evaluator.tests[split], facts)
+        write_results(run.output, best, evaluator.tests[split], {**facts, **doubt.facts})
     lost = [f"warning: epoch {state.position.best_epoch} was better, but could not be saved"]
     return [
         *(lost if epoch != state.position.best_epoch else []),
         f"best epoch on {data.splits[args.select]}: {epoch}; its results on {data.splits[split]}:",
         *summary_lines(best.result),
+        *doubt.lines,
         f"last epoch, {last_epoch}: accuracy {last.result['accuracy']:.2f} %, "
         f"UAR {last.result['uar']:.2f} %",
     ]
@@ -261,7 +238,9 @@ def test_chosen(
 
 def evaluate(args: Options, run: "Run") -> None:
     """`--eval`: test a fine-tuned checkpoint as it was trained; print and write the results."""
+    import build_checkpoint as checkpoint
     import build_finetune as build
+    from engine_evaluate import doubt_order
     from engine_finetune import write_results
     from engine_train import Precision
     from util.distributed import on_main
@@ -270,18 +249,20 @@ def evaluate(args: Options, run: "Run") -> None:
 
     made_by = made_by_evaluation(args)
     on_main(lambda: check_results(run.output, made_by))
-    saved, source = build.read_finetune(args), args.finetune
-    trained = trained_with(saved, source)
+    saved, source = checkpoint.read_finetune(args), args.finetune
+    known = checkpoint.use_of(args, saved)
+    trained = known.trained
     args, notes = as_trained(args, trained, source, (*OF_WEIGHTS, *OF_IMAGES))
+    notes += [*known.notes, *checkpoint.assumed(args, trained)]
     check_input_size(args)
     data = build.open_data(args, run, trained, learns=False)
-    classes, told = build.name_classes(args, saved, data.test_set)
+    classes, told = checkpoint.name_classes(args, known.classes, data.test_set)
     model = build.build_model(args, len(classes))
     build.prepare_head(args, model)
     loaded = load_pretrained(
         model,
         source,
-        key=build.weights_key(args, saved),
+        key=checkpoint.weights_key(args, saved),
         prefix=args.model_prefix,
         keep_head=True,
         checkpoint=saved,
@@ -304,12 +285,14 @@ def evaluate(args: Options, run: "Run") -> None:
     }
     if isinstance(saved.get("epoch"), int):
         facts["epoch"] = saved["epoch"]
-    write_results(run.output, evaluation, evaluator.tests["test"], facts)
-    say(run, [*summary_lines(evaluation.result), f"results: {run.output}"])
+    doubt = doubt_order(evaluation, classes, data.test_set.options.get("label_order"))
+    write_results(run.output, evaluation, evaluator.tests["test"], {**facts, **doubt.facts})
+    say(run, [*summary_lines(evaluation.result), *doubt.lines, f"results: {run.output}"])
 
 
 def classify_by_neighbours(args: Options, run: "Run") -> None:
     """`--knn`: test images by the training images nearest to them in a backbone's features."""
+    import build_checkpoint as checkpoint
     import build_finetune as build
     from engine_evaluate import judge
     from engine_finetune import write_results
@@ -320,14 +303,16 @@ def classify_by_neighbours(args: Options, run: "Run") -> None:
 
     made_by = made_by_evaluation(args)
     on_main(lambda: check_results(run.output, made_by))
-    saved = build.read_finetune(args)
-    trained = trained_with(saved, args.finetune)
+    saved = checkpoint.read_finetune(args)
+    known = checkpoint.use_of(args, saved)
+    trained = known.trained
     args, notes = as_trained(args, trained, args.finetune, (*OF_WEIGHTS, *OF_IMAGES))
+    notes += [*known.notes, *checkpoint.assumed(args, trained)]
     check_input_size(args)
     data = build.open_data(args, run, trained)
     classes = data.train_set.classes
     model = build.build_model(args, len(classes))
-    notes += build.begin_with_pretrained(args, model, saved)
+    notes += checkpoint.begin_with_pretrained(args, model, saved)
     precision = Precision(args.amp, run.device)
     evaluator = build.build_evaluator(args, run, data, classes, precision, run.stop.end_if_asked)
     split = "test" if "test" in data.tests else "val"

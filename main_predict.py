@@ -58,7 +58,7 @@ def work(args: argparse.Namespace) -> None:
             f"{saved.name}, {len(classes)} classes, fp32 on {described(predictor.device)}; "
             f"detector: {args.detector}; {len(paths):,} pictures"
         )
-        for line in (cut, *skipped_line(skipped)):
+        for line in (cut, *skipped_line(skipped), *(f"note: {note}" for note in saved.notes)):
             say(line)
         # A bar would stand among the rows where both are on a terminal.
         hidden = True if args.output is None and sys.stdout.isatty() else None

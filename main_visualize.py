@@ -152,6 +152,8 @@ def draw_model(args: argparse.Namespace) -> Iterator[tuple[str, "np.ndarray"]]:
 
     device = pick_device(args.device, Place())
     saved = open_saved(args.checkpoint, args.classes, args.cache_dir)
+    for line in saved.notes:
+        print(f"note: {line}", file=sys.stderr)
     allowed = OF_CLASSIFIERS if isinstance(saved, SavedClassifier) else ()
     if isinstance(saved, SavedAutoencoder):
         allowed = ("reconstructions",)

@@ -3,7 +3,6 @@
 Translations go the other way than those of util/layouts.py.
 """
 
-import re
 from typing import Any, NamedTuple
 
 import torch
@@ -12,9 +11,10 @@ from torch import nn
 from datasets.transforms import IMAGENET_MEAN
 from models_mae import MaskedAutoencoderViT, ViTClassifier
 from models_saved import Saved, SavedAutoencoder, SavedClassifier
-from util.layouts import DECODER, State, root
+from util.layouts import DECODER
 from util.options_trained import OF_DATA
 from util.sizes import CLASSIFIER_SIZES, ConvNeXtSize, ViTSize, find_size
+from util.states import State, renamed, root
 
 TIMM_CONVNEXT = [
     (r"^downsample_layers\.0\.", "stem."),
@@ -92,16 +92,6 @@ def with_last_norm(state: State) -> State:
     return {**state, "norm.weight": torch.ones(width), "norm.bias": torch.zeros(width)}
 
 
-def renamed(state: State, renames: list[tuple[str, str]]) -> State:
-    """Every name after all replacements, in their order."""
-    result = {}
-    for name, value in state.items():
-        for pattern, new in renames:
-            name = re.sub(pattern, new, name)
-        result[name] = value
-    return result
-
-
 def timm_form(saved: Saved) -> TimmForm:
     """A classifier; or an encoder with as many classes as none, a ViT's pooling the patches."""
     import timm
@@ -123,14 +113,17 @@ def timm_form(saved: Saved) -> TimmForm:
     return TimmForm(architecture, arguments, shaped)
 
 
-def described(saved: Saved) -> dict[str, Any]:
-    """All that opening it again takes beside its weights, under the names that checkpoints use."""
+def described(saved: Saved, plain_head: bool = False) -> dict[str, Any]:
+    """All that opening it again takes beside its weights, under the names that checkpoints use.
+
+    `plain_head`: the weights are those of `plain_state`.
+    """
     model, preprocessing = saved.model, saved.preprocessing
     args = {"model": saved.name, "input_size": preprocessing.input_size}
     if is_vit(saved):
         args["patch_size"] = patch_of(saved)
     if isinstance(saved, SavedClassifier):
-        args["linear_probe"] = isinstance(model.head, nn.Sequential)
+        args["linear_probe"] = isinstance(model.head, nn.Sequential) and not plain_head
         args["crop_pct"] = preprocessing.crop_pct
         args["imagenet_default_mean_and_std"] = tuple(preprocessing.mean) == IMAGENET_MEAN
         args["cls_token"] = is_vit(saved) and model.global_pool == "token"

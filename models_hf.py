@@ -4,7 +4,6 @@ Nothing is approximated: where the class of the obvious name computes something 
 is taken. Names are those that transformers' releases before 5 use; newer ones read them as well.
 """
 
-import re
 from typing import Any, NamedTuple
 
 from models_export import (
@@ -12,44 +11,17 @@ from models_export import (
     is_vit,
     patch_of,
     plain_state,
-    renamed,
     size_of,
     with_last_norm,
     without_decoder,
 )
 from models_saved import Preprocessing, Saved, SavedAutoencoder, SavedClassifier, SavedEncoder
-from util.layouts import State, root
+from util.hf_settings import BICUBIC, EPS
+from util.layouts_foreign import to_transformers_convnext, to_transformers_vit
 from util.sizes import kept_patches
+from util.states import State, root
 
-EPS = 1e-6  # of every LayerNorm here; not what transformers' settings say by themselves
 MASK_RATIO = 0.75  # for an encoder that came without its settings
-BICUBIC = 3  # Pillow's number, which image processors go by
-
-HF_CONVNEXT = [
-    (r"^downsample_layers\.0\.0\.", "embeddings.patch_embeddings."),
-    (r"^downsample_layers\.0\.1\.", "embeddings.layernorm."),
-    (r"^downsample_layers\.(\d)\.", r"encoder.stages.\1.downsampling_layer."),
-    (r"^stages\.(\d)\.(\d+)\.", r"encoder.stages.\1.layers.\2."),
-    (r"\.grn\.gamma$", ".grn.weight"),
-    (r"\.grn\.beta$", ".grn.bias"),
-    (r"(^|\.)norm\.", r"\1layernorm."),
-]
-HF_VIT = [
-    (r"^(cls_token)$", r"embeddings.\1"),
-    (r"^pos_embed$", "embeddings.position_embeddings"),
-    (r"^patch_embed\.proj\.", "embeddings.patch_embeddings.projection."),
-    (r"^blocks\.", "encoder.layer."),
-    (r"^decoder_blocks\.", "decoder.decoder_layers."),
-    (r"^(decoder_(embed|pos_embed|norm|pred)|mask_token)\b", r"decoder.\1"),
-    (r"\.norm1\.", ".layernorm_before."),
-    (r"\.norm2\.", ".layernorm_after."),
-    (r"\.attn\.(query|key|value)\.", r".attention.attention.\1."),
-    (r"\.attn\.proj\.", ".attention.output.dense."),
-    (r"\.mlp\.fc1\.", ".intermediate.dense."),
-    (r"\.mlp\.fc2\.", ".output.dense."),
-    (r"^norm\.", "layernorm."),
-    (r"^fc_norm\.", "pooler.layernorm."),
-]
 
 
 class HFForm(NamedTuple):
@@ -71,7 +43,8 @@ def hf_form(saved: Saved) -> HFForm:
 
 def _hf_convnext(saved: Saved) -> HFForm:
     size, classes = size_of(saved), classes_of(saved)
-    state = renamed(with_last_norm(without_decoder(plain_state(saved.model))), HF_CONVNEXT)
+    state = with_last_norm(without_decoder(plain_state(saved.model)))
+    state = to_transformers_convnext(state)
     config = {
         "architectures": ["ConvNextV2ForImageClassification" if classes else "ConvNextV2Model"],
         "model_type": "convnextv2",
@@ -107,7 +80,7 @@ def _hf_vit(saved: Saved) -> HFForm:
     state = plain_state(saved.model)
     if isinstance(saved, SavedEncoder):
         state = without_decoder(state)
-    state = renamed(_separate(state), HF_VIT)
+    state = to_transformers_vit(state)
     if not isinstance(saved, SavedClassifier):
         return _hf_mae(saved, config, state)
     if saved.model.global_pool == "token":
@@ -158,26 +131,10 @@ def _their_mask_ratio(patches: int, ratio: float) -> float:
     return ratio if int(patches * (1 - ratio)) == keep else 1 - (keep + 0.5) / patches
 
 
-def _separate(state: State) -> State:
-    """Queries, keys and values, which are one matrix here, as three."""
-    result = {}
-    for name, value in state.items():
-        if ".qkv." not in name:
-            result[name] = value
-            continue
-        for part, own in zip(("query", "key", "value"), value.chunk(3), strict=True):
-            result[name.replace(".qkv.", f".{part}.")] = own
-    return result
-
-
 def _under(state: State, prefix: str) -> State:
-    """A backbone's names under its own; the head beside it is the `classifier`."""
-    return {
-        re.sub(r"^head\.", "classifier.", name)
-        if root(name) in ("head", "decoder")
-        else f"{prefix}.{name}": value
-        for name, value in state.items()
-    }
+    """A backbone's names under its own, beside which the head and the decoder stand."""
+    beside = ("classifier", "decoder")
+    return {n if root(n) in beside else f"{prefix}.{n}": value for n, value in state.items()}
 
 
 def image_processor(preprocessing: Preprocessing) -> dict[str, Any]:

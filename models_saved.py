@@ -13,20 +13,21 @@ from models_masked import MaskedAutoencoder
 from models_registry import create_classifier, create_pretrain_model, normalise_head_input
 from util.checkpoint import read_checkpoint
 from util.errors import BadInput
+from util.hf_settings import described_beside
 from util.layouts import (
     DECODER,
     Architecture,
-    State,
     count,
     describe,
     head_classes,
-    root,
     translate,
 )
+from util.layouts_foreign import TRANSFORMERS
 from util.options_trained import trained_with
 from util.sizes import CONVNEXT_PATCH
-from util.untrusted import number
-from util.weights import load_pretrained, pick_state, read_source
+from util.states import State, root
+from util.untrusted import number, part
+from util.weights import check_alone, load_pretrained, pick_state, read_source
 
 LARGEST = 4096  # pixels a side of an input
 
@@ -68,6 +69,7 @@ class SavedClassifier(NamedTuple):
     classes: tuple[str, ...]
     preprocessing: Preprocessing
     checkpoint: dict[str, Any]  # all that was in the file; of foreign ones perhaps weights only
+    notes: Sequence[str] = ()  # what is done otherwise than files beside it say, a line each
 
     @property
     def flip(self) -> bool:
@@ -82,6 +84,7 @@ class SavedAutoencoder(NamedTuple):
     model: MaskedAutoencoder
     preprocessing: Preprocessing
     checkpoint: dict[str, Any]
+    notes: Sequence[str] = ()
 
 
 class SavedEncoder(NamedTuple):
@@ -91,17 +94,20 @@ class SavedEncoder(NamedTuple):
     model: MaskedAutoencoder
     preprocessing: Preprocessing
     checkpoint: dict[str, Any]
+    notes: Sequence[str] = ()
 
 
 Saved = SavedClassifier | SavedAutoencoder | SavedEncoder
 
 
 class _Opened(NamedTuple):
-    """A file, its weights under our names, and what network they are of."""
+    """A file, its weights under our names, what network they are of, and how to use it."""
 
     checkpoint: dict[str, Any]
     weights: State
     held: Architecture
+    settings: dict[str, Any]  # `classes`, `args`, `preprocessing`: of the file or those beside it
+    notes: Sequence[str]
 
     @property
     def has_decoder(self) -> bool:
@@ -149,13 +155,13 @@ def open_autoencoder(source: str | Path, cache_dir: str | None = None) -> SavedA
 
 
 def _classifier(source: str | Path, opened: _Opened, classes: Sequence[str]) -> SavedClassifier:
-    saved, weights, held = opened
+    saved, weights, held, settings, notes = opened
     total = head_classes(weights)
-    names = tuple(classes) or _classes(saved)
+    names = tuple(classes) or _classes(settings)
     if len(names) != total:
         told = f"--classes names {len(names)}" if classes else "it does not name them"
         raise BadInput(f"{source}: has {total} classes, {told}: --classes A,B,… in their order")
-    preprocessing = _preprocessing(source, saved, weights, held)
+    preprocessing = _preprocessing(source, opened)
     options = {}
     if held.family == "ViT":
         options["patch_size"] = held.patch
@@ -166,12 +172,12 @@ def _classifier(source: str | Path, opened: _Opened, classes: Sequence[str]) -> 
     if "head.1.weight" in weights:
         normalise_head_input(model)  # trained with --linear_probe
     load_pretrained(model, source, key=_key(saved), keep_head=True, checkpoint=saved)
-    return SavedClassifier(name, model.eval(), names, preprocessing, saved)
+    return SavedClassifier(name, model.eval(), names, preprocessing, saved, notes)
 
 
 def _autoencoder(source: str | Path, opened: _Opened) -> SavedAutoencoder:
-    saved, weights, held = opened
-    vit, given = held.family == "ViT", {"decoder_num_heads": 16, **_options(saved)}
+    weights, vit = opened.weights, opened.held.family == "ViT"
+    given = {"decoder_num_heads": 16, **_options(opened.settings)}
     names = [n for n in PRETRAINED_WITH if vit or n != "decoder_num_heads"]
     options = {name: given[name] for name in names if given.get(name) is not None}
     for name, value in options.items():
@@ -191,10 +197,10 @@ def _encoder(source: str | Path, opened: _Opened) -> SavedEncoder:
 
 def _pretrained(
     source: str | Path, opened: _Opened, width: Callable[[], int], options: dict[str, Any]
-) -> tuple[str, MaskedAutoencoder, Preprocessing, dict[str, Any]]:
+) -> tuple[str, MaskedAutoencoder, Preprocessing, dict[str, Any], Sequence[str]]:
     """The fields of what pre-training left, whose decoder has this width."""
-    saved, weights, held = opened
-    preprocessing = _preprocessing(source, saved, weights, held)
+    saved, held = opened.checkpoint, opened.held
+    preprocessing = _preprocessing(source, opened)
     if held.family == "ViT":
         options["patch_size"] = held.patch
     size = preprocessing.input_size
@@ -203,7 +209,54 @@ def _pretrained(
         lambda: create_pretrain_model(held.name, size, decoder_embed_dim=width(), **options),
     )
     load_pretrained(model, source, key=_key(saved), checkpoint=saved)
-    return held.name, model.eval(), preprocessing, saved
+    return held.name, model.eval(), preprocessing, saved, opened.notes
+
+
+class Known(NamedTuple):
+    """How a checkpoint was trained, as far as it, or what lies beside it, tells."""
+
+    trained: dict[str, Any]  # options of fine-tuning by name, see `trained_with`
+    classes: tuple[str, ...]  # in the order of the outputs; () if they are not named
+    notes: Sequence[str]  # what is done otherwise than files beside it say, a line each
+
+
+def known_use(source: str | Path, saved: dict[str, Any], key: str = "", prefix: str = "") -> Known:
+    """What a file that has been read says of itself; its tensors, where it says nothing.
+
+    `key` and `prefix` as in `load_pretrained`. Raises BadInput for values that are none.
+    """
+    own = trained_with(saved, source)
+    try:
+        opened = _recognised(source, saved, key, prefix)
+    except BadInput:  # which says less than whoever loads it into a model
+        return Known(own, _classes(saved), ())
+    if own:
+        return Known(own, _classes(saved), ())
+    held, weights = opened.held, opened.weights
+    trained: dict[str, Any] = {"model": held.name}
+    if held.family == "ViT":
+        trained |= {"patch_size": held.patch, "input_size": _input_size(weights, held)}
+        if head_classes(weights):
+            trained["cls_token"] = "fc_norm.weight" not in weights
+    notes = list(opened.notes)
+    if isinstance(opened.settings.get("preprocessing"), dict):
+        preprocessing = _preprocessing(source, opened)
+        trained |= _as_options(preprocessing)
+        if "imagenet_default_mean_and_std" not in trained:
+            numbers = f"mean {preprocessing.mean} and std {preprocessing.std}"
+            notes.append(f"trained with {numbers}, for which there is no option here")
+    return Known(trained, _classes(opened.settings), notes)
+
+
+def _as_options(preprocessing: Preprocessing) -> dict[str, Any]:
+    """Fine-tuning's options for the same; those it has no value for are left out."""
+    options = {"input_size": preprocessing.input_size, "crop_pct": preprocessing.crop_pct}
+    known = {True: (IMAGENET_MEAN, IMAGENET_STD), False: ((0.5,) * 3, (0.5,) * 3)}
+    seen = [*preprocessing.mean, *preprocessing.std]
+    for flag, (mean, std) in known.items():
+        if all(math.isclose(a, b, abs_tol=1e-4) for a, b in zip(seen, (*mean, *std), strict=True)):
+            options["imagenet_default_mean_and_std"] = flag
+    return options
 
 
 class Peeked(NamedTuple):
@@ -214,7 +267,7 @@ class Peeked(NamedTuple):
 
 
 def peek(path: str | Path) -> Peeked:
-    """Quick, whatever the size: weights are not read."""
+    """Quick, whatever the size: weights are not read, but where they have to be joined."""
     try:
         opened = _recognised(path, read_checkpoint(path, peek=True))
     except BadInput:
@@ -229,13 +282,19 @@ def _open(source: str | Path, cache_dir: str | None) -> _Opened:
     return _recognised(source, read_source(source, cache_dir))
 
 
-def _recognised(source: str | Path, saved: dict[str, Any]) -> _Opened:
-    weights, _ = translate(pick_state(source, saved, _key(saved), "")[0])
+def _recognised(
+    source: str | Path, saved: dict[str, Any], key: str = "", prefix: str = ""
+) -> _Opened:
+    weights, layout = translate(pick_state(source, saved, key or _key(saved), prefix)[0])
     held = describe(weights)
     if held is None or not held.name or held.in_chans != 3:
         what = f"holds {held}" if held else "holds no ViT or ConvNeXt V2 in a known layout"
         raise BadInput(f"{source}: {what}; take a checkpoint of one of this project's models")
-    return _Opened(saved, weights, held)
+    check_alone(source, weights)
+    if "preprocessing" in saved or not layout.startswith(TRANSFORMERS):
+        return _Opened(saved, weights, held, saved, ())
+    beside = described_beside(source, _input_size(weights, held))
+    return _Opened(saved, weights, held, {**beside.settings, **saved}, beside.notes)
 
 
 def _built(source: str | Path, build: Callable[[], nn.Module]) -> nn.Module:
@@ -253,8 +312,8 @@ def _key(saved: dict[str, Any]) -> str:
 
 
 def _classes(saved: dict[str, Any]) -> tuple[str, ...]:
-    """The names of the classes inside, none if there are none."""
-    names = saved.get("classes")
+    """The names of the classes inside, ours or mmpretrain's; none if there are none."""
+    names = saved.get("classes", part(part(saved, "meta"), "dataset_meta").get("classes"))
     names = names if isinstance(names, list | tuple) else ()
     return tuple(name for name in names if isinstance(name, str))
 
@@ -265,21 +324,18 @@ def _options(saved: dict[str, Any]) -> dict[str, Any]:
     return given if isinstance(given, dict) else getattr(given, "__dict__", {})
 
 
-def _preprocessing(
-    source: str | Path, saved: dict[str, Any], weights: State, held: Architecture
-) -> Preprocessing:
-    """What is inside, else ImageNet's numbers at the size that the position embedding is for."""
-    own = saved.get("preprocessing")
-    margin = trained_with(saved, source).get("face_margin")
+def _preprocessing(source: str | Path, opened: _Opened) -> Preprocessing:
+    """What is known, else ImageNet's numbers at the size that the position embedding is for."""
+    settings, held = opened.settings, opened.held
+    own = settings.get("preprocessing")
+    margin = trained_with(opened.checkpoint, source).get("face_margin")
     if isinstance(own, dict):
         own = {"input_size": None, **own}
         own = {"face_margin": margin, **own}
         made = Preprocessing(**{n: own[n] for n in Preprocessing._fields if n in own})
-    elif "pos_embed" in weights:
-        patches = weights["pos_embed"].shape[1] - 1 if weights["pos_embed"].ndim == 3 else 0
-        made = Preprocessing(held.patch * math.isqrt(max(patches, 1)), face_margin=margin)
     else:
-        made = Preprocessing(_options(saved).get("input_size") or 224, face_margin=margin)
+        size = _input_size(opened.weights, held) or _options(settings).get("input_size")
+        made = Preprocessing(size or 224, face_margin=margin)
     three = all(
         isinstance(v, list | tuple) and len(v) == 3 and None not in map(number, v)
         for v in (made.mean, made.std)
@@ -291,3 +347,11 @@ def _preprocessing(
     if not (three and all(made.std) and share and 0 < share <= 1 and fits):
         raise BadInput(f"{source}: preprocessing that is not understood: {made}")
     return made
+
+
+def _input_size(weights: State, held: Architecture) -> int | None:
+    """Pixels a side that the position embedding is for; None without one."""
+    if "pos_embed" not in weights:
+        return None
+    patches = weights["pos_embed"].shape[1] - 1 if weights["pos_embed"].ndim == 3 else 0
+    return held.patch * math.isqrt(max(patches, 1))

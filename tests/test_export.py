@@ -19,7 +19,7 @@ import engine_onnx
 import main_export
 from models_export import plain_state
 from models_registry import create_classifier
-from models_saved import open_autoencoder, open_classifier
+from models_saved import open_autoencoder, open_classifier, open_saved
 from util.errors import BAD_INPUT, FAULT, BadInput
 from util.weights import load_pretrained
 
@@ -169,11 +169,55 @@ def test_an_exported_autoencoder_reconstructs_again(kind, exported):
     load_pretrained(classifier, folder / "model.safetensors")
 
 
-@pytest.mark.parametrize("kind", ["probe", "convnext"])
+@pytest.mark.parametrize("to", ["hf", "timm"])
+@pytest.mark.parametrize("kind", [*CLASSIFIERS, "mae", "fcmae", "encoder"])
+def test_an_export_for_others_is_read_back_as_it_was(kind, to, exported):
+    folder, saved = exported(kind, to)
+    again = open_saved(folder / "model.safetensors")
+    pixels, imgs = some_images(saved)
+    assert (again.name, again.notes) == (saved.name, ())
+    assert again.preprocessing[:2] == saved.preprocessing[:2]
+    assert torch.equal(again.preprocessing.normalise(pixels), imgs)
+    with torch.no_grad():
+        if kind in CLASSIFIERS:
+            assert again.classes == saved.classes
+            assert_same(again.model(imgs), saved.model(imgs))
+            return
+        assert_same(again.model.forward_features(imgs), saved.model.forward_features(imgs))
+        if (kind, to) == ("mae", "hf"):
+            assert again.model.mask_ratio == saved.model.mask_ratio
+            noise = torch.rand(len(imgs), saved.model.num_patches)
+            assert_same(*(s.model.reconstruct(imgs, noise=noise).pred for s in (again, saved)))
+
+
+@pytest.mark.parametrize("kind", ["token", "convnext", "mae"])
+def test_an_export_without_settings_is_known_by_the_files_beside_it(kind, exported, tmp_path):
+    """As other programs pass it on."""
+    folder, saved = exported(kind, "hf")
+    for path in folder.glob("*.json"):
+        (tmp_path / path.name).write_text(path.read_text())
+    save_file(load_file(folder / "model.safetensors"), tmp_path / "model.safetensors")
+    again = open_saved(tmp_path / "model.safetensors")
+    ours, theirs = again.preprocessing, saved.preprocessing
+    assert (list(again.notes), ours.input_size) == ([], theirs.input_size)
+    assert list(ours.mean) == list(theirs.mean)
+    if theirs.crop_pct:  # of a whole number of pixels there
+        assert ours.crop_pct == pytest.approx(theirs.crop_pct, abs=0.02)
+    assert getattr(again, "classes", ()) == getattr(saved, "classes", ())
+    if kind == "mae":
+        assert again.model.mask_ratio == saved.model.mask_ratio
+        heads = [s.model.decoder_blocks[0].attn.num_heads for s in (again, saved)]
+        assert heads[0] == heads[1]
+
+
+@pytest.mark.parametrize(
+    ("kind", "to"),
+    [("probe", "safetensors"), ("convnext", "safetensors"), ("convnext", "timm"), ("token", "hf")],
+)
 def test_exported_safetensors_are_evaluated_like_the_checkpoint(
-    kind, exported, checkpoint, sets, tmp_path
+    kind, to, exported, checkpoint, sets, tmp_path
 ):
-    folder, _ = exported(kind, "safetensors")
+    folder, _ = exported(kind, to)
     data = f"--data_path {sets / 'rafdb'}"
     a = evaluate(checkpoint(kind), tmp_path / "a", data)
     b = evaluate(folder / "model.safetensors", tmp_path / "b", data)

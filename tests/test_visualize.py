@@ -15,8 +15,9 @@ from engine_visualize import Data, Viewer, in_turn, pick_images
 from models_saved import open_autoencoder, open_saved
 from util.errors import BAD_INPUT, BadInput, Fault
 from util.figures import ratio_grid
-from util.layouts import DECODER, root
+from util.layouts import DECODER
 from util.seeding import FIGURE, generator
+from util.states import root
 
 CHARTS = ("confusion_matrix", "classes", "reliability")
 

@@ -10,16 +10,17 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from util.layouts_foreign import from_foreign
 from util.sizes import CONVNEXTV2, VIT
-
-State = dict[str, Tensor]
+from util.states import State, renamed, root
 
 # First components of names, and whole ones: an attention's `blocks.0.attn.proj` is no `proj`.
 DECODER = {"mask_token", "proj", "pred", "decoder"}  # and MAE's:
 DECODER |= {f"decoder_{part}" for part in ("embed", "pos_embed", "blocks", "norm", "pred")}
 ENCODER = {"patch_embed", "cls_token", "pos_embed", "blocks", "downsample_layers", "stages"}
 ENCODER |= {"reg_token", "dist_token", "norm_pre"}  # of ViTs that compute something else than ours
-HEAD = {"head", "pre_logits"}
+ENCODER |= {"embeddings", "encoder", "layers"}  # of other libraries, where it has no place in ours
+HEAD = {"head", "pre_logits", "neck"}
 WRAPPERS = ("module.", "_orig_mod.", "backbone.", "encoder.", "model.")
 
 TIMM_CONVNEXT = [
@@ -81,11 +82,6 @@ class Architecture(NamedTuple):
         return f"{name} {shape}, patches of {self.patch} pixels)"
 
 
-def root(name: str) -> str:
-    """The first component of a dotted name."""
-    return name.partition(".")[0]
-
-
 def describe(state: State) -> Architecture | None:
     """The network that weights under our names are of; None for any other."""
     for stem, family in (
@@ -119,6 +115,8 @@ def translate(state: State) -> tuple[State, str]:
     """
     state = strip_wrappers(state)
     roots = {root(name) for name in state}
+    if foreign := from_foreign(state):
+        return foreign
     if any(name.endswith(".kernel") for name in state):
         return from_minkowski(state), "official FCMAE (Minkowski)"
     if "stem" in roots:
@@ -181,9 +179,7 @@ def from_timm_convnext(state: State) -> State:
     norm_first = any(root(name) == "norm_pre" for name in state)
     renames = TIMM_CONVNEXT if norm_first else [*TIMM_CONVNEXT, (r"^head\.fc\.", "head.")]
     ours = {}
-    for name, value in state.items():
-        for pattern, new in renames:
-            name = re.sub(pattern, new, name)
+    for name, value in renamed(state, renames).items():
         if re.search(r"\.grn\.(gamma|beta)$", name):
             value = value.reshape(1, 1, 1, -1)
         elif re.search(r"\.pwconv[12]\.weight$", name) and value.ndim == 4:

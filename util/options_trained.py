@@ -69,6 +69,8 @@ def trained_with(checkpoint: Mapping[str, Any], source: object) -> dict[str, Any
     for name, value in found.items():
         if value is not None and not IS_VALUE[name](value):
             raise BadInput(f"{source}: a {name} that is not understood: {value!r:.40}")
+    if "classes" not in checkpoint:
+        found["imagenet_default_mean_and_std"] = True  # all pre-training
     size = CLASSIFIER_SIZES.get(str(found.get("model")).removeprefix("mae_"))
     if "patch_size" in found and found["patch_size"] is None and isinstance(size, ViTSize):
         found["patch_size"] = size.patch

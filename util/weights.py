@@ -14,20 +14,21 @@ from torch import Tensor, nn
 
 from util.checkpoint import read_checkpoint
 from util.errors import BadInput
+from util.hf_settings import check_config
 from util.layouts import (
     DECODER,
     ENCODER,
     HEAD,
     Architecture,
-    State,
     describe,
     head_classes,
-    root,
     translate,
 )
+from util.layouts_foreign import S2D_ADDS, TRANSFORMERS
 from util.positions import sincos_position_embedding
+from util.states import State, root
 
-OTHER_KEYS = ("model_ema", "state_dict", "state_dict_ema")
+OTHER_KEYS = ("model_ema", "state_dict", "state_dict_ema", "model_state_dict")
 
 
 class LoadReport(NamedTuple):
@@ -106,10 +107,13 @@ def load_pretrained(
     own = {short: state[name] for short, name in names.items()}
     wanted, held = describe(own), describe(weights)
     check_architecture(source, held, wanted, weights)
+    if layout.startswith(TRANSFORMERS):
+        check_config(source, held)
 
     pretrain = any(root(name) in DECODER for name in own)
     replaced_head = ""
     if keep_head:
+        check_alone(source, weights)
         check_head(source, head_classes(weights), head_classes(own))
     elif head_classes(weights) and not pretrain:
         replaced_head = f"{head_classes(weights)} -> {head_classes(own)} classes"
@@ -189,6 +193,15 @@ def check_architecture(
     raise BadInput(f"{what}: use {held.option}{note}")
 
 
+def check_alone(source: str | Path, weights: State) -> None:
+    """Raises BadInput for a model of which ours is only a part."""
+    if added := [name for name in roots(weights) if name in S2D_ADDS]:
+        raise BadInput(
+            f"{source}: S2D's model, which would answer differently without {', '.join(added)}; "
+            f"fine-tune from it instead: main_finetune.py --finetune {source} --data_path …"
+        )
+
+
 def check_head(source: str | Path, held: int, wanted: int) -> None:
     """Raises BadInput unless a head that is to be kept has the model's classes."""
     if not held:
@@ -250,7 +263,8 @@ def parts(
         pooled = {"norm"} if "fc_norm.weight" in weights else set()  # a classifier's, after pooling
         return pooled if decoder else DECODER | pooled, ENCODER | DECODER
     if keep_head:
-        return set(), ENCODER | HEAD
+        # With both norms, one before and one after pooling, a ViT is another than ours.
+        return set(), ENCODER | HEAD | {"norm", "fc_norm"}
     return {"head", "fc_norm" if wanted.family == "ViT" else "norm"}, ENCODER
 
 

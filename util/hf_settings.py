@@ -1,0 +1,143 @@
+"""What transformers' files beside weights say of them: `config.json`, `preprocessor_config.json`.
+
+Both may hold anything, and are read as far as they make sense.
+"""
+
+import re
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from util.errors import BadInput
+from util.layouts import Architecture
+from util.sizes import VIT
+from util.untrusted import number, parse_object, part, read_text
+
+CONFIG, PROCESSOR = "config.json", "preprocessor_config.json"
+EPS = 1e-6  # of every LayerNorm of our models; transformers' settings say 1e-12 by themselves
+BICUBIC = 3  # Pillow's number, which image processors go by
+WARPED = 384  # from this size on, ConvNextImageProcessor crops nothing
+OPTIONS = {  # of pre-training, which weights do not tell
+    "mask_ratio": "mask_ratio",
+    "norm_pix_loss": "norm_pix_loss",
+    "decoder_num_attention_heads": "decoder_num_heads",
+}
+
+
+class Described(NamedTuple):
+    """What is known of weights beside themselves, in the form that our own checkpoints have it."""
+
+    settings: dict[str, Any]  # of `classes`, `args` and `preprocessing` those that are known
+    notes: list[str]  # what our models do otherwise, a line each
+
+
+def check_config(source: str | Path, held: Architecture) -> None:
+    """Raises BadInput where `config.json` says of the weights beside it what our model does not do.
+
+    Weights tell their sizes, but neither into how many heads they are divided nor the activation.
+    """
+    config = _beside(source, CONFIG)
+    wanted: dict[str, tuple] = {"hidden_act": ("gelu", "gelu_python")}
+    if held.family == "ViT" and held.size:
+        wanted["num_attention_heads"] = (VIT[held.size].heads,)
+    for name, values in wanted.items():
+        if name in config and config[name] not in values:
+            raise BadInput(
+                f"{source}: {CONFIG} beside it says {name} {_short(config[name])}, but here "
+                f"{held} has {values[0]}"
+            )
+
+
+def described_beside(source: str | Path, size: int | None) -> Described:
+    """What the files in a folder say of the weights there, whose input has `size` pixels a side.
+
+    `size` is None where the weights do not tell it.
+    """
+    config, processor = _beside(source, CONFIG), _beside(source, PROCESSOR)
+    made, crop_pct = _view(processor)
+    size = size or made or _edge(config.get("image_size")) or 224
+    preprocessing = {"input_size": size, "crop_pct": crop_pct, **_normalisation(processor)}
+    given = {ours: config[theirs] for theirs, ours in OPTIONS.items() if theirs in config}
+    options = {n: v if isinstance(v, int | float) else _short(v) for n, v in given.items()}
+    settings = {"args": options, "preprocessing": preprocessing}
+    if names := _class_names(config):
+        settings["classes"] = names
+    return Described(settings, _differences(config, processor, size))
+
+
+def _beside(source: str | Path, name: str) -> dict[str, Any]:
+    return parse_object(read_text(Path(source).parent / name))
+
+
+def _class_names(config: dict[str, Any]) -> list[str]:
+    """In their order; none where they are missing, or as generic as `LABEL_0`."""
+    labels = part(config, "id2label")
+    names = [labels.get(str(k)) for k in range(len(labels))]
+    named = all(isinstance(n, str) and n and not re.fullmatch(r"LABEL_\d+", n) for n in names)
+    return names if named else []
+
+
+def _differences(config: dict[str, Any], processor: dict[str, Any], size: int) -> list[str]:
+    """What our models, and what comes before them, do otherwise: a line each."""
+    lines = []
+    if (eps := config.get("layer_norm_eps", EPS)) != EPS:
+        lines.append(f"{CONFIG}: layer_norm_eps is {_short(eps)}, here {EPS}")
+    if (resample := processor.get("resample", BICUBIC)) != BICUBIC:
+        lines.append(f"{PROCESSOR}: resample is {_short(resample)}, here {BICUBIC} (bicubic)")
+    made, _ = _view(processor)
+    if processor and not made:
+        what = "resizes and crops in a way we do not; here the whole picture is made square"
+        lines.append(f"{PROCESSOR}: {what}")
+    elif made and made != size:
+        lines.append(f"{PROCESSOR}: pictures have {made} pixels a side, here {size}")
+    return lines
+
+
+def _view(processor: dict[str, Any]) -> tuple[int | None, float | None]:
+    """Pixels a side that it makes of a picture, and `crop_pct`; no size if we do otherwise."""
+    kind = processor.get("image_processor_type", processor.get("feature_extractor_type"))
+    convnext = isinstance(kind, str) and kind.startswith("ConvNext")
+    size = processor.get("size")
+    size = {"shortest_edge": size} if convnext and type(size) is int else size  # before 4.25
+    whole, crop = _square(size), _square(processor.get("crop_size"))
+    short = _edge(size.get("shortest_edge")) if isinstance(size, dict) else None
+    crops = bool(processor.get("do_center_crop"))
+    if not processor.get("do_resize", True):
+        return None, None
+    if convnext and short:
+        share = number(processor.get("crop_pct", 224 / 256)) or 0.0  # which is refused
+        return short, share if short < WARPED else None
+    if crops and short and crop and crop <= short:
+        return crop, crop / short
+    return (None if crops and crop != whole else whole), None
+
+
+def _square(size: object) -> int | None:
+    """Pixels a side, where it is a square."""
+    if not isinstance(size, dict):
+        return _edge(size)
+    height, width = _edge(size.get("height")), _edge(size.get("width"))
+    return height if height == width else None
+
+
+def _edge(pixels: object) -> int | None:
+    return pixels if type(pixels) is int and 0 < pixels < 100_000 else None
+
+
+def _normalisation(processor: dict[str, Any]) -> dict[str, Any]:
+    """`mean` and `std` of pixels from 0 to 1, as far as they are given."""
+    given = {"mean": processor.get("image_mean"), "std": processor.get("image_std")}
+    if not processor.get("do_normalize", True):
+        given = {"mean": 0, "std": 1}
+    factor = processor.get("rescale_factor", 1 / 255) if processor.get("do_rescale", True) else 1
+    scale = 255 * (number(factor) or 0)
+    return {name: _divided(value, scale) for name, value in given.items() if value is not None}
+
+
+def _divided(value: object, scale: float) -> list[float] | None:
+    """Numbers of the three channels, or one of all; None, which is refused, for anything else."""
+    numbers = [number(v) for v in (value if isinstance(value, list) else [value] * 3)]
+    return None if None in numbers or scale <= 0 else [v / scale for v in numbers]
+
+
+def _short(value: object) -> str:
+    return f"{value!r:.40}" if isinstance(value, str | int | float) else "of another type"
