@@ -120,7 +120,8 @@ def faces_in(
         )
     count = "1 face" if len(found) == 1 else f"{len(found)} faces, the largest first"
     margin, line = face_margin(saved, given)
-    return [cut_face(image, face, margin) for face in found], f"{count}; {line}"
+    lines = "; ".join([count, line, *saved.notes])
+    return [cut_face(image, face, margin) for face in found], lines
 
 
 def look(saved: SavedClassifier, predictor: Predictor, faces: Sequence[np.ndarray]) -> list[Seen]:

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from datasets.augment import Augment, plain
+from datasets.labels import canonical
 from datasets.transforms import IMAGENET_MEAN, IMAGENET_STD, Normalise
 from models_masked import MaskedAutoencoder
 from models_registry import create_classifier, create_pretrain_model, normalise_head_input
@@ -161,6 +162,8 @@ def _classifier(source: str | Path, opened: _Opened, classes: Sequence[str]) -> 
     if len(names) != total:
         told = f"--classes names {len(names)}" if classes else "it does not name them"
         raise BadInput(f"{source}: has {total} classes, {told}: --classes A,B,… in their order")
+    if (own := _classes(settings)) and canonical(names) != canonical(own):
+        notes = [*notes, f"classes as in --classes; the checkpoint says {', '.join(own)}"]
     preprocessing = _preprocessing(source, opened)
     options = {}
     if held.family == "ViT":

@@ -66,7 +66,7 @@ def check_entries(path: str, names: Sequence[str], n: int = 100) -> None:
     if any(os.path.exists(os.path.join(folder, name)) for name in some):
         return
     if columns := read_list(path).columns:
-        listed = printable(", ".join(columns))
+        listed = printable(", ".join(name.strip() or "''" for name in columns))
         what = f"no column of paths among {listed}; name it one of {', '.join(PATHS)}"
         raise bad(path, what)
     first, place = printable(some[0]), printable(os.path.join(folder, some[0]))
@@ -98,7 +98,8 @@ def _of_lines(lines: list[str]) -> Listed:
 
 def _of_rows(rows: list[list[str]]) -> Listed:
     """The columns of a CSV, by its header; without one that is known, paths stand first."""
-    column = _column(rows[0], PATHS) if rows else None
+    first = rows[0] if rows else []
+    column = _column(first, PATHS)
     at = column or 0
     rows = [row for row in rows if len(row) > at and row[at].strip()]
     cells = [row[at].strip() for row in rows]
@@ -112,7 +113,7 @@ def _of_rows(rows: list[list[str]]) -> Listed:
         [] if place is None else [row[place].strip() if len(row) > place else "" for row in rows]
         for place in places
     )
-    several = rows[0] if rows and column is None and len(rows[0]) > 1 else []
+    several = first if column is None and len(first) > 1 else []
     return Listed([row[at].strip() for row in rows], labels, splits, several)
 
 

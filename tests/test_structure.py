@@ -98,7 +98,7 @@ def test_args_stops_at_the_mains(path):
 def test_every_flag_is_read(main):
     """By the program, the file that builds its parts, or the options' own bundles."""
     more = {
-        "main_finetune": ["build_finetune", "util/options_finetune"],
+        "main_finetune": ["build_finetune", "build_checkpoint", "util/options_finetune"],
         "main_predict": ["util/options_predict"],
     }
     places = more.get(main.__name__, [])

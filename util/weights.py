@@ -190,7 +190,9 @@ def check_architecture(
         raise BadInput(f"{what}; none of our models is like it, the nearest is {held.option}")
     misnamed = (held.size, held.patch) == ("small", 32)
     note = " (MAE-SFER's own vit_small_patch16 is one of these)" if misnamed else ""
-    raise BadInput(f"{what}: use {held.option}{note}")
+    other_patch = held._replace(patch=wanted.patch) == wanted
+    use = f"--patch_size {held.patch}" if other_patch else held.option
+    raise BadInput(f"{what}: use {use}{note}")
 
 
 def check_alone(source: str | Path, weights: State) -> None:

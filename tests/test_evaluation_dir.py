@@ -1,0 +1,180 @@
+"""Evaluations leave the results of a run, and each other's, as they are."""
+
+import json
+import shutil
+
+import pytest
+from finetuned import evaluate, results
+from runs import finetune_options, run_here, run_two, status
+
+import main_finetune
+import main_visualize
+from util.errors import BAD_INPUT, DONE, BadInput
+from util.evaluation_dir import check_results, evaluation_folder, holds_run
+
+
+@pytest.fixture
+def run(finetune, tmp_path):
+    """A finished fine-tuning of one's own."""
+    shutil.copytree(finetune(), tmp_path / "run")
+    return tmp_path / "run"
+
+
+def contents(folder):
+    """What the files of a run hold, without what lies in folders below it."""
+    files = [*folder.glob("*"), *(folder / "figures").glob("*")]
+    return {path: path.read_bytes() for path in files if path.is_file() and path.name != ".lock"}
+
+
+def go(*options, code=DONE):
+    assert run_here(main_finetune, [*map(str, options), "--num_workers", "0"]) == code
+
+
+def test_an_evaluation_into_a_runs_folder_goes_to_one_of_its_own(run, sets, capfd):
+    before = contents(run)
+    data = ["--data_path", sets / "affectnet"]
+    go("--eval", "--finetune", run / "checkpoint-best.pth", "--output_dir", run, *data)
+    own = run / "eval" / "checkpoint-best-affectnet"
+    assert f"results: {own}" in capfd.readouterr().out
+    assert contents(run) == before
+    assert {path.name for path in own.iterdir()} >= {
+        *("eval.json", "predictions.csv", "figures", "report.html", "status.json")
+    }
+    assert results(own)["made_by"] == {
+        "kind": "eval",
+        "checkpoint": str(run / "checkpoint-best.pth"),
+        "data": str(sets / "affectnet"),
+        "options": {},
+    }
+
+
+def test_without_an_output_dir_results_lie_beside_the_checkpoint(run, sets, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    before = contents(run)
+    data = ["--data_path", sets / "rafdb"]
+    go("--eval", "--finetune", "run/checkpoint-best.pth", *data)
+    go("--eval", "--finetune", "run/checkpoint-best.pth", *data, "--eval_flip", "--crop_pct", 0.5)
+    go("--knn", "--finetune", "run/checkpoint-last.pth", *data)
+    written = {str(path.parent.relative_to(run)) for path in run.rglob("eval.json")}
+    assert written == {
+        ".",
+        "eval/checkpoint-best-rafdb",
+        "eval/checkpoint-best-rafdb-crop_pct_0.5-eval_flip_True",
+        "knn/checkpoint-last-rafdb",
+    }
+    assert contents(run) == before
+    assert not (tmp_path / "output_dir").exists()
+
+
+def test_two_processes_write_to_one_folder(run, sets):
+    options = f"--eval --finetune {run / 'checkpoint-best.pth'} --data_path {sets / 'rafdb'}"
+    run_two("main_finetune", f"{options} --output_dir {run} --num_workers 0".split())
+    assert (run / "eval" / "checkpoint-best-rafdb" / "eval.json").exists()
+
+
+def test_the_same_evaluation_again_replaces_its_own_results(run, sets, tmp_path):
+    options = f"--data_path {sets / 'rafdb'}"
+    first = evaluate(run / "checkpoint-best.pth", tmp_path / "out", options)
+    assert evaluate(run / "checkpoint-best.pth", tmp_path / "out", options) == first
+
+
+@pytest.mark.parametrize(
+    ("other", "named"),
+    [
+        ("--data_path {sets}/affectnet", "data "),
+        ("--data_path {sets}/rafdb --eval_flip", "options {}"),
+        ("--data_path {sets}/rafdb --knn", "kind eval"),
+        ("--data_path {sets}/rafdb --finetune {run}/checkpoint-last.pth", "checkpoint "),
+    ],
+)
+def test_results_of_another_kind_are_not_replaced(other, named, run, sets, tmp_path, capfd):
+    out = tmp_path / "out"
+    evaluate(run / "checkpoint-best.pth", out, f"--data_path {sets / 'rafdb'}")
+    before = contents(out)
+    options = other.format(sets=sets, run=run).split()
+    if "--finetune" not in options:
+        options += ["--finetune", run / "checkpoint-best.pth"]
+    kind = [] if "--knn" in options else ["--eval"]
+    go(*kind, *options, "--output_dir", out, code=BAD_INPUT)
+    line = capfd.readouterr().err
+    assert f"--output_dir {out}: holds results of another kind" in line
+    assert named in line
+    del before[out / "status.json"]
+    after = contents(out)
+    del after[out / "status.json"]
+    assert after == before
+
+
+def test_training_does_not_replace_the_results_of_an_evaluation(run, sets, tmp_path, capfd):
+    data = f"--data_path {sets / 'rafdb'}"
+    evaluate(run / "checkpoint-best.pth", tmp_path / "out", data)
+    options = finetune_options(tmp_path / "out", "vit", data)
+    assert run_here(main_finetune, options) == BAD_INPUT
+    assert "holds results of another kind (kind eval; now kind training)" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("flags", [["--eval"], ["--knn"], ["--eval", "--modle", "x"]])
+def test_an_evaluation_that_fails_leaves_a_runs_status_alone(flags, run, capfd):
+    assert status(run) == "done"
+    checkpoint = ["--finetune", run / "checkpoint-best.pth"]
+    go(*flags, *checkpoint, "--data_path", "/nowhere", "--output_dir", run, code=BAD_INPUT)
+    assert status(run) == "done"
+
+
+def test_a_folder_without_checkpoints_names_the_option(sets, tmp_path, capfd):
+    go("--eval", "--data_path", sets / "rafdb", "--output_dir", tmp_path, code=BAD_INPUT)
+    assert f"--eval: {tmp_path} holds no checkpoint; name one with" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("result", "kind"),
+    [
+        ({"accuracy": 1, "train_data": "RAF-DB"}, "training"),
+        ({"accuracy": 1, "classifier": "nearest neighbours"}, "knn"),
+        ({"accuracy": 1, "checkpoint": "a.pth"}, "eval"),
+        ({"made_by": {"kind": "knn"}}, "knn"),
+    ],
+)
+def test_results_that_do_not_say_what_they_are_are_known_by_what_they_hold(result, kind, tmp_path):
+    (tmp_path / "eval.json").write_text(json.dumps(result))
+    check_results(tmp_path, {"kind": kind})
+    for other in {"training", "knn", "eval"} - {kind}:
+        with pytest.raises(BadInput, match=f"kind {kind}; now kind {other}"):
+            check_results(tmp_path, {"kind": other})
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '"eval"'])
+def test_torn_results_are_replaced(text, tmp_path):
+    (tmp_path / "eval.json").write_text(text)
+    check_results(tmp_path, {"kind": "eval", "data": "x"})
+
+
+@pytest.mark.parametrize("made_by", [3, [], {"kind": []}, {"data": {"a": [1]}}])
+def test_results_that_say_anything_are_kept(made_by, tmp_path):
+    (tmp_path / "eval.json").write_text(json.dumps({"made_by": made_by, "classifier": 1}))
+    with pytest.raises(BadInput, match="holds results of another kind"):
+        check_results(tmp_path, {"kind": "eval", "data": "x"})
+
+
+def test_names_of_folders_are_names(tmp_path):
+    odd = "/data/a b/…\n$(x)/../RAF-DB/"
+    made = evaluation_folder("eval", "released_name", odd, None, {"label_order": "a,b"})
+    assert made == "output_dir/eval/released_name-RAF-DB-label_order_a,b"
+    long = evaluation_folder("eval", "x", "synthetic:90:8", str(tmp_path), {"classes": "n" * 999})
+    assert long == str(tmp_path)
+    (tmp_path / "log.txt").touch()
+    long = evaluation_folder("eval", "x", "synthetic:90:8", str(tmp_path), {"classes": "n" * 999})
+    assert long.startswith(f"{tmp_path}/eval/x-synthetic_90_8-classes_nnn")
+    assert len(long.rpartition("/")[2]) == 200
+
+
+def test_figures_of_other_images_do_not_replace_those_of_a_runs_results(run, sets, capfd):
+    before = contents(run)
+    argv = ["--checkpoint", run / "checkpoint-best.pth", "--data_path", sets / "affectnet"]
+    argv += ["--figures", "confusion", "--num_workers", 0]
+    assert run_here(main_visualize, list(map(str, argv))) == DONE
+    assert contents(run) == before
+    own = run / "visualize" / "checkpoint-best-affectnet"
+    assert (own / "figures" / "confusion_matrix.png").exists()
+    assert str(own) in capfd.readouterr().out
+    assert not holds_run(own)
