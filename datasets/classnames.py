@@ -72,10 +72,9 @@ def _by_word(names: Sequence[str], what: str) -> tuple[Sequence[str], dict[str, 
     called, notes = {name: name for name in names}, []
     if others := [name for name, word in words.items() if not word and any(words.values())]:
         near = {name: near_expression(_name_part(name)) for name in others}
-        hints = [f"{printable(name)}: {word}?" for name, word in near.items() if word]
-        meant = f" (did you mean {'; '.join(hints)})" if hints else ""
-        verb = "is no known expression" if len(others) == 1 else "are no known expressions"
-        notes = [f"{few(others)} {verb}{meant}, so all {what}s keep the names they have"]
+        shown = [printable(n) + f" (did you mean {near[n]}?)" * bool(near[n]) for n in others[:12]]
+        verb = "is not a known expression" if len(others) == 1 else "are not known expressions"
+        notes = [f"{', '.join(shown)} {verb}, so all {what}s keep their own names"]
     return sorted(names, key=os.fsencode), called, notes
 
 

@@ -11,7 +11,7 @@ import zlib
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 from PIL import __version__ as pillow
 
 from datasets.decode import UnreadableImage, load_rgb, printable
@@ -96,6 +96,35 @@ def test_jpegs_are_decoded_as_pillow_decodes_them(save, quality, options, mode):
     assert out.flags.c_contiguous
     with Image.open(path) as image:
         np.testing.assert_array_equal(out, np.asarray(image.convert("RGB")))
+
+
+@pytest.mark.parametrize("place", ["before the frame", "behind it", "behind the tables"])
+@pytest.mark.parametrize("orientation", [1, 3, 6])
+def test_exif_counts_wherever_pillow_reads_it(place, orientation, save):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = save("a.jpg", Image.fromarray(noise(16, 24, 3)), exif=exif)
+    segments, rest = segments_of(path.read_bytes())
+    app1 = next(segment for segment in segments if segment[1] == 0xE1)
+    segments.remove(app1)
+    frame = next(k for k, segment in enumerate(segments) if segment[1] == 0xC0)
+    at = {"before the frame": 0, "behind it": frame + 1, "behind the tables": len(segments)}[place]
+    segments.insert(at, app1)
+    path.write_bytes(b"\xff\xd8" + b"".join(segments) + rest)
+    with Image.open(path) as image:
+        expected = np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+    assert expected.shape[:2] == ((24, 16) if orientation == 6 else (16, 24))
+    np.testing.assert_array_equal(load_rgb(path), expected)
+
+
+def segments_of(data):
+    """A JPEG's segments up to its pixels, and these."""
+    segments, at = [], 2
+    while data[at + 1] != 0xDA:
+        end = at + 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+        segments.append(data[at:end])
+        at = end
+    return segments, data[at:]
 
 
 def test_the_content_decides_not_the_ending(save):

@@ -1,5 +1,6 @@
 """`--eval`: the same numbers by any number of processes, from any checkpoint, across data sets."""
 
+import re
 import shutil
 from collections import Counter
 
@@ -7,6 +8,7 @@ import numpy as np
 import pytest
 import timm
 import torch
+import transformers
 from finetuned import (
     AFF_NAMES,
     EVERYTHING,
@@ -18,9 +20,13 @@ from finetuned import (
     results,
     unaugmented,
 )
+from PIL import Image
 from runs import run_here, run_two
+from sklearn.linear_model import LogisticRegression
 
 import main_finetune
+from datasets import open_labelled, plain
+from datasets.transforms import Normalise
 from models_registry import create_classifier
 from util.weights import load_pretrained
 
@@ -173,3 +179,134 @@ def test_training_can_be_tested_on_ferplus_under_a_named_rule(sets, finetune):
     assert "--label_rule majority" in result["rule"]
     assert (result["n"], result["classes"]) == (14, list(RAF_NAMES))
     assert {row["label"] for row in predictions(folder)} == set(RAF_NAMES)
+
+
+# --- classes that do not meet, and classes in another order ---
+
+
+@pytest.fixture(scope="module")
+def knowing(tmp_path_factory):
+    """A classifier of 7 expressions that answers by the colour of an image, mostly right.
+
+    Its features are trained on nothing: a head is fitted to the images of `coloured`.
+    """
+    root = tmp_path_factory.mktemp("knowing")
+    folder = coloured(root / "data", RAF_NAMES, 48)
+    torch.manual_seed(0)
+    model = create_classifier("vit_tiny_patch16", 7, 32, global_pool="token").eval()
+    images = open_labelled(str(folder)).splits["test"]
+    view = plain(32)
+    pixels = torch.stack([view(images.source.image(i)) for i in range(len(images))])
+    names = open_labelled(str(folder)).classes
+    with torch.no_grad():
+        x = model.forward_features(Normalise()(pixels)).numpy()
+    fitted = LogisticRegression(C=1e4, max_iter=2000).fit(x, images.labels)
+    order = [names.index(name) for name in RAF_NAMES]
+    model.head.weight.data = torch.tensor(fitted.coef_[order], dtype=torch.float32)
+    model.head.bias.data = torch.tensor(fitted.intercept_[order], dtype=torch.float32)
+    torch.save(model.state_dict(), root / "weights.pth")
+    return root / "weights.pth", folder
+
+
+def coloured(root, names, per_class, called=None):
+    """A test split whose classes differ in colour, with a little noise."""
+    rng = np.random.default_rng(1)
+    shades = dict(zip(RAF_NAMES, np.linspace(20, 235, 7), strict=True))
+    for name in names:
+        folder = root / "test" / (called or {}).get(name, name)
+        folder.mkdir(parents=True)
+        for k in range(per_class):
+            shade = shades[name] + rng.normal(0, 9)
+            pixels = np.full((16, 16, 3), np.clip(shade, 0, 255), np.uint8)
+            Image.fromarray(pixels).save(folder / f"{k}.png")
+    return root
+
+
+FOREIGN = "--crop_pct 1 --classes"
+
+
+def test_a_misspelt_class_folder_is_reported_on_screen_and_in_the_results(knowing, tmp_path, capfd):
+    path, _ = knowing
+    data = coloured(tmp_path / "data", RAF_NAMES, 8, {"Surprise": "Suprise"})
+    names = f"{FOREIGN} {','.join(RAF_NAMES)}"
+    result = evaluate(path, tmp_path / "out", f"--data_path {data} --data_set folder {names}")
+    assert (result["n"], len(result["classes"])) == (48, 6)
+    assert result["left_out"] == {"images": {"Suprise": 8}, "answers": ["Surprise"]}
+    said = capfd.readouterr().out
+    assert (
+        "left out: 8 images of Suprise, a class that the model does not know; did you mean" in said
+    )
+    assert "left out: the model's Surprise, which the data set does not have" in said
+    assert "Suprise (did you mean Surprise?) is not a known expression" in said
+    report = (tmp_path / "out" / "report.html").read_text()
+    assert "8 images of Suprise, unknown to the model" in report
+
+
+def test_a_right_order_of_classes_is_not_doubted(knowing, tmp_path, capfd):
+    path, data = knowing
+    result = evaluate(path, tmp_path, f"--data_path {data} {FOREIGN} {','.join(RAF_NAMES)}")
+    assert result["accuracy"] > 75
+    assert "better_class_order" not in result
+    assert "another order" not in capfd.readouterr().out
+
+
+def test_a_wrong_order_of_a_foreign_files_classes_is_found_and_the_right_one_told(
+    knowing, tmp_path, capfd
+):
+    path, data = knowing
+    wrong = [*AFF_NAMES[:7]]
+    result = evaluate(path, tmp_path / "a", f"--data_path {data} {FOREIGN} {','.join(wrong)}")
+    assert result["accuracy"] < 40
+    said = capfd.readouterr().out
+    assert "warning: the classes are probably in another order" in said
+    told = re.search(r"if the model's outputs are misnamed: (--classes=\S+)", said)[1]
+    assert told == f"--classes={','.join(RAF_NAMES)}"
+    right = evaluate(path, tmp_path / "b", f"--data_path {data} --crop_pct 1 {told}")
+    assert right["accuracy"] == pytest.approx(result["better_class_order"]["accuracy"])
+    assert right["accuracy"] > 75
+
+
+def test_a_wrong_order_of_numbered_folders_is_found_and_the_right_one_told(
+    knowing, tmp_path, capfd
+):
+    path, _ = knowing
+    numbers = {name: str(k) for k, name in enumerate(sorted(RAF_NAMES))}  # alphabetical
+    data = coloured(tmp_path / "data", RAF_NAMES, 48, numbers)
+    more = f"--data_path {data} {FOREIGN} {','.join(RAF_NAMES)} --label_order"
+    result = evaluate(path, tmp_path / "a", f"{more} fer2013")
+    assert result["accuracy"] < 75
+    said = capfd.readouterr().out
+    told = re.search(r"if the data's labels are: --label_order=(\S+)", said)[1]
+    assert told == ",".join(sorted(RAF_NAMES))
+    right = evaluate(path, tmp_path / "b", f"{more} {told}")
+    assert right["accuracy"] > 75
+    assert "another order" not in capfd.readouterr().out
+
+
+def test_classes_named_beside_a_file_of_transformers_are_taken_from_there(tmp_path, sets, capfd):
+    names = dict(enumerate(RAF_NAMES[::-1]))
+    config = transformers.ViTConfig(
+        hidden_size=192,
+        num_hidden_layers=12,
+        num_attention_heads=3,
+        intermediate_size=768,
+        image_size=32,
+        id2label=names,
+        label2id={name: k for k, name in names.items()},
+    )
+    theirs = transformers.ViTForImageClassification(config).eval()
+    theirs.save_pretrained(tmp_path / "hf")
+    transformers.ViTImageProcessor(size=32, resample=3).save_pretrained(tmp_path / "hf")
+    path = tmp_path / "hf" / "model.safetensors"
+    result = evaluate(path, tmp_path / "out", f"--data_path {sets / 'rafdb'}")
+    assert result["classes"] == list(RAF_NAMES[::-1])
+    said = capfd.readouterr().out
+    assert "names no classes" not in said
+    images = open_labelled(str(sets / "rafdb")).splits["test"]
+    view, normalise = plain(32), Normalise((0.5,) * 3, (0.5,) * 3)  # as the processor says
+    x = normalise(torch.stack([view(images.source.image(i)) for i in range(len(images))]))
+    with torch.no_grad():
+        p = theirs(x).logits.softmax(1).numpy()
+    rows = predictions(tmp_path / "out")
+    found = np.array([[float(row[f"p_{name}"]) for name in RAF_NAMES[::-1]] for row in rows])
+    np.testing.assert_allclose(found, p, atol=1e-4)

@@ -250,6 +250,20 @@ def test_ferplus_csv_and_folders_hold_the_same(tmp_path, rule, quirk):
         assert (ours.targets is None) == (theirs.targets is None) == (rule != "votes")
 
 
+def test_ferplus_is_compared_with_the_counts_of_its_own_layout(tmp_path):
+    """The owners' label.csv files are not fer2013new.csv: 1,602 rows have other votes."""
+    write_ferplus_csv(tmp_path / "csv", drawn=False)
+    write_ferplus_folders(tmp_path / "folders", drawn=False)
+    published = {
+        layout: open_labelled(str(tmp_path / layout), label_rule="majority").published
+        for layout in ("csv", "folders")
+    }
+    assert published == {
+        "csv": {"train": 25_060, "val": 3_199, "test": 3_153},
+        "folders": {"train": 25_045, "val": 3_191, "test": 3_137},
+    }
+
+
 def test_a_ferplus_rule_that_leaves_nothing_is_named(tmp_path):
     undecided = [[0, 0, 0, 0, 0, 0, 0, 0, 10, 0]] * 16  # all of the training images are unknown
     write_ferplus_csv(tmp_path, votes=undecided)

@@ -213,3 +213,11 @@ def test_predictions_that_cannot_be_written_leave_the_old_ones(tmp_path):
         write_predictions(path, ["too few"], labels, probabilities, NAMES[:3])
     assert path.read_text() == "old"
     assert [p.name for p in tmp_path.iterdir()] == ["predictions.csv"]
+
+
+def test_images_are_counted_in_whole_numbers_also_when_none_is_right():
+    p = np.array([[0.1, 0.9, 0], [0.8, 0.2, 0], [0.3, 0.7, 0]])
+    result = json.loads(json.dumps(evaluate(p, np.array([0, 1, 2]), ["a", "b", "c"])))
+    assert result["accuracy"] == 0
+    assert result["support"] == {"a": 1, "b": 1, "c": 1}
+    assert all(type(count) is int for count in result["support"].values())
