@@ -49,7 +49,8 @@ def about_worker(text: str) -> str:
         if name == "Bus error":
             advice = "allow more shared memory (containers: --shm-size 8g), or --num_workers 0"
         return f"a data worker (process {pid}) was killed by a signal ({name}); {advice}"
-    if late:
+    # The alarm may go off while torch already reports a worker that is gone.
+    if late and "exited unexpectedly" not in text:
         return (
             f"the data workers brought nothing for {float(late[1]):g} s; a disk or network that "
             "hangs, or one that needs a longer --dist_timeout"
