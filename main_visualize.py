@@ -90,7 +90,12 @@ def check_options(args: argparse.Namespace) -> None:
         args.output_dir = args.runs[0] if only_curves else os.path.dirname(args.checkpoint) or "."
         if not (only_curves or os.path.isfile(args.checkpoint)):
             raise BadInput(f"--output_dir: name a folder; {args.checkpoint} is not a file in one")
-    if not only_curves and tests_other_images(args.output_dir, args.data_path, args.split):
+    results = not asked or set(asked) & OF_RESULTS.keys()
+    if (
+        args.checkpoint
+        and results
+        and tests_other_images(args.output_dir, args.data_path, args.split)
+    ):
         # The figures of the run's own results stay what its numbers are about.
         options = {"split": args.split} if args.split else {}
         args.output_dir = evaluation_folder(

@@ -122,6 +122,8 @@ def places(sets, pretrained, finetune, photographs, tmp_path_factory):
     store = tmp_path_factory.mktemp("docs") / "store"
     packing = f"--data_path {sets / 'rafdb'} --num_workers 1 --output {store}"
     assert run_here(main_pack, packing.split()) == 0
+    weights = store.parent / "weights.pth"  # without a training state
+    torch.save({"model": load(pretrained["vit"].parent)["model"]}, weights)
     fine = finetune("vit")
     best = fine / "checkpoint-best.pth"
 
@@ -138,6 +140,7 @@ def places(sets, pretrained, finetune, photographs, tmp_path_factory):
             "/path/to/store": store,
             "STORE": store,
             "/path/to/checkpoint.pth": pretrained[kind],
+            "/path/to/mae_pretrain_vit_base.pth": weights,
             "runs/pretraining/checkpoint-last.pth": pretrained["vit"],
             "save_results/checkpoint-last.pth": pretrained["vit"],
             "FILE": best,
