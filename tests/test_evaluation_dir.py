@@ -15,8 +15,9 @@ from util.evaluation_dir import check_results, evaluation_folder, holds_run
 
 @pytest.fixture
 def run(finetune, tmp_path):
-    """A finished fine-tuning of one's own."""
-    shutil.copytree(finetune(), tmp_path / "run")
+    """A finished fine-tuning of one's own, without what others have tried on it."""
+    others = shutil.ignore_patterns("eval", "knn", "visualize")
+    shutil.copytree(finetune(), tmp_path / "run", ignore=others)
     return tmp_path / "run"
 
 
