@@ -13,14 +13,13 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from util.errors import BadInput
-from util.evaluation_dir import check_results
 from util.options import Options, launch, saving, start
 from util.options_finetune import (
     DECIDES_RESULT,
     build_parser,
     check_input_size,
     check_options,
-    made_by_evaluation,
+    made_by,
 )
 from util.options_trained import (
     OF_IMAGES,
@@ -68,7 +67,6 @@ def finetune(args: Options, run: "Run") -> None:
         write_config,
     )
     from engine_train import Precision, Trainer
-    from util.distributed import on_main
 
     torch.manual_seed(args.seed)
     if run.device.type == "mps" and args.grad_checkpointing and args.drop_path:
@@ -76,7 +74,6 @@ def finetune(args: Options, run: "Run") -> None:
             "--grad_checkpointing: on Apple GPUs torch would recompute other drop paths; set "
             "--drop_path 0, or leave it out"
         )
-    on_main(lambda: check_results(run.output, {"kind": "training"}))
     path, weights, notes = find_beginning(run, start(args))
     if weights:
         raise BadInput(f"--resume {weights}: weights alone; begin with them by --finetune")
@@ -210,7 +207,7 @@ def test_chosen(
         best, epoch = evaluator.evaluate(model, split), saved["epoch"]
     facts = {
         **about(args, data, split, report),
-        "made_by": {"kind": "training"},
+        "made_by": made_by(args),
         "train_data": data.train_set.title,
         "train_images": len(data.train),
         "epoch": epoch,
@@ -243,12 +240,9 @@ def evaluate(args: Options, run: "Run") -> None:
     from engine_evaluate import doubt_order
     from engine_finetune import write_results
     from engine_train import Precision
-    from util.distributed import on_main
     from util.metrics import summary_lines
     from util.weights import load_pretrained
 
-    made_by = made_by_evaluation(args)
-    on_main(lambda: check_results(run.output, made_by))
     saved, source = checkpoint.read_finetune(args), args.finetune
     known = checkpoint.use_of(args, saved)
     trained = known.trained
@@ -278,7 +272,7 @@ def evaluate(args: Options, run: "Run") -> None:
         return
     facts = {
         **build.about(args, data, "test", report),
-        "made_by": made_by,
+        "made_by": made_by(args),
         "checkpoint": source,
         "weights": loaded.entry,
         "differs_from_training": differ,
@@ -298,11 +292,8 @@ def classify_by_neighbours(args: Options, run: "Run") -> None:
     from engine_finetune import write_results
     from engine_probe import Probe, knn
     from engine_train import Precision
-    from util.distributed import on_main
     from util.metrics import summary_lines
 
-    made_by = made_by_evaluation(args)
-    on_main(lambda: check_results(run.output, made_by))
     saved = checkpoint.read_finetune(args)
     known = checkpoint.use_of(args, saved)
     trained = known.trained
@@ -336,7 +327,7 @@ def classify_by_neighbours(args: Options, run: "Run") -> None:
     evaluation = judge(knn(train, queries.x, len(classes)), queries.readable, test)
     facts = {
         **build.about(args, data, split, report),
-        "made_by": made_by,
+        "made_by": made_by(args),
         "classifier": "nearest neighbours",
         "checkpoint": args.finetune,
         "differs_from_training": differ,

@@ -4,7 +4,7 @@ import argparse
 from typing import Any
 
 from util.errors import BadInput
-from util.evaluation_dir import evaluation_folder, own_checkpoint
+from util.evaluation_dir import check_results, evaluation_folder, own_checkpoint
 from util.options import (
     RATE,
     SIZE,
@@ -205,7 +205,8 @@ def _add_evaluation(parser: Parser) -> None:
 def check_options(args: argparse.Namespace) -> None:
     """Fill in what depends on other options, and refuse what cannot work."""
     name = args.model.removeprefix("mae_")
-    size, kind = find_size(name, CLASSIFIER_SIZES), family(args.model)
+    find_size(name, CLASSIFIER_SIZES)
+    kind = family(args.model)
     if kind == "convnextv2":
         for option in ("patch_size", "cls_token"):
             if getattr(args, option) is not None:
@@ -218,8 +219,6 @@ def check_options(args: argparse.Namespace) -> None:
         fill_defaults(args, defaults)
     if args.aug == "randaug":
         fill_defaults(args, {"crop_pct": 0.875 if args.input_size <= 224 else 1.0})
-    if kind == "mae":
-        fill_defaults(args, {"patch_size": size.patch})
     check_input_size(args)
     _check_training(args)
     if args.use_amp is not None:
@@ -233,11 +232,14 @@ def check_options(args: argparse.Namespace) -> None:
         raise BadInput("--classes: is for --eval; in training the data set names the classes")
     if args.eval or args.knn:
         _find_evaluation(args)
+    check_results(args.output_dir, made_by(args))
 
 
 def check_input_size(args: argparse.Namespace) -> None:
     """Refuse a side that the model's patches do not fill."""
-    patch = CONVNEXT_PATCH if family(args.model) == "convnextv2" else args.patch_size
+    size = find_size(args.model.removeprefix("mae_"), CLASSIFIER_SIZES)
+    convnext = family(args.model) == "convnextv2"
+    patch = CONVNEXT_PATCH if convnext else args.patch_size or size.patch
     if args.input_size % patch:
         nearest = max(1, round(args.input_size / patch)) * patch
         raise BadInput(
@@ -253,15 +255,16 @@ def _find_evaluation(args: Options) -> None:
         if not args.finetune:
             what = f"{args.output_dir} holds no checkpoint; name one with --finetune"
             raise BadInput(f"--eval: {what}")
-    made_by = made_by_evaluation(args)
-    data_path = args.eval_data_path or args.data_path
+    by = made_by(args)
     args.output_dir = evaluation_folder(
-        made_by["kind"], args.finetune, data_path, given, made_by["options"]
+        by["kind"], by["checkpoint"], by["data"], given, by["options"]
     )
 
 
-def made_by_evaluation(args: Options) -> dict[str, Any]:
-    """What makes an evaluation another one: kind, checkpoint, data and options."""
+def made_by(args: Options) -> dict[str, Any]:
+    """What results come from: the kind of work, and what makes an evaluation another one."""
+    if not (args.eval or args.knn):
+        return {"kind": "training"}
     names = args.given & {*OF_IMAGES, *OF_DATA, "classes", "model_key", "amp"}
     given = {name: getattr(args, name) for name in sorted(names)}
     given = {name: ",".join(v) if isinstance(v, tuple) else v for name, v in given.items()}

@@ -57,8 +57,8 @@ def trained_with(checkpoint: Mapping[str, Any], source: object) -> dict[str, Any
     none. Raises BadInput for a value that is not one.
     """
     own = checkpoint.get("args")
-    ours = isinstance(own, dict) and not checkpoint.keys().isdisjoint(("classes", "run"))
-    if not ours:
+    marks = ("classes", "run", "preprocessing")  # of ours, exported ones included
+    if not isinstance(own, dict) or checkpoint.keys().isdisjoint(marks):
         return {}
     names = IS_VALUE if "classes" in checkpoint else PRETRAINED
     found = {name: own[name] for name in names if name in own}
