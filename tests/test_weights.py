@@ -1,6 +1,7 @@
 """Weights: every layout a user will bring, into our models, exactly; and a clear no to the rest."""
 
 import copy
+import sys
 from argparse import Namespace
 from pathlib import Path
 
@@ -188,10 +189,10 @@ def test_an_official_mae_checkpoint_with_all_it_carries(save, mae):
 def test_numpy_1_names_and_other_pythons_paths_are_read(tmp_path, save):
     path = save({"model": {}, **OFFICIAL}, _use_new_zipfile_serialization=False)
     content = path.read_bytes()
-    for new, old in (
-        (b"numpy._core.multi", b"numpy.core.multi"),
-        (b"cpathlib\n", b"cpathlib._local\n"),
-    ):
+    names = [(b"numpy._core.multi", b"numpy.core.multi"), (b"cpathlib\n", b"cpathlib._local\n")]
+    if sys.version_info[:2] == (3, 13):  # which writes the name of its own
+        names[1] = names[1][::-1]
+    for new, old in names:
         assert new in content
         content = content.replace(new, old)
     path.write_bytes(content)
