@@ -10,6 +10,7 @@ from datasets.filetypes import skipped_line
 from datasets.finetune import FinetuneDataset, PlainImages
 from datasets.folder import FileList, ImageFiles, list_images
 from datasets.labelled import LabelledSet, Source, describe
+from datasets.listfile import read_list
 from datasets.loader import build_loader, build_test_loader
 from datasets.packed import PackedImages, is_store
 from datasets.pretrain import PretrainDataset
@@ -84,7 +85,9 @@ def open_images(
 
 
 def _which(root: Path, files: FileList) -> list[str]:
-    """The line on a folder of which only the training split is used."""
+    """The line on a folder or list of which only the training split is used."""
+    if root.is_file() and len(files) < (count := len(read_list(os.path.abspath(root)).names)):
+        return [f"only the {len(files):,} training images of {count:,} in the list are used"]
     if not root.is_dir() or files.root == os.path.abspath(root):
         return []
     beside = sorted(name for name in os.listdir(root) if split_called(name))

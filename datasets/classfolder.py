@@ -56,7 +56,7 @@ def read(
     for split, folder in folders.items():
         _check_classes(folder, names[split], lists[split][0])
     every = sorted(set().union(*names.values()))
-    classes, called, told = name_classes(printable(str(root)), every, label_order, usual)
+    classes, called, told, order = name_classes(printable(str(root)), every, label_order, usual)
     there = {split: {called[name]: name for name in names[split]} for split in names}
     for split, found in names.items():
         _check_different(folders[split], found, called)
@@ -66,7 +66,7 @@ def read(
         name="folder",
         title=f"class folders {printable(root.name)}",
         classes=classes,
-        options={"label_order": label_order or usual} if label_order or usual else {},
+        options={"label_order": order} if order else {},
         splits={
             split: LabelledImages(ImageFiles(files), np.array([place[name] for name in found]))
             for split, (files, found, _) in lists.items()

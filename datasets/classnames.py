@@ -22,6 +22,7 @@ class Named(NamedTuple):
     classes: tuple[str, ...]  # in their order
     called: dict[str, str]  # the class of each name
     notes: list[str]  # what to say of it
+    label_order: str | None  # as in `--label_order`, if one decided
 
 
 def name_classes(
@@ -50,7 +51,7 @@ def name_classes(
     found = tuple(name for name in order if name in called.values())
     if len(found) < 2:
         raise BadInput(f"{where}: only one class, {few(names)}; a classifier needs two at least")
-    return Named(found, called, notes)
+    return Named(found, called, notes, label_order)
 
 
 def few(names: Collection[str], n: int = 12) -> str:

@@ -267,12 +267,15 @@ def _sort_out(
 
 
 def _of_list(path: str) -> tuple[FileList, dict[str, list[int]]]:
-    """The files a text list or CSV names, in its order, and the list's own stamp."""
+    """The files a text list or CSV names, in its order, and the list's own stamp.
+
+    Where it has a column of splits, those of the training split.
+    """
     try:
         stamps = {path: _stamp(path)}  # before it is read
     except OSError as e:
         raise bad(path, f"cannot be read ({e.strerror})") from None
-    names = map(os.fsencode, read_list(path).names)
+    names = map(os.fsencode, read_list(path).training())
     return FileList.of(os.path.dirname(path), names), stamps
 
 

@@ -41,7 +41,7 @@ def read(path: Path, label_order: str | None = None, usual: str | None = None) -
         )
     splits = _splits(listed, where)
     names = sorted(set(listed.labels), key=os.fsencode)
-    classes, called, notes = name_classes(where, names, label_order, usual, "label")
+    classes, called, notes, order = name_classes(where, names, label_order, usual, "label")
     place = {name: classes.index(word) for name, word in called.items()}
     labels = np.array([place[label] for label in listed.labels])
     there = present(path.parent, listed.names)
@@ -51,7 +51,6 @@ def read(path: Path, label_order: str | None = None, usual: str | None = None) -
         kept = np.flatnonzero(there & (np.array(splits) == split))
         files = FileList.of(str(path.parent), (os.fsencode(listed.names[i]) for i in kept))
         images[split] = LabelledImages(ImageFiles(files), labels[kept])
-    order = label_order or usual
     return LabelledSet(
         name="list",
         title=f"list {printable(path.name)}",

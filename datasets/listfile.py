@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from datasets.decode import printable
 from datasets.filetypes import is_image
+from datasets.splits import split_called
 from util.errors import BadInput
 
 PATHS = ("path", "file", "filename", "image", "img", "image_path", "subdirectory_filepath")
@@ -22,6 +23,11 @@ class Listed(NamedTuple):
     labels: list[str]
     splits: list[str]
     columns: list[str]  # of a CSV without a known column of paths; else empty
+
+    def training(self) -> list[str]:
+        """The names of the training split; all where there are no splits."""
+        pairs = zip(self.names, self.splits, strict=False)
+        return [name for name, split in pairs if split_called(split) == "train"] or self.names
 
 
 def read_list(path: str) -> Listed:

@@ -49,7 +49,7 @@ def read(root: Path, cache: str | os.PathLike | None = None) -> LabelledSet:
         data = _read_lists(lists)
     elif folders:
         data = read_folder(folders, "rafdb", cache)
-        data = replace(data, name="rafdb", title="RAF-DB basic, class folders")
+        data = replace(data, name="rafdb", title="RAF-DB basic, class folders", options={})
     else:
         raise BadInput(
             f"--data_path {printable(str(root))}: no RAF-DB; looked for EmoLabel/{LISTS[0]}, here "

@@ -414,7 +414,7 @@ def test_numbers_mean_what_the_label_order_says_or_nothing(ids, order, classes, 
     if classes is None:
         assert "--label_order" in complaint(name_classes, str(tmp_path), [*ids], order)
     else:
-        found, called, _ = name_classes(str(tmp_path), [*ids], order)
+        found, called, *_ = name_classes(str(tmp_path), [*ids], order)
         assert found == classes
         assert [called[name] for name in ids] == [*classes]
 

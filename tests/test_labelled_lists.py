@@ -60,6 +60,10 @@ def test_a_column_of_splits_makes_splits(images):
     (images / "list.csv").write_text(text)
     data = open_labelled(str(images / "list.csv"))
     assert {split: len(part) for split, part in data.splits.items()} == {"train": 2, "test": 2}
+    alone = open_images(str(images / "list.csv"))  # pre-training keeps away from test images
+    assert [alone.source.name(i) for i in range(2)] == [str(images / name) for name in NAMES[:2]]
+    assert (len(alone.source), len(alone.notes)) == (2, 1)
+    assert alone.notes[0] == "only the 2 training images of 4 in the list are used"
     (images / "list.csv").write_text(text.replace("PrivateTest", "somewhere"))
     message = complaint(open_labelled, str(images / "list.csv"))
     assert "happy/d.png is of the split 'somewhere'; splits are train, val and test" in message
