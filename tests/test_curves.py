@@ -93,7 +93,7 @@ def log(*values, key="train_loss"):
 def drawn(image, k):
     """Where the colour of run k is drawn on a picture, below the legend."""
     colour = [int(PALETTE[k][i : i + 2], 16) for i in (1, 3, 5)]
-    return (np.abs(image.astype(int) - colour).max(axis=2) < 40)[60:]
+    return (np.abs(image.astype(int) - colour).max(axis=2) < 60)[60:]
 
 
 def test_runs_are_compared_in_the_same_panel():
