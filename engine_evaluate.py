@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader
 
 from datasets.decode import printable
 from datasets.labelled import LabelledImages
-from datasets.labels import parse_order
+from datasets.labels import first_id, parse_order
 from datasets.transforms import Normalise
 from engine_train import Precision
 from util.class_order import (
@@ -155,7 +155,7 @@ def doubt_order(
     labels = None
     if label_order:
         names = [wording.shows.get(name, name) for name in parse_order(label_order)]
-        labels = option_text("--label_order", names)
+        labels = option_text("--label_order", names, first_id(label_order))
     told = ", ".join(f"{printable(a)} shows {printable(b)}" for a, b in moved.items())
     lines.append(f"  if the data's labels are: {labels or told}")
     if len(guessed := placed_by_elimination(evaluation.counts, order)) > 1:

@@ -43,7 +43,7 @@ def build_parser() -> Parser:
     )
     parser.add_argument("--nb_classes", type=SIZE, help="AffectNet: 7 or 8 (8, which gives both)")
     parser.add_argument("--label_rule", help="FERPlus: argmax, argmax10, unique, majority or votes")
-    parser.add_argument("--label_order", help="class folders: names in the order of their numbers")
+    parser.add_argument("--label_order", help="numbered classes: names in their order")
     parser.add_argument("--face_margin", type=RATE, help="around AffectNet's face boxes, a share")
     parser.add_argument("--num_workers", type=COUNT, help="processes that decode (by the cores)")
     parser.add_argument(

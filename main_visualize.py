@@ -56,7 +56,7 @@ def build_parser() -> Parser:
     group.add_argument("--data_set", default="auto", help="as in fine-tuning; none: no labels")
     group.add_argument("--nb_classes", type=SIZE, help="AffectNet: 7 or 8")
     group.add_argument("--label_rule", help="FERPlus: argmax, argmax10, unique, majority or votes")
-    group.add_argument("--label_order", help="class folders: names in the order of their numbers")
+    group.add_argument("--label_order", help="numbered classes: names in their order")
     group.add_argument("--face_margin", type=RATE, help="around AffectNet's face boxes, a share")
     group = parser.add_argument_group("what is drawn")
     group.add_argument("--count", type=number(int, low=1, high=64), default=8, help="images shown")

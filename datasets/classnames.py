@@ -10,10 +10,18 @@ from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
 from datasets.decode import printable
-from datasets.labels import EXPRESSIONS, ORDERS, expression, near_expression, parse_order
+from datasets.labels import (
+    EXPRESSIONS,
+    ORDERS,
+    expression,
+    first_id,
+    near_expression,
+    parse_order,
+    with_first_id,
+)
 from util.errors import BadInput
 
-FIRST_ID = {"rafdb": 1}  # the other owners number from 0
+_NUMBER = re.compile(r"[-+]?\d+(\.\d*)?", re.ASCII)
 
 
 class Named(NamedTuple):
@@ -22,7 +30,7 @@ class Named(NamedTuple):
     classes: tuple[str, ...]  # in their order
     called: dict[str, str]  # the class of each name
     notes: list[str]  # what to say of it
-    label_order: str | None  # as in `--label_order`, if one decided
+    label_order: str | None  # as in `--label_order`, with the first id, if one decided
 
 
 def name_classes(
@@ -38,16 +46,19 @@ def name_classes(
     Contempt); else the names stay and stand in byte order. `label_order` overrules the order,
     and is needed where all names are numbers, unless there is a `usual` one. Raises BadInput.
     """
-    if all(name.isascii() and name.isdigit() for name in names):
-        label_order = label_order or _fitting(where, names, usual, what)
-        order, called = _by_number(where, names, label_order, what)
+    if all(map(_whole, names)):
+        order, called, label_order = _by_number(where, names, label_order, usual, what)
         told = ", ".join(f"{printable(n)} {called[n]}" for n in sorted(names, key=int))
-        notes = [f"{what}s are numbered by --label_order {label_order}: {told}"]
+        lacking = few([name for name in order if name not in called.values()])
+        notes = [
+            f"{what}s are numbered by --label_order {label_order}: {told}"
+            + f"; none is of {lacking}" * bool(lacking)
+        ]
     elif label_order:
         order, called = _by_order(where, names, label_order, what)
         notes = []
     else:
-        order, called, notes = _by_word(names, what)
+        order, called, notes = _by_word(where, names, what)
     found = tuple(name for name in order if name in called.values())
     if len(found) < 2:
         raise BadInput(f"{where}: only one class, {few(names)}; a classifier needs two at least")
@@ -65,9 +76,17 @@ def _name_part(name: str) -> str:
     return re.sub(r"^\d+[_-](?=.)", "", name)
 
 
-def _by_word(names: Sequence[str], what: str) -> tuple[Sequence[str], dict[str, str], list[str]]:
+def _by_word(
+    where: str, names: Sequence[str], what: str
+) -> tuple[Sequence[str], dict[str, str], list[str]]:
     """The order, the class of each name, and what to say, where only the names tell."""
     words = {name: expression(_name_part(name)) for name in names}
+    if numbers := [name for name in names if _NUMBER.fullmatch(name)]:
+        others = [name for name in names if not _whole(name)]
+        raise BadInput(
+            f"{where}: some {what}s are numbers ({few(numbers)}), but not all are whole ones from "
+            f"0 on ({few(others)}); give all of them numbers, or names"
+        )
     if all(words.values()):
         return EXPRESSIONS, words, []
     called, notes = {name: name for name in names}, []
@@ -79,36 +98,49 @@ def _by_word(names: Sequence[str], what: str) -> tuple[Sequence[str], dict[str, 
     return sorted(names, key=os.fsencode), called, notes
 
 
+def _whole(name: str) -> bool:
+    return name.isascii() and name.isdigit()
+
+
 def _by_number(
-    where: str, names: Sequence[str], label_order: str | None, what: str
-) -> tuple[Sequence[str], dict[str, str]]:
-    """The order and the class of each name, where all are numbers."""
+    where: str, names: Sequence[str], label_order: str | None, usual: str | None, what: str
+) -> tuple[Sequence[str], dict[str, str], str]:
+    """The order, the class of each name, and the order as `--label_order` says it with its start.
+
+    All names are numbers. Which ids occur must not decide what they mean: 1 to 6 of seven classes
+    may lack the first or the last.
+    """
     ids = sorted({int(name) for name in names})
-    if label_order is None:
+    shown = few(map(str, ids))
+    text = label_order or usual
+    starts = _starts(ids, text) if text else []
+    if not (label_order or starts):
+        known = f", and {usual}, as in training, does not fit" if usual else ""
         raise BadInput(
-            f"{where}: the {what}s are numbers ({few(map(str, ids))}), which may mean "
-            "anything: give --label_order, the names by commas in the order of the numbers, or "
-            f"an owner's order ({', '.join(ORDERS)})"
+            f"{where}: the {what}s are numbers ({shown}), which may mean anything{known}: give "
+            "--label_order, the names by commas in the order of the numbers, or an owner's order "
+            f"({', '.join(ORDERS)})"
         )
-    order, owner = parse_order(label_order), label_order.strip().lower()
-    first = ids[0] if len(ids) == len(order) else FIRST_ID.get(owner, 0)
-    expected = range(first, first + len(order))
-    complete = len(ids) == len(order) or owner in ORDERS
-    if first > 1 or not complete or not set(ids) <= set(expected):
+    order = parse_order(text)
+    if not starts:
         raise BadInput(
-            f"{where}: --label_order {label_order} names {len(order)} classes, but the {what}s "
-            f"are {few(map(str, ids))}; name them all, numbers from 0 or 1 on"
+            f"{where}: --label_order {text} names {len(order)} classes, but the {what}s are "
+            f"{shown}; name them all, numbers from 0 or 1 on"
         )
-    return order, {name: order[int(name) - first] for name in names}
+    if len(starts) > 1:
+        both = " or ".join(with_first_id(text, first) for first in starts)
+        raise BadInput(
+            f"{where}: the {what}s {shown} may count from 0 or from 1: give --label_order {both}"
+        )
+    called = {name: order[int(name) - starts[0]] for name in names}
+    return order, called, with_first_id(text, starts[0])
 
 
-def _fitting(where: str, names: Sequence[str], usual: str | None, what: str) -> str | None:
-    """The usual order if it is one of as many classes as there are numbers, else None."""
-    try:
-        _by_number(where, names, usual, what)
-    except BadInput:
-        return None
-    return usual
+def _starts(ids: Sequence[int], label_order: str) -> list[int]:
+    """The numbers, of 0 and 1, that the first class of an order may have for all ids to fit."""
+    said, count = first_id(label_order), len(parse_order(label_order))
+    starts = (0, 1) if said is None else (said,)
+    return [first for first in starts if first <= ids[0] and ids[-1] < first + count]
 
 
 def _by_order(
@@ -120,8 +152,8 @@ def _by_order(
         word = _name_part(name)
         called[name] = next((n for n in (expression(word), word, name) if n in order), "")
         if not called[name]:
-            found = f"{where}/{printable(name)}" if what == "class folder" else printable(name)
-            raise BadInput(f"{found}: a {what} that --label_order {label_order} lacks")
+            found = printable(name)
+            raise BadInput(f"{where}: {what} {found}, which --label_order {label_order} lacks")
     lacking = [name for name in order if name not in called.values()]
     if lacking and label_order.strip().lower() not in ORDERS:  # an owner's may name one more
         raise BadInput(

@@ -4,6 +4,7 @@ Which class a label is, is as with class folders: names decide, numbers need `--
 """
 
 import os
+import re
 from pathlib import Path
 
 import numpy as np
@@ -40,10 +41,11 @@ def read(path: Path, label_order: str | None = None, usual: str | None = None) -
             f"columns such as {PATHS[0]},{LABELS[0]} (also {', '.join(LABELS[1:])})"
         )
     splits = _splits(listed, where)
-    names = sorted(set(listed.labels), key=os.fsencode)
+    given = [_number(label) for label in listed.labels]
+    names = sorted(set(given), key=os.fsencode)
     classes, called, notes, order = name_classes(where, names, label_order, usual, "label")
     place = {name: classes.index(word) for name, word in called.items()}
-    labels = np.array([place[label] for label in listed.labels])
+    labels = np.array([place[label] for label in given])
     there = present(path.parent, listed.names)
     notes += missing_note(path, path.parent, listed.names, there)
     images = {}
@@ -59,6 +61,11 @@ def read(path: Path, label_order: str | None = None, usual: str | None = None) -
         notes=tuple(notes),
         options={"label_order": order} if order else {},
     )
+
+
+def _number(label: str) -> str:
+    """`3` of `3.0`, as tables are saved anew; other labels as they are."""
+    return re.sub(r"^(\d+)\.0*$", r"\1", label)
 
 
 def _splits(listed: Listed, where: str) -> list[str]:

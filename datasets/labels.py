@@ -5,6 +5,7 @@ trained elsewhere on it fit, and sets are matched by name.
 """
 
 import difflib
+import re
 from collections.abc import Sequence
 
 from util.errors import BadInput
@@ -49,14 +50,19 @@ def near_expression(word: str) -> str | None:
     return _BY_SPELLING[near[0]] if near and len(word) > 3 else None
 
 
+_FIRST = re.compile(r"\s*([01])\s*:\s*")
+
+
 def parse_order(text: str) -> tuple[str, ...]:
     """`--label_order`: an owner's name (`affectnet`), or names by commas in order of the ids.
 
-    Known expressions come out under their canonical names. Raises BadInput for repeated ones.
+    `0:` or `1:` before it is the first id, see `first_id`. Known expressions come out under their
+    canonical names. Raises BadInput for repeated ones.
     """
-    if text.strip().lower() in ORDERS:
-        return ORDERS[text.strip().lower()]
-    words = [word.strip() for word in text.split(",") if word.strip()]
+    order = _FIRST.sub("", text, count=1).strip()
+    if order.lower() in ORDERS:
+        return ORDERS[order.lower()]
+    words = [word.strip() for word in order.split(",") if word.strip()]
     names = tuple(expression(word) or word for word in words)
     if len(names) < 2 or len(set(names)) < len(names):
         raise BadInput(
@@ -64,3 +70,14 @@ def parse_order(text: str) -> tuple[str, ...]:
             "in the order of their ids"
         )
     return names
+
+
+def first_id(text: str) -> int | None:
+    """The id of the first class in `--label_order`, as in `1:rafdb`; None where it is not said."""
+    said = _FIRST.match(text)
+    return int(said[1]) if said else None
+
+
+def with_first_id(text: str, first: int) -> str:
+    """A `--label_order` that says it."""
+    return f"{first}:{_FIRST.sub('', text, count=1).strip()}"

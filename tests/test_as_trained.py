@@ -74,7 +74,7 @@ def test_numbers_of_folders_mean_what_they_meant_in_training(numbered, finetune,
     capfd.readouterr()
     result = evaluate(run / "checkpoint-best.pth", tmp_path, f"--data_path {numbered}")
     assert_close(measured(result), measured(results(run)))
-    assert f"numbered by --label_order {ORDER}: 0 Sad, 1 Anger, 2 Happy" in capfd.readouterr().out
+    assert f"numbered by --label_order 0:{ORDER}: 0 Sad, 1 Anger, 2 Happy" in capfd.readouterr().out
     assert "--label_order" in results(run)["report"][-1]
 
 

@@ -396,7 +396,11 @@ def test_other_folder_names_stay_in_byte_order_and_images_lie_at_any_depth(tmp_p
     [
         ("0123456", "rafdb", ORDERS["rafdb"]),
         ("1234567", "rafdb", ORDERS["rafdb"]),
-        ("123456", "rafdb", ORDERS["rafdb"][:6]),
+        ("123456", "1:rafdb", ORDERS["rafdb"][:6]),
+        ("123456", "0:rafdb", ORDERS["rafdb"][1:]),
+        ("123456", "rafdb", None),  # without its first class or its last
+        ("1234567", "affectnet", None),
+        ("013456", "rafdb", ORDERS["rafdb"][:2] + ORDERS["rafdb"][3:]),
         ("01234567", "affectnet", EXPRESSIONS),
         ("12345678", "AffectNet", EXPRESSIONS),
         ("0123456", "affectnet", EXPRESSIONS[:7]),
@@ -405,8 +409,11 @@ def test_other_folder_names_stay_in_byte_order_and_images_lie_at_any_depth(tmp_p
         (["9", "10", "11"], "a,b,c", None),
         ("024", "a,b,c", None),
         ("012", "a,b", None),
-        ("01", "a,b,c", None),
-        ("234", "rafdb", ORDERS["rafdb"][1:4]),
+        ("01", "a,b,c", ("a", "b")),
+        ("12", "a,b,c", None),
+        ("12", " 1: a,b,c", ("a", "b")),
+        ("03", "1:a,b,c", None),
+        ("234", "rafdb", None),
         ("0238", "affectnet", None),
     ],
 )
@@ -417,6 +424,29 @@ def test_numbers_mean_what_the_label_order_says_or_nothing(ids, order, classes, 
         found, called, *_ = name_classes(str(tmp_path), [*ids], order)
         assert found == classes
         assert [called[name] for name in ids] == [*classes]
+
+
+def test_numbers_keep_their_meaning_where_classes_are_missing(tmp_path):
+    known = name_classes("train", [*"0123456"], "rafdb")
+    assert known.label_order == "0:rafdb"
+    fewer = name_classes("test", [*"123456"], None, known.label_order)
+    assert fewer.classes == known.classes[1:]
+    assert {n: known.called[n] for n in "123456"} == fewer.called
+    assert fewer.notes[0].endswith("; none is of Surprise")
+    both = "1, 2, 3, 4, 5, 6 may count from 0 or from 1: give --label_order 0:rafdb or 1:rafdb"
+    assert both in complaint(name_classes, "test", [*"123456"], "rafdb")
+    assert both in complaint(name_classes, "test", [*"123456"], None, "rafdb")  # of an older file
+    message = complaint(name_classes, "test", [*"1234567"], None, "0:rafdb")
+    assert "and 0:rafdb, as in training, does not fit: give --label_order" in message
+
+
+@pytest.mark.parametrize(
+    "names", [["0", "1", "None"], ["-1", "0", "1"], ["0.5", "1.5"], ["1", "b"]]
+)
+def test_what_is_half_numbers_is_no_set_of_names(names, tmp_path):
+    message = complaint(name_classes, str(tmp_path), names)
+    assert f"{tmp_path}: some class folders are numbers" in message
+    assert name_classes(str(tmp_path), names, ",".join(names)).classes == tuple(names)
 
 
 def test_numbers_are_sorted_by_value(tmp_path):
@@ -430,7 +460,7 @@ def test_label_order_fixes_the_order_of_named_folders(tmp_path):
     order = "Anger,happiness,sad"
     assert open_labelled(str(root), label_order=order).classes == ("Anger", "Happy", "Sad")
     assert open_labelled(str(root), label_order="fer2013").classes == ("Anger", "Happy", "Sad")
-    assert "sad: a class folder that --label_order anger,happy lacks" in complaint(
+    assert "class folder sad, which --label_order anger,happy lacks" in complaint(
         open_labelled, str(root), label_order="anger,happy"
     )
     assert "no class folder Fear" in complaint(

@@ -76,8 +76,16 @@ def test_numbers_in_a_list_need_an_order(images):
     data = open_labelled(str(images / "list.txt"), label_order="sad,happy")
     assert data.classes == ("Sad", "Happy")
     assert data.splits["all"].labels.tolist() == [1, 0, 1, 0]
-    assert data.options == {"label_order": "sad,happy"}
-    assert "labels are numbered by --label_order sad,happy: 0 Sad, 1 Happy" in data.notes
+    assert data.options == {"label_order": "0:sad,happy"}
+    assert "labels are numbered by --label_order 0:sad,happy: 0 Sad, 1 Happy" in data.notes
+
+
+def test_whole_numbers_may_be_written_with_a_point(images):
+    text = "path,label\n" + "".join(f"{name},{k % 2}.0\n" for k, name in enumerate(NAMES))
+    (images / "list.csv").write_text(text)  # as pandas saves a column in which a label was missing
+    assert "give --label_order" in complaint(open_labelled, str(images / "list.csv"))
+    data = open_labelled(str(images / "list.csv"), label_order="sad,happy")
+    assert data.splits["all"].labels.tolist() == [0, 1, 0, 1]
 
 
 @pytest.mark.parametrize(

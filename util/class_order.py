@@ -175,13 +175,15 @@ def word_order(
     return Wording(option_text("--classes", renamed), shows)
 
 
-def option_text(option: str, names: Sequence[str]) -> str | None:
+def option_text(option: str, names: Sequence[str], first: int | None = None) -> str | None:
     """`--option=A,B,…` for a shell, None where a name would be read as something else.
+
+    `first`: the number to put before them, `--option=1:A,B,…`.
 
     That is one with a comma, blanks around it, or what a terminal obeys or cannot show. After an
     equals sign the first name may begin like an option or a file of options.
     """
     if any("," in name or not name or name != name.strip() for name in names):
         return None
-    text = ",".join(names)
+    text = ",".join(names) if first is None else f"{first}:{','.join(names)}"
     return f"{option}={shlex.quote(text)}" if text.isprintable() else None

@@ -133,7 +133,7 @@ def _add_data(parser: Parser) -> None:
     )
     group.add_argument("--eval_data_path", help="test on this set instead, on the common classes")
     group.add_argument("--label_rule", help="FERPlus: argmax, argmax10, unique, majority or votes")
-    group.add_argument("--label_order", help="class folders: names in the order of their numbers")
+    group.add_argument("--label_order", help="numbered classes: names in their order")
     group.add_argument("--face_margin", type=RATE, help="around AffectNet's face boxes, a share")
     group.add_argument("--label_fraction", type=SOME, default=1.0, help="of the training images")
     flag(group, "--balance", None, "draw all classes equally often (on for AffectNet)")
