@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import nn
 
@@ -14,8 +14,8 @@ from models_saved import Known, known_use
 from util.checkpoint import read_checkpoint
 from util.distributed import on_main
 from util.options import Options
-from util.options_finetune import check_input_size
-from util.options_trained import as_trained, trained_with
+from util.options_finetune import check_input_size, usual_crop
+from util.options_trained import OF_IMAGES, OF_WEIGHTS, as_trained, trained_with
 from util.weights import find_source, load_pretrained, read_source
 
 
@@ -52,9 +52,6 @@ def name_classes(
 
     `known`: those it names itself.
     """
-    if args.classes and known and canonical(args.classes) != canonical(known):
-        own = ", ".join(map(printable, known))
-        return args.classes, [f"warning: classes as in --classes; the checkpoint says {own}"]
     if args.classes or known:
         return args.classes or tuple(known), []
     listed = ", ".join(map(printable, data.classes))
@@ -78,6 +75,62 @@ def use_of(args: Options, saved: dict[str, Any]) -> Known:
     return known_use(args.finetune, saved, weights_key(args, saved), args.model_prefix)
 
 
+class Use(NamedTuple):
+    """How `--eval` and `--knn` use a checkpoint."""
+
+    args: Options
+    trained: dict[str, Any]  # see `trained_with`
+    classes: tuple[str, ...]  # those it names
+    notes: list[str]
+
+
+def use_as_trained(args: Options, saved: dict[str, Any]) -> Use:
+    """The options with those of the training that `--finetune` names, but for those given.
+
+    Raises BadInput for one that its weights cannot obey.
+    """
+    known = use_of(args, saved)
+    trained = dict(known.trained)
+    if args.knn:  # of features, which are those of an image as it is
+        trained.pop("eval_flip", None)
+    args, notes = as_trained(args, trained, args.finetune, (*OF_WEIGHTS, *OF_IMAGES))
+    args = _with_crop(args, trained)
+    check_input_size(args)
+    notes += [*known.notes, *assumed(args, trained), *_without_effect(args, saved)]
+    return Use(args, trained, known.classes, notes)
+
+
+def other_outputs(
+    args: Options, saved: dict[str, Any], known: Sequence[str]
+) -> dict[str, dict[str, Any]]:
+    """What is not as in training of weights and `known` classes; see `differences`."""
+    found, own, key = {}, saved.get("evaluated"), weights_key(args, saved)
+    if isinstance(own, str) and key != own:
+        found["model_key"] = {"tested": key, "trained": own}
+    if args.classes and known and canonical(args.classes) != canonical(known):
+        found["classes"] = {"tested": ",".join(args.classes), "trained": ",".join(known)}
+    return found
+
+
+def _with_crop(args: Options, taken: Mapping[str, Any]) -> Options:
+    """The options with the usual crop of the input size, unless one was given or `taken` over."""
+    settled = "crop_pct" in args.given or "crop_pct" in taken
+    return args if settled else args.but(crop_pct=usual_crop(args))
+
+
+def _without_effect(args: Options, saved: dict[str, Any]) -> list[str]:
+    """Lines on options of a recipe that only mean something in training."""
+    lines = []
+    if args.eval and args.select != "test":
+        lines.append(f"--select {args.select} has no effect: it chooses an epoch in training")
+    if args.model_ema_eval and weights_key(args, saved) != "model_ema":
+        lines.append(
+            "--model_ema_eval has no effect: this checkpoint's results are of its "
+            f"{weights_key(args, saved)}; --model_key model_ema tests the average"
+        )
+    return lines
+
+
 def begin_like_pretraining(
     args: Options, path: Path | None
 ) -> tuple[Options, dict[str, Any], dict[str, Any], list[str]]:
@@ -85,17 +138,19 @@ def begin_like_pretraining(
 
     -> them, that checkpoint (empty where the run continues at `path`), what it was trained with,
     and lines about it. Images are normalised and faces cropped alike; frozen features also need
-    images of the same size.
+    images of the same size and crop.
     """
     names = ["imagenet_default_mean_and_std"]
     if path:  # whose options are those already
         saved, trained = {}, trained_with(read_checkpoint(path, peek=True), path)
-        names.append("input_size")
+        names += ["input_size", "crop_pct"]
     else:
         saved = read_finetune(args) if args.finetune else {}
         trained = use_of(args, saved).trained if args.finetune else {}
-        names += ["input_size"] * (args.linear_probe or args.freeze_backbone)
+        if args.linear_probe or args.freeze_backbone:
+            names += ["input_size", "crop_pct"]
     args, told = as_trained(args, trained, args.finetune, names)
+    args = _with_crop(args, {name: trained[name] for name in names if name in trained})
     check_input_size(args)
     seen = (*names, "input_size", "face_margin")
     return args, saved, {name: trained[name] for name in seen if name in trained}, told

@@ -22,11 +22,11 @@ from datasets import (
     open_labelled,
     plain,
     random_augment,
-    recognised,
 )
 from datasets.duplicates import duplicates
 from datasets.finetune import choose_splits, in_classes, take_fraction, test_split
 from datasets.labelled import LabelledImages, describe, digest_of
+from datasets.recognise import OFFICIAL, labelled_as
 from datasets.replace import check_readable
 from datasets.transforms import IMAGENET_MEAN, IMAGENET_STD, Normalise
 from engine_evaluate import TestSet
@@ -77,29 +77,22 @@ def open_data(
     """
     cache = run.output / "file_list.bin" if run.folder else None
     options = {"face_margin": args.face_margin, "size": drawn_size(args.input_size)}
-    # A rule for labels that is the test set's goes to that one only.
-    other = args.eval_data_path and recognised(args.eval_data_path)
-    rules = [args.label_rule, args.label_rule if other == "ferplus" else None]
-    if rules[1] and recognised(args.data_path) != "ferplus":
-        rules[0] = None
+    rules, other_rules = _rules(args)
 
     def build() -> Data:
         own = open_labelled(
             args.data_path,
             args.data_set,
             nb_classes=args.nb_classes,
-            label_rule=rules[0],
-            label_order=args.label_order,
             trained=trained,
             cache=cache,
+            **rules,
             **options,
         )
         tested = None
         if args.eval_data_path:
             usual = {**trained, **own.options} if learns else trained
-            tested = open_labelled(
-                args.eval_data_path, label_rule=rules[1], trained=usual, **options
-            )
+            tested = open_labelled(args.eval_data_path, trained=usual, **other_rules, **options)
         if learns:
             train, tests, splits, notes = choose_splits(
                 own, tested, args.select, args.val_fraction, args.seed, args.data_path
@@ -116,6 +109,25 @@ def open_data(
         return Data(own, tested or own, train, tests, splits, notes)
 
     return same_everywhere(f"--data_path {args.data_path}", build, lambda data: data.digest)
+
+
+def _rules(args: argparse.Namespace) -> tuple[dict[str, str | None], dict[str, str | None]]:
+    """What was given on labels, for the set of `--data_path` and that of `--eval_data_path`.
+
+    What only the latter can be told goes to that one alone.
+    """
+    rules = {"label_rule": args.label_rule, "label_order": args.label_order}
+    if not args.eval_data_path or not any(rules.values()):
+        return rules, {}
+    sets = {"label_rule": ("ferplus",), "label_order": ("folder", "list")}
+    other = labelled_as(args.eval_data_path)
+    name = OFFICIAL.get(args.data_set, args.data_set)
+    own = labelled_as(args.data_path) if name == "auto" else name
+    for_other = {option: rules[option] for option, names in sets.items() if other in names}
+    for_own = {o: v for o, v in rules.items() if o not in for_other or own in sets[o]}
+    if "label_order" in for_own:  # whose classes are those that the other one is tested by
+        for_other.pop("label_order", None)
+    return for_own, for_other
 
 
 def build_model(args: argparse.Namespace, classes: int) -> nn.Module:
@@ -255,9 +267,21 @@ def preprocessing(args: argparse.Namespace) -> dict[str, object]:
     }
 
 
-def with_data_options(args: Options, data: LabelledSet) -> Options:
-    """The options, those that decided what the training data are as they were in effect."""
-    return args.but(**{name: data.options.get(name) for name in OF_DATA})
+def with_data_options(args: Options, data: Data) -> Options:
+    """The options, those that decided what the data are as they were in effect.
+
+    They are of the training data; what labels mean in a test set of another kind is of that.
+    """
+    options = {name: data.train_set.options.get(name) for name in OF_DATA}
+    for name in ("label_rule", "label_order"):
+        options[name] = options[name] or data.test_set.options.get(name)
+    return args.but(**options)
+
+
+def config_options(args: Options, data: Data) -> dict[str, object]:
+    """The options as `config.json` keeps them: those that do the same again, test set included."""
+    margin = data.test_set.options.get("face_margin")
+    return {**vars(args), "face_margin": margin if args.face_margin is None else args.face_margin}
 
 
 def travels_along(args: argparse.Namespace, data: LabelledSet) -> dict[str, object]:

@@ -33,6 +33,19 @@ class Features(NamedTuple):
     labels: np.ndarray  # (n,)
     readable: np.ndarray  # (n,) bool
 
+    def counts(self) -> dict[str, int]:
+        """How many training images these are, for `eval.json`."""
+        readable = int(self.readable.sum())
+        return {"train_images": readable, "train_unreadable": len(self.readable) - readable}
+
+    def lines(self, total: int) -> list[str]:
+        """What to say where these are not all of `total` training images."""
+        count, unreadable = self.counts().values()
+        if count == total:
+            return []
+        why = f"; {unreadable:,} cannot be read" if unreadable else ""
+        return [f"nearest neighbours are among {count:,} of {total:,} training images{why}"]
+
 
 class Probe:
     """Labelled images beside a pre-training run, or beside any frozen backbone."""
@@ -77,7 +90,8 @@ class Probe:
     ) -> dict[str, float]:
         """`probe_{knn,linear}_{acc1,uar}` in %, equal on all ranks."""
         train, test = self.features(model, precision, between)
-        scores = {}
+        unreadable = sum(int((~split.readable).sum()) for split in (train, test))
+        scores = {"probe_unreadable": unreadable} if unreadable else {}
         for name, classify in (("knn", knn), ("linear", linear)):
             p = on_main(lambda: classify(train, test.x, len(self.classes)))  # noqa: B023
             result = evaluate(p[test.readable], test.labels[test.readable], self.classes)

@@ -13,21 +13,10 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from util.errors import BadInput
+from util.evaluation_dir import is_training, set_aside
 from util.options import Options, launch, saving, start
-from util.options_finetune import (
-    DECIDES_RESULT,
-    build_parser,
-    check_input_size,
-    check_options,
-    made_by,
-)
-from util.options_trained import (
-    OF_IMAGES,
-    OF_WEIGHTS,
-    as_trained,
-    difference_lines,
-    differences,
-)
+from util.options_finetune import DECIDES_RESULT, build_parser, check_options, made_by
+from util.options_trained import difference_lines, differences
 from util.program import run_program
 from util.schedule import lr_at, scaled_lr, step_lr_at
 
@@ -80,9 +69,10 @@ def finetune(args: Options, run: "Run") -> None:
     args, saved, trained, told = checkpoint.begin_like_pretraining(args, path)
     data = build.open_data(args, run, trained)
     report = build.report(data) if run.folder else []
-    args = build.with_data_options(args, data.train_set)
+    args = build.with_data_options(args, data)
+    now, before = ("from here", "until now") if path else ("fine-tuned", "pre-trained")
     differ = differences(args, trained, data.train_set.options)
-    told += difference_lines(differ, "fine-tuned", "pre-trained")
+    told += difference_lines(differ, now, before)
     classes, train = data.train_set.classes, data.train
     balance = data.train_set.name == "affectnet" if args.balance is None else args.balance
     sampler = GlobalBatchSampler(
@@ -114,9 +104,11 @@ def finetune(args: Options, run: "Run") -> None:
 
     log = open_log(run, args.log_dir, state, sampler.steps)
     parameters = sum(p.numel() for p in model.parameters())
+    if run.folder and (path is None or not is_training(run.output)):
+        notes += set_aside(run.output)
     write_config(
         run,
-        vars(args),
+        build.config_options(args, data),
         model={"name": args.model, "parameters": parameters},
         data=build.describe_data(args, data),
         classes=classes,
@@ -222,7 +214,7 @@ def test_chosen(
     doubt = doubt_order(best, data.train_set.classes, label_order)
     if run.folder:
         write_results(run.output, best, evaluator.tests[split], {**facts, **doubt.facts})
-    lost = [f"warning: epoch {state.position.best_epoch} was better, but could not be saved"]
+    lost = [f"warning: epoch {state.position.best_epoch} was better; its weights are not here"]
     return [
         *(lost if epoch != state.position.best_epoch else []),
         f"best epoch on {data.splits[args.select]}: {epoch}; its results on {data.splits[split]}:",
@@ -244,13 +236,9 @@ def evaluate(args: Options, run: "Run") -> None:
     from util.weights import load_pretrained
 
     saved, source = checkpoint.read_finetune(args), args.finetune
-    known = checkpoint.use_of(args, saved)
-    trained = known.trained
-    args, notes = as_trained(args, trained, source, (*OF_WEIGHTS, *OF_IMAGES))
-    notes += [*known.notes, *checkpoint.assumed(args, trained)]
-    check_input_size(args)
+    args, trained, known, notes = checkpoint.use_as_trained(args, saved)
     data = build.open_data(args, run, trained, learns=False)
-    classes, told = checkpoint.name_classes(args, known.classes, data.test_set)
+    classes, told = checkpoint.name_classes(args, known, data.test_set)
     model = build.build_model(args, len(classes))
     build.prepare_head(args, model)
     loaded = load_pretrained(
@@ -264,6 +252,7 @@ def evaluate(args: Options, run: "Run") -> None:
     precision = Precision(args.amp, run.device)
     evaluator = build.build_evaluator(args, run, data, classes, precision, run.stop.end_if_asked)
     differ = differences(args, trained, data.test_set.options)
+    differ |= checkpoint.other_outputs(args, saved, known)
     report = build.report(data) if run.folder else []
     notes += [*told, *difference_lines(differ), *evaluator.notes, str(loaded)]
     say(run, [*report, *notes])
@@ -295,11 +284,7 @@ def classify_by_neighbours(args: Options, run: "Run") -> None:
     from util.metrics import summary_lines
 
     saved = checkpoint.read_finetune(args)
-    known = checkpoint.use_of(args, saved)
-    trained = known.trained
-    args, notes = as_trained(args, trained, args.finetune, (*OF_WEIGHTS, *OF_IMAGES))
-    notes += [*known.notes, *checkpoint.assumed(args, trained)]
-    check_input_size(args)
+    args, trained, _, notes = checkpoint.use_as_trained(args, saved)
     data = build.open_data(args, run, trained)
     classes = data.train_set.classes
     model = build.build_model(args, len(classes))
@@ -331,9 +316,11 @@ def classify_by_neighbours(args: Options, run: "Run") -> None:
         "classifier": "nearest neighbours",
         "checkpoint": args.finetune,
         "differs_from_training": differ,
+        **train.counts(),
     }
     write_results(run.output, evaluation, test, facts)
-    say(run, [*summary_lines(evaluation.result), f"results: {run.output}"])
+    learnt = train.lines(len(data.train))
+    say(run, [*learnt, *summary_lines(evaluation.result), f"results: {run.output}"])
 
 
 def say(run: "Run", lines: list[str]) -> None:

@@ -199,6 +199,7 @@ def pretrain(args: argparse.Namespace, run: "Run") -> None:
     model.set_grad_checkpointing(args.grad_checkpointing)
     size_at = size_schedule(args, model.patch_size)
     dataset, sampler, loader, report, margin = build_data(args, run, model.num_patches, size_at)
+    probe_margin = args.face_margin if margin is None else margin  # whose faces may have boxes
     args = args.but(face_margin=margin)
     lr = args.lr if args.lr is not None else scaled_lr(args.blr, sampler.global_batch)
     precision = Precision(args.amp, run.device)
@@ -217,7 +218,7 @@ def pretrain(args: argparse.Namespace, run: "Run") -> None:
     parameters = sum(p.numel() for p in model.parameters())
     write_config(
         run,
-        vars(args),
+        {**vars(args), "face_margin": probe_margin},
         model={"name": args.model, "parameters": parameters},
         data={
             "path": args.data_path,
@@ -259,7 +260,7 @@ def pretrain(args: argparse.Namespace, run: "Run") -> None:
         pictures = Reconstructions(
             dataset, normalise, run.output / "figures", args.vis_freq, args.crop_pct, args.seed
         )
-    probe = build_probe(args, run, normalise, log)
+    probe = build_probe(args.but(face_margin=probe_margin), run, normalise, log)
     resolution = Resolution(model, size_at, log)
 
     def measure(epoch: int) -> dict[str, float]:

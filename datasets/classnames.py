@@ -17,7 +17,7 @@ from datasets.labels import (
     first_id,
     near_expression,
     parse_order,
-    with_first_id,
+    resolved_order,
 )
 from util.errors import BadInput
 
@@ -56,7 +56,7 @@ def name_classes(
         ]
     elif label_order:
         order, called = _by_order(where, names, label_order, what)
-        notes = []
+        label_order, notes = resolved_order(label_order), []
     else:
         order, called, notes = _by_word(where, names, what)
     found = tuple(name for name in order if name in called.values())
@@ -128,12 +128,12 @@ def _by_number(
             f"{shown}; name them all, numbers from 0 or 1 on"
         )
     if len(starts) > 1:
-        both = " or ".join(with_first_id(text, first) for first in starts)
+        both = " or ".join(resolved_order(text, first) for first in starts)
         raise BadInput(
             f"{where}: the {what}s {shown} may count from 0 or from 1: give --label_order {both}"
         )
     called = {name: order[int(name) - starts[0]] for name in names}
-    return order, called, with_first_id(text, starts[0])
+    return order, called, resolved_order(text, starts[0])
 
 
 def _starts(ids: Sequence[int], label_order: str) -> list[int]:

@@ -78,6 +78,8 @@ def first_id(text: str) -> int | None:
     return int(said[1]) if said else None
 
 
-def with_first_id(text: str, first: int) -> str:
-    """A `--label_order` that says it."""
-    return f"{first}:{_FIRST.sub('', text, count=1).strip()}"
+def resolved_order(text: str, first: int | None = None) -> str:
+    """A `--label_order` as it is told apart from others, with its first id if there is one."""
+    names = parse_order(text)
+    order = next((owner for owner, known in ORDERS.items() if known == names), ",".join(names))
+    return order if first is None else f"{first}:{order}"

@@ -24,10 +24,11 @@ from engine_page import faces_in
 from engine_predict import Predictor
 from models_saved import open_autoencoder, open_classifier, open_saved
 from util.errors import BAD_INPUT, DONE
-from util.options_trained import trained_with
+from util.options import Options
+from util.options_trained import differences, trained_with
 from util.report import write_report
 
-ORDER = "sad,anger,happy"
+ORDER = "Sad,Anger,Happy"
 
 
 @pytest.fixture(scope="module")
@@ -197,8 +198,70 @@ def test_names_for_the_outputs_of_a_file_without_any(sets, finetune, tmp_path, c
     names = dict(zip(RAF_NAMES, RAF_NAMES[::-1], strict=True))
     assert all(ours["prediction"] == names[trained["prediction"]] for ours, trained in rows)
     capfd.readouterr()
-    evaluate(run / "checkpoint-best.pth", tmp_path / "c", f"{foreign} --classes {turned}")
-    assert "classes as in --classes; the checkpoint says Surprise, Fear" in capfd.readouterr().out
+    result = evaluate(run / "checkpoint-best.pth", tmp_path / "c", f"{foreign} --classes {turned}")
+    own = ",".join(RAF_NAMES)
+    assert result["differs_from_training"] == {"classes": {"tested": turned, "trained": own}}
+    said = f"warning: tested with --classes {turned}; trained with --classes {own}"
+    assert said in capfd.readouterr().out
+
+
+def test_other_weights_than_the_results_are_of_are_reported(sets, finetune, tmp_path, capfd):
+    run = finetune(more="--model_ema --model_ema_decay 0.5")
+    data, best = f"--data_path {sets / 'rafdb'}", run / "checkpoint-best.pth"
+    result = evaluate(best, tmp_path / "a", f"{data} --model_key model_ema")
+    differ = {"model_key": {"tested": "model_ema", "trained": "model"}}
+    assert (result["differs_from_training"], result["weights"]) == (differ, "model_ema")
+    capfd.readouterr()
+    again = evaluate(best, tmp_path / "b", f"{data} --model_ema --model_ema_eval --select val")
+    assert_close(measured(again), measured(results(run)))
+    said = capfd.readouterr().out
+    assert "--model_ema_eval has no effect: this checkpoint's results are of its model;" in said
+    assert "--select val has no effect: it chooses an epoch in training" in said
+
+
+def test_an_order_spelled_in_another_way_is_the_same(numbered, finetune, tmp_path):
+    run = finetune(more=f"--label_order {ORDER}", data=numbered)
+    more = f"--data_path {numbered} --label_order"
+    for k, same in enumerate(("sadness,Angry,joy", "0:Sad,Anger,Happy")):
+        result = evaluate(run / "checkpoint-best.pth", tmp_path / str(k), f"{more} {same}")
+        assert result["differs_from_training"] == {}
+    for before, now, same in (("sad,anger", "0:Sad,Anger", True), ("1:a,b", "0:a,b", False)):
+        found = differences(Options(), {"label_order": before}, {"label_order": now})
+        assert (not found) == same
+
+
+def test_what_labels_of_the_test_set_mean_is_kept(sets, disputed, numbered, finetune, tmp_path):
+    test = f"--eval_data_path {disputed} --label_rule majority"
+    run = finetune(more=test)
+    assert (results(run)["n"], config(run)["options"]["label_rule"]) == (8, "majority")
+    result = evaluate(run / "checkpoint-best.pth", tmp_path / "a", f"--data_path {disputed}")
+    assert_close(measured(result), measured(results(run)))
+    assert result["rule"] == results(run)["rule"]
+    run = finetune(more=f"--eval_data_path {numbered} --label_order {ORDER}")
+    assert results(run)["classes"] == ["Happy", "Sad", "Anger"]
+    result = evaluate(run / "checkpoint-best.pth", tmp_path / "b", f"--data_path {numbered}")
+    assert_close(measured(result), measured(results(run)))
+    run = finetune(more=f"--eval_data_path {sets / 'affectnet'} --face_margin 0.3")
+    assert config(run)["options"]["face_margin"] == 0.3
+    assert load(run)["preprocessing"]["face_margin"] is None
+
+
+def test_a_side_is_judged_by_the_patch_of_the_checkpoint(sets, finetune, tmp_path, capfd):
+    run, data = tmp_path / "run", f"--data_path {sets / 'rafdb'}"
+    options = finetune_options(run, "vit", f"{data} --patch_size 8 --epochs 1 --warmup_epochs 0")
+    assert run_here(main_finetune, options) == DONE
+    evaluate(run / "checkpoint-best.pth", tmp_path / "a", f"{data} --input_size 40")
+    options = f"--eval --finetune {run / 'checkpoint-best.pth'} {data} --input_size 36"
+    code = run_here(main_finetune, [*options.split(), "--output_dir", str(tmp_path / "b")])
+    assert code == BAD_INPUT
+    assert "--input_size 36: not a multiple of the patch, 8" in capfd.readouterr().err
+
+
+def test_a_convnext_has_no_class_token_to_speak_of(sets, finetune, tmp_path, capfd):
+    run = finetune("convnext", "--linear_probe --lr 0.5 --batch_size 8")
+    capfd.readouterr()
+    evaluate(run / "checkpoint-best.pth", tmp_path, f"--data_path {sets / 'rafdb'}")
+    assert "cls_token" not in capfd.readouterr().out
 
 
 # Training that begins with a checkpoint

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 from finetuned import evaluate, results
@@ -43,7 +44,7 @@ def test_an_evaluation_into_a_runs_folder_goes_to_one_of_its_own(run, sets, capf
     }
     assert results(own)["made_by"] == {
         "kind": "eval",
-        "checkpoint": str(run / "checkpoint-best.pth"),
+        "checkpoint": "../../checkpoint-best.pth",
         "data": str(sets / "affectnet"),
         "options": {},
     }
@@ -112,6 +113,96 @@ def test_training_does_not_replace_the_results_of_an_evaluation(run, sets, tmp_p
     options = finetune_options(tmp_path / "out", "vit", data)
     assert run_here(main_finetune, options) == BAD_INPUT
     assert "holds results of another kind (kind eval; now kind training)" in capfd.readouterr().err
+
+
+OTHERS = {
+    "eval": ["", "--face_margin 0", "--eval_flip False", "--imagenet_default_mean_and_std False"],
+    "knn": [
+        *("", "--label_fraction 0.5", "--label_fraction 0.5 --seed 1", "--aug none", "--cls_token"),
+        "--data_path {sets}/rafdb --eval_data_path {sets}/affectnet",
+    ],
+}
+
+
+@pytest.mark.parametrize("kind", OTHERS)
+def test_each_other_evaluation_has_a_folder_of_its_own(kind, run, pretrained, sets, tmp_path):
+    source = run / "checkpoint-best.pth"
+    if kind == "knn":
+        source = shutil.copy(pretrained["vit"], tmp_path / "encoder.pth")
+    for count, given in enumerate(OTHERS[kind], 1):
+        options = f"--data_path {sets}/affectnet --input_size 32 {given.format(sets=sets)}".split()
+        for _ in range(2):  # the second time into the same one
+            go(f"--{kind}", "--finetune", source, "--model", "vit_tiny_patch16", *options)
+        assert len(list(Path(source).parent.glob(f"{kind}/*/eval.json"))) == count
+
+
+def test_the_same_evaluation_is_known_however_it_is_spelled(run, sets, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for checkpoint, data in (("run/checkpoint-best.pth", "rafdb"), (f"{run}/../run/", "rafdb/")):
+        checkpoint = checkpoint.removesuffix("checkpoint-best.pth") + "checkpoint-best.pth"
+        go("--eval", "--finetune", checkpoint, "--data_path", f"{sets}/{data}")
+    assert len(list(run.glob("eval/*"))) == 1
+    moved = shutil.copytree(run, tmp_path / "moved")
+    go("--eval", "--output_dir", moved, "--data_path", sets / "rafdb")
+    assert len(list(moved.glob("eval/*"))) == 1
+
+
+def test_data_of_one_name_get_folders_of_their_own(run, sets, tmp_path):
+    for name in ("one", "two"):
+        shutil.copytree(sets / "rafdb", tmp_path / name / "test")
+        options = ["--data_path", tmp_path / name / "test"]
+        go("--eval", "--finetune", run / "checkpoint-best.pth", *options)
+    assert {path.name for path in run.glob("eval/*")} == {
+        *("checkpoint-best-test", "checkpoint-best-test-2")
+    }
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ("--eval --knn", "--knn: does without the head that --eval tests"),
+        ("--knn --eval_flip", "--eval_flip: --knn compares features of images as they are"),
+        ("--eval --resume {run}/checkpoint-last.pth", "--resume: --finetune names the checkpoint"),
+    ],
+)
+def test_what_cannot_be_done_at_once_is_refused(given, words, run, sets, capfd):
+    options = [*given.format(run=run).split(), "--finetune", run / "checkpoint-best.pth"]
+    go(*options, "--data_path", sets / "rafdb", code=BAD_INPUT)
+    assert words in capfd.readouterr().err
+
+
+def test_neighbours_do_not_claim_mirror_images(finetune, sets, tmp_path, capfd):
+    run = finetune(more="--eval_flip")
+    capfd.readouterr()
+    data = ["--data_path", sets / "rafdb", "--output_dir", tmp_path]
+    go("--knn", "--finetune", run / "checkpoint-best.pth", *data)
+    assert results(tmp_path)["flip"] is False
+    assert results(tmp_path)["differs_from_training"] == {}
+    assert "eval_flip" not in capfd.readouterr().out
+
+
+def test_results_of_an_earlier_run_are_moved_aside(run, sets, capfd):
+    before = contents(run)
+    data = f"--data_path {sets / 'rafdb'} --finetune {run}/start.pth"
+    (run / "checkpoint-last.pth").rename(run / "start.pth")
+    for path in run.glob("checkpoint-*"):
+        path.unlink()
+    assert run_here(main_finetune, finetune_options(run, "vit", f"{data} --epochs 2")) == DONE
+    aside = run / "earlier_results"
+    assert f"results that are not of this run were moved to {aside}" in capfd.readouterr().out
+    assert (aside / "eval.json").read_bytes() == before[run / "eval.json"]
+    assert (aside / "figures" / "confusion_matrix.png").exists()
+    assert (run / "eval.json").read_bytes() != before[run / "eval.json"]
+
+
+def test_a_run_whose_results_an_older_release_replaced_goes_on(run, sets, pretrained):
+    old = results(run)
+    del old["made_by"], old["train_data"]
+    (run / "eval.json").write_text(json.dumps(old))
+    more = f"--data_path {sets / 'rafdb'} --finetune {pretrained['vit']}"
+    assert run_here(main_finetune, finetune_options(run, "vit", more)) == DONE
+    assert results(run)["made_by"] == {"kind": "training"}
+    assert results(run / "earlier_results") == old
 
 
 @pytest.mark.parametrize("flags", [["--eval"], ["--knn"], ["--eval", "--modle", "x"]])

@@ -277,7 +277,7 @@ def test_a_wrong_order_of_numbered_folders_is_found_and_the_right_one_told(
     assert result["accuracy"] < 75
     said = capfd.readouterr().out
     told = re.search(r"if the data's labels are: --label_order=(\S+)", said)[1]
-    assert told == ",".join(sorted(RAF_NAMES))
+    assert told == "0:" + ",".join(sorted(RAF_NAMES))
     right = evaluate(path, tmp_path / "b", f"{more} {told}")
     assert right["accuracy"] > 75
     assert "another order" not in capfd.readouterr().out

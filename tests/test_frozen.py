@@ -1,6 +1,7 @@
 """Frozen backbones: what a head on them learns, their nearest neighbours, the probe of a run."""
 
 import math
+import shutil
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ import torch
 from finetuned import RAF_NAMES, assert_close, evaluate, measured, predictions, results, unaugmented
 from runs import command, finetune_options, load, log, run_here, run_two, same
 
+import main_finetune
 import main_pretrain
 from models_registry import create_classifier
 from util.weights import load_pretrained
@@ -78,6 +80,38 @@ def test_nearest_neighbours_equal_a_slow_reference(sets, finetune, pretrained):
     assert not list(folder.glob("checkpoint*"))
 
 
+def test_frozen_features_are_of_images_as_in_training(sets, finetune, pretrained, tmp_path):
+    """The crop follows the side that is taken over, or is taken over itself."""
+    large = tmp_path / "large"
+    data = f"--data_path {sets / 'rafdb'} --input_size 256 --epochs 1 --num_workers 0"
+    assert run_here(main_pretrain, command(large, "mae", data)[2:]) == 0
+    probe = f"{LINEAR} --epochs 1 --warmup_epochs 0 --num_workers 0 --model vit_tiny_patch16"
+    options = f"{probe} --data_path {sets / 'rafdb'} --output_dir {tmp_path / 'probe'}"
+    source = f"--finetune {large / 'checkpoint-last.pth'}"
+    assert run_here(main_finetune, f"{options} {source}".split()) == 0
+    assert load(tmp_path / "probe")["preprocessing"]["crop_pct"] == 1.0  # of more than 224 px
+    whole = finetune(more="--aug none") / "checkpoint-best.pth"
+    frozen = finetune(more=f"--freeze_backbone --finetune {whole}")
+    assert load(frozen)["preprocessing"]["crop_pct"] is None
+
+
+def test_unreadable_images_are_counted_where_neighbours_are_sought(
+    sets, pretrained, tmp_path, capfd
+):
+    shutil.copytree(sets / "rafdb", tmp_path / "data")
+    images = sorted((tmp_path / "data").rglob("*.jpg"))
+    test = [path for path in images if path.name.startswith("test")]
+    for path in (*images[-2:], test[0]):
+        path.write_bytes(b"no image")
+    options = f"--knn --finetune {pretrained['vit']} --model vit_tiny_patch16 --input_size 32"
+    options += f" --data_path {tmp_path / 'data'} --output_dir {tmp_path / 'knn'} --num_workers 0"
+    assert run_here(main_finetune, options.split()) == 0
+    said, result = capfd.readouterr().out, results(tmp_path / "knn")
+    assert "nearest neighbours are among 54 of 56 training images; 2 cannot be read" in said
+    assert "20 images, 1 more cannot be read" in said
+    assert [result[key] for key in ("train_images", "train_unreadable", "unreadable")] == [54, 2, 1]
+
+
 # --- while pre-training ---
 
 
@@ -94,6 +128,12 @@ def test_a_probe_measures_and_changes_nothing(sets, tmp_path):
         assert all(0 <= record[score] <= 100 for score in SCORES)
     assert same(load(tmp_path / "with")["model"], load(tmp_path / "without")["model"])
     assert same(load(tmp_path / "with")["optimizer"], load(tmp_path / "without")["optimizer"])
+
+
+def test_faces_to_probe_are_cut_as_asked_for(sets, tmp_path, capfd):
+    more = f"{PRETRAIN} --probe_data_path {sets / 'affectnet'} --face_margin 0.4 --epochs 1"
+    assert run_here(main_pretrain, command(tmp_path, "mae", more)[2:]) == 0
+    assert "faces cropped with margin 0.4" in capfd.readouterr().out
 
 
 def test_a_probe_on_two_processes_equals_one(sets, tmp_path):

@@ -76,8 +76,8 @@ def test_numbers_in_a_list_need_an_order(images):
     data = open_labelled(str(images / "list.txt"), label_order="sad,happy")
     assert data.classes == ("Sad", "Happy")
     assert data.splits["all"].labels.tolist() == [1, 0, 1, 0]
-    assert data.options == {"label_order": "0:sad,happy"}
-    assert "labels are numbered by --label_order 0:sad,happy: 0 Sad, 1 Happy" in data.notes
+    assert data.options == {"label_order": "0:Sad,Happy"}
+    assert "labels are numbered by --label_order 0:Sad,Happy: 0 Sad, 1 Happy" in data.notes
 
 
 def test_whole_numbers_may_be_written_with_a_point(images):

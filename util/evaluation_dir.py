@@ -3,6 +3,7 @@
 import os
 import re
 from collections.abc import Mapping, Sequence
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from util.untrusted import parse_object, part, read_text
 
 BEST, LAST = "checkpoint-best.pth", "checkpoint-last.pth"  # of a run
 RUN_FILES = (BEST, LAST, "log.txt", "config.json")
+RESULTS = ("eval.json", "predictions.csv", "figures", "report.html")
 
 
 def holds_run(folder: str | Path) -> bool:
@@ -58,23 +60,68 @@ def _absolute(path: str) -> str:
     return os.path.abspath(os.path.expanduser(path))
 
 
+def own_folder(folder: str, made_by: Mapping[str, Any]) -> str:
+    """`folder`, or if it holds results that are not `made_by` the same, the first `folder-N` that
+    does not.
+    """
+    names = (folder if k == 1 else f"{folder}-{k}" for k in count(1))
+    return next(name for name in names if not _others(name, made_by))
+
+
 def check_results(folder: str | Path, made_by: Mapping[str, Any]) -> None:
     """Raises BadInput where a folder holds results of another kind, which would be replaced.
 
     `made_by` says what they come from and stands in `eval.json`: `kind` (training, eval, knn),
     and of an evaluation checkpoint, data and options.
     """
-    result = parse_object(read_text(Path(folder) / "eval.json"))
-    if not result:
-        return
-    found = part(result, "made_by") or {"kind": _guessed(result)}
-    changed = [key for key in found if key in made_by and found[key] != made_by[key]]
-    if changed:
-        before, now = (_listed(of, changed) for of in (found, made_by))
+    if others := _others(folder, made_by):
         raise BadInput(
-            f"--output_dir {folder}: holds results of another kind ({before}; now {now}), which "
-            "would be replaced; name another folder"
+            f"--output_dir {folder}: holds results of another kind ({others}), which would be "
+            "replaced; name another folder"
         )
+
+
+def set_aside(folder: Path) -> list[str]:
+    """Move the results in a folder to one below it; -> the line that says so, if there were any."""
+    there = [folder / name for name in RESULTS if (folder / name).exists()]
+    if folder / RESULTS[0] not in there:
+        return []
+    names = (f"earlier_results{'' if k == 1 else f'_{k}'}" for k in count(1))
+    aside = next(folder / name for name in names if not (folder / name).exists())
+    aside.mkdir()
+    for path in there:
+        path.rename(aside / path.name)
+    return [f"results that are not of this run were moved to {aside}"]
+
+
+def is_training(folder: Path) -> bool:
+    """Whether the results in a folder, if there are some, are a training's own."""
+    result = parse_object(read_text(folder / "eval.json"))
+    return not result or _made_by(result).get("kind") == "training"
+
+
+def located(path: str, folder: str = "") -> str:
+    """A path as it is told apart from others: relative to a `folder` of results that lies beside or
+    below it, for these are moved together, otherwise absolute; what is not there stays as it is.
+    """
+    if not os.path.exists(os.path.expanduser(path)):
+        return path  # the name of a release, or drawn faces
+    real, inside = os.path.realpath(os.path.expanduser(path)), os.path.realpath(folder or os.sep)
+    below = inside.startswith(os.path.dirname(real).rstrip(os.sep) + os.sep)
+    return os.path.relpath(real, inside) if below else real
+
+
+def _others(folder: str | Path, made_by: Mapping[str, Any]) -> str:
+    """What results in a folder were made by and now would be, where that differs."""
+    result = parse_object(read_text(Path(folder) / "eval.json"))
+    found = _made_by(result) if result else {}
+    changed = [key for key in found if key in made_by and found[key] != made_by[key]]
+    before, now = (_listed(of, changed) for of in (found, made_by))
+    return f"{before}; now {now}" if changed else ""
+
+
+def _made_by(result: Mapping[str, Any]) -> Mapping[str, Any]:
+    return part(result, "made_by") or {"kind": _guessed(result)}
 
 
 def _guessed(result: Mapping[str, Any]) -> str:

@@ -132,11 +132,13 @@ def summary_lines(result: dict) -> list[str]:
         for key in ("accuracy", "uar")
         for low, high in [result[f"{key}_ci"]]
     )
+    left_out = result.get("unreadable")
+    unreadable = f", {left_out:,} more cannot be read" if left_out else ""
     names = [_printable(name) for name in result["classes"]]
     width = max(len("class"), *map(len, names))
     lines = [
         f"accuracy {accuracy}, UAR {uar}, macro-F1 {result['macro_f1']:.2f} %, "
-        f"{result['n']:,} images; in brackets: {COVERAGE} % interval",
+        f"{result['n']:,} images{unreadable}; in brackets: {COVERAGE} % interval",
         f"  {'class':{width}}  {'recall':>7}  {'precision':>9}  {'n':>7}",
     ]
     for name, key in zip(names, result["classes"], strict=True):

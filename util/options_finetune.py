@@ -1,10 +1,18 @@
 """The options of fine-tuning: groups, defaults that depend on others, and what cannot work."""
 
 import argparse
+import os
 from typing import Any
 
 from util.errors import BadInput
-from util.evaluation_dir import check_results, evaluation_folder, own_checkpoint
+from util.evaluation_dir import (
+    check_results,
+    evaluation_folder,
+    holds_run,
+    located,
+    own_checkpoint,
+    own_folder,
+)
 from util.options import (
     RATE,
     SIZE,
@@ -82,6 +90,15 @@ DECIDES_RESULT = (
     *("opt", "opt_eps", "opt_betas", "momentum", "layer_decay", "layer_decay_type"),
     *("model_ema", "model_ema_decay", "model_ema_eval", "select", "eval_flip", "disable_eval"),
 )
+
+
+# What makes an evaluation another one, if it is given; and what else does with --knn, which learns.
+EVALUATED_BY = (
+    *OF_IMAGES,
+    *OF_DATA,
+    *("cls_token", "aug", "data_set", "classes", "model_key", "model_prefix"),
+)
+NEIGHBOURS_BY = ("label_fraction", "select", "val_fraction", "seed")
 
 
 def build_parser() -> Parser:
@@ -217,9 +234,9 @@ def check_options(args: argparse.Namespace) -> None:
         fill_defaults(args, FROZEN_DEFAULTS)
     for defaults in (FAMILY_DEFAULTS[kind], COMMON_DEFAULTS):
         fill_defaults(args, defaults)
-    if args.aug == "randaug":
-        fill_defaults(args, {"crop_pct": 0.875 if args.input_size <= 224 else 1.0})
-    check_input_size(args)
+    fill_defaults(args, {"crop_pct": usual_crop(args)})
+    if not (args.eval or args.knn):  # whose model the checkpoint decides
+        check_input_size(args)
     _check_training(args)
     if args.use_amp is not None:
         wanted = "auto" if args.use_amp else "off"
@@ -231,8 +248,17 @@ def check_options(args: argparse.Namespace) -> None:
     if args.classes and not args.eval:
         raise BadInput("--classes: is for --eval; in training the data set names the classes")
     if args.eval or args.knn:
+        _check_evaluation(args)
         _find_evaluation(args)
-    check_results(args.output_dir, made_by(args))
+    elif not holds_run(args.output_dir):
+        check_results(args.output_dir, made_by(args))
+
+
+def usual_crop(args: argparse.Namespace) -> float | None:
+    """The central share that is tested on, unless one is given; None for the whole image."""
+    if args.aug != "randaug":
+        return None
+    return 0.875 if args.input_size <= 224 else 1.0
 
 
 def check_input_size(args: argparse.Namespace) -> None:
@@ -247,6 +273,16 @@ def check_input_size(args: argparse.Namespace) -> None:
         )
 
 
+def _check_evaluation(args: Options) -> None:
+    """Refuse what `--eval` and `--knn` cannot both be, or cannot do."""
+    if args.eval and args.knn:
+        raise BadInput("--knn: does without the head that --eval tests; give one of them")
+    if args.knn and args.eval_flip:
+        raise BadInput("--eval_flip: --knn compares features of images as they are; leave it out")
+    if args.eval and args.finetune and args.resume:
+        raise BadInput("--resume: --finetune names the checkpoint to evaluate; give one of them")
+
+
 def _find_evaluation(args: Options) -> None:
     """The checkpoint to evaluate, in `args.finetune`, and the folder for its results."""
     given = args.output_dir if "output_dir" in args.given else None
@@ -255,25 +291,41 @@ def _find_evaluation(args: Options) -> None:
         if not args.finetune:
             what = f"{args.output_dir} holds no checkpoint; name one with --finetune"
             raise BadInput(f"--eval: {what}")
+    named = {name: os.path.basename(str(value)) for name, value in _given(args).items()}
+    tested = args.eval_data_path or args.data_path
+    args.output_dir = evaluation_folder(_kind(args), args.finetune, tested, given, named)
     by = made_by(args)
-    args.output_dir = evaluation_folder(
-        by["kind"], by["checkpoint"], by["data"], given, by["options"]
-    )
+    if args.output_dir != given:
+        args.output_dir = own_folder(args.output_dir, by)
+    check_results(args.output_dir, by)
 
 
 def made_by(args: Options) -> dict[str, Any]:
     """What results come from: the kind of work, and what makes an evaluation another one."""
     if not (args.eval or args.knn):
         return {"kind": "training"}
-    names = args.given & {*OF_IMAGES, *OF_DATA, "classes", "model_key", "amp"}
-    given = {name: getattr(args, name) for name in sorted(names)}
-    given = {name: ",".join(v) if isinstance(v, tuple) else v for name, v in given.items()}
     return {
-        "kind": "knn" if args.knn else "eval",
-        "checkpoint": args.finetune,
-        "data": args.eval_data_path or args.data_path,
-        "options": {name: v for name, v in given.items() if v not in (None, False, "auto")},
+        "kind": _kind(args),
+        "checkpoint": located(args.finetune, args.output_dir),
+        "data": located(args.eval_data_path or args.data_path),
+        "options": _given(args),
     }
+
+
+def _kind(args: Options) -> str:
+    return "knn" if args.knn else "eval"
+
+
+def _given(args: Options) -> dict[str, Any]:
+    """The options of the command line that make an evaluation another one."""
+    names = EVALUATED_BY + NEIGHBOURS_BY * args.knn
+    given = {name: getattr(args, name) for name in names if name in args.given}
+    if args.knn and args.eval_data_path:
+        given["data_path"] = located(args.data_path)  # what is learnt from
+    if args.amp != "auto":
+        given["amp"] = args.amp
+    given = {name: ",".join(v) if isinstance(v, tuple) else v for name, v in given.items()}
+    return {name: v for name, v in given.items() if v is not None and v != "auto"}
 
 
 def _check_training(args: argparse.Namespace) -> None:

@@ -72,6 +72,8 @@ def trained_with(checkpoint: Mapping[str, Any], source: object) -> dict[str, Any
     if "classes" not in checkpoint:
         found["imagenet_default_mean_and_std"] = True  # all pre-training
     size = CLASSIFIER_SIZES.get(str(found.get("model")).removeprefix("mae_"))
+    if not isinstance(size, ViTSize):
+        found.pop("cls_token", None)
     if "patch_size" in found and found["patch_size"] is None and isinstance(size, ViTSize):
         found["patch_size"] = size.patch
     return found
@@ -135,7 +137,16 @@ def difference_lines(
 def _same(name: str, one: Any, other: Any) -> bool:
     if name == "model":
         return str(one).removeprefix("mae_") == str(other).removeprefix("mae_")
+    if name == "label_order" and one and other:
+        (first, names), (start, others) = _order(one), _order(other)
+        return names == others and (first == start or "" in (first, start))
     return one == other
+
+
+def _order(text: str) -> tuple[str, str]:
+    """The first number, "" where it is not said, and the names of a `--label_order`."""
+    first, _, names = text.rpartition(":")
+    return first.strip(), names.strip().lower()
 
 
 def _shown(name: str, value: Any) -> str:
