@@ -85,15 +85,26 @@ def open_images(
 
 
 def _which(root: Path, files: FileList) -> list[str]:
-    """The line on a folder or list of which only the training split is used."""
-    if root.is_file() and len(files) < (count := len(read_list(os.path.abspath(root)).names)):
-        return [f"only the {len(files):,} training images of {count:,} in the list are used"]
+    """What to tell of which images of a folder or a list are used."""
+    if root.is_file():
+        return _of_list(root, files)
     if not root.is_dir() or files.root == os.path.abspath(root):
         return []
     beside = sorted(name for name in os.listdir(root) if split_called(name))
     others = ", ".join(name for name in beside if name != os.path.basename(files.root))
     unused = f", not those in {others}" if others else ""
     return [f"only the images in {os.path.basename(files.root)} are used{unused}"]
+
+
+def _of_list(root: Path, files: FileList) -> list[str]:
+    """What to tell of a list: how it was read, and whether all of it is used."""
+    listed = read_list(os.path.abspath(root))
+    notes, count = listed.notes(), len(listed.names)
+    if len(files) < count:
+        notes.append(f"only the {len(files):,} training images of {count:,} in the list are used")
+    elif listed.splits and not any(split_called(split) == "train" for split in listed.splits):
+        notes.append(f"warning: {root.name} has no training split: all its images are used")
+    return notes
 
 
 def build_pretrain_dataset(

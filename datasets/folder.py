@@ -104,14 +104,14 @@ def list_images(data_path: str | os.PathLike, cache: str | os.PathLike | None = 
         raise BadInput("--data_path is empty: give a folder of images or a list of files")
     path = os.path.abspath(os.path.expanduser(given))
     mode = _mode_of(path)
-    files = _read_cache(cache, path) if cache else None
+    files, stamps = (_read_cache(cache, path) if cache else None), None
+    scanned_ns = time.time_ns()  # before the scan: what changes during it is newer
     if files is None:
-        scanned_ns = time.time_ns()  # before the scan: what changes during it is newer
         files, stamps = _scan(path) if stat.S_ISDIR(mode) else _of_list(path)
-        if cache:
-            _write_cache(cache, path, scanned_ns, files, stamps)
     if not stat.S_ISDIR(mode):
-        check_entries(path, [files.relative(i) for i in range(min(100, len(files)))])
+        check_entries(path, len(files), files.relative)
+    if cache and stamps is not None:
+        _write_cache(cache, path, scanned_ns, files, stamps)
     return files
 
 

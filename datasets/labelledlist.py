@@ -5,6 +5,7 @@ Which class a label is, is as with class folders: names decide, numbers need `--
 
 import os
 import re
+from itertools import compress
 from pathlib import Path
 
 import numpy as np
@@ -14,17 +15,14 @@ from datasets.decode import printable
 from datasets.folder import FileList, ImageFiles
 from datasets.labelled import LabelledImages, LabelledSet
 from datasets.listfile import LABELS, PATHS, Listed, check_entries, read_list
-from datasets.present import missing_note, present
+from datasets.present import bad_row, missing_note, present, repeated, repeated_note
 from datasets.splits import split_called
 from util.errors import BadInput
 
 
 def has_labels(path: Path) -> bool:
-    """Whether a file is a list of images with labels."""
-    try:
-        return bool(read_list(str(path)).labels)
-    except BadInput:
-        return False
+    """Whether a list of images has labels. Raises BadInput for a file that is no such list."""
+    return bool(read_list(str(path)).labels)
 
 
 def read(path: Path, label_order: str | None = None, usual: str | None = None) -> LabelledSet:
@@ -34,7 +32,9 @@ def read(path: Path, label_order: str | None = None, usual: str | None = None) -
     at /. Raises BadInput, naming the entry, for one without a label or of an unknown split.
     """
     listed, where = read_list(str(path)), f"--data_path {printable(str(path))}"
-    check_entries(str(path), listed.names)
+    there = present(path.parent, listed.names)
+    if not there.any():
+        check_entries(str(path), len(listed.names), listed.names.__getitem__)
     if not listed.labels:
         raise BadInput(
             f"{where}: a list of images without labels; write `path label` lines, or a CSV with "
@@ -46,13 +46,15 @@ def read(path: Path, label_order: str | None = None, usual: str | None = None) -
     classes, called, notes, order = name_classes(where, names, label_order, usual, "label")
     place = {name: classes.index(word) for name, word in called.items()}
     labels = np.array([place[label] for label in given])
-    there = present(path.parent, listed.names)
-    notes += missing_note(path, path.parent, listed.names, there)
-    images = {}
+    again = _repeated(path, listed, splits, labels)
+    notes += [*listed.notes(), *repeated_note(path, listed.rows, again)]
+    images, several = {}, len(set(splits)) > 1
     for split in dict.fromkeys(splits):
-        kept = np.flatnonzero(there & (np.array(splits) == split))
-        files = FileList.of(str(path.parent), (os.fsencode(listed.names[i]) for i in kept))
-        images[split] = LabelledImages(ImageFiles(files), labels[kept])
+        part = np.flatnonzero(~again & (np.array(splits) == split))
+        some, found = [listed.names[i] for i in part], there[part]
+        notes += missing_note(path, path.parent, some, found, split if several else "")
+        files = FileList.of(str(path.parent), map(os.fsencode, compress(some, found)))
+        images[split] = LabelledImages(ImageFiles(files), labels[part[found]])
     return LabelledSet(
         name="list",
         title=f"list {printable(path.name)}",
@@ -66,6 +68,24 @@ def read(path: Path, label_order: str | None = None, usual: str | None = None) -
 def _number(label: str) -> str:
     """`3` of `3.0`, as tables are saved anew; other labels as they are."""
     return re.sub(r"^(\d+)\.0*$", r"\1", label)
+
+
+def _repeated(path: Path, listed: Listed, splits: list[str], labels: np.ndarray) -> np.ndarray:
+    """Which entries repeat another one of their split, (n,) bool.
+
+    Raises BadInput where an image has two labels.
+    """
+    places = [os.path.normpath(path.parent / name) for name in listed.names]
+    _, differ = repeated(places, labels.tolist())
+    if differ:
+        one, other = differ[0]
+        raise bad_row(
+            path,
+            listed.rows[other],
+            f"{printable(listed.names[other])} is {printable(listed.labels[other])}, but "
+            f"{printable(listed.labels[one])} in row {listed.rows[one]}; leave one of them",
+        )
+    return repeated(list(zip(places, splits, strict=True)), labels.tolist())[0]
 
 
 def _splits(listed: Listed, where: str) -> list[str]:

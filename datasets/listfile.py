@@ -3,31 +3,52 @@
 import csv
 import io
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from datasets.decode import printable
 from datasets.filetypes import is_image
+from datasets.present import spread
 from datasets.splits import split_called
 from util.errors import BadInput
 
 PATHS = ("path", "file", "filename", "image", "img", "image_path", "subdirectory_filepath")
 LABELS = ("label", "class", "expression", "emotion", "category", "class_name", "target")
 SPLITS = ("split", "usage", "subset")
+BOX = ("face_x", "face_y", "face_width", "face_height")  # AffectNet's, whose reader crops by them
+FORMAT = "a line is read as `path label`, the path first"
+FEW = 5  # columns to name
 
 
 class Listed(NamedTuple):
     """What a list says, row by row; `labels` and `splits` are empty where it says none."""
 
-    names: list[str]  # as written: relative to the list's folder, or absolute
+    names: list[str]  # relative to the list's folder, or absolute
     labels: list[str]
     splits: list[str]
     columns: list[str]  # of a CSV without a known column of paths; else empty
+    rows: list[int]  # the line each entry stands in, from 1
+    unused: list[str]  # columns of the header that say none of this
+    turned: bool = False  # whether the names were written with \ between folders
 
     def training(self) -> list[str]:
         """The names of the training split; all where there are no splits."""
         pairs = zip(self.names, self.splits, strict=False)
         return [name for name, split in pairs if split_called(split) == "train"] or self.names
+
+    def boxed(self) -> bool:
+        """Whether it has a box for each face, as AffectNet's own lists."""
+        return {*BOX} <= {name.lower() for name in self.unused}
+
+    def notes(self) -> list[str]:
+        """What to tell of how it was read."""
+        told = ["paths are read with / in place of \\"] if self.turned else []
+        if self.unused:
+            more = ", …" if len(self.unused) > FEW else ""
+            some = f"columns not used: {printable(', '.join(self.unused[:FEW]))}{more}"
+            hint = "; give AffectNet's folder instead to crop faces by their boxes"
+            told.append(some + hint * self.boxed())
+        return told
 
 
 def read_list(path: str) -> Listed:
@@ -48,6 +69,8 @@ def read_list(path: str) -> Listed:
         listed = _parsed(text, path)
         for name in listed.names:
             os.fsencode(name)
+    except BadInput:  # a ValueError, too
+        raise
     except csv.Error as e:
         raise bad(path, f"is no well-formed CSV ({e})") from None
     except ValueError:
@@ -55,7 +78,7 @@ def read_list(path: str) -> Listed:
         raise bad(path, f"{what} (an archive has to be unpacked first)") from None
     if not listed.names:
         raise bad(path, "is a list without entries; write one image path a line")
-    return listed
+    return _turned(listed, path)
 
 
 def bad(path: str, what: str) -> BadInput:
@@ -63,64 +86,138 @@ def bad(path: str, what: str) -> BadInput:
     return BadInput(f"--data_path {printable(path)}: {what}")
 
 
-def check_entries(path: str, names: Sequence[str], n: int = 100) -> None:
-    """Raises BadInput if none of the first entries of the list at `path` exists.
+def check_entries(path: str, count: int, name: Callable[[int], str]) -> None:
+    """Raises BadInput if none of some entries from all over the list at `path` exists.
 
-    It is relative to some other folder then, or the paths stand in another column.
+    `name` gives each of the `count`. They are relative to some other folder then, or the paths
+    stand in another column.
     """
-    some, folder = names[:n], os.path.dirname(path)
-    if any(os.path.exists(os.path.join(folder, name)) for name in some):
+    some = [name(i) for i in spread(count)]
+    if _any_exists(path, some):
         return
-    if columns := read_list(path).columns:
-        listed = printable(", ".join(name.strip() or "''" for name in columns))
-        what = f"no column of paths among {listed}; name it one of {', '.join(PATHS)}"
+    listed = read_list(path)
+    if listed.columns:
+        shown = printable(", ".join(name.strip() or "''" for name in listed.columns))
+        what = f"no column of paths among {shown}; name it one of {', '.join(PATHS)}"
         raise bad(path, what)
-    first, place = printable(some[0]), printable(os.path.join(folder, some[0]))
-    what = f"none of its first {len(some)} entries exists; the first, {first}, was looked for at"
-    raise bad(path, f"{what} {place}; paths start at the list's own folder or at /")
+    first, place = printable(some[0]), printable(os.path.join(os.path.dirname(path), some[0]))
+    tried = f"its {count} entries" if count == len(some) else f"{len(some)} entries all over it"
+    what = f"none of {tried} exists; the first, {first}, was looked for at {place}; "
+    if listed.boxed():
+        raise bad(path, f"{what}of AffectNet's own lists, give the folder of the data set")
+    form = f"; {FORMAT}" if any(set(name) & set(" \t,;") for name in some) else ""
+    raise bad(path, f"{what}paths start at the list's own folder or at /{form}")
+
+
+def _any_exists(path: str, names: Sequence[str]) -> bool:
+    """Whether any of the names is there, as seen from the list."""
+    return any(os.path.exists(os.path.join(os.path.dirname(path), name)) for name in names)
+
+
+def _turned(listed: Listed, path: str) -> Listed:
+    r"""With / for \ where that is how the files are found: lists are written on Windows, too."""
+    written = [name for name in listed.names if "\\" in name]
+    some = [written[i] for i in spread(len(written))]
+    if _any_exists(path, some) or not _any_exists(path, [n.replace("\\", "/") for n in some]):
+        return listed
+    return listed._replace(names=[n.replace("\\", "/") for n in listed.names], turned=True)
+
+
+# Text and CSV
 
 
 def _parsed(text: str, path: str) -> Listed:
-    lines = [line for line in io.StringIO(text, newline=None) if not _skipped(line)]
-    first = lines[0] if lines else ""
+    numbered = enumerate(io.StringIO(text, newline=None), 1)
+    lines = [(row, line.strip()) for row, line in numbered if not _skipped(line)]
+    first = lines[0][1] if lines else ""
     delimiter = max(",;\t", key=first.count)
-    is_csv = path.lower().endswith((".csv", ".tsv"))
-    if not is_csv and (delimiter not in first or _column(first.split(delimiter), PATHS) is None):
-        return _of_lines([line.strip() for line in lines])
-    rows = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
-    return _of_rows([row for row in rows if row and not _skipped(row[0] or "".join(row[1:]))])
+    is_csv = path.lower().endswith((".csv", ".tsv")) or (
+        delimiter in first
+        and (
+            _column(first.split(delimiter), PATHS) is not None
+            or any(_begins_with_path(line, delimiter) for _, line in lines[:2])
+        )
+    )
+    if not is_csv:
+        return _of_lines(lines)
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
+    rows = [(reader.line_num, cells) for cells in reader if "".join(cells).strip()]
+    return _of_rows([(row, cells) for row, cells in rows if cells[0].lstrip()[:1] != "#"], path)
 
 
-def _of_lines(lines: list[str]) -> Listed:
-    """A path a line; or `path label`, where that is how the first line reads."""
-    if lines and not is_image(lines[0]) and is_image(lines[0].rsplit(maxsplit=1)[0]):
-        parts = [[line] if is_image(line) else line.rsplit(maxsplit=1) for line in lines]
+def _begins_with_path(line: str, delimiter: str) -> bool:
+    """Whether a line is a path and more, and not a path with the delimiter in it."""
+    return not is_image(line) and is_image(line.split(delimiter)[0].strip().strip('"'))
+
+
+def _of_lines(lines: list[tuple[int, str]]) -> Listed:
+    """A path a line; or `path label`, where that is how the first one after a header reads."""
+    texts = [line for _, line in lines]
+    begin = [is_image(line) or _is_labelled(line) for line in texts[:2]]
+    known_header = bool(texts) and texts[0].lower() in PATHS
+    lines = lines[known_header or begin == [False, True] :]
+    rows, texts = [row for row, _ in lines], [line for _, line in lines]
+    if texts and _is_labelled(texts[0]):
+        parts = [[line] if is_image(line) else line.rsplit(maxsplit=1) for line in texts]
         labels = [part[1] if len(part) > 1 else "" for part in parts]
-        return Listed([part[0] for part in parts], labels, [], [])
-    unknown_header = len(lines) > 1 and [is_image(line) for line in lines[:2]] == [False, True]
-    known_header = bool(lines) and lines[0].lower() in PATHS
-    return Listed(lines[unknown_header or known_header :], [], [], [])
+        return Listed([part[0] for part in parts], labels, [], [], rows, [])
+    return Listed(texts, [], [], [], rows, [])
 
 
-def _of_rows(rows: list[list[str]]) -> Listed:
+def _is_labelled(line: str) -> bool:
+    return not is_image(line) and is_image(line.rsplit(maxsplit=1)[0])
+
+
+def _of_rows(numbered: list[tuple[int, list[str]]], path: str) -> Listed:
     """The columns of a CSV, by its header; without one that is known, paths stand first."""
+    rows, lines = [cells for _, cells in numbered], [row for row, _ in numbered]
     first = rows[0] if rows else []
     column = _column(first, PATHS)
+    if column is None and _column(first, ("pixels",)) is not None:
+        raise bad(path, _pixels(path))
     at = column or 0
-    rows = [row for row in rows if len(row) > at and row[at].strip()]
-    cells = [row[at].strip() for row in rows]
-    unknown_header = len(cells) > 1 and [is_image(c) for c in cells[:2]] == [False, True]
-    headed = column is not None or unknown_header
-    header, rows = (rows[0], rows[1:]) if headed and rows else ([], rows)
-    places = [_column(header, LABELS), _column(header, SPLITS)]
-    if not headed and rows and len(rows[0]) == 2:
-        places[0] = 1
+    headed = column is not None or _is_header(rows)
+    header, rows, lines = (first, rows[1:], lines[1:]) if headed else ([], rows, lines)
+    for row, cells in zip(lines, rows, strict=True):
+        if not _cell(cells, at):
+            where = f"column {first[at].strip()!r}" if column is not None else "first column"
+            raise bad(path, f"row {row} has no path in its {where}; fill it in, or remove the row")
+    label, split = _column(header, LABELS), _column(header, SPLITS)
+    others = [i for i in range(len(first)) if i not in (at, label, split)]
+    if split is None and rows:
+        split = next((i for i in others if all(split_called(_cell(r, i)) for r in rows)), None)
+    others = [i for i in others if i != split]
+    if not headed and len(others) == 1:
+        label = others[0]
     labels, splits = (
-        [] if place is None else [row[place].strip() if len(row) > place else "" for row in rows]
-        for place in places
+        [] if place is None else [_cell(cells, place) for cells in rows] for place in (label, split)
     )
     several = first if column is None and len(first) > 1 else []
-    return Listed([row[at].strip() for row in rows], labels, splits, several)
+    unused = [header[i].strip() for i in others if headed and header[i].strip()]
+    return Listed([_cell(cells, at) for cells in rows], labels, splits, several, lines, unused)
+
+
+def _is_header(rows: list[list[str]]) -> bool:
+    """Whether the first row names columns, though none of paths; those stand first then."""
+    if len(rows) < 2:
+        return False
+    begin = [is_image(cells[0].strip()) for cells in rows[:2]]
+    if rows[0][0].strip():
+        return begin == [False, True]
+    # The index of a table has no name: numbers, or the paths themselves.
+    return not begin[1] or _column(rows[0], (*LABELS, *SPLITS)) is not None
+
+
+def _pixels(path: str) -> str:
+    """What to do with a CSV of pixels."""
+    named = os.path.basename(path).lower() == "fer2013.csv"
+    name = "" if named else ", with the file called fer2013.csv"
+    return f"holds pixels: give the folder it lies in{name}"
+
+
+def _cell(cells: Sequence[str], at: int) -> str:
+    """The cell at a place; "" where the row is too short."""
+    return cells[at].strip() if len(cells) > at else ""
 
 
 def _skipped(line: str) -> bool:

@@ -2,7 +2,7 @@
 
 import csv
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 
 import numpy as np
 
@@ -26,6 +26,41 @@ def present(root: str | os.PathLike, names: Sequence[str]) -> np.ndarray:
     return there
 
 
+def spread(count: int, most: int = 100) -> list[int]:
+    """Up to `most` of so many places, from all over them, the first and the last included."""
+    n = min(count, most)
+    return [i * (count - 1) // max(1, n - 1) for i in range(n)]
+
+
+def repeated(
+    keys: Sequence[Hashable], values: Sequence[object]
+) -> tuple[np.ndarray, list[tuple[int, int]]]:
+    """(n,) bool: which say again what one before has said of their key; (first, later) places of
+    those that say otherwise than the first.
+    """
+    first: dict[Hashable, int] = {}
+    again, differ, others = np.zeros(len(keys), bool), [], set()
+    for i, (key, value) in enumerate(zip(keys, values, strict=True)):
+        j = first.setdefault(key, i)
+        if j == i:
+            continue
+        if values[j] == value or (key, value) in others:
+            again[i] = True
+        else:
+            others.add((key, value))
+            differ.append((j, i))
+    return again, differ
+
+
+def repeated_note(source: str | os.PathLike, rows: Sequence[int], again: np.ndarray) -> list[str]:
+    """The line that counts the rows left out because they repeat another one; [] if none does."""
+    if not again.any():
+        return []
+    first, file = rows[int(again.argmax())], printable(os.path.basename(source))
+    count = f"{int(again.sum()):,} rows of {file} name an image again"
+    return [f"{count} and are left out (first: row {first})"]
+
+
 def listing(folder: str | os.PathLike) -> frozenset[str]:
     """The names in a folder; none if there is no such folder. Raises BadInput if unreadable."""
     try:
@@ -37,17 +72,23 @@ def listing(folder: str | os.PathLike) -> frozenset[str]:
 
 
 def missing_note(
-    source: str | os.PathLike, root: str | os.PathLike, names: Sequence[str], there: np.ndarray
+    source: str | os.PathLike,
+    root: str | os.PathLike,
+    names: Sequence[str],
+    there: np.ndarray,
+    split: str = "",
 ) -> list[str]:
     """The line that says how many images named in the file `source` are missing; [] if none is.
 
-    `names` were looked for below `root`, `there` (n,) bool is the answer of `present`. Raises
-    BadInput when most are missing: the path is wrong then, or the images are not unpacked.
+    `names` were looked for below `root`, `there` (n,) bool is the answer of `present`; `split` is
+    theirs, if the file names those of several. Raises BadInput when most are missing: the path is
+    wrong then, or the images are not unpacked.
     """
     missing = np.flatnonzero(~there)
     if not len(missing):
         return []
-    first, count = names[missing[0]], f"{len(missing):,} of {len(names):,} images"
+    first, of = names[missing[0]], f"{split} images" if split else "images"
+    count = f"{len(missing):,} of {len(names):,} {of}"
     if 2 * len(missing) > len(names):
         raise BadInput(
             f"{printable(os.fspath(source))}: {count} it names are missing; the first was looked "

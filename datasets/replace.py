@@ -37,6 +37,8 @@ def read_or_replace(
 
 def check_readable(source: Source, flag: str = "--data_path") -> None:
     """Decode a few images from all over a source; raises BadInput when none can be read."""
+    if not len(source):
+        raise BadInput(f"{flag}: holds no images")
     sample = np.unique(np.linspace(0, len(source) - 1, PREFLIGHT_IMAGES).astype(int))
     for index in sample:
         try:

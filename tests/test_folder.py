@@ -275,7 +275,7 @@ def test_list_whose_entries_do_not_exist_shows_the_first(tree):
     data = tree("a/1.jpg")
     (data / "list.txt").write_text("x/1.jpg\nx/2.jpg\n")
     message = complaint(data / "list.txt")
-    assert "first 2 entries" in message
+    assert "none of its 2 entries" in message
     assert f"x/1.jpg, was looked for at {data}/x/1.jpg" in message
     (data / "list.txt").write_text("x/1.jpg\na/1.jpg\n")
     assert len(list_images(data / "list.txt")) == 2

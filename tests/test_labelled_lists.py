@@ -9,7 +9,10 @@ from runs import finetune_options, run_here
 import main_finetune
 import main_pack
 from datasets import open_images, open_labelled
+from datasets.duplicates import duplicates
+from datasets.folder import FileList, ImageFiles
 from datasets.listfile import read_list
+from datasets.replace import check_readable
 from util.errors import BAD_INPUT, DONE, BadInput
 
 NAMES = ["happy/a.png", "sad/b c.png", "happy/d.png", "sad/e.png"]
@@ -94,7 +97,7 @@ def test_whole_numbers_may_be_written_with_a_point(images):
         ("happy/a.png\nsad/e.png\n", "a list of images without labels; write `path label` lines"),
         ("happy/a.png happy\nsad/e.png\n", "sad/e.png has no label"),
         ("happy/a.png happy\nhappy/d.png happy\n", "only one class, happy; a classifier needs two"),
-        ("x/a.png happy\nx/b.png sad\n", "none of its first 2 entries exists"),
+        ("x/a.png happy\nx/b.png sad\n", "none of its 2 entries exists"),
     ],
 )
 def test_a_list_that_cannot_be_trained_on_says_why(text, words, images):
@@ -171,3 +174,193 @@ def test_one_class_is_refused_before_anything_is_built(tmp_path, capfd):
     options = f"--data_path {tmp_path / 'data'} --data_set folder"
     assert run_here(main_finetune, finetune_options(tmp_path / "out", "vit", options)) == BAD_INPUT
     assert "only one class, happy; a classifier needs two at least" in capfd.readouterr().err
+
+
+# Rows and columns: whatever is left out is counted, and what cannot be meant is refused
+
+
+@pytest.fixture
+def faces(tmp_path):
+    """Six images of two classes; returns a function that writes a list beside them."""
+    for k, name in enumerate(FACES):
+        save(Image.new("RGB", (8, 8), (20 * k, 0, 0)), tmp_path / name)
+
+    def write(text, name="list.csv"):
+        (tmp_path / name).write_text(text)
+        return str(tmp_path / name)
+
+    return write
+
+
+FACES = [f"{word}/{k}.jpg" for word in ("happy", "sad") for k in range(6)]
+
+
+def rows(*more, header="path,label", names=FACES):
+    """A CSV of the faces: path, label and what `more(k)` gives for the k-th."""
+    lines = [",".join([n, n.split("/")[0], *(m(k) for m in more)]) for k, n in enumerate(names)]
+    return "\n".join([header, *lines]) + "\n"
+
+
+def third_test(k):
+    return "test" if k % 3 == 2 else "train"
+
+
+def test_a_split_whose_images_are_all_missing_is_refused(faces):
+    text = rows(third_test, header="path,label,split")
+    for k in (2, 5, 8, 11):
+        text = text.replace(FACES[k], f"gone/{k}.jpg")
+    message = complaint(open_labelled, faces(text))
+    assert "list.csv: 4 of 4 test images it names are missing; the first was looked for" in message
+    text = rows(third_test, header="path,label,split").replace(FACES[2], "gone/2.jpg")
+    (note,) = open_labelled(faces(text)).notes
+    assert note == "1 of 4 test images named in list.csv are missing (first: gone/2.jpg)"
+
+
+@pytest.mark.parametrize("column", ["set", "fold", "partition", "phase"])
+def test_a_column_of_splits_is_known_by_its_cells(column, faces):
+    path = faces(rows(lambda k: str(k), third_test, header=f"path,label,id,{column}"))
+    data = open_labelled(path)
+    assert {split: len(part) for split, part in data.splits.items()} == {"train": 8, "test": 4}
+    assert data.notes == ("columns not used: id",)
+    images = open_images(path)
+    assert len(images.source) == 8
+    told = ["columns not used: id", "only the 8 training images of 12 in the list are used"]
+    assert images.notes == told
+
+
+def test_a_column_of_which_some_cells_are_no_splits_is_not_used_and_said_so(faces):
+    path = faces(rows(lambda k: str(k % 5), header="path,label,fold"))
+    assert [*open_labelled(path).splits] == ["all"]
+    assert "columns not used: fold" in open_labelled(path).notes
+    assert open_images(path).notes == ["columns not used: fold"]
+
+
+def test_three_columns_without_a_header_are_path_label_and_split(faces):
+    data = open_labelled(faces(rows(third_test).split("\n", 1)[1]))
+    assert {split: len(part) for split, part in data.splits.items()} == {"train": 8, "test": 4}
+    assert data.classes == ("Happy", "Sad")
+
+
+@pytest.mark.parametrize("call", [open_images, open_labelled])
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("label,path\nhappy,happy/0.jpg\n\nsad\n", "row 4 has no path in its column 'path'"),
+        ("path,label\nhappy/0.jpg,happy\n,sad\n", "row 3 has no path in its column 'path'"),
+        ("happy/0.jpg,happy\n ,sad\n", "row 2 has no path in its first column; fill it in"),
+        (",happy\nhappy/0.jpg,happy\n", "row 1 has no path in its first column"),
+    ],
+)
+def test_a_row_without_a_path_is_named(call, text, words, faces):
+    assert words in complaint(call, faces(text))
+
+
+def test_blank_rows_and_comments_are_no_rows(faces):
+    text = rows().replace("sad/0.jpg", "\n,\n # more,\nsad/0.jpg")
+    assert len(open_labelled(faces(text)).splits["all"]) == 12
+
+
+def test_the_paths_of_a_table_may_be_its_index_without_a_name(faces):
+    assert len(open_labelled(faces(rows(header=",label"))).splits["all"]) == 12
+
+
+def test_rows_that_repeat_another_one_count_once(faces):
+    text = rows() + "sad/1.jpg,Sadness\n./happy/0.jpg,happy\n"
+    data = open_labelled(faces(text))
+    assert len(data.splits["all"]) == 12
+    told = "2 rows of list.csv name an image again and are left out (first: row 14)"
+    assert told in data.notes
+
+
+def test_an_image_with_two_labels_is_named_with_both_rows(faces):
+    message = complaint(open_labelled, faces(rows() + "sad/1.jpg,happy\n"))
+    assert "list.csv, row 14: sad/1.jpg is happy, but sad in row 9; leave one of them" in message
+
+
+def test_an_image_in_two_splits_is_left_to_the_line_on_duplicates(faces):
+    text = rows(third_test, header="path,label,split") + "sad/0.jpg,sad,test\n"
+    data = open_labelled(faces(text))
+    assert {split: len(part) for split, part in data.splits.items()} == {"train": 8, "test": 5}
+    assert data.notes == ()
+    assert "1 of 5 images of test are in train" in duplicates(data.splits)[0]
+
+
+def test_a_list_without_a_training_split_is_used_whole_with_a_warning(faces):
+    images = open_images(faces(rows(lambda k: ["val", "test"][k % 2], header="path,label,split")))
+    assert len(images.source) == 12
+    assert images.notes == ["warning: list.csv has no training split: all its images are used"]
+
+
+BOXED = "subDirectory_filePath,face_x,face_y,face_width,face_height,facial_landmarks,expression"
+
+
+def test_affectnets_own_csv_as_a_list_says_that_its_boxes_are_not_used(faces):
+    lines = [f"{name},1,2,3,4,1;2,{k % 2}" for k, name in enumerate(FACES)]
+    path = faces("\n".join([BOXED, *lines]))
+    told = "columns not used: face_x, face_y, face_width, face_height, facial_landmarks; give "
+    told += "AffectNet's folder instead to crop faces by their boxes"
+    assert told in open_labelled(path, label_order="happy,sad").notes
+    assert open_images(path).notes == [told]
+    message = complaint(open_images, faces("\n".join([BOXED, "1/a.jpg,1,2,3,4,,0"])))
+    assert "of AffectNet's own lists, give the folder of the data set" in message
+
+
+@pytest.mark.parametrize("call", [open_images, open_labelled])
+def test_entries_are_looked_for_all_over_a_list(call, faces):
+    gone = "".join(f"gone/{k}.jpg {['happy', 'sad'][k % 2]}\n" for k in range(150))
+    there = "".join(f"{name} {name.split('/')[0]}\n" for name in FACES)
+    if call is open_images:
+        assert len(call(faces(gone + there, "list.txt")).source) == 162
+    else:
+        message = complaint(call, faces(gone + there, "list.txt"))
+        assert "list.txt: 150 of 162 images it names are missing" in message
+    message = complaint(call, faces(gone, "list.txt"))
+    assert "none of 100 entries all over it exists; the first, gone/0.jpg, was looked" in message
+
+
+@pytest.mark.parametrize(
+    ("separator", "header"),
+    [(",", ""), (";", ""), ("\t", ""), (",", "img,class\n"), (" ", "image label\n")],
+)
+def test_a_text_list_may_have_any_separator_and_a_header(separator, header, faces):
+    lines = [f"{name}{separator}{name.split('/')[0]}" for name in FACES]
+    data = open_labelled(faces(header + "\n".join(lines), "list.txt"))
+    assert data.classes == ("Happy", "Sad")
+    assert len(data.splits["all"]) == 12
+
+
+def test_paths_written_on_windows_are_found_and_said(faces):
+    path = faces(rows().replace("/", "\\"))
+    data = open_labelled(path)
+    assert len(data.splits["all"]) == 12
+    assert data.notes == ("paths are read with / in place of \\",)
+    assert open_images(path).notes == ["paths are read with / in place of \\"]
+
+
+def test_a_list_kept_before_its_images_were_unpacked_is_not_believed(faces, tmp_path):
+    text = rows(names=[n for n in FACES if "sad" in n]).replace("/", "\\").replace("sad\\", "new\\")
+    path = faces(text)
+    assert "none of its" in complaint(open_images, path, tmp_path / "cache")
+    (tmp_path / "sad").rename(tmp_path / "new")
+    assert len(open_images(path, tmp_path / "cache").source) == 6
+
+
+@pytest.mark.parametrize("line", ["{label} {name}", "{name} {label} train"])
+def test_lines_in_another_order_are_told_the_format(line, faces):
+    text = "".join(line.format(label=n.split("/")[0], name=n) + "\n" for n in FACES)
+    message = complaint(open_labelled, faces(text, "list.txt"))
+    assert message.endswith("; a line is read as `path label`, the path first")
+
+
+@pytest.mark.parametrize("call", [open_images, open_labelled])
+def test_a_csv_of_pixels_is_told_to_give_its_folder(call, faces):
+    text = "emotion,pixels,Usage\n0,1 2 3,Training\n"
+    path = faces(text, "fer2013.csv")
+    assert complaint(call, path).endswith(f"{path}: holds pixels: give the folder it lies in")
+    message = complaint(call, faces(text, "icml.csv"))
+    assert message.endswith("give the folder it lies in, with the file called fer2013.csv")
+
+
+def test_an_empty_source_is_refused_in_one_line(faces, tmp_path):
+    source = ImageFiles(FileList.of(str(tmp_path), []))
+    assert complaint(check_readable, source) == "--data_path: holds no images"
