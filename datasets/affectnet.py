@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from datasets.decode import printable
-from datasets.filetypes import is_image
+from datasets.filetypes import is_hidden, is_image
 from datasets.folder import FileList, ImageFiles
 from datasets.labelled import FaceFiles, LabelledImages, LabelledSet
 from datasets.labels import ORDERS
@@ -313,7 +313,7 @@ def _by_folder(folder: Path, kind: str, classes: Sequence[str]) -> tuple[Labelle
 
 def _by_stem(folder: Path, ending: str = "") -> dict[str, str]:
     """The files of an ending in a folder, else its images, by what stands before the ending."""
-    names = [name for name in sorted(listing(folder)) if not name.startswith(".")]
+    names = [name for name in sorted(listing(folder)) if not is_hidden(name)]
     if ending:
         return {name[: -len(ending)]: name for name in names if name.lower().endswith(ending)}
     return {os.path.splitext(name)[0]: name for name in names if is_image(name)}

@@ -30,6 +30,9 @@ OTHER_ENDINGS = _listed(
     ".md .html .htm .pdf .doc .docx .xls .xlsx .py .ipynb .m .sh .log .ini .cfg .zip .tar .gz .tgz "
     ".7z .rar .h5 .hdf5 .pt .pth .safetensors .onnx .lmdb .mdb .wav .mp3 .eps .ps .svg"
 )
+# Folders beside images that hold no data: archives' and file managers' notes, thumbnails of network
+# disks (Synology's, QNAP's begins with a point), what was deleted. In any case.
+ASIDE = _listed("__macosx @eadir #recycle $recycle.bin lost+found")
 TRIED = 100  # files of one unknown ending to look into; none of them an image, the rest are not
 HEAD = 32  # bytes
 
@@ -45,6 +48,11 @@ def ending(name: str) -> str:
 def is_image(name: str) -> bool:
     """Whether a name is an image's by its ending."""
     return ending(name) in image_endings()
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a name in a folder is none of the data: `.cache`, `__MACOSX`, `@eaDir`, …"""
+    return name.startswith(".") or name.lower() in ASIDE
 
 
 def image_endings() -> frozenset[str]:

@@ -26,13 +26,15 @@ from datasets.filetypes import (
     begins_like_image,
     ending,
     image_endings,
+    is_hidden,
     reads_heif,
 )
 from datasets.listfile import bad, check_entries, read_list
+from datasets.present import spread
 from datasets.splits import split_called
 from util.errors import BadInput
 
-CACHE_VERSION = 2
+CACHE_VERSION = 3
 # A folder changed this shortly before the scan may have changed once more within the same tick
 # of the file system's clock, which its time of change would not show.
 RACY_NS = 2_000_000_000
@@ -220,9 +222,11 @@ def _walk(top: str) -> tuple[list[bytes], dict[str, list[int]], Counter]:
 def _images_among(top: str, paths: list[bytes]) -> list[bytes]:
     """Those of the files of one unknown ending that begin like images."""
     paths = sorted(paths)
+    tried = set(spread(len(paths), TRIED))  # one kind may fill the first folder
     found = []
-    for part in (paths[:TRIED], paths[TRIED:]):
-        found += [p for p in part if begins_like_image(os.path.join(os.fsencode(top), p))]
+    for part in (tried, set(range(len(paths))) - tried):
+        some = [paths[i] for i in part]
+        found += [p for p in some if begins_like_image(os.path.join(os.fsencode(top), p))]
         if not found:  # hundreds of thousands need not be opened to count them
             break
     return found
@@ -250,13 +254,13 @@ def _sort_out(
     """
     images, known = image_endings(), HEIF_ENDINGS | VIDEO_ENDINGS | OTHER_ENDINGS
     for entry in entries:
-        name = entry.name
-        if name.startswith(b".") or name == b"__MACOSX":
+        name = os.fsdecode(entry.name)
+        if is_hidden(name):
             continue
-        path = os.path.join(relative, name)
+        path = os.path.join(relative, entry.name)
         if entry.is_dir(follow_symlinks=False):
             folders.append(path)
-        elif (kind := ending(os.fsdecode(name))) in images:
+        elif (kind := ending(name)) in images:
             names.append(path)
         elif entry.is_symlink() and os.path.isdir(entry.path):
             heapq.heappush(links, path)

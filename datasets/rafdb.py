@@ -15,7 +15,7 @@ import numpy as np
 from datasets.classfolder import child, subfolders
 from datasets.classfolder import read as read_folder
 from datasets.decode import printable
-from datasets.filetypes import is_image
+from datasets.filetypes import is_hidden, is_image
 from datasets.folder import FileList, ImageFiles
 from datasets.labelled import LabelledImages, LabelledSet
 from datasets.labels import ORDERS
@@ -146,7 +146,7 @@ def _images(
 
 
 def _is_image(name: str) -> bool:
-    return is_image(name) and not name.startswith(".")
+    return is_image(name) and not is_hidden(name)
 
 
 # Class folders

@@ -18,7 +18,7 @@ from datasets.decode import printable
 from datasets.ferplus import DEFAULT_RULE, FOLDERS, read_fer2013, recognise_fer2013
 from datasets.ferplus import read as read_ferplus
 from datasets.ferplus import recognise as recognise_ferplus
-from datasets.filetypes import is_image
+from datasets.filetypes import is_hidden, is_image
 from datasets.labelled import LabelledImages, LabelledSet
 from datasets.labelledlist import has_labels
 from datasets.labelledlist import read as read_list
@@ -205,10 +205,20 @@ def _without_contempt(data: LabelledSet) -> LabelledSet:
         split: images.take(np.flatnonzero(images.labels < len(classes)))
         for split, images in data.splits.items()
     }
+    left = {split: int((part.labels >= len(classes)).sum()) for split, part in data.splits.items()}
+    told = [f"{split}: left out {count:,} Contempt" for split, count in left.items() if count]
+    if told and data.notes:
+        told[0] += f"; the lines above are of all {len(data.classes)} classes"
     title = data.title.replace("AffectNet-8", "AffectNet-7", 1)
     counts, options = affectnet_counts(len(classes)), {**data.options, "nb_classes": len(classes)}
     return replace(
-        data, title=title, classes=classes, splits=splits, published=counts, options=options
+        data,
+        title=title,
+        classes=classes,
+        splits=splits,
+        notes=(*data.notes, *told),
+        published=counts,
+        options=options,
     )
 
 
@@ -303,7 +313,7 @@ def _half(root: Path) -> str:
 
 def _contents(root: Path) -> str:
     """What a folder that is no data set holds."""
-    names = sorted(name for name in listing(root) if not name.startswith("."))
+    names = sorted(name for name in listing(root) if not is_hidden(name))
     if not names:
         return "is empty"
     images = sum(map(is_image, names))

@@ -99,8 +99,10 @@ def test_train_folder_without_images_is_not_used(tree):
     assert names(list_images(tree("train/readme.txt", "test/2.jpg"))) == ["test/2.jpg"]
 
 
-def test_hidden_and_macosx_entries_are_skipped(tree):
+def test_hidden_folders_and_those_of_archives_and_network_disks_are_skipped(tree):
     data = tree("1.jpg", ".2.jpg", "._1.jpg", ".cache/3.jpg", "__MACOSX/4.jpg", "a/.b/5.jpg")
+    aside = ["@eaDir", "#recycle", "$RECYCLE.BIN", ".@__thumb", "lost+found", "a/@eaDir/1.jpg"]
+    tree(*(f"{name}/6.jpg" for name in aside))
     assert names(list_images(data)) == ["1.jpg"]
 
 

@@ -11,6 +11,7 @@ import time
 import disks
 import numpy as np
 import pytest
+from layouts_affectnet import write_affectnet_csv
 from PIL import Image
 from runs import launched, run_here, start
 
@@ -344,3 +345,13 @@ def test_wrong_options_are_named(options, expected, capfd, tmp_path, monkeypatch
     assert error.count("\n") == 1
     assert not (tmp_path / "x").exists()
     assert not list((tmp_path / "output_dir").iterdir())
+
+
+def test_a_store_read_without_contempt_says_how_many_it_leaves_out(tmp_path):
+    counts = {"train": (1, 1, 1, 1, 1, 1, 1, 3), "test": (1,) * 7 + (2,)}
+    write_affectnet_csv(tmp_path / "set", counts)
+    argv = ["--data_path", tmp_path / "set", "--output", tmp_path / "store", "--num_workers", 0]
+    assert run_here(main_pack, list(map(str, argv))) == 0
+    notes = open_labelled(str(tmp_path / "store"), nb_classes=7).notes
+    told = "train: left out 3 Contempt; the lines above are of all 8 classes"
+    assert notes[-2:] == (told, "test: left out 2 Contempt")
