@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from datasets.augment import Augment, face_augment, plain, random_augment
+from datasets.classfolder import unused_beside
+from datasets.decode import printable
 from datasets.filetypes import skipped_line
 from datasets.finetune import FinetuneDataset, PlainImages
 from datasets.folder import FileList, ImageFiles, list_images
@@ -90,10 +92,10 @@ def _which(root: Path, files: FileList) -> list[str]:
         return _of_list(root, files)
     if not root.is_dir() or files.root == os.path.abspath(root):
         return []
-    beside = sorted(name for name in os.listdir(root) if split_called(name))
-    others = ", ".join(name for name in beside if name != os.path.basename(files.root))
-    unused = f", not those in {others}" if others else ""
-    return [f"only the images in {os.path.basename(files.root)} are used{unused}"]
+    used = os.path.basename(files.root)
+    unused = unused_beside(root, [used])
+    beside = f"; not used, beside it: {unused}" if unused else ""
+    return [f"only the images in {printable(used)} are used{beside}"]
 
 
 def _of_list(root: Path, files: FileList) -> list[str]:
@@ -103,7 +105,9 @@ def _of_list(root: Path, files: FileList) -> list[str]:
     if len(files) < count:
         notes.append(f"only the {len(files):,} training images of {count:,} in the list are used")
     elif listed.splits and not any(split_called(split) == "train" for split in listed.splits):
-        notes.append(f"warning: {root.name} has no training split: all its images are used")
+        notes.append(
+            f"warning: {printable(root.name)} has no training split: all its images are used"
+        )
     return notes
 
 

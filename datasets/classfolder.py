@@ -14,7 +14,7 @@ import numpy as np
 
 from datasets.classnames import few, name_classes
 from datasets.decode import printable
-from datasets.filetypes import skipped_line
+from datasets.filetypes import is_hidden, is_image, skipped_line
 from datasets.folder import FileList, ImageFiles, list_images
 from datasets.labelled import LabelledImages, LabelledSet
 from datasets.labels import expression
@@ -82,7 +82,7 @@ def subfolders(folder: Path) -> dict[str, Path]:
     """The folders in a folder by name, in byte order, without hidden ones; {} if it is none."""
     try:
         with os.scandir(folder) as entries:
-            names = [e.name for e in entries if e.is_dir() and not _hidden(e.name)]
+            names = [e.name for e in entries if e.is_dir() and not is_hidden(e.name)]
     except (FileNotFoundError, NotADirectoryError):
         return {}
     except OSError as e:
@@ -96,8 +96,16 @@ def child(folder: Path, *names: str) -> Path | None:
     return next((folder / there[n.lower()] for n in names if n.lower() in there), None)
 
 
-def _hidden(name: str) -> bool:
-    return name.startswith(".") or name == "__MACOSX"
+def unused_beside(folder: Path, used: Collection[str]) -> str:
+    """What a folder holds beside those of its folders that are used; "" if nothing.
+
+    Its other folders by name, and how many images.
+    """
+    folders = subfolders(folder)
+    images = sum(is_image(n) and not is_hidden(n) and n not in folders for n in listing(folder))
+    others = few([name for name in folders if name not in used])
+    count = f"{images:,} image{'s' * (images > 1)}" if images else ""
+    return ", ".join(filter(None, [others, count]))
 
 
 def _splits(root: Path) -> tuple[dict[str, Path], list[str]]:
@@ -116,9 +124,8 @@ def _splits(root: Path) -> tuple[dict[str, Path], list[str]]:
     if "val" in splits and "test" not in splits:
         splits["test"] = splits.pop("val")
         notes.append(f"{splits['test'].name} is used as test: there is no folder called test")
-    unused = [printable(name) for name in folders if not split_called(name)]
-    if unused:
-        notes.append(f"not used, beside the splits: {', '.join(unused)}")
+    if unused := unused_beside(root, [folder.name for folder in splits.values()]):
+        notes.append(f"not used, beside the splits: {unused}")
     return {split: splits[split] for split in ("train", "val", "test") if split in splits}, notes
 
 

@@ -503,6 +503,10 @@ def break_folder(root, how):
         shutil.copy(test / "Sad" / "0000.png", test / "x.png")
     if how == "extra":
         shutil.copytree(test, root / "old")
+        shutil.copytree(test, root / "@eaDir")  # a network disk's thumbnails are no folder of ours
+    if how == "beside":
+        for name in ("x.png", "y.PNG", ".z.png", "notes.txt"):
+            shutil.copy(test / "Sad" / "0000.png", root / name)
 
 
 @pytest.mark.parametrize(
@@ -527,6 +531,7 @@ def test_class_folders_that_do_not_fit_are_named(tmp_path, how, what):
         ("gone", "test has no images of Sad", 7),
         ("loose", "1 images of test lie in no class folder and are left out (first: x.png)", 8),
         ("extra", "not used, beside the splits: old", 8),
+        ("beside", "not used, beside the splits: 2 images", 8),
     ],
 )
 def test_class_folders_left_out_are_told(tmp_path, how, what, images):
@@ -706,3 +711,10 @@ def test_synthetic_faces_are_labelled_with_what_they_show(path, sizes):
 )
 def test_synthetic_and_empty_paths_that_cannot_work_are_refused(path, data_set):
     assert complaint(open_labelled, path, data_set).startswith("--data_path")
+
+
+@pytest.mark.parametrize("aside", ["@eaDir", "#recycle", "$RECYCLE.BIN", ".@__thumb", "lost+found"])
+def test_folders_that_network_disks_keep_are_no_classes(tmp_path, aside):
+    write_folder(tmp_path, 1, ["happy", "sad", aside], drawn=False)
+    data = open_labelled(str(tmp_path))
+    assert (data.classes, data.notes) == (("Happy", "Sad"), ())

@@ -45,12 +45,13 @@ def test_class_folders_in_splits_of_any_name_are_read_as_splits(called, splits, 
 
 @pytest.mark.parametrize("called", ["train", "Training", "train_set"])
 def test_pre_training_keeps_away_from_test_images_and_says_so(called, tmp_path):
-    for name in (f"{called}/a.png", f"{called}/b.png", "Testing/c.png", "loose.png"):
+    for name in (f"{called}/a.png", f"{called}/b.png", "Testing/c.png", "old/d.png", "loose.png"):
         save(FACE, tmp_path / name)
     images = open_images(str(tmp_path))
     found = [images.source.name(i).split("/")[-1] for i in range(len(images.source))]
     assert found == ["a.png", "b.png"]
-    assert f"only the images in {called} are used, not those in Testing" in images.notes
+    told = f"only the images in {called} are used; not used, beside it: Testing, old, 1 image"
+    assert images.notes == [told]
 
 
 def test_images_of_a_training_split_alone_are_no_surprise(tmp_path):
