@@ -12,60 +12,60 @@ import os
 import re
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from functools import lru_cache
-from itertools import chain, compress, islice
+from itertools import chain, compress
 from pathlib import Path
 
 import numpy as np
 
+from datasets.affectnet_layouts import (
+    CSV,
+    ENDINGS,
+    EXPRESSION,
+    FEW,
+    HEADER,
+    IMAGE_FOLDERS,
+    NPY,
+    PATH,
+    Found,
+    described,
+    find,
+    is_header,
+    whats_missing,
+)
 from datasets.decode import printable
 from datasets.filetypes import is_hidden, is_image
 from datasets.folder import FileList, ImageFiles
 from datasets.labelled import FaceFiles, LabelledImages, LabelledSet
 from datasets.labels import ORDERS
-from datasets.present import bad_row, columns, csv_rows, integer, listing, missing_note, present
+from datasets.listfile import BOX
+from datasets.present import (
+    bad_row,
+    by_stem,
+    columns,
+    csv_rows,
+    integer,
+    listing,
+    missing_note,
+    present,
+    repeated,
+    repeated_note,
+    spread,
+    twice_note,
+)
 from util.errors import BadInput
 
 # Ours, not published: a detector's box ends close to brows and chin. This keeps both whole under
 # small shifts and turns, and the box still fills three quarters of the crop's side.
 DEFAULT_MARGIN = 0.15
-CSV, NPY, PLUS = "2017 CSV lists", "npy annotations", "AffectNet+ JSON"
 IDS = 11  # 0–7 the expressions in the order of ORDERS, then None, Uncertain, No-face
 
-LISTS = {"train": "training.csv", "test": "validation.csv"}
-LIST_FOLDERS = ("Manually_Annotated_file_lists", "file_lists", "")
-IMAGE_FOLDERS = (
-    "Manually_Annotated_Images",
-    "Manually_Annotated_compressed/Manually_Annotated_Images",
-    "Manually_Annotated_compressed",
-)
-PATH, EXPRESSION = "subDirectory_filePath", "expression"
-BOX = ("face_x", "face_y", "face_width", "face_height")
-HEADER = (PATH, *BOX, "facial_landmarks", EXPRESSION, "valence", "arousal")
-
-FOLDERS = {
-    NPY: {"train": "train_set", "test": "val_set"},
-    PLUS: {"train": "train_set", "test": "validation_set"},
-}
-ENDINGS = {NPY: "_exp.npy", PLUS: ".json"}
-
-FEW = 100  # names to look at where a folder may hold 400,000
 READERS = 16  # threads, so that the waits of a network disk overlap
-
-
-@dataclass(frozen=True)
-class Found:
-    """One layout: what to call it, the folder it lies in, its list or folder by split."""
-
-    kind: str
-    base: Path
-    splits: dict[str, Path]
 
 
 def recognise(root: Path) -> list[str]:
     """What of AffectNet lies in `root` or one folder below, a short description each; often []."""
-    return [_described(found, Path(root)) for found in _find(Path(root))]
+    return [described(found, Path(root)) for found in find(Path(root))]
 
 
 def read(root: Path, nb_classes: int | None = None, margin: float | None = None) -> LabelledSet:
@@ -79,11 +79,11 @@ def read(root: Path, nb_classes: int | None = None, margin: float | None = None)
         raise BadInput(f"--nb_classes {nb_classes}: AffectNet has 7 or 8 classes")
     if margin is not None and not 0 <= margin < math.inf:
         raise BadInput(f"--face_margin {margin}: give a share of the face box, such as 0.15")
-    layouts = _find(root)
+    layouts = find(root)
     if not layouts:
-        raise BadInput(f"--data_path {printable(str(root))}: {_whats_missing(root)}")
+        raise BadInput(f"--data_path {printable(str(root))}: {whats_missing(root)}")
     if len(layouts) > 1:
-        several = "; ".join(_described(found, root) for found in layouts)
+        several = "; ".join(described(found, root) for found in layouts)
         what = f"AffectNet more than once: {several}; give the folder of one of them"
         raise BadInput(f"--data_path {printable(str(root))} holds {what}")
     found, classes = layouts[0], ORDERS["affectnet"][: nb_classes or 8]
@@ -122,99 +122,6 @@ def _parts(
     return parts, "cropped by its owners"
 
 
-# Which layout lies where
-
-
-def _find(root: Path) -> list[Found]:
-    """The layouts in a folder and its sub-folders, each once however it can be reached."""
-    found, claimed = [], set()
-    for base in (root, *_subfolders(root)):
-        for kind in (CSV, NPY, PLUS):
-            splits = _splits(base, kind)
-            places = {(kind, place) for place in splits.values()}
-            if splits and not places & claimed:
-                found.append(Found(kind, base, splits))
-                claimed |= places
-    return found
-
-
-def _subfolders(folder: Path) -> list[Path]:
-    """Sorted; none where there are more than FEW entries: that is no wrapper around a data set."""
-    entries = _first_entries(folder, FEW + 1)
-    return [] if len(entries) > FEW else sorted(Path(e.path) for e in entries if e.is_dir())
-
-
-def _first_entries(folder: Path, n: int) -> list[os.DirEntry]:
-    """Some n entries of a folder; none if it cannot be listed."""
-    try:
-        with os.scandir(folder) as entries:
-            return list(islice(entries, n))
-    except OSError:
-        return []
-
-
-def _lists(base: Path) -> dict[str, Path]:
-    """The lists there are, if one begins like AffectNet's: others ship a `training.csv` as well."""
-    places = {s: [base / f / name for f in LIST_FOLDERS] for s, name in LISTS.items()}
-    lists = {s: next(filter(Path.is_file, files), None) for s, files in places.items()}
-    lists = {s: path for s, path in lists.items() if path}
-    return lists if any(map(_begins_like_a_list, lists.values())) else {}
-
-
-def _begins_like_a_list(path: Path) -> bool:
-    first = next((cells for _, cells in csv_rows(path)), [""])
-    return _is_header(first) or (len(first) >= 7 and is_image(first[0]))
-
-
-def _is_header(cells: Sequence[str]) -> bool:
-    known = {name.lower() for name in HEADER}
-    return any(cell.strip().lower() in known for cell in cells)
-
-
-def _annotated(base: Path, kind: str) -> dict[str, Path]:
-    """The split folders of a layout, if any has annotations of its kind."""
-    there = {s: base / f for s, f in FOLDERS[kind].items() if (base / f).is_dir()}
-    some = [e.name for f in there.values() for e in _first_entries(f / "annotations", FEW)]
-    return there if any(name.endswith(ENDINGS[kind]) for name in some) else {}
-
-
-def _splits(base: Path, kind: str) -> dict[str, Path]:
-    """The list or folder of each split, if a layout lies in this very folder; else {}."""
-    if kind == CSV:
-        return _lists(base)
-    inner = base / "human_annotated"
-    return _annotated(inner if kind == PLUS and inner.is_dir() else base, kind)
-
-
-def _described(found: Found, root: Path) -> str:
-    return found.kind if found.base == root else f"{found.kind} in {printable(found.base.name)}/"
-
-
-def _whats_missing(root: Path) -> str:
-    """Why a folder is none of AffectNet's, for someone who says it is."""
-    if not root.is_dir():
-        return "is no folder; give the one AffectNet was unpacked into"
-    for base in (root, *_subfolders(root)):
-        if base.name in IMAGE_FOLDERS or any((base / f).is_dir() for f in IMAGE_FOLDERS):
-            places = ", ".join(printable(str(base / f)) for f in LIST_FOLDERS)
-            return (
-                f"images, but neither training.csv nor validation.csv; looked in {places}; "
-                "give the folder that holds the lists and the images"
-            )
-        for part in ("", "human_annotated", "train_set", "val_set", "validation_set"):
-            split = base / part
-            if (split / "images").is_dir():
-                annotations = printable(str(split / "annotations"))
-                if _first_entries(split / "annotations", 1) and split == root:
-                    return f"is one split; give the folder above it, {printable(str(root.parent))}"
-                return f"images, but no annotations <id>_exp.npy or <id>.json in {annotations}"
-    return (
-        "nothing of AffectNet here or one folder below; looked for training.csv and "
-        "validation.csv, for train_set/annotations/<id>_exp.npy, and for "
-        "human_annotated/train_set/annotations/<id>.json"
-    )
-
-
 # The 2017 lists
 
 
@@ -222,8 +129,9 @@ def _by_list(
     path: Path, base: Path, classes: Sequence[str], margin: float
 ) -> tuple[LabelledImages, list[str]]:
     """The images a list names, cropped to their faces, and what to tell."""
-    names, labels, boxes = _read_list(path)
+    names, labels, boxes, told = _once(path)
     kept, notes = _of_classes(labels, classes, path)
+    notes = [*told, *notes]
     names = [names[i] for i in kept]
     root = _image_folder(path, base, names)
     there = present(root, names)
@@ -236,12 +144,27 @@ def _by_list(
     return LabelledImages(FaceFiles(files, boxes[kept], margin), labels[kept]), notes
 
 
-def _read_list(path: Path) -> tuple[list[str], np.ndarray, np.ndarray]:
-    """All rows of a list: names, expression ids (n,), boxes (n, 4) int32 with width 0 for none."""
-    names, labels, boxes, places = [], [], [], None
+def _once(path: Path) -> tuple[list[str], np.ndarray, np.ndarray, list[str]]:
+    """The rows of a list without those that repeat another one, and what to tell of both."""
+    names, labels, boxes, rows = _read_list(path)
+    faces = list(zip(names, map(tuple, boxes.tolist()), strict=True))
+    again, differ = repeated(faces, labels.tolist())
+    told = repeated_note(path, rows, again)
+    if differ:
+        first = f"first: row {rows[differ[0][1]]}, unlike row {rows[differ[0][0]]}"
+        count = f"{len(differ):,} rows of {path.name} give a face another label than an earlier row"
+        told.append(f"{count} and are kept ({first})")
+    return list(compress(names, ~again)), labels[~again], boxes[~again], told
+
+
+def _read_list(path: Path) -> tuple[list[str], np.ndarray, np.ndarray, list[int]]:
+    """All rows of a list: names, expression ids (n,), boxes (n, 4) int32 with width 0 for none,
+    lines.
+    """
+    names, labels, boxes, rows, places = [], [], [], [], None
     for row, cells in csv_rows(path):
         if places is None:
-            headed = _is_header(cells)
+            headed = is_header(cells)
             places = columns(path, cells if headed else HEADER, (PATH, EXPRESSION, *BOX))
             if headed:
                 continue
@@ -251,12 +174,13 @@ def _read_list(path: Path) -> tuple[list[str], np.ndarray, np.ndarray]:
         if not name:
             raise bad_row(path, row, "no image is named")
         names.append(name)
+        rows.append(row)
         try:
             labels.append(_id(expression))
         except ValueError as e:
             raise bad_row(path, row, str(e)) from None
         boxes.append(_box(box))
-    return names, np.array(labels, np.int64), np.array(boxes, np.int32).reshape(-1, 4)
+    return names, np.array(labels, np.int64), np.array(boxes, np.int32).reshape(-1, 4), rows
 
 
 def _id(value: object) -> int:
@@ -280,7 +204,7 @@ def _box(cells: Sequence[str]) -> tuple[int, int, int, int]:
 
 def _image_folder(path: Path, base: Path, names: Sequence[str]) -> Path:
     """The folder a list's names start from: the first of the usual ones where some exist."""
-    some = names[:: max(1, len(names) // FEW)]
+    some = [names[i] for i in spread(len(names))]
     folders = [*(base / folder for folder in IMAGE_FOLDERS), base]
     for folder in folders:
         if any(os.path.exists(folder / name) for name in some):
@@ -298,9 +222,10 @@ def _image_folder(path: Path, base: Path, names: Sequence[str]) -> Path:
 def _by_folder(folder: Path, kind: str, classes: Sequence[str]) -> tuple[LabelledImages, list[str]]:
     """The images of a split folder that have annotations, by number, and what to tell."""
     ending, value = ENDINGS[kind], _npy_value if kind == NPY else _json_value
-    images = _by_stem(folder / "images")
-    annotations = _by_stem(folder / "annotations", ending)
-    notes = _alone(folder, images, annotations, f"images have no annotations/<id>{ending}")
+    images, other_images = _by_stem(folder / "images")
+    annotations, others = _by_stem(folder / "annotations", ending)
+    notes = twice_note(folder.name, [*other_images, *others])
+    notes += _alone(folder, images, annotations, f"images have no annotations/<id>{ending}")
     notes += _alone(folder, annotations, images, "annotations have no image")
     stems = sorted(images.keys() & annotations.keys(), key=_number)
     labels = _read_labels([f"{folder}/annotations/{annotations[stem]}" for stem in stems], value)
@@ -311,12 +236,14 @@ def _by_folder(folder: Path, kind: str, classes: Sequence[str]) -> tuple[Labelle
     return LabelledImages(source, labels[kept]), notes + left_out
 
 
-def _by_stem(folder: Path, ending: str = "") -> dict[str, str]:
-    """The files of an ending in a folder, else its images, by what stands before the ending."""
-    names = [name for name in sorted(listing(folder)) if not is_hidden(name)]
+def _by_stem(folder: Path, ending: str = "") -> tuple[dict[str, str], list[str]]:
+    """The files of an ending in a folder, else its images, by what stands before the ending; and
+    those that have the stem of another one.
+    """
+    names = [name for name in listing(folder) if not is_hidden(name)]
     if ending:
-        return {name[: -len(ending)]: name for name in names if name.lower().endswith(ending)}
-    return {os.path.splitext(name)[0]: name for name in names if is_image(name)}
+        return by_stem((n[: -len(ending)], n) for n in names if n.lower().endswith(ending))
+    return by_stem((os.path.splitext(name)[0], name) for name in names if is_image(name))
 
 
 def _number(stem: str) -> tuple[bool, int, str]:

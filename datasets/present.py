@@ -2,7 +2,7 @@
 
 import csv
 import os
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 
 import numpy as np
 
@@ -59,6 +59,24 @@ def repeated_note(source: str | os.PathLike, rows: Sequence[int], again: np.ndar
     first, file = rows[int(again.argmax())], printable(os.path.basename(source))
     count = f"{int(again.sum()):,} rows of {file} name an image again"
     return [f"{count} and are left out (first: row {first})"]
+
+
+def by_stem(stems: Iterable[tuple[str, str]]) -> tuple[dict[str, str], list[str]]:
+    """The first name, in sorted order, of each (stem, name), and the other names."""
+    first: dict[str, str] = {}
+    others = []
+    for stem, name in sorted(stems, key=lambda pair: pair[1]):
+        if first.setdefault(stem, name) != name:
+            others.append(name)
+    return first, others
+
+
+def twice_note(where: str, others: Sequence[str]) -> list[str]:
+    """The line that counts the files left out because another one has their stem."""
+    if not others:
+        return []
+    count = f"{len(others):,} files have the name of another one but for the ending"
+    return [f"{printable(where)}: {count} and are left out (first: {printable(others[0])})"]
 
 
 def listing(folder: str | os.PathLike) -> frozenset[str]:

@@ -19,7 +19,7 @@ from datasets.filetypes import is_hidden, is_image
 from datasets.folder import FileList, ImageFiles
 from datasets.labelled import LabelledImages, LabelledSet
 from datasets.labels import ORDERS
-from datasets.present import bad_row, integer, listing, missing_note
+from datasets.present import bad_row, by_stem, integer, listing, missing_note, twice_note
 from util.errors import BadInput
 
 CLASSES = ORDERS["rafdb"]  # the owners' ids are the places here plus one
@@ -135,14 +135,22 @@ def _images(
     folder: Path, rows: list[tuple[Path, int, str, int]]
 ) -> tuple[LabelledImages, list[str]]:
     """The images of one split that are there, and what to tell of those that are not."""
-    by_stem = {os.path.splitext(n)[0].lower(): n for n in listing(folder) if _is_image(n)}
+    images = ((_stem(name), name) for name in listing(folder) if _is_image(name))
+    first, others = by_stem(images)
     stems = [os.path.splitext(name)[0] for _, _, name, _ in rows]
     end = "_aligned" if folder.name.lower() == "aligned" else ""
-    files = [by_stem.get(f"{s}{end}".lower(), by_stem.get(s.lower())) for s in stems]
+    files = [first.get(f"{s}{end}".lower(), first.get(s.lower())) for s in stems]
     there = np.array([file is not None for file in files])
     missing = missing_note(rows[0][0], folder, [f"{stem}{end}.jpg" for stem in stems], there)
+    used = {_stem(name) for name in filter(None, files)}
+    told = twice_note(folder.name, [name for name in others if _stem(name) in used])
     source = ImageFiles(FileList.of(str(folder.absolute()), map(os.fsencode, filter(None, files))))
-    return LabelledImages(source, np.array([label for *_, label in rows])[there]), missing
+    labels = np.array([label for *_, label in rows])[there]
+    return LabelledImages(source, labels), [*missing, *told]
+
+
+def _stem(name: str) -> str:
+    return os.path.splitext(name)[0].lower()
 
 
 def _is_image(name: str) -> bool:

@@ -446,3 +446,53 @@ def test_csv_rows_are_numbered_by_their_lines(tmp_path):
 def test_csv_that_cannot_be_read_is_named(tmp_path):
     with pytest.raises(BadInput, match=r"training\.csv cannot be read"):
         list(csv_rows(tmp_path / "training.csv"))
+
+
+# Whatever is left out is counted
+
+
+@pytest.mark.parametrize(
+    ("name", "folder"),
+    [
+        ("Training.csv", "Manually_Annotated_file_lists"),
+        ("TRAINING.CSV", "manually_annotated_File_Lists"),
+    ],
+)
+def test_lists_are_found_however_they_are_written(tmp_path, name, folder):
+    write_affectnet_csv(tmp_path, {"train": (2, 1), "test": (1,)})
+    lists = tmp_path / "Manually_Annotated_file_lists"
+    (lists / "training.csv").rename(lists / name)
+    lists.rename(tmp_path / folder)
+    assert {s: len(images) for s, images in read(tmp_path).splits.items()} == {
+        "train": 3,
+        "test": 1,
+    }
+
+
+def test_rows_that_repeat_another_one_count_once(listed):
+    same, other = row("1/a.png", 1), row("1/a.png", 1, "9,9,9,9")  # another face of it
+    data = read(listed(same, row("1/b.png", 2), same, other, same))
+    assert data.splits["train"].labels.tolist() == [1, 2, 1]
+    told = "2 rows of training.csv name an image again and are left out (first: row 4)"
+    assert data.notes == (told,)
+
+
+def test_rows_of_one_face_with_other_labels_are_kept_and_counted(listed):
+    rows = [row("1/a.png", label) for label in (1, 2, 1, 2)]
+    data = read(listed(*rows))
+    assert data.splits["train"].labels.tolist() == [1, 2]
+    assert data.notes == (
+        "2 rows of training.csv name an image again and are left out (first: row 4)",
+        "1 rows of training.csv give a face another label than an earlier row and are kept "
+        "(first: row 3, unlike row 2)",
+    )
+
+
+def test_of_two_images_of_one_number_the_first_is_read_and_the_other_counted(tmp_path):
+    write_affectnet_npy(tmp_path, {"train": (3,)})
+    images = tmp_path / "train_set" / "images"
+    Image.new("RGB", (4, 4)).save(images / "1.png")
+    data = read(tmp_path)
+    assert data.splits["train"].source.name(1) == str(images / "1.jpg")
+    told = "train_set: 1 files have the name of another one but for the ending and are left out "
+    assert data.notes == (f"{told}(first: 1.png)",)

@@ -718,3 +718,13 @@ def test_folders_that_network_disks_keep_are_no_classes(tmp_path, aside):
     write_folder(tmp_path, 1, ["happy", "sad", aside], drawn=False)
     data = open_labelled(str(tmp_path))
     assert (data.classes, data.notes) == (("Happy", "Sad"), ())
+
+
+def test_of_two_rafdb_images_of_one_name_the_first_is_read_and_the_other_counted(tmp_path):
+    root = write_rafdb(tmp_path, 1, 1, drawn=False)
+    aligned = root / "basic" / "Image" / "aligned"
+    shutil.copy(aligned / "train_00003_aligned.jpg", aligned / "train_00003_aligned.png")
+    data = rafdb.read(root)
+    assert named(data.splits["train"])[2][0] == "train_00003_aligned.jpg"
+    told = "aligned: 1 files have the name of another one but for the ending and are left out "
+    assert data.notes == (f"{told}(first: train_00003_aligned.png)",)
