@@ -6,15 +6,13 @@ it, `FER2013{Train,Valid,Test}/` with PNG files and a `label.csv`: image name, a
 (it is the whole image, and may be absent), ten counts of votes, without a header; with one, the
 columns are found by the names of `fer2013new.csv`.
 
-Five ways of making labels of votes are in use, and results differ with them: `--label_rule`.
-`majority` and `votes` do what the owners' training tool does for its modes majority and
-crossentropy. Of equal counts the first in the owners' order wins, except for `unique`.
+Five ways of making labels of votes are in use, and results differ with them: `--label_rule`, see
+datasets/votes.py.
 """
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
@@ -23,7 +21,18 @@ from datasets.decode import printable
 from datasets.folder import FileList, ImageFiles
 from datasets.labelled import LabelledImages, LabelledSet, Picked, Source, digest_of
 from datasets.labels import ORDERS
-from datasets.present import bad_row, columns, csv_rows, integer, listing, missing_note, present
+from datasets.present import (
+    bad_row,
+    columns,
+    csv_rows,
+    integer,
+    listing,
+    missing_note,
+    present,
+    repeated,
+    repeated_note,
+)
+from datasets.votes import DEFAULT_RULE, RULES
 from util.errors import BadInput
 
 CLASSES = ORDERS["ferplus"]
@@ -34,101 +43,6 @@ FOLDERS = {"train": "FER2013Train", "val": "FER2013Valid", "test": "FER2013Test"
 FER2013_PUBLISHED = {"train": 28_709, "val": 3_589, "test": 3_589}
 SIDE = 48
 MOST_VOTES = 10**6  # ten people vote, but other tallies may be more
-
-
-# Labels from votes, (n, 10) int64 -> places in CLASSES (n,), which have one (n,), targets (n, 8)
-
-
-Labels = tuple[np.ndarray, np.ndarray, np.ndarray | None]
-
-
-def _argmax(votes: np.ndarray) -> Labels:
-    return votes[:, :8].argmax(1), votes[:, :8].any(1), None
-
-
-def _argmax10(votes: np.ndarray) -> Labels:
-    winner = votes.argmax(1)
-    return winner, votes.any(1) & (winner < 8), None
-
-
-def _unique(votes: np.ndarray) -> Labels:
-    winner, _, _ = _argmax10(votes)
-    alone = (votes == votes.max(1, keepdims=True)).sum(1) == 1
-    return winner, alone & (winner < 8), None
-
-
-def _majority(votes: np.ndarray) -> Labels:
-    votes = _without_single(votes)
-    winner = votes.argmax(1)
-    return winner, (2 * votes.max(1) > votes.sum(1)) & (winner < 8), None
-
-
-def _distribution(votes: np.ndarray) -> Labels:
-    """Emotions are taken from the most voted down, equals together, until they have three
-    quarters of the votes, there are three, or unknown or NF comes level. Those of more than three
-    emotions, or with no more than half of the votes, have no label.
-    """
-    votes = _without_single(votes)
-    total, left, going = votes.sum(1), votes.copy(), np.ones(len(votes), bool)
-    taken = np.zeros_like(votes[:, :8])
-    for _ in range(3):
-        going &= (4 * taken.sum(1) < 3 * total) & ((taken > 0).sum(1) < 3)
-        level = (left == left.max(1, keepdims=True)) & going[:, None]
-        taken += np.where(level, votes, 0)[:, :8]
-        left[level] = 0
-        going &= ~level[:, 8:].any(1)
-    sums = taken.sum(1)
-    kept = (2 * sums > total) & ((taken > 0).sum(1) <= 3)
-    return taken.argmax(1), kept, taken / np.maximum(sums, 1)[:, None]
-
-
-def _without_single(votes: np.ndarray) -> np.ndarray:
-    """One vote out of ten is taken for a slip."""
-    return np.where(votes > 1, votes, 0)
-
-
-class Rule(NamedTuple):
-    words: str
-    label: Callable[[np.ndarray], Labels]
-    # Images with a label in train, val, test: of fer2013new.csv, and of the folders' label.csv,
-    # 1,602 of whose rows differ from it and which name each image once.
-    of_csv: tuple[int, int, int]
-    of_folders: tuple[int, int, int]
-
-
-RULES = {
-    "argmax": Rule(
-        "argmax of the 8 emotions' votes",
-        _argmax,
-        (28_559, 3_579, 3_573),
-        (28_556, 3_579, 3_573),
-    ),
-    "argmax10": Rule(
-        "argmax of all 10 votes, unknown and NF left out",
-        _argmax10,
-        (28_389, 3_553, 3_546),
-        (28_385, 3_555, 3_545),
-    ),
-    "unique": Rule(
-        "argmax of all 10 votes where one alone has the most, unknown and NF left out",
-        _unique,
-        (26_940, 3_396, 3_376),
-        (26_940, 3_396, 3_371),
-    ),
-    "majority": Rule(
-        "more than half of the votes without single ones",
-        _majority,
-        (25_060, 3_199, 3_153),
-        (25_045, 3_191, 3_137),
-    ),
-    "votes": Rule(
-        "distribution of the votes as soft target, the owners' crossentropy mode",
-        _distribution,
-        (27_956, 3_505, 3_505),
-        (27_947, 3_508, 3_507),
-    ),
-}
-DEFAULT_RULE = "argmax"
 
 
 # Pixels in a CSV
@@ -324,8 +238,12 @@ def _read_pair(votes_file: Path, pixels_file: Path) -> tuple[Parts, list[str]]:
         split: (Picked(source, places[named[places]]), votes[places[named[places]]])
         for split, places in _places(splits).items()
     }
-    left_out = int((~named).sum())
-    return parts, [f"{left_out:,} rows without an image are left out"] if left_out else []
+    return parts, _nameless_note(int((~named).sum()))
+
+
+def _nameless_note(count: int) -> list[str]:
+    """The line that counts the rows in which nobody found a face; [] without any."""
+    return [f"{count:,} rows without an image are left out"] if count else []
 
 
 def _votes(path: Path, row: int, cells: list[str]) -> list[int]:
@@ -354,26 +272,46 @@ def _is_png(name: str) -> bool:
 
 def _read_folders(folders: dict[str, Path]) -> tuple[Parts, list[str]]:
     """The images and votes in the split folders, and what to tell."""
-    parts, notes = {}, []
+    parts, notes, nameless = {}, [], 0
     for split, folder in folders.items():
         path = child(folder, "label.csv")
         if path is None:
             raise BadInput(f"{printable(str(folder))}: no label.csv in it")
-        rows = [(name, counts) for name, counts in _label_rows(path) if name]
-        if not rows:
-            raise BadInput(f"{printable(str(path))} names no image")
-        names = [f"{folder.name}/{name}" for name, _ in rows]
+        every = list(_label_rows(path))
+        rows, told = _once(path, [row for row in every if row[1]])
+        nameless += sum(not name for _, name, _ in every)
+        names = [f"{folder.name}/{name}" for _, name, _ in rows]
         there = present(folder.parent, names)
-        notes += missing_note(path, folder.parent, names, there)
+        notes += [*told, *missing_note(path, folder.parent, names, there)]
         kept = [os.fsencode(name) for name, found in zip(names, there, strict=True) if found]
-        votes = np.array([counts for _, counts in rows], np.int64).reshape(-1, len(COLUMNS))
+        votes = np.array([counts for *_, counts in rows], np.int64).reshape(-1, len(COLUMNS))
         files = FileList.of(str(folder.parent.absolute()), kept)
         parts[split] = ImageFiles(files), votes[there]
-    return parts, notes
+    return parts, notes + _nameless_note(nameless)
 
 
-def _label_rows(path: Path) -> Iterator[tuple[str, list[int]]]:
-    """(image name, ten counts) of each row of a `label.csv`."""
+Row = tuple[int, str, list[int]]  # of a label.csv: line from 1, image name, ten counts
+
+
+def _once(path: Path, rows: list[Row]) -> tuple[list[Row], list[str]]:
+    """The rows without those that repeat another one, and the line that counts these.
+
+    Raises BadInput if no image is named, or one with other votes as well.
+    """
+    if not rows:
+        raise BadInput(f"{printable(str(path))} names no image")
+    again, differ = repeated([name for _, name, _ in rows], [tuple(votes) for *_, votes in rows])
+    if differ:
+        (first, *_), (row, name, _) = (rows[i] for i in differ[0])
+        what = f"{printable(name)} has other votes than in row {first}; leave one of them"
+        raise bad_row(path, row, what)
+    note = repeated_note(path, [row for row, *_ in rows], again)
+    kept = [row for row, skip in zip(rows, again, strict=True) if not skip]
+    return kept, [f"{path.parent.name}: {line}" for line in note]
+
+
+def _label_rows(path: Path) -> Iterator[Row]:
+    """The rows of a `label.csv`; without counts where no image is named."""
     places = None
     for row, cells in csv_rows(path):
         if places is None and "neutral" in [cell.strip().lower() for cell in cells]:
@@ -384,4 +322,4 @@ def _label_rows(path: Path) -> Iterator[tuple[str, list[int]]]:
             raise bad_row(path, row, what)
         at = places or [0, *range(len(cells) - len(COLUMNS), len(cells))]
         name, *counts = _cells(path, row, cells, at)
-        yield name, _votes(path, row, counts) if name else []
+        yield row, name, _votes(path, row, counts) if name else []

@@ -728,3 +728,27 @@ def test_of_two_rafdb_images_of_one_name_the_first_is_read_and_the_other_counted
     assert named(data.splits["train"])[2][0] == "train_00003_aligned.jpg"
     told = "aligned: 1 files have the name of another one but for the ending and are left out "
     assert data.notes == (f"{told}(first: train_00003_aligned.png)",)
+
+
+@pytest.fixture
+def label_csv(tmp_path):
+    """The rows of a label.csv of FERPlus to add to, of 8 training images of another class each."""
+    return write_ferplus_folders(tmp_path, 1, 1, 1, drawn=False) / "FER2013Train" / "label.csv"
+
+
+def test_ferplus_rows_without_an_image_or_that_repeat_one_are_counted(tmp_path, label_csv):
+    first = label_csv.read_text().splitlines()[0]
+    nameless = first.replace("fer0000000.png", "")
+    label_csv.write_text("\n".join([label_csv.read_text().strip(), nameless, first, nameless]))
+    data = ferplus.read(tmp_path)
+    assert len(data.splits["train"]) == 8
+    repeated = "1 rows of label.csv name an image again and are left out (first: row 10)"
+    assert data.notes == (f"FER2013Train: {repeated}", "2 rows without an image are left out")
+
+
+def test_a_ferplus_image_with_two_tallies_is_named_with_both_rows(tmp_path, label_csv):
+    lines = label_csv.read_text().strip().splitlines()
+    other = lines[1].replace("fer0000001.png", "fer0000000.png")
+    label_csv.write_text("\n".join([*lines, other]))
+    message = complaint(ferplus.read, tmp_path)
+    assert "label.csv, row 9: fer0000000.png has other votes than in row 1; leave one" in message
