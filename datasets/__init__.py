@@ -19,6 +19,7 @@ from datasets.pretrain import PretrainDataset
 from datasets.recognise import open_labelled, recognised
 from datasets.splits import split_called
 from datasets.synthetic import SyntheticFaces, parse_synthetic
+from datasets.wrapped import wrapped_notes
 from util.errors import BadInput
 
 __all__ = [
@@ -83,14 +84,16 @@ def open_images(
         store = PackedImages(root)
         return Images(store, [*notes, *store.notes()])
     files = list_images(data_path, cache)
-    return Images(ImageFiles(files), [*notes, *_which(root, files), *skipped_line(files.skipped)])
+    whole = root.is_dir() and files.root == os.path.abspath(root)
+    notes += wrapped_notes(Path(files.root)) if whole and not name else _which(root, files)
+    return Images(ImageFiles(files), [*notes, *skipped_line(files.skipped)])
 
 
 def _which(root: Path, files: FileList) -> list[str]:
     """What to tell of which images of a folder or a list are used."""
     if root.is_file():
         return _of_list(root, files)
-    if not root.is_dir() or files.root == os.path.abspath(root):
+    if files.root == os.path.abspath(root):
         return []
     used = os.path.basename(files.root)
     unused = unused_beside(root, [used])

@@ -140,7 +140,7 @@ def recognised(root: str | os.PathLike) -> str | None:
     if is_store(root):
         known = read_manifest(root)["set"]
         return known["name"] if known else None
-    found = _layouts(root) if os.path.isdir(root) else {}
+    found = layouts(root) if os.path.isdir(root) else {}
     return next(iter(found)) if len(found) == 1 else None
 
 
@@ -158,7 +158,7 @@ def labelled_as(data_path: str) -> str | None:
         return "list" if has_labels(root) else None
     if not os.path.isdir(root):
         return None
-    if _layouts(root):
+    if layouts(root):
         return _only_one(root)
     return "folder" if recognise_folder(root) else None
 
@@ -268,7 +268,7 @@ def _root(data_path: str, data_set: str) -> Path:
     raise BadInput(f"--data_path {printable(path)}: {what}")
 
 
-def _layouts(root: Path) -> dict[str, list[str]]:
+def layouts(root: Path) -> dict[str, list[str]]:
     """The owners' layouts that fit, described, by the data set's name."""
     found = {name: recognise(root) for name, recognise in OWNERS.items()}
     return {name: layouts for name, layouts in found.items() if layouts}
@@ -278,7 +278,7 @@ def _only_one(root: Path) -> str:
     """The one data set that fits. Raises BadInput if there is none or the choice is not ours."""
     if root.is_file():
         return "list"
-    found, where = _layouts(root), f"--data_path {printable(str(root))}"
+    found, where = layouts(root), f"--data_path {printable(str(root))}"
     if sum(map(len, found.values())) > 1:
         listed = "; ".join(f"{n} ({layout})" for n, layouts in found.items() for layout in layouts)
         choice = " or ".join(f"--data_set {name}" for name in found)

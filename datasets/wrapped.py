@@ -1,0 +1,98 @@
+"""Labelled sets and splits within a folder of which all images are used: some are for testing.
+
+A data set lies often a folder or two below the one that is given. Pre-training would take it for
+loose images, so it is looked for, and said.
+"""
+
+import os
+from itertools import islice
+from pathlib import Path
+
+from datasets.classfolder import child
+from datasets.classnames import few
+from datasets.decode import printable
+from datasets.filetypes import is_hidden, is_image
+from datasets.recognise import layouts
+from datasets.splits import split_called
+
+CALLED = {"rafdb": "RAF-DB", "affectnet": "AffectNet", "ferplus": "FERPlus", "fer2013": "FER2013"}
+DEPTH = 2  # folders to look down
+# A folder with more than these is a part of a data set, not a wrapper around one: class trees of
+# 1,000 folders, or 100,000 images, are not to be listed for this.
+MOST_FOLDERS, MOST_ENTRIES = 20, 100
+MOST_LOOSE = 10_000  # entries of the folder that is given
+
+
+def wrapped_notes(root: Path) -> list[str]:
+    """The warnings about what is within a folder that is taken whole; mostly []."""
+    here = list(layouts(root))
+    if len(here) > 1:
+        names = " and ".join(CALLED[name] for name in here)
+        what = "all images below it are used, test images included; give the folder of one of them"
+        return [f"warning: {printable(root.name)} holds {names}: {what}"]
+    inside = _folders(root, MOST_LOOSE)
+    if splits := [path.name for path in inside if split_called(path.name) and _has_image(path)]:
+        what = "has no training split: all its images are used, also those in"
+        return [f"warning: {printable(root.name)} {what} {few(splits)}"]
+    found = _found(inside, DEPTH)
+    lines = [f"warning: {_told(path, what, root)}" for path, what in found[:3]]
+    return [*lines, *([f"warning: and {len(found) - 3} more such folders"] if found[3:] else [])]
+
+
+def _told(path: Path, what: str, root: Path) -> str:
+    """The warning about one folder."""
+    holds = f"{printable(str(path.relative_to(root)))} holds {what}"
+    if child(path, "fer2013.csv"):
+        return f"{holds}, whose images in fer2013.csv are not used; give {printable(str(path))}"
+    used = f"all images below {printable(root.name)} are used, its test images included"
+    return f"{holds}: {used}; give {printable(str(path))}"
+
+
+def _found(folders: list[Path], depth: int) -> list[tuple[Path, str]]:
+    """The sets in some folders and below, and what each is."""
+    found = []
+    for folder in folders:
+        inside = _folders(folder)
+        if what := _held(folder, inside):
+            found.append((folder, what))
+        elif depth > 1:
+            found += _found(inside, depth - 1)
+    return found
+
+
+def _held(folder: Path, inside: list[Path]) -> str:
+    """What labelled set or splits a folder holds; "" if none."""
+    if len(_first(folder, MOST_ENTRIES + 1)) > MOST_ENTRIES:
+        return ""
+    if here := layouts(folder):
+        return " and ".join(CALLED[name] for name in here)
+    splits = {split_called(path.name): path for path in inside}
+    splits.pop(None, None)
+    if "train" in splits and len(splits) > 1 and all(map(_has_image, splits.values())):
+        return f"the splits {' and '.join(printable(path.name) for path in splits.values())}"
+    return ""
+
+
+def _folders(folder: Path, most: int = MOST_ENTRIES) -> list[Path]:
+    """The folders in a folder, sorted; [] if that has too much in it to be a wrapper."""
+    entries = _first(folder, most + 1)
+    inside = sorted(Path(e.path) for e in entries if e.is_dir() and not is_hidden(e.name))
+    return [] if len(entries) > most or len(inside) > MOST_FOLDERS else inside
+
+
+def _first(folder: Path, n: int) -> list[os.DirEntry]:
+    """Some n entries of a folder; [] if it cannot be read."""
+    try:
+        with os.scandir(folder) as entries:
+            return list(islice(entries, n))
+    except OSError:
+        return []
+
+
+def _has_image(folder: Path, depth: int = 3) -> bool:
+    """Whether one of the first entries of a folder, or of those in it, is an image."""
+    entries = [entry for entry in _first(folder, MOST_ENTRIES) if not is_hidden(entry.name)]
+    if any(is_image(entry.name) for entry in entries):
+        return True
+    inside = [Path(entry.path) for entry in entries if depth > 1 and entry.is_dir()]
+    return any(_has_image(path, depth - 1) for path in inside[:MOST_FOLDERS])
