@@ -295,6 +295,25 @@ def test_an_encoder_alone_fills_a_pretraining_model_and_half_a_decoder_does_not(
     assert report.missing[:2] == ["mask_token", "proj.weight"]
 
 
+@pytest.mark.parametrize(
+    ("built", "options"),
+    [
+        ({"decoder_depth": 4, "decoder_embed_dim": 32}, "--decoder_depth 1"),
+        ({"decoder_depth": 1, "decoder_embed_dim": 64}, "--decoder_embed_dim 32"),
+        ({}, "--decoder_depth 1 --decoder_embed_dim 32"),
+    ],
+)
+def test_another_decoder_is_refused_with_the_options_that_fit(save, mae, built, options):
+    with pytest.raises(BadInput, match=f"; its decoder is another: give {options}$"):
+        load_pretrained(MaskedAutoencoderViT(VIT, 64, **built), save(mae.state_dict()))
+
+
+def test_another_decoder_of_fcmae_is_refused_with_the_options_that_fit(save, fcmae):
+    model = create_pretrain_model(CONVNEXT, 64, decoder_embed_dim=64, decoder_depth=2)
+    with pytest.raises(BadInput, match=r"give --decoder_depth 1 --decoder_embed_dim 32$"):
+        load_pretrained(model, save(fcmae.state_dict()))
+
+
 def test_another_head_is_replaced_and_said_so(save):
     saved = randomised(classifier(VIT, classes=8))
     path = save({"model": saved.state_dict(), "classes": ["happy"], "evaluated": "model"})

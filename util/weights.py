@@ -276,15 +276,28 @@ def check_exact(
     """Raises BadInput for a tensor that is lacking, left over in `strict` or of another shape."""
     lacking = [n for n in own if n not in weights and root(n) not in optional]
     surplus = [n for n in weights if n not in own and root(n) in strict]
-    misfits = [
-        f"{n} {shape(v)} instead of {shape(own[n])}"
-        for n, v in weights.items()
-        if n in own and v.shape != own[n].shape
-    ]
+    others = [n for n, v in weights.items() if n in own and v.shape != own[n].shape]
+    misfits = [f"{n} {shape(weights[n])} instead of {shape(own[n])}" for n in others]
     found = {"lacks": lacking, "has in addition": surplus, "differs in": misfits}
     told = "; ".join(f"{what} {listed(names)}" for what, names in found.items() if names)
     if told:
-        raise BadInput(f"{source}: does not fit the model: {told}{pooling(lacking, weights)}")
+        advice = pooling(lacking, weights)
+        if all(root(name) in DECODER for name in (*lacking, *surplus, *others)):
+            advice = other_decoder(weights, own)
+        raise BadInput(f"{source}: does not fit the model: {told}{advice}")
+
+
+def other_decoder(weights: State, own: State) -> str:
+    """What to do when weights have a decoder of another depth or width than the model."""
+
+    def depth_and_width(state: State) -> list[int]:
+        blocks = {n.split(".")[1] for n in state if root(n) in ("decoder", "decoder_blocks")}
+        return [len(blocks), state["mask_token"].numel() if "mask_token" in state else 0]
+
+    names = ("--decoder_depth", "--decoder_embed_dim")
+    pairs = zip(names, depth_and_width(weights), depth_and_width(own), strict=True)
+    options = [f"{name} {held}" for name, held, wanted in pairs if held and held != wanted]
+    return f"; its decoder is another: give {' '.join(options)}" if options else ""
 
 
 def pooling(lacking: list[str], weights: State) -> str:
