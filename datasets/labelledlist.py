@@ -33,7 +33,7 @@ def read(path: Path, label_order: str | None = None, usual: str | None = None) -
     """
     listed, where = read_list(str(path)), f"--data_path {printable(str(path))}"
     there = present(path.parent, listed.names)
-    if not there.any():
+    if listed.columns or not there.any():
         check_entries(str(path), len(listed.names), listed.names.__getitem__)
     if not listed.labels:
         raise BadInput(

@@ -93,7 +93,7 @@ def check_entries(path: str, count: int, name: Callable[[int], str]) -> None:
     stand in another column.
     """
     some = [name(i) for i in spread(count)]
-    if _any_exists(path, some):
+    if _any_file(path, some):
         return
     listed = read_list(path)
     if listed.columns:
@@ -109,16 +109,16 @@ def check_entries(path: str, count: int, name: Callable[[int], str]) -> None:
     raise bad(path, f"{what}paths start at the list's own folder or at /{form}")
 
 
-def _any_exists(path: str, names: Sequence[str]) -> bool:
-    """Whether any of the names is there, as seen from the list."""
-    return any(os.path.exists(os.path.join(os.path.dirname(path), name)) for name in names)
+def _any_file(path: str, names: Sequence[str]) -> bool:
+    """Whether any of the names is a file's, as seen from the list; a label may be a folder's."""
+    return any(os.path.isfile(os.path.join(os.path.dirname(path), name)) for name in names)
 
 
 def _turned(listed: Listed, path: str) -> Listed:
     r"""With / for \ where that is how the files are found: lists are written on Windows, too."""
     written = [name for name in listed.names if "\\" in name]
     some = [written[i] for i in spread(len(written))]
-    if _any_exists(path, some) or not _any_exists(path, [n.replace("\\", "/") for n in some]):
+    if _any_file(path, some) or not _any_file(path, [n.replace("\\", "/") for n in some]):
         return listed
     return listed._replace(names=[n.replace("\\", "/") for n in listed.names], turned=True)
 

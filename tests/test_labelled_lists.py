@@ -117,6 +117,7 @@ def test_missing_files_of_a_list_are_counted(images):
     ("text", "columns"),
     [
         ("label,path_to_image\n3,happy/a.png\n4,sad/e.png\n", "label, path_to_image"),
+        ("label,photo\nhappy,happy/a.png\nsad,sad/e.png\n", "label, photo"),
         (",pth,label\n0,happy/a.png,happy\n1,sad/e.png,sad\n", "'', pth, label"),
     ],
 )
