@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 from util.errors import BadInput, Fault
 from util.options import Parser, number
-from util.options_predict import DETECTORS, FACE_MARGIN
+from util.options_predict import DETECTORS, FACE_MARGIN, check_margin
 from util.own_pages import OwnPages
 from util.program import run_program
 
@@ -35,7 +35,7 @@ KEPT = 600  # seconds that gradio keeps an uploaded picture
 MOST_VISITORS = 30  # whose faces are kept in memory, some MB each
 EXAMPLES = 5
 INVITATION = "Upload or photograph a face."
-WHOLE = "All of the picture is taken for a face. To find faces in it, tick the box below it."
+TICK = "to find the faces in it, tick the box below it"
 # The label of the faces stands above them, not on the first; they take no more room than they need.
 CSS = """
 footer {display: none !important}
@@ -65,6 +65,7 @@ def check_options(args: argparse.Namespace) -> None:
     if not Path(args.checkpoints).is_dir():
         hint = "; run `make demo`, or name another" if args.checkpoints == "demo" else ""
         raise BadInput(f"--checkpoints {args.checkpoints}: no such folder{hint}")
+    check_margin(args)
 
 
 def work(args: argparse.Namespace) -> None:
@@ -86,7 +87,8 @@ def work(args: argparse.Namespace) -> None:
         if path is None:
             raise BadInput(INVITATION)
         faces, line = faces_in(path, detectors[detect], saved, args.face_margin)
-        return faces, line if detect else WHOLE
+        could_search = not detect and args.detector != "none"
+        return faces, f"{line}; {TICK}" if could_search else line
 
     with tempfile.TemporaryDirectory(prefix="mae-sfer-") as folder:
         # Gradio's own is the same for all who use this machine, and outlives the program.

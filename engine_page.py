@@ -11,8 +11,8 @@ from PIL import Image
 from tqdm import tqdm
 
 from datasets.decode import load_rgb
-from datasets.faces import Detector, cut_face
-from engine_predict import Predictor, face_margin
+from datasets.faces import Detector, cut_face, whole_picture
+from engine_predict import Predictor, face_margin, whole_line
 from engine_pretrain import reconstruct, shown_with
 from models_attention import attention_map
 from models_saved import (
@@ -112,12 +112,15 @@ def faces_in(
     Raises UnreadableImage.
     """
     image = load_rgb(path)
+    if detect is whole_picture:
+        return [image], "; ".join([whole_line(saved.preprocessing.face_margin), *saved.notes])
     found = sorted(detect(image), key=lambda face: -face.box[2] * face.box[3])[:MOST_FACES]
     if not found:
-        return [image], (
+        none = (
             "No face was found, so all of the picture is taken for one. Take one in which the face "
             "is larger or less turned."
         )
+        return [image], "; ".join([none, *saved.notes])
     count = "1 face" if len(found) == 1 else f"{len(found)} faces, the largest first"
     margin, line = face_margin(saved, given)
     lines = "; ".join([count, line, *saved.notes])

@@ -25,6 +25,16 @@ def face_margin(saved: Saved, given: float | None) -> tuple[float, str]:
     return margin, f"warning: {how}; trained with --face_margin {own:g}"
 
 
+def whole_line(margin: float | None) -> str:
+    """What no detector means for a model whose faces were cut with a margin in training."""
+    if margin is None:
+        return "each picture is used whole, as a face"
+    return (
+        "warning: each picture is used whole; training cut faces from photographs with "
+        f"--face_margin {margin:g}: give pictures that are cut like that"
+    )
+
+
 class Prediction(NamedTuple):
     """What a model says of n faces."""
 

@@ -33,7 +33,7 @@ def work(args: argparse.Namespace) -> None:
     from datasets.faces import open_detector
     from datasets.filetypes import skipped_line
     from datasets.pictures import Pictures, list_pictures
-    from engine_predict import Predictor, face_margin, predict_pictures
+    from engine_predict import Predictor, face_margin, predict_pictures, whole_line
     from engine_run import worker_count
     from models_saved import open_classifier
     from util.distributed import Place, pick_device
@@ -71,16 +71,6 @@ def work(args: argparse.Namespace) -> None:
             beside.add(picture, prediction)
     beside.finish()
     conclude(counts)
-
-
-def whole_line(margin: float | None) -> str:
-    """What --detector none means for a model whose faces were cut with a margin in training."""
-    if margin is None:
-        return "each picture is used whole, as a face"
-    return (
-        "warning: each picture is used whole; training cut faces from photographs with "
-        f"--face_margin {margin:g}: give pictures that are cut like that"
-    )
 
 
 def all_finite(values: Sequence) -> bool:

@@ -126,7 +126,7 @@ def test_a_drawn_face_is_taken_as_models_learn_it_and_a_photograph_searched(page
     drawn.first.wait_for()
     assert drawn.count() == app.EXAMPLES
     drawn.nth(2).click()
-    page.get_by_text(app.WHOLE).wait_for()
+    page.get_by_text(app.TICK).wait_for()
     page.locator("#attention img").wait_for()
     upload(page, photographs / "people" / "two.jpg")
     page.get_by_label("Find faces in it").locator("visible=true").check()
@@ -242,7 +242,7 @@ def test_a_request_cannot_name_a_picture_of_the_machine(more, address, photograp
         assert "event: error" in ask(address, {"path": path, **more}, name)
     shown = ask(address, {"path": f"{private}/drawn-1.png", **more}, name)
     assert "event: complete" in shown
-    assert app.WHOLE in shown
+    assert app.TICK in shown
 
 
 def test_pictures_are_for_nobody_else_on_this_machine(address, temporary):
@@ -346,6 +346,8 @@ def test_what_cannot_be_shown_is_one_line(tmp_path, capfd, monkeypatch):
         return line
 
     monkeypatch.chdir(tmp_path)
+    margin = ["--checkpoints", str(tmp_path), "--detector", "none", "--face_margin", "0.2"]
+    assert "--face_margin: without a detector pictures are used whole" in said(margin)
     assert "demo: no such folder; run `make demo`" in said([])
     assert "none of 0 files is a checkpoint to show" in said(["--checkpoints", str(tmp_path)])
     monkeypatch.setitem(sys.modules, "gradio", None)

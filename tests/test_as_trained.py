@@ -385,6 +385,18 @@ def test_the_page_cuts_faces_as_training_did(margin, photograph):
     assert line == "1 face; faces are cut with --face_margin 0.5, as in training"
 
 
+def test_the_page_says_when_a_picture_is_used_whole(margin, finetune, photograph):
+    detect = open_detector("none")
+    saved = open_classifier(margin)._replace(notes=("classes as in --classes",))
+    (face,), line = faces_in(photograph, detect, saved, 0.5)
+    assert face.shape == astronaut().shape
+    assert line.startswith("warning: each picture is used whole; training cut faces")
+    assert "--face_margin 0.5: give pictures that are cut like that" in line
+    assert line.endswith("; classes as in --classes")
+    _, line = faces_in(photograph, detect, open_classifier(finetune() / "checkpoint-best.pth"))
+    assert line == "each picture is used whole, as a face"
+
+
 def test_figures_are_of_images_as_in_training(margin, finetune, sets, tmp_path, capfd):
     argv = ["--checkpoint", margin, "--data_path", sets / "affectnet", "--figures", "confusion"]
     argv += ["--num_workers", 0, "--output_dir", tmp_path]

@@ -55,9 +55,14 @@ def check_options(args: argparse.Namespace) -> None:
         raise BadInput("IMAGES: one of them is empty; name files, folders or patterns")
     if args.features and not args.features.endswith(".npz"):
         raise BadInput(f"--features {args.features}: must end in .npz")
+    check_margin(args)
+    find_format(args.format, args.output)
+
+
+def check_margin(args: argparse.Namespace) -> None:
+    """Refuse a margin where no face is cut out."""
     if args.detector == "none" and args.face_margin is not None:
         raise BadInput("--face_margin: without a detector pictures are used whole; leave it out")
-    find_format(args.format, args.output)
 
 
 def find_format(asked: str | None, output: str | None) -> str:
