@@ -128,23 +128,38 @@ def described(saved: Saved, plain_head: bool = False) -> dict[str, Any]:
         args["imagenet_default_mean_and_std"] = tuple(preprocessing.mean) == IMAGENET_MEAN
         args["cls_token"] = is_vit(saved) and model.global_pool == "token"
     # What its images and labels are, for who opens it again.
-    own = saved.checkpoint.get("args")
-    args |= {n: own[n] for n in (*OF_DATA, "eval_flip") if isinstance(own, dict) and n in own}
+    args |= _of_data(saved)
     if isinstance(saved, SavedAutoencoder):
         args["mask_ratio"] = float(model.mask_ratio)
         args["norm_pix_loss"] = bool(model.norm_pix_loss)
         if is_vit(saved):
             args["decoder_num_heads"] = int(model.decoder_blocks[0].attn.num_heads)
-    settings = {
-        "args": args,
-        "preprocessing": {
-            **preprocessing._asdict(),
-            "mean": list(preprocessing.mean),
-            "std": list(preprocessing.std),
-            "interpolation": "bicubic",
-        },
+    seen = {
+        **preprocessing._asdict(),
+        "mean": list(preprocessing.mean),
+        "std": list(preprocessing.std),
+        "interpolation": "bicubic",
     }
+    if preprocessing.face_margin is None and not _resolved(saved):
+        del seen["face_margin"]  # None would say that images were used whole
+    settings = {"args": args, "preprocessing": seen}
     return {**settings, "classes": list(saved.classes)} if classes_of(saved) else settings
+
+
+def _of_data(saved: Saved) -> dict[str, Any]:
+    """The checkpoint's options about images and labels, without what is not known of them."""
+    own = saved.checkpoint.get("args")
+    own = own if isinstance(own, dict) else {}
+    found = {name: own[name] for name in (*OF_DATA, "eval_flip") if name in own}
+    if _resolved(saved):
+        return found
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def _resolved(saved: Saved) -> bool:
+    """Whether None is what training did without; see `trained_with`."""
+    seen = saved.checkpoint.get("preprocessing")
+    return isinstance(seen, dict) and "face_margin" in seen
 
 
 def timm_config(saved: Saved, form: TimmForm) -> dict[str, Any]:

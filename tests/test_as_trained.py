@@ -453,6 +453,18 @@ def test_older_checkpoints_are_used_with_the_defaults_of_then(sets, finetune, tm
     assert open_classifier(path).preprocessing.face_margin is None
 
 
+@pytest.mark.parametrize("to", ["safetensors", "timm"])
+def test_an_export_does_not_know_more_than_an_older_checkpoint(to, sets, finetune, tmp_path):
+    run = finetune(data="affectnet")
+    path = older(run / "checkpoint-best.pth", tmp_path / "older.pth")
+    assert export(path, to, tmp_path / "out") == DONE
+    weights = tmp_path / "out" / "model.safetensors"
+    result = evaluate(weights, tmp_path / "eval", f"--data_path {sets / 'affectnet'}")
+    assert_close(measured(result), measured(results(run)))
+    assert result["differs_from_training"] == {}
+    assert "face_margin" not in open_saved(weights).checkpoint["preprocessing"]
+
+
 @pytest.mark.parametrize(
     ("name", "value"),
     [
