@@ -90,6 +90,7 @@ class Viewer:
         self.normalise = saved.preprocessing.normalise.to(device)
         self.precision = Precision("auto", device)
         self.batch_size = batch_size
+        self.unreadable = 0  # images that charts and map are without
         self.loading = {"workers": workers, "pin_memory": device.type == "cuda"}
 
     def reconstructions(self, count: int, ratios: Sequence[float]) -> np.ndarray:
@@ -126,6 +127,7 @@ class Viewer:
         test = TestSet(images, self._loader(images), self.data.classes, self.data.common)
         flip = getattr(self.saved, "flip", False)
         evaluation = evaluate_model(self.model, test, self.normalise, self.precision, flip)
+        self.unreadable = max(self.unreadable, evaluation.result["unreadable"])
         return result_figures(evaluation, test)
 
     def features(self) -> np.ndarray:
@@ -140,6 +142,7 @@ class Viewer:
         function, loader = self.model.forward_features, self._loader(images)
         x, readable = collect(function, loader, self.normalise, self.precision)
         count = int(readable.sum())
+        self.unreadable = max(self.unreadable, len(readable) - count)  # perhaps of some images only
         if count < FEWEST:
             what = f"{count} images that can be read; a map of features needs {FEWEST}"
             raise BadInput(f"--data_path: {what}")

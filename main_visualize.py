@@ -9,13 +9,13 @@ Which figures a checkpoint allows follows from what is in it; docs/visualization
 import argparse
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from util.errors import BadInput
-from util.evaluation_dir import evaluation_folder, tests_other_images
-from util.options import COUNT, RATE, RATIO, SEED, SIZE, Parser, add_saved, number
+from util.evaluation_dir import Drawn, evaluation_folder, tests_other_images
+from util.options import COUNT, RATE, RATIO, SEED, SIZE, Options, Parser, add_saved, number
 from util.options_trained import OF_DATA, difference_lines, differences, trained_with
 from util.program import run_program
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from datasets.labelled import LabelledSet
-    from engine_visualize import Data
+    from engine_visualize import Data, Viewer
     from models_masked import MaskedAutoencoder
     from models_saved import Saved
 
@@ -31,6 +31,8 @@ OF_RESULTS = {"confusion": "confusion_matrix", "classes": "classes", "reliabilit
 OF_CLASSIFIERS, OF_ALL = ("attention", *OF_RESULTS), ("features", "curves")
 FIGURES = ("reconstructions", *OF_CLASSIFIERS, *OF_ALL)
 RATIOS = (0.5, 0.75, 0.9)
+# What makes figures of a checkpoint and a data set other ones.
+NAMED = ("data_set", "split", *OF_DATA, "classes")
 
 
 def figures(text: str) -> tuple[str, ...]:
@@ -85,33 +87,45 @@ def check_options(args: argparse.Namespace) -> None:
         raise BadInput("--checkpoint is missing: name the model to draw; see --help")
     elif not args.data_path:
         raise BadInput("--data_path is missing: name the images to draw from; see --help")
-    given = args.output_dir
-    if given is None:
+    else:
+        check_checkpoint(args.checkpoint)
+    if args.output_dir is None:
         args.output_dir = args.runs[0] if only_curves else os.path.dirname(args.checkpoint) or "."
         if not (only_curves or os.path.isfile(args.checkpoint)):
             raise BadInput(f"--output_dir: name a folder; {args.checkpoint} is not a file in one")
-    results = not asked or set(asked) & OF_RESULTS.keys()
-    if (
-        args.checkpoint
-        and results
-        and tests_other_images(args.output_dir, args.data_path, args.split)
-    ):
-        # The figures of the run's own results stay what its numbers are about.
-        options = {"split": args.split} if args.split else {}
-        args.output_dir = evaluation_folder(
-            "visualize", args.checkpoint, args.data_path, given, options
-        )
 
 
-def work(args: argparse.Namespace) -> None:
+def check_checkpoint(name: str) -> None:
+    """Refuse what is neither a file nor the name of released weights."""
+    from util.download import RELEASED
+
+    if os.path.isdir(name):
+        raise BadInput(f"{name}: is a folder; name a checkpoint in it, such as checkpoint-last.pth")
+    if not os.path.exists(name) and name not in RELEASED:
+        from util.weights import find_source
+
+        find_source(name)  # says which names are near
+
+
+class Opened(NamedTuple):
+    """A model and its data, ready to be drawn."""
+
+    viewer: "Viewer"
+    wanted: Sequence[str]  # of FIGURES
+    drawn: Drawn
+
+
+def work(args: Options) -> None:
     """Draw one figure after the other, write each at once, then the report if there is one."""
     from util.figures import save_png
     from util.report import write_report
 
-    output = Path(args.output_dir)
+    of_model = args.checkpoint and set(args.figures or FIGURES) != {"curves"}
+    opened = open_model(args) if of_model else None
+    output = Path(folder_for(args, opened.drawn) if opened else args.output_dir)
     try:
         (output / "figures").mkdir(parents=True, exist_ok=True)
-        for name, picture in draw(args):
+        for name, picture in draw(args, opened):
             path = output / "figures" / f"{name}.png"
             save_png(picture, path)
             print(path, flush=True)
@@ -124,10 +138,26 @@ def work(args: argparse.Namespace) -> None:
         raise BadInput(f"--output_dir {args.output_dir}: {what}") from None
 
 
-def draw(args: argparse.Namespace) -> Iterator[tuple[str, "np.ndarray"]]:
+def folder_for(args: Options, drawn: Drawn) -> str:
+    """The folder to write to: one below `--output_dir` where that holds results of another kind.
+
+    The figures in a report stay what its numbers are about.
+    """
+    folder = args.output_dir
+    if not tests_other_images(folder, drawn):
+        return folder
+    given = {name: getattr(args, name) for name in NAMED if name in args.given}
+    options = {name: ",".join(v) if isinstance(v, tuple) else v for name, v in given.items()}
+    named = evaluation_folder("visualize", args.checkpoint, args.data_path, None, options)
+    own = os.path.join(folder, "visualize", os.path.basename(named))
+    print(f"{folder} is about other results, and keeps its figures; these go to {own}", flush=True)
+    return own
+
+
+def draw(args: Options, opened: Opened | None) -> Iterator[tuple[str, "np.ndarray"]]:
     """All figures asked for by the names of their files."""
-    if args.checkpoint and set(args.figures or FIGURES) != {"curves"}:
-        yield from draw_model(args)
+    if opened:
+        yield from draw_model(args, opened)
     if args.runs and "curves" in (args.figures or FIGURES):
         yield "curves", draw_curves(args.runs)
 
@@ -148,8 +178,8 @@ def draw_curves(runs: list[str]) -> "np.ndarray":
     return picture
 
 
-def draw_model(args: argparse.Namespace) -> Iterator[tuple[str, "np.ndarray"]]:
-    """The figures of the checkpoint that are asked for, else all that it allows."""
+def open_model(args: Options) -> Opened:
+    """The checkpoint, the images, and which figures are asked for, else all that it allows."""
     from engine_run import worker_count
     from engine_visualize import Viewer
     from models_saved import SavedAutoencoder, SavedClassifier, open_saved
@@ -168,7 +198,7 @@ def draw_model(args: argparse.Namespace) -> Iterator[tuple[str, "np.ndarray"]]:
             if name in OF_CLASSIFIERS:
                 what = "was pre-trained only; name a fine-tuned checkpoint"
             raise BadInput(f"--figures {name}: {args.checkpoint} {what}")
-    data = open_data(args, saved)
+    data, drawn = open_data(args, saved)
     wanted = args.figures or (*allowed, "features")
     if data.labels is None and "features" in wanted:
         if args.figures or not allowed:
@@ -177,8 +207,14 @@ def draw_model(args: argparse.Namespace) -> Iterator[tuple[str, "np.ndarray"]]:
         wanted = allowed
     workers = worker_count(args.num_workers, Place())
     viewer = Viewer(saved, data, device, args.batch_size, workers, args.seed)
+    return Opened(viewer, wanted, drawn)
+
+
+def draw_model(args: Options, opened: Opened) -> Iterator[tuple[str, "np.ndarray"]]:
+    """The figures of the checkpoint."""
+    viewer, wanted, _ = opened
     if "reconstructions" in wanted:
-        ratios = possible_ratios(args.mask_ratios, saved.model)
+        ratios = possible_ratios(args.mask_ratios, viewer.model)
         yield "reconstructions", viewer.reconstructions(args.count, ratios)
     if "attention" in wanted:
         yield "attention", viewer.attention(args.count)
@@ -187,6 +223,9 @@ def draw_model(args: argparse.Namespace) -> Iterator[tuple[str, "np.ndarray"]]:
         yield from ((file, charts[file]) for file in files)
     if "features" in wanted:
         yield "features", viewer.features()
+    if lost := viewer.unreadable:
+        images = f"{lost:,} image{'s' * (lost != 1)}"
+        print(f"left out of charts and map: {images} that cannot be read", flush=True)
 
 
 def possible_ratios(given: list[float] | None, model: "MaskedAutoencoder") -> list[float]:
@@ -205,35 +244,57 @@ def possible_ratios(given: list[float] | None, model: "MaskedAutoencoder") -> li
     return ratios or [model.mask_ratio]
 
 
-def open_data(args: argparse.Namespace, saved: "Saved") -> "Data":
+def open_data(args: Options, saved: "Saved") -> tuple["Data", Drawn]:
     """The images of `--data_path` and their labels, which only a classifier cannot do without."""
-    from datasets import drawn_size, open_images, open_labelled
-    from datasets.duplicates import duplicates
-    from datasets.finetune import in_classes
-    from datasets.labelled import describe
     from datasets.recognise import labelled_as
-    from datasets.replace import check_readable
-    from engine_visualize import Data
     from models_saved import SavedClassifier
 
-    size = drawn_size(saved.preprocessing.input_size)
-    trained = trained_with(saved.checkpoint, args.checkpoint)
     classifies = isinstance(saved, SavedClassifier)
     name = args.data_set
     if name == "auto" and not classifies:
         name = labelled_as(args.data_path) or "none"
-    if name == "none":
-        if classifies:
-            raise BadInput("--data_set none: the figures of a classifier need labels; leave it out")
-        for option in ("nb_classes", "label_rule", "label_order", "split"):
-            if getattr(args, option) is not None:
-                raise BadInput(f"--{option}: these images have no labels; leave it out")
-        source, notes, _ = open_images(
-            args.data_path, size=size, face_margin=args.face_margin, trained=trained
-        )
-        print(*notes, sep="\n", end="\n" * bool(notes), flush=True)
-        check_readable(source)
-        return Data(source, None, (), ())
+    if name != "none":
+        return open_with_labels(args, saved, name)
+    if classifies:
+        raise BadInput("--data_set none: the figures of a classifier need labels; leave it out")
+    for option in ("nb_classes", "label_rule", "label_order", "split"):
+        if getattr(args, option) is not None:
+            raise BadInput(f"--{option}: these images have no labels; leave it out")
+    return open_without_labels(args, saved)
+
+
+def open_without_labels(args: Options, saved: "Saved") -> tuple["Data", Drawn]:
+    """Images alone."""
+    from datasets import drawn_size, open_images
+    from datasets.replace import check_readable
+    from engine_visualize import Data
+
+    trained = trained_with(saved.checkpoint, args.checkpoint)
+    source, notes, margin = open_images(
+        args.data_path,
+        size=drawn_size(saved.preprocessing.input_size),
+        face_margin=args.face_margin,
+        trained=trained,
+    )
+    differ = {name: trained[name] for name in ("face_margin",) if name in trained}
+    lines = difference_lines(differences(args, differ, {"face_margin": margin}), "drawn")
+    for line in (*notes, *lines):
+        print(line, flush=True)
+    check_readable(source)
+    return Data(source, None, (), ()), Drawn(args.checkpoint, args.data_path)
+
+
+def open_with_labels(args: Options, saved: "Saved", name: str) -> tuple["Data", Drawn]:
+    """A split of a labelled set, of a classifier's own classes."""
+    from datasets import drawn_size, open_labelled
+    from datasets.duplicates import duplicates
+    from datasets.finetune import in_classes
+    from datasets.labelled import describe
+    from datasets.replace import check_readable
+    from engine_visualize import Data
+    from models_saved import SavedClassifier
+
+    trained = trained_with(saved.checkpoint, args.checkpoint)
     labelled = open_labelled(
         args.data_path,
         name,
@@ -242,21 +303,26 @@ def open_data(args: argparse.Namespace, saved: "Saved") -> "Data":
         label_order=args.label_order,
         face_margin=args.face_margin,
         trained=trained,
-        size=size,
+        size=drawn_size(saved.preprocessing.input_size),
     )
     split, lines = split_of(labelled, args.split)
-    images, classes = labelled.splits[split], labelled.classes
+    images, classes, about = labelled.splits[split], labelled.classes, describe(labelled)
     common = range(len(classes))
-    if classifies:
+    drawn = Drawn(args.checkpoint, args.data_path)
+    if isinstance(saved, SavedClassifier):
         classes = saved.classes
         matched = in_classes(labelled, images, classes)
         images, common = matched.images, matched.common
         lines += matched.lines()
+        own = saved.checkpoint
+        facts = {"split": split, "flip": saved.flip, "classes": [classes[k] for k in common]}
+        facts |= {"epoch": own.get("epoch"), "weights": own.get("evaluated")}
+        drawn = drawn._replace(facts=facts, report=about)
     differ = {name: trained[name] for name in OF_DATA if name in trained}
     lines += difference_lines(differences(args, differ, labelled.options), "drawn")
-    print(*describe(labelled), *lines, *duplicates(labelled.splits), sep="\n", flush=True)
+    print(*about, *lines, *duplicates(labelled.splits), sep="\n", flush=True)
     check_readable(images.source)
-    return Data(images.source, images.labels, classes, common)
+    return Data(images.source, images.labels, classes, common), drawn
 
 
 def split_of(labelled: "LabelledSet", split: str | None) -> tuple[str, list[str]]:

@@ -152,10 +152,26 @@ def test_images_without_labels_are_enough_for_reconstructions(pretrained, tmp_pa
     options += ["--output_dir", tmp_path]
     assert visualize(*options) == 0
     assert names(tmp_path) == {"reconstructions"}
+    assert "warning" not in capfd.readouterr().out
     assert visualize(*options, "--figures", "features") == BAD_INPUT
     assert "has no labels to colour it by" in capfd.readouterr().err
     assert visualize(*options, "--split", "test") == BAD_INPUT
     assert "--split: these images have no labels" in capfd.readouterr().err
+
+
+def test_images_without_labels_are_cut_as_in_training_or_a_line_says_so(
+    sets, pretrained, tmp_path, capfd
+):
+    options = ["--checkpoint", pretrained["vit"], "--data_set", "none", "--output_dir", tmp_path]
+    options += ["--figures", "reconstructions", "--mask_ratios", 0.5]
+    assert visualize(*options, "--data_path", sets / "affectnet") == 0
+    assert "warning" not in capfd.readouterr().out
+    assert visualize(*options, "--data_path", sets / "affectnet", "--face_margin", 0) == 0
+    said = capfd.readouterr().out
+    assert "warning: drawn with --face_margin 0; trained with --face_margin 0.15" in said
+    assert visualize(*options, "--data_path", sets / "rafdb") == 0
+    said = capfd.readouterr().out
+    assert "warning: drawn with whole images; trained with --face_margin 0.15" in said
 
 
 def test_figures_lie_beside_the_checkpoint_and_stand_in_its_report(sets, finetune, tmp_path):
@@ -163,7 +179,7 @@ def test_figures_lie_beside_the_checkpoint_and_stand_in_its_report(sets, finetun
     shutil.copytree(finetune("convnext"), run)
     before = (run / "status.json").read_text()
     options = ["--checkpoint", run / "checkpoint-best.pth", "--data_path", sets / "rafdb"]
-    assert visualize(*options, "--figures", "attention", "--count", 3, "--split", "train") == 0
+    assert visualize(*options, "--figures", "attention", "--count", 3) == 0
     page = (run / "report.html").read_text()
     for heading in ("What the model looks at", "Classes", "Reliability", "Confusion matrix"):
         assert f"<strong>{heading}.</strong>" in page

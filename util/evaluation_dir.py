@@ -5,13 +5,14 @@ import re
 from collections.abc import Mapping, Sequence
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from util.errors import BadInput
 from util.untrusted import parse_object, part, read_text
 
 BEST, LAST = "checkpoint-best.pth", "checkpoint-last.pth"  # of a run
-RUN_FILES = (BEST, LAST, "log.txt", "config.json")
+CONFIG = "config.json"
+RUN_FILES = (BEST, LAST, "log.txt", CONFIG)
 RESULTS = ("eval.json", "predictions.csv", "figures", "report.html")
 
 
@@ -45,15 +46,45 @@ def evaluation_folder(
     return os.path.join(output_dir or beside, kind, name[:200])
 
 
-def tests_other_images(folder: str, data_path: str, split: str | None) -> bool:
-    """Whether images are others than those that the fine-tuning in a folder was tested on."""
-    config = parse_object(read_text(Path(folder) / "config.json"))
-    options = part(config, "options")
-    tested = options.get("eval_data_path") or options.get("data_path")
-    if not (config.get("classes") and isinstance(tested, str)):
+class Drawn(NamedTuple):
+    """What figures are of, for comparison with the results in a folder."""
+
+    checkpoint: str
+    data_path: str
+    facts: Mapping[str, Any] = {}  # of `eval.json`, as they would stand there
+    report: Sequence[str] = ()  # the lines on the data set
+
+
+# Options of an evaluation that `facts` and `report` tell.
+_TOLD = {"nb_classes", "label_rule", "label_order", "face_margin", "classes"}
+
+
+def tests_other_images(folder: str | Path, drawn: Drawn) -> bool:
+    """Whether a folder is about other results than those of what is `drawn`.
+
+    They are the same where the checkpoint, the path, the split, the classes and all that is said
+    of the data are. A fine-tuning without results yet is about its test images.
+    """
+    result, config = (parse_object(read_text(Path(folder) / n)) for n in ("eval.json", CONFIG))
+    if not (result or config.get("classes")):
         return False
-    same = _absolute(tested) == _absolute(data_path)
-    return not same or split not in (None, "test")
+    made_by, options = part(result, "made_by"), part(config, "options")
+    kind = made_by.get("kind") or (_guessed(result) if result else "training")
+    if kind == "training":
+        tested = options.get("eval_data_path") or options.get("data_path")
+        same = _absolute(os.path.dirname(drawn.checkpoint)) == _absolute(str(folder))
+    else:
+        tested, source = made_by.get("data"), made_by.get("checkpoint")
+        same = source in (located(drawn.checkpoint, str(folder)), drawn.checkpoint)
+        same = same and kind == "eval" and part(made_by, "options").keys() <= _TOLD
+    if not (same and isinstance(tested, str) and located(tested) == located(drawn.data_path)):
+        return True
+    if not result:
+        return drawn.facts.get("split") != "test"
+    report = result.get("report")
+    known = isinstance(report, list) and all(line in report for line in drawn.report)
+    facts = drawn.facts or {"classes": None}  # images without labels are no results'
+    return not known or any(result.get(name) != value for name, value in facts.items())
 
 
 def _absolute(path: str) -> str:
