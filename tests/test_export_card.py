@@ -109,6 +109,77 @@ def test_results_of_another_epoch_are_not_told(finetune, tmp_path):
         assert ("without results" in card) == (not kept)
 
 
+def card_beside(checkpoint, result, folder):
+    """The card of a checkpoint with this `eval.json` beside it."""
+    shutil.copy(checkpoint, folder)
+    (folder / "eval.json").write_text(json.dumps(result))
+    path = folder / checkpoint.name
+    assert export(path, "safetensors", folder / "out") == DONE
+    card = (folder / "out" / "README.md").read_text()
+    return re.sub(r"\\([!-/:-@\[-`{-~])", r"\1", card)
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"weights": "model_ema"},
+        {"made_by": {"kind": "knn"}},
+        {"classifier": "nearest neighbours"},
+        {"made_by": {"kind": "eval", "checkpoint": "/runs/seed_1.pth"}},
+    ],
+)
+def test_results_of_other_weights_or_methods_are_not_told(changed, finetune, tmp_path):
+    best = finetune() / "checkpoint-best.pth"
+    own = json.loads((best.parent / "eval.json").read_text())
+    card = card_beside(best, {**own, **changed}, tmp_path)
+    assert "accuracy (WAR)" not in card
+    assert "without results" in card
+
+
+def test_the_card_says_what_was_not_as_in_training(finetune, tmp_path):
+    best = finetune() / "checkpoint-best.pth"
+    own = json.loads((best.parent / "eval.json").read_text())
+    result = {
+        **own,
+        "made_by": {"kind": "eval", "checkpoint": f"/elsewhere/{best.name}"},
+        "differs_from_training": {
+            "face_margin": {"tested": 0.0, "trained": 0.4},
+            "eval_flip": {"tested": True, "trained": False},
+            "<img>": 3,
+        },
+        "left_out": {"images": {"Contempt": 4, "x": "y"}, "answers": ["Sad"]},
+        "unreadable": 2,
+    }
+    card = card_beside(best, result, tmp_path)
+    assert "accuracy (WAR)" in card
+    assert "\n- warning: tested with --face_margin 0; trained with --face_margin 0.4\n" in card
+    assert "\n- warning: tested with --eval_flip True; trained with --eval_flip False\n" in card
+    assert "\n- left out: 4 images of Contempt, unknown to the model\n" in card
+    assert "\n- left out: 2 images that could not be read\n" in card
+    assert "answers, as the data do not have it: Sad\n" in card
+    assert "<img" not in card
+
+
+def test_the_card_holds_no_folders_of_this_machine(finetune, tmp_path):
+    best = finetune() / "checkpoint-best.pth"
+    own = json.loads((best.parent / "eval.json").read_text())
+    options = {"data_path": "/home/me/my data/raf/"}
+    (tmp_path / "config.json").write_text(json.dumps({"options": options}))
+    line = "warning: 1 of 4 images of test are in train, too (first: {a} is {b})"
+    inside = [f"/home/me/my data/raf/Image/{name}.jpg" for name in ("test_1", "train_2")]
+    report = [
+        line.format(a=inside[0], b=inside[1]),
+        line.format(a="/mnt/disk/x/t.jpg", b="'~/y/u.jpg'"),
+        "test: 1/2 of Image/aligned, 50 % / 50 %",
+    ]
+    card = card_beside(best, {**own, "report": report}, tmp_path)
+    assert "(first: Image/test_1.jpg is Image/train_2.jpg)" in card
+    assert "(first: t.jpg is 'u.jpg')" in card
+    assert report[2] in card
+    for folder in ("/home/me", "my data", "/mnt/", str(tmp_path)):
+        assert folder not in card
+
+
 @pytest.mark.parametrize("to", ["safetensors", "timm", "hf"])
 def test_hostile_class_names_stay_names(to, exported):
     folder, _ = exported("hostile", to)

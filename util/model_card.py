@@ -11,9 +11,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from util.options_trained import difference_lines
 from util.untrusted import number, parse_object, part, read_text
 
 CLIP = 200  # characters of any one value
+MOST_LINES = 30  # of a list
 LICENCE = r"[a-z0-9][a-z0-9.+-]{0,63}"  # an identifier as the Hugging Face Hub has them
 LIBRARIES = {"timm": "timm", "hf": "transformers", "onnx": "onnx"}
 # Of training, what changes a result most; paths are nobody else's business.
@@ -75,7 +77,7 @@ def model_card(card: Card) -> str:
         card.note,
         f"## Input\n\n{_input(card)}",
         f"## Use\n\nIn this folder, with a cropped face in `face.jpg`:\n\n{fenced(card.code)}",
-        _results(result) if card.classes else "",
+        _results(result, data_roots(card)) if card.classes else "",
         _training(card, result),
         f"## Intended use and limits\n\n{LIMITS if card.classes else ENCODER}",
         f"## Licence\n\n{_licence(card)}",
@@ -139,22 +141,49 @@ def _input(card: Card) -> str:
 
 
 def find_result(card: Card) -> dict[str, Any]:
-    """What `eval.json` beside the checkpoint says of this very epoch; {} where it is of another."""
+    """What `eval.json` beside the checkpoint says of the very weights that are exported; else {}.
+
+    They are known by their epoch, classes and entry in the file, and by the file's name where it
+    was evaluated by itself. Nearest neighbours are no result of the model's.
+    """
     result = parse_object(read_text(card.source.parent / "eval.json"))
-    epoch = card.checkpoint.get("epoch")
+    made_by, epoch = part(result, "made_by"), card.checkpoint.get("epoch")
     if type(epoch) is not int or result.get("classes") != list(card.classes):
+        return {}
+    if result.get("weights") != card.checkpoint.get("evaluated"):
+        return {}
+    if made_by.get("kind") == "knn" or "classifier" in result:
+        return {}
+    tested = made_by.get("checkpoint") if made_by.get("kind") == "eval" else card.source.name
+    if not (isinstance(tested, str) and os.path.basename(tested) == card.source.name):
         return {}
     if result.get("epoch") == epoch:
         return result
     last = part(result, "last")
-    about = {
-        name: result.get(name)
-        for name in ("data", "rule", "split", "flip", "n", "train_data", "report", "left_out")
-    }
+    names = ("data", "rule", "split", "flip", "n", "train_data", "report", "left_out")
+    about = {name: result.get(name) for name in (*names, "differs_from_training")}
     return {**about, **last, "is_last": True} if last.get("epoch") == epoch else {}
 
 
-def _results(result: dict[str, Any]) -> str:
+def data_roots(card: Card) -> list[str]:
+    """The folders of the data, as the files beside the checkpoint name them; longest first."""
+    beside = (parse_object(read_text(card.source.parent / n)) for n in ("config.json", "eval.json"))
+    config, result = beside
+    options = part(config, "options")
+    given = [options.get("data_path"), options.get("eval_data_path")]
+    given.append(part(result, "made_by").get("data"))
+    paths = [os.path.abspath(os.path.expanduser(p)) for p in given if isinstance(p, str) and p]
+    return sorted({p.rstrip("/") for p in paths} - {""}, key=len, reverse=True)
+
+
+def without_folders(line: str, roots: Sequence[str]) -> str:
+    """A line with its paths as they are within the data, those from elsewhere as mere names."""
+    for root in roots:
+        line = line.replace(f"{root}/", "")
+    return re.sub(r"(?<![^\s('\":=])~?/(?:[^\s/]+/)*(?=[^\s/])", "", line)
+
+
+def _results(result: dict[str, Any], roots: Sequence[str]) -> str:
     rows = []
     for key, name in (("accuracy", "accuracy (WAR)"), ("uar", "mean class recall (UAR)")):
         if (value := number(result.get(key))) is not None:
@@ -178,16 +207,36 @@ def _results(result: dict[str, Any]) -> str:
     if result.get("is_last") is True:
         told.append("the last epoch, which nothing chose")
     about = f"{'; '.join(told)}.\n\n" + table(["", ""], rows)
-    return f"## Results\n\n{about}{_report(result)}"
+    return f"## Results\n\n{about}{_otherwise(result)}{_report(result, roots)}"
 
 
-def _report(result: dict[str, Any]) -> str:
+def _otherwise(result: dict[str, Any]) -> str:
+    """What was tested otherwise than trained, and what is left out of the results."""
+    found = part(result, "differs_from_training")
+    both = {n: v for n, v in found.items() if isinstance(v, dict) and {"tested", "trained"} <= {*v}}
+    lines = difference_lines(both)
+    left_out = part(result, "left_out")
+    for name, count in part(left_out, "images").items():
+        if (images := number(count)) is not None:
+            lines.append(f"left out: {images:,.0f} images of {name}, unknown to the model")
+    if isinstance(answers := left_out.get("answers"), list) and answers:
+        names = ", ".join(str(name) for name in answers)
+        lines.append(f"left out of the model's answers, as the data do not have it: {names}")
+    if unreadable := number(result.get("unreadable")):
+        lines.append(f"left out: {unreadable:,.0f} images that could not be read")
+    return f"\n\nNot as in training, or left out:\n\n{_listed(lines)}" if lines else ""
+
+
+def _report(result: dict[str, Any], roots: Sequence[str]) -> str:
     """What the run said of its data: counts beside the published ones, what is missing."""
     lines = result.get("report")
     lines = [line for line in lines if isinstance(line, str)] if isinstance(lines, list) else []
-    if not lines:
-        return ""
-    return "\n\nThe data:\n\n" + "\n".join(f"- {text(line.strip())}" for line in lines[:30])
+    shown = [without_folders(line.strip(), roots) for line in lines]
+    return f"\n\nThe data:\n\n{_listed(shown)}" if lines else ""
+
+
+def _listed(lines: Sequence[str]) -> str:
+    return "\n".join(f"- {text(line)}" for line in lines[:MOST_LINES])
 
 
 def _interval(value: object) -> str:
