@@ -1,6 +1,6 @@
 """Labelled sets and splits within a folder of which all images are used: some are for testing.
 
-A data set lies often a folder or two below the one that is given. Pre-training would take it for
+A data set often lies a folder or two below the one that is given. Pre-training would take it for
 loose images, so it is looked for, and said.
 """
 
