@@ -1,15 +1,13 @@
 """Which of AffectNet's layouts lie in a folder, and what is missing where none is whole."""
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 
 from datasets.decode import printable
 from datasets.filetypes import is_image
 from datasets.listfile import BOX
-from datasets.present import csv_rows
+from datasets.present import csv_rows, first_entries
 
 CSV, NPY, PLUS = "2017 CSV lists", "npy annotations", "AffectNet+ JSON"
 
@@ -56,17 +54,8 @@ def find(root: Path) -> list[Found]:
 
 def _subfolders(folder: Path) -> list[Path]:
     """Sorted; none where there are more than FEW entries: that is no wrapper around a data set."""
-    entries = _first_entries(folder, FEW + 1)
+    entries = first_entries(folder, FEW + 1)
     return [] if len(entries) > FEW else sorted(Path(e.path) for e in entries if e.is_dir())
-
-
-def _first_entries(folder: Path, n: int) -> list[os.DirEntry]:
-    """Some n entries of a folder; none if it cannot be listed."""
-    try:
-        with os.scandir(folder) as entries:
-            return list(islice(entries, n))
-    except OSError:
-        return []
 
 
 def _lists(base: Path) -> dict[str, Path]:
@@ -84,7 +73,7 @@ def _lists(base: Path) -> dict[str, Path]:
 
 def _entries(folder: Path) -> dict[str, str]:
     """The names in a folder by how they read in small letters; of many only FEW."""
-    names = [entry.name for entry in _first_entries(folder, FEW)]
+    names = [entry.name for entry in first_entries(folder, FEW)]
     return {name.lower(): name for name in sorted(names, key=lambda n: (n == n.lower(), n))}
 
 
@@ -102,7 +91,7 @@ def is_header(cells: Sequence[str]) -> bool:
 def _annotated(base: Path, kind: str) -> dict[str, Path]:
     """The split folders of a layout, if any has annotations of its kind."""
     there = {s: base / f for s, f in FOLDERS[kind].items() if (base / f).is_dir()}
-    some = [e.name for f in there.values() for e in _first_entries(f / "annotations", FEW)]
+    some = [e.name for f in there.values() for e in first_entries(f / "annotations", FEW)]
     return there if any(name.endswith(ENDINGS[kind]) for name in some) else {}
 
 
@@ -134,7 +123,7 @@ def whats_missing(root: Path) -> str:
             split = base / part
             if (split / "images").is_dir():
                 annotations = printable(str(split / "annotations"))
-                if _first_entries(split / "annotations", 1) and split == root:
+                if first_entries(split / "annotations", 1) and split == root:
                     return f"is one split; give the folder above it, {printable(str(root.parent))}"
                 return f"images, but no annotations <id>_exp.npy or <id>.json in {annotations}"
     return (

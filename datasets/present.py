@@ -3,6 +3,7 @@
 import csv
 import os
 from collections.abc import Hashable, Iterable, Iterator, Sequence
+from itertools import islice
 
 import numpy as np
 
@@ -87,6 +88,15 @@ def listing(folder: str | os.PathLike) -> frozenset[str]:
         return frozenset()
     except OSError as e:
         raise BadInput(f"{printable(os.fspath(folder))} cannot be read ({e.strerror})") from None
+
+
+def first_entries(folder: str | os.PathLike, n: int) -> list[os.DirEntry]:
+    """Some n entries of a folder; none if it cannot be listed."""
+    try:
+        with os.scandir(folder) as entries:
+            return list(islice(entries, n))
+    except OSError:
+        return []
 
 
 def missing_note(

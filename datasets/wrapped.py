@@ -4,14 +4,13 @@ A data set often lies a folder or two below the one that is given. Pre-training 
 loose images, so it is looked for, and said.
 """
 
-import os
-from itertools import islice
 from pathlib import Path
 
 from datasets.classfolder import child
 from datasets.classnames import few
 from datasets.decode import printable
 from datasets.filetypes import is_hidden, is_image
+from datasets.present import first_entries
 from datasets.recognise import layouts
 from datasets.splits import split_called
 
@@ -62,7 +61,7 @@ def _found(folders: list[Path], depth: int) -> list[tuple[Path, str]]:
 
 def _held(folder: Path, inside: list[Path]) -> str:
     """What labelled set or splits a folder holds; "" if none."""
-    if len(_first(folder, MOST_ENTRIES + 1)) > MOST_ENTRIES:
+    if len(first_entries(folder, MOST_ENTRIES + 1)) > MOST_ENTRIES:
         return ""
     if here := layouts(folder):
         return " and ".join(CALLED[name] for name in here)
@@ -75,23 +74,14 @@ def _held(folder: Path, inside: list[Path]) -> str:
 
 def _folders(folder: Path, most: int = MOST_ENTRIES) -> list[Path]:
     """The folders in a folder, sorted; [] if that has too much in it to be a wrapper."""
-    entries = _first(folder, most + 1)
+    entries = first_entries(folder, most + 1)
     inside = sorted(Path(e.path) for e in entries if e.is_dir() and not is_hidden(e.name))
     return [] if len(entries) > most or len(inside) > MOST_FOLDERS else inside
 
 
-def _first(folder: Path, n: int) -> list[os.DirEntry]:
-    """Some n entries of a folder; [] if it cannot be read."""
-    try:
-        with os.scandir(folder) as entries:
-            return list(islice(entries, n))
-    except OSError:
-        return []
-
-
 def _has_image(folder: Path, depth: int = 3) -> bool:
     """Whether one of the first entries of a folder, or of those in it, is an image."""
-    entries = [entry for entry in _first(folder, MOST_ENTRIES) if not is_hidden(entry.name)]
+    entries = [entry for entry in first_entries(folder, MOST_ENTRIES) if not is_hidden(entry.name)]
     if any(is_image(entry.name) for entry in entries):
         return True
     inside = [Path(entry.path) for entry in entries if depth > 1 and entry.is_dir()]
