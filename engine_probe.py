@@ -88,7 +88,10 @@ class Probe:
     def measure(
         self, model: nn.Module, precision: Precision, between: Callable[[], None]
     ) -> dict[str, float]:
-        """`probe_{knn,linear}_{acc1,uar}` in %, equal on all ranks."""
+        """`probe_{knn,linear}_{acc1,uar}` in %, equal on all ranks.
+
+        And `probe_unreadable`, the number of images that could not be read, if there were some.
+        """
         train, test = self.features(model, precision, between)
         unreadable = sum(int((~split.readable).sum()) for split in (train, test))
         scores = {"probe_unreadable": unreadable} if unreadable else {}

@@ -152,7 +152,8 @@ def test_only_rank_0_speaks_under_a_launcher(tmp_path):
     output = process.communicate(timeout=120)[0]
     assert process.returncode == 1
     assert output.count("main_pretrain.py: error: --data_path") == 1
-    launcher = re.compile(r'Traceback \(most recent call last\):\n  File "\S*runpy')
+    runpy = r'Traceback \(most recent call last\):\n  File "(<frozen runpy>|\S*runpy\.py)'
+    launcher = re.compile(runpy)
     assert "Traceback" not in launcher.sub("", output.split("ChildFailedError")[0])
     assert status(tmp_path / "out") == "bad_input"
 

@@ -317,7 +317,9 @@ def test_a_class_training_lacks_is_never_predicted_and_unreadable_images_teach_n
 def test_a_probe_measures_a_frozen_model_and_leaves_its_mode(folder):
     model = Stub().train()
     scores = probe_of(folder).measure(model, EXACT, lambda: None)
-    assert set(scores) == {f"probe_{c}_{s}" for c in ("knn", "linear") for s in ("acc1", "uar")}
+    names = {f"probe_{c}_{s}" for c in ("knn", "linear") for s in ("acc1", "uar")}
+    assert set(scores) == {*names, "probe_unreadable"}
+    assert scores["probe_unreadable"] == 2 * np.sum(~READABLE)  # to learn from and to test on
     assert model.training
     train, test = probe_of(folder).features(model, EXACT)
     assert np.array_equal(train.readable, READABLE)

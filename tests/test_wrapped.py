@@ -74,7 +74,7 @@ def test_plain_trees_are_no_surprise(data):
 def test_a_tree_of_many_folders_is_not_looked_through(data, monkeypatch):
     for k in range(1000):
         (data / f"{k:04}").mkdir()
-    looked, first = [], wrapped._first
-    monkeypatch.setattr(wrapped, "_first", lambda f, n: looked.append(f) or first(f, n))
+    looked, first = [], wrapped.first_entries
+    monkeypatch.setattr(wrapped, "first_entries", lambda f, n: looked.append(f) or first(f, n))
     assert open_images(str(data)).notes == []
     assert [os.path.basename(folder) for folder in looked] == ["data"]
