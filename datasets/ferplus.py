@@ -11,6 +11,7 @@ datasets/votes.py.
 """
 
 import os
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -92,8 +93,10 @@ def _read_pixels(path: Path) -> tuple[PixelFaces, list[str], list[int]]:
 def _grey(path: Path, row: int, text: str) -> np.ndarray:
     """The pixels of a row -> (2304,) uint8."""
     try:
-        values = np.fromstring(text, np.int64, sep=" ")
-    except ValueError:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", DeprecationWarning)  # all that older NumPys do
+            values = np.fromstring(text, np.int64, sep=" ")
+    except (ValueError, DeprecationWarning):
         raise bad_row(path, row, "its pixels are no numbers with spaces between them") from None
     if len(values) != SIDE * SIDE:
         raise bad_row(path, row, f"{len(values):,} pixels; it takes {SIDE} × {SIDE} = {SIDE**2:,}")
