@@ -12,7 +12,7 @@ from datasets.transforms import IMAGENET_MEAN
 from models_mae import MaskedAutoencoderViT, ViTClassifier
 from models_saved import Saved, SavedAutoencoder, SavedClassifier
 from util.layouts import DECODER
-from util.options_trained import OF_DATA
+from util.options_trained import OF_DATA, is_resolved
 from util.sizes import CLASSIFIER_SIZES, ConvNeXtSize, ViTSize, find_size
 from util.states import State, renamed, root
 
@@ -140,7 +140,7 @@ def described(saved: Saved, plain_head: bool = False) -> dict[str, Any]:
         "std": list(preprocessing.std),
         "interpolation": "bicubic",
     }
-    if preprocessing.face_margin is None and not _resolved(saved):
+    if preprocessing.face_margin is None and not is_resolved(saved.checkpoint):
         del seen["face_margin"]  # None would say that images were used whole
     settings = {"args": args, "preprocessing": seen}
     return {**settings, "classes": list(saved.classes)} if classes_of(saved) else settings
@@ -151,15 +151,9 @@ def _of_data(saved: Saved) -> dict[str, Any]:
     own = saved.checkpoint.get("args")
     own = own if isinstance(own, dict) else {}
     found = {name: own[name] for name in (*OF_DATA, "eval_flip") if name in own}
-    if _resolved(saved):
+    if is_resolved(saved.checkpoint):
         return found
     return {name: value for name, value in found.items() if value is not None}
-
-
-def _resolved(saved: Saved) -> bool:
-    """Whether None is what training did without; see `trained_with`."""
-    seen = saved.checkpoint.get("preprocessing")
-    return isinstance(seen, dict) and "face_margin" in seen
 
 
 def timm_config(saved: Saved, form: TimmForm) -> dict[str, Any]:

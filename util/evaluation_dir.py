@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from util.errors import BadInput
+from util.options_trained import OF_DATA
 from util.untrusted import parse_object, part, read_text
 
 BEST, LAST = "checkpoint-best.pth", "checkpoint-last.pth"  # of a run
@@ -56,7 +57,7 @@ class Drawn(NamedTuple):
 
 
 # Options of an evaluation that `facts` and `report` tell.
-_TOLD = {"nb_classes", "label_rule", "label_order", "face_margin", "classes"}
+_TOLD = {*OF_DATA, "classes"}
 
 
 def tests_other_images(folder: str | Path, drawn: Drawn) -> bool:

@@ -62,9 +62,7 @@ def trained_with(checkpoint: Mapping[str, Any], source: object) -> dict[str, Any
         return {}
     names = IS_VALUE if "classes" in checkpoint else PRETRAINED
     found = {name: own[name] for name in names if name in own}
-    seen = checkpoint.get("preprocessing")
-    if not (isinstance(seen, dict) and "face_margin" in seen):
-        # Options were not resolved then: None was a default, not the absence of a margin.
+    if not is_resolved(checkpoint):
         found = {n: v for n, v in found.items() if v is not None or n not in OF_DATA}
     for name, value in found.items():
         if value is not None and not IS_VALUE[name](value):
@@ -77,6 +75,15 @@ def trained_with(checkpoint: Mapping[str, Any], source: object) -> dict[str, Any
     if "patch_size" in found and found["patch_size"] is None and isinstance(size, ViTSize):
         found["patch_size"] = size.patch
     return found
+
+
+def is_resolved(checkpoint: Mapping[str, Any]) -> bool:
+    """Whether None among the options means that training did without.
+
+    In checkpoints of older releases it was a default, and not the absence of a margin.
+    """
+    seen = checkpoint.get("preprocessing")
+    return isinstance(seen, dict) and "face_margin" in seen
 
 
 def as_trained(
