@@ -143,12 +143,11 @@ def begin_like_pretraining(
     names = ["imagenet_default_mean_and_std"]
     if path:  # whose options are those already
         saved, trained = {}, trained_with(read_checkpoint(path, peek=True), path)
-        names += ["input_size", "crop_pct"]
     else:
         saved = read_finetune(args) if args.finetune else {}
         trained = use_of(args, saved).trained if args.finetune else {}
-        if args.linear_probe or args.freeze_backbone:
-            names += ["input_size", "crop_pct"]
+    if path or args.linear_probe or args.freeze_backbone:
+        names += ["input_size", "crop_pct"]
     args, told = as_trained(args, trained, args.finetune, names)
     args = _with_crop(args, {name: trained[name] for name in names if name in trained})
     check_input_size(args)

@@ -178,10 +178,9 @@ def word_order(
 def option_text(option: str, names: Sequence[str], first: int | None = None) -> str | None:
     """`--option=A,B,…` for a shell, None where a name would be read as something else.
 
-    `first`: the number to put before them, `--option=1:A,B,…`.
-
     That is one with a comma, blanks around it, or what a terminal obeys or cannot show. After an
-    equals sign the first name may begin like an option or a file of options.
+    equals sign the first name may begin like an option or a file of options. `first` is a number
+    to put before them, `--option=1:A,B,…`.
     """
     if any("," in name or not name or name != name.strip() for name in names):
         return None
