@@ -6,11 +6,17 @@ The peer is what the official code uses: ImageFolder, Pillow, RandomResizedCrop 
 RandomHorizontalFlip, ToTensor, Normalize. Ours is what `main_pretrain.py` uses, mask noise
 included; its batches are normalised within the timed part. JPEG files are drawn faces of quality
 90. Crops are compared with Pillow's before anything is timed.
+
+A worker does more per image than make it: it collates batches and hands them over. So the cores
+that feed a node are counted from the CPU time of workers.
 """
 
 import argparse
+import math
+import os
 import tempfile
 from collections.abc import Callable, Iterable
+from multiprocessing import active_children
 from pathlib import Path
 
 import numpy as np
@@ -37,6 +43,7 @@ from util.seeding import SAMPLE, generator
 
 SIDES = (224, 500)
 BATCH = 32
+GPU_RATES = (1000, 4000)  # images a second that each of eight GPUs takes
 
 
 def write_faces(folder: Path, side: int, count: int, distinct: int = 100) -> None:
@@ -97,8 +104,24 @@ def pack(folder: Path, store: Path) -> None:
     )
 
 
-def measure(folder: Path, args: argparse.Namespace, side: int) -> tuple[list, list]:
-    """Rows for one process and for the whole loader."""
+def worker_seconds() -> float:
+    """CPU time of all data workers so far, as Linux counts it."""
+    stats = (Path(f"/proc/{child.pid}/stat").read_text() for child in active_children())
+    ticks = sum(sum(map(int, stat.rpartition(")")[2].split()[11:13])) for stat in stats)
+    return ticks / os.sysconf("SC_CLK_TCK")
+
+
+def work_of(run: Callable[[], None], images: int, rounds: int) -> float:
+    """Milliseconds of worker CPU per image of a loader whose workers stay."""
+    run()
+    before = worker_seconds()
+    for _ in range(rounds):
+        run()
+    return 1000 * (worker_seconds() - before) / (rounds * images)
+
+
+def measure(folder: Path, args: argparse.Namespace, side: int) -> tuple[list, list, list]:
+    """Rows for one process, for the whole loader, and for what its workers compute."""
     normalise, theirs = Normalise(), peer(folder)
     pack(folder, folder.with_name(f"{side}-packed"))
     ours = {
@@ -130,12 +153,17 @@ def measure(folder: Path, args: argparse.Namespace, side: int) -> tuple[list, li
     for name, dataset in ours.items():
         sampler = GlobalBatchSampler(len(dataset), BATCH, 1, Place(), 0)
         loaders[name] = through(build_loader(dataset, sampler, args.workers), normalise)
-    tables = []
+    rates = []
     for candidates in (single, loaders):
         taken = timing.alternate(candidates, args.rounds, warmup=1)
-        rate = {name: len(theirs) / seconds for name, seconds in taken.items()}
-        tables.append([[side, name, r, r / rate["torchvision"]] for name, r in rate.items()])
-    return tables[0], tables[1]
+        rates.append({name: len(theirs) / seconds for name, seconds in taken.items()})
+    tables = [[[side, n, r, r / rate["torchvision"]] for n, r in rate.items()] for rate in rates]
+    work = []
+    for name, run in loaders.items():
+        own, whole = 1000 / rates[0][name], work_of(run, len(theirs), args.rounds)
+        cores = [math.ceil(8 * rate * whole / 1000) for rate in GPU_RATES]
+        work.append([side, name, own, whole, whole - own, *cores])
+    return tables[0], tables[1], work
 
 
 def main() -> None:
@@ -145,19 +173,22 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     report = timing.Report("Feeding images, RandomResizedCrop 224 and flip", args)
-    off, single, loaded = [], [], []
+    off, single, loaded, work = [], [], [], []
     with tempfile.TemporaryDirectory() as temporary:
         for side in SIDES:
             folder = Path(temporary, str(side))
             write_faces(folder, side, args.files)
             off.append([side, difference(folder)])
-            one, all_of = measure(folder, args, side)
+            one, all_of, cpu = measure(folder, args, side)
             single += one
             loaded += all_of
+            work += cpu
     report.table("Difference from Pillow's crops, of 255", ["px", "mean"], off)
     head = ["px", "path", "images/s", "× torchvision"]
     report.table("One process, one thread", head, single)
     report.table(f"The whole loader, {args.workers} workers", head, loaded)
+    head = ["px", "path", "ms alone", "ms in a worker", "beyond", *(f"{r:,}/s" for r in GPU_RATES)]
+    report.table("Worker CPU per image, and cores that only feed 8 GPUs", head, work)
     report.close()
 
 

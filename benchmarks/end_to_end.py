@@ -1,6 +1,6 @@
 """A short pre-training from JPEG files: the official way, and with ever more of our ingredients.
 
-    python benchmarks/end_to_end.py [--model mae] [--steps 144] [--compile] [--json FILE]
+    python benchmarks/end_to_end.py [--model mae] [--steps 144] [--compile] [--without bf16]
 
 Every run has the same weights to begin with, the same number of steps and learning rates. The first
 two see the same crops and masks; those with our feeding and no progressive resolution share theirs,
@@ -245,6 +245,7 @@ def main() -> None:
     parser = timing.parser(__doc__.splitlines()[0])
     parser.add_argument("--model", choices=MODELS, default="fcmae")
     parser.add_argument("--compile", action="store_true", help="also with compiled blocks")
+    parser.add_argument("--without", nargs="+", choices=INGREDIENTS, default=[], help="left out")
     parser.add_argument("--files", type=int, default=1200)
     parser.add_argument("--batch_size", type=int, default=8)
     parser.add_argument("--steps", type=int, default=144, help=f"a run, a multiple of {LEGS}")
@@ -257,10 +258,10 @@ def main() -> None:
     timing.settle(args)
     report = timing.Report(f"From JPEG files to features, {MODELS[args.model][0]}", args)
     held = HeldOut(args.model, args.held_out, *args.neighbours)
+    without = {*args.without, *(() if args.compile else ("compile",))}
+    parts = [name for name in INGREDIENTS if name not in without]
     runs = [("official", set())]
-    runs += [(TITLES[name], set(INGREDIENTS[: k + 1])) for k, name in enumerate(INGREDIENTS)]
-    if not args.compile:
-        runs.pop()
+    runs += [(TITLES[name], set(parts[: k + 1])) for k, name in enumerate(parts)]
     runs.append(("official, again", set()))
     with tempfile.TemporaryDirectory() as temporary:
         work = Path(temporary)

@@ -32,7 +32,9 @@ class MaskedDense(nn.Module):
         h = F.gelu(block.pwconv1(block.norm(self.depthwise(x, block.dwconv)))) * seen
         energy = (h * h).sum(dim=(1, 2), keepdim=True).sqrt()
         response = energy / (energy.mean(dim=-1, keepdim=True) + 1e-6)
-        h = h * (1 + block.grn.gamma * response) + block.grn.beta
+        # Under autocast parameters are fp32 still: uncast, they would make all of h fp32.
+        scale = (1 + block.grn.gamma * response).to(h.dtype)
+        h = torch.addcmul(block.grn.beta.to(h.dtype), h, scale)
         return x + block.pwconv2(h) * seen
 
     def encode(self, imgs: Tensor, seen: Tensor) -> Tensor:
@@ -63,7 +65,7 @@ class MaskedDense(nn.Module):
         x = self.encode(imgs, grid)
         x = F.linear(x, model.proj.weight.flatten(1), model.proj.bias)
         mask = grid[..., None].to(x.dtype)
-        x = x * mask + model.mask_token.flatten() * (1 - mask)
+        x = x * mask + model.mask_token.flatten().to(x.dtype) * (1 - mask)
         everything = torch.ones_like(mask)
         for block in model.decoder:
             x = self.block(block, x, everything)
