@@ -9,7 +9,6 @@ from torch import nn
 from datasets import LabelledSet
 from datasets.decode import printable
 from datasets.labels import canonical
-from engine_finetune import reset_head
 from models_saved import Known, known_use
 from util.checkpoint import read_checkpoint
 from util.distributed import on_main
@@ -27,7 +26,7 @@ def read_finetune(args: Options) -> dict[str, Any]:
 
 
 def begin_with_pretrained(args: Options, model: nn.Module, saved: dict[str, Any]) -> list[str]:
-    """`--finetune` into a model, with a small fresh head; -> lines that say what fitted."""
+    """`--finetune` into a model, whose head stays as it is; -> lines that say what fitted."""
     report = load_pretrained(
         model,
         args.finetune,
@@ -35,7 +34,6 @@ def begin_with_pretrained(args: Options, model: nn.Module, saved: dict[str, Any]
         prefix=args.model_prefix,
         checkpoint=saved,
     )
-    reset_head(model, std=0.01 if args.linear_probe else 2e-5)
     return str(report).splitlines()
 
 
@@ -65,7 +63,12 @@ def assumed(args: Options, trained: Mapping[str, Any]) -> list[str]:
     """The line on what a checkpoint does not say of its images, so that the options decide."""
     share = "the whole image" if args.crop_pct is None else f"--crop_pct {args.crop_pct:g}"
     norm = f"--imagenet_default_mean_and_std {args.imagenet_default_mean_and_std}"
-    shown = {"crop_pct": share, "imagenet_default_mean_and_std": norm}
+    interpolation = f"--test_interpolation {args.test_interpolation}"
+    shown = {
+        "crop_pct": share,
+        "test_interpolation": interpolation,
+        "imagenet_default_mean_and_std": norm,
+    }
     unknown = [text for name, text in shown.items() if name not in trained]
     return [f"assumed, for the checkpoint does not say: {'; '.join(unknown)}"] if unknown else []
 
@@ -147,7 +150,7 @@ def begin_like_pretraining(
         saved = read_finetune(args) if args.finetune else {}
         trained = use_of(args, saved).trained if args.finetune else {}
     if path or args.linear_probe or args.freeze_backbone:
-        names += ["input_size", "crop_pct"]
+        names += ["input_size", "crop_pct", "test_interpolation"]
     args, told = as_trained(args, trained, args.finetune, names)
     args = _with_crop(args, {name: trained[name] for name in names if name in trained})
     check_input_size(args)

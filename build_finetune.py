@@ -35,6 +35,7 @@ from engine_finetune import (
     Evaluator,
     freeze_backbone,
     layer_rates,
+    reset_head,
 )
 from engine_run import Run, same_everywhere
 from engine_train import Precision, TrainState
@@ -46,6 +47,13 @@ from util.options import Options
 from util.options_finetune import mixes
 from util.options_trained import OF_DATA
 from util.sizes import family
+
+# The limits of erased areas and of their shape: those of timm, and of torchvision as published.
+ERASED_AREA = {
+    "fer": {"max_area": 0.25, "max_aspect": 3.3},
+    "randaug": {"max_area": 1 / 3},
+    "none": {"max_area": 1 / 3},
+}
 
 
 class Data(NamedTuple):
@@ -139,6 +147,10 @@ def build_model(args: argparse.Namespace, classes: int) -> nn.Module:
         options["patch_size"] = args.patch_size
         options["global_pool"] = "token" if args.cls_token else "avg"
     model = create_classifier(args.model, classes, args.input_size, **options)
+    if args.head_init_std is not None:
+        reset_head(model, args.head_init_std)
+    if args.freeze_pos_embed:
+        model.pos_embed.requires_grad_(False)
     model.set_grad_checkpointing(args.grad_checkpointing)
     return model
 
@@ -202,10 +214,9 @@ def describe_data(args: argparse.Namespace, data: Data) -> dict[str, object]:
 def build_augment(args: argparse.Namespace) -> Augment:
     """What is done to a training image on the host; erasing and mixing come on the device."""
     if args.aug == "none":
-        return plain(args.input_size, args.crop_pct)
+        return plain(args.input_size, args.crop_pct, args.train_interpolation)
     if args.aug == "fer":
-        strength = 0.25 if args.color_jitter is None else args.color_jitter
-        return face_augment(args.input_size, strength)
+        return face_augment(args.input_size, args.color_jitter, args.train_interpolation)
     try:
         return random_augment(
             args.input_size, args.aa, args.color_jitter, args.train_interpolation, args.crop_scale
@@ -214,6 +225,11 @@ def build_augment(args: argparse.Namespace) -> Augment:
         raise BadInput(
             f"--aa {args.aa}: no policy of timm's; take one like rand-m9-mstd0.5-inc1, or ''"
         ) from None
+
+
+def test_view(args: argparse.Namespace) -> Augment:
+    """What a model sees of an image that it is tested on, or whose features are taken."""
+    return plain(args.input_size, args.crop_pct, args.test_interpolation)
 
 
 def build_loss(args: argparse.Namespace, run: Run, classes: int) -> ClassifierLoss:
@@ -234,7 +250,7 @@ def build_loss(args: argparse.Namespace, run: Run, classes: int) -> ClassifierLo
     if args.reprob:
         erase = RandomErasing(
             args.reprob,
-            max_area=0.25 if args.aug == "fer" else 1 / 3,
+            **ERASED_AREA[args.aug],
             mode=args.remode,
             max_count=args.recount,
             num_splits=2 if args.resplit else 0,
@@ -261,7 +277,7 @@ def preprocessing(args: argparse.Namespace) -> dict[str, object]:
         "face_margin": args.face_margin,  # None: pictures of faces, used whole
         "input_size": args.input_size,
         "crop_pct": args.crop_pct,  # None: the whole image, squeezed into a square
-        "interpolation": "bicubic",
+        "interpolation": args.test_interpolation,
         "mean": list(mean),
         "std": list(std),
     }
@@ -310,7 +326,7 @@ def build_evaluator(
 ) -> Evaluator:
     """What tests a model of `classes` on the splits of `data`; `between` as in `collect`."""
     place = run.place if args.dist_eval else Place()
-    view, tests, notes = plain(args.input_size, args.crop_pct), {}, []
+    view, tests, notes = test_view(args), {}, []
     for split, images in data.tests.items():
         matched = in_classes(data.owner(split), images, classes)
         dataset = PlainImages(matched.images.source, view)

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING
 from util.errors import BadInput
 from util.evaluation_dir import is_training, set_aside
 from util.options import Options, launch, saving, start
-from util.options_finetune import DECIDES_RESULT, build_parser, check_options, made_by
+from util.options_evaluation import made_by
+from util.options_finetune import DECIDES_RESULT, build_parser, check_options
 from util.options_trained import difference_lines, differences
 from util.program import run_program
 from util.schedule import lr_at, scaled_lr, step_lr_at
@@ -293,7 +294,7 @@ def classify_by_neighbours(args: Options, run: "Run") -> None:
     evaluator = build.build_evaluator(args, run, data, classes, precision, run.stop.end_if_asked)
     split = "test" if "test" in data.tests else "val"
     test = evaluator.tests[split]
-    view = build.plain(args.input_size, args.crop_pct)
+    view = build.test_view(args)
     probe = Probe(
         data.train,
         test.images,

@@ -16,7 +16,7 @@ from models_export import (
     without_decoder,
 )
 from models_saved import Preprocessing, Saved, SavedAutoencoder, SavedClassifier, SavedEncoder
-from util.hf_settings import BICUBIC, EPS
+from util.hf_settings import EPS, RESAMPLE
 from util.layouts_foreign import to_transformers_convnext, to_transformers_vit
 from util.sizes import kept_patches
 from util.states import State, root
@@ -145,7 +145,7 @@ def image_processor(preprocessing: Preprocessing) -> dict[str, Any]:
         "do_convert_rgb": True,
         "do_resize": True,
         "size": size,
-        "resample": BICUBIC,
+        "resample": RESAMPLE[preprocessing.interpolation],
         "do_rescale": True,
         "rescale_factor": 1 / 255,
         "do_normalize": True,

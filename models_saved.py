@@ -24,7 +24,7 @@ from util.layouts import (
     translate,
 )
 from util.layouts_foreign import TRANSFORMERS
-from util.options_trained import trained_with
+from util.options_trained import INTERPOLATIONS, trained_with
 from util.sizes import CONVNEXT_PATCH
 from util.states import State, root
 from util.untrusted import number, part
@@ -50,11 +50,12 @@ class Preprocessing(NamedTuple):
     # What is added to each side of a face's box, a share of its longer side; None: not known, or
     # trained on pictures that were cropped already.
     face_margin: float | None = None
+    interpolation: str = "bicubic"  # how it is resized, see `plain`
 
     @property
     def view(self) -> Augment:
         """(H, W, 3) uint8 -> (3, S, S) uint8."""
-        return plain(self.input_size, self.crop_pct)
+        return plain(self.input_size, self.crop_pct, self.interpolation)
 
     @property
     def normalise(self) -> Normalise:
@@ -253,7 +254,11 @@ def known_use(source: str | Path, saved: dict[str, Any], key: str = "", prefix: 
 
 def _as_options(preprocessing: Preprocessing) -> dict[str, Any]:
     """Fine-tuning's options for the same; those it has no value for are left out."""
-    options = {"input_size": preprocessing.input_size, "crop_pct": preprocessing.crop_pct}
+    options = {
+        "input_size": preprocessing.input_size,
+        "crop_pct": preprocessing.crop_pct,
+        "test_interpolation": preprocessing.interpolation,
+    }
     known = {True: (IMAGENET_MEAN, IMAGENET_STD), False: ((0.5,) * 3, (0.5,) * 3)}
     seen = [*preprocessing.mean, *preprocessing.std]
     for flag, (mean, std) in known.items():
@@ -347,6 +352,7 @@ def _preprocessing(source: str | Path, opened: _Opened) -> Preprocessing:
     size, step = made.input_size, held.patch if held.family == "ViT" else CONVNEXT_PATCH
     fits = type(size) is int and 0 < size <= LARGEST and size % step == 0
     fits = fits and (made.face_margin is None or (number(made.face_margin) or 0) >= 0)
+    fits = fits and made.interpolation in INTERPOLATIONS
     if not (three and all(made.std) and share and 0 < share <= 1 and fits):
         raise BadInput(f"{source}: preprocessing that is not understood: {made}")
     return made

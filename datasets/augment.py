@@ -20,22 +20,22 @@ Augment = Callable[[np.ndarray], Tensor]
 POSTERIZE = ("Posterize", "PosterizeIncreasing", "PosterizeOriginal")  # timm's names
 
 
-def plain(size: int, crop_pct: float | None = None) -> Augment:
+def plain(size: int, crop_pct: float | None = None, interpolation: str = "bicubic") -> Augment:
     """The whole image as a square, or the central square of `crop_pct` of its short side."""
     if crop_pct is not None:
-        return partial(centre_crop, size=size, crop_pct=crop_pct)
-    return partial(_whole, size=size)
+        return partial(centre_crop, size=size, crop_pct=crop_pct, interpolation=interpolation)
+    return partial(_whole, size=size, interpolation=interpolation)
 
 
-def _whole(image: np.ndarray, size: int) -> Tensor:
-    return crop_and_resize(image, (0, 0, *image.shape[:2]), size)
+def _whole(image: np.ndarray, size: int, interpolation: str) -> Tensor:
+    return crop_and_resize(image, (0, 0, *image.shape[:2]), size, interpolation=interpolation)
 
 
-def face_augment(size: int, color_jitter: float = 0.25) -> Augment:
-    """The published recipe for RAF-DB: the whole face, mirrored, recoloured, moved a little.
+def face_augment(size: int, color_jitter: float = 0.25, interpolation: str = "bilinear") -> Augment:
+    """The whole face, flipped, recoloured and moved a little, as in MAE-SFER's `main_rafdb.py`.
 
-    Flip; colour jitter and a shift of up to 0.1 with a zoom of up to 1.25 in half of the images
-    each. Nothing is cropped that would cut mouth or brows away.
+    A flip in half of the images; in half, both colour jitter and a shift of up to 0.1 with a zoom
+    of up to 1.25, black filling in. All of it at the image's own size, which is resized last.
     """
     from torchvision.transforms import v2
 
@@ -44,10 +44,9 @@ def face_augment(size: int, color_jitter: float = 0.25) -> Augment:
     move = v2.RandomAffine(0, translate=(0.1, 0.1), scale=(1.0, 1.25), interpolation=bilinear)
     steps = v2.Compose(
         [
-            v2.Resize((size, size), v2.InterpolationMode.BICUBIC),
             v2.RandomHorizontalFlip(),
-            v2.RandomApply([jitter]),
-            v2.RandomApply([move]),
+            v2.RandomApply([jitter, move]),
+            v2.Resize((size, size), v2.InterpolationMode(interpolation)),
             v2.PILToTensor(),
         ]
     )

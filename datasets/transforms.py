@@ -39,27 +39,33 @@ def random_crop_box(
     return (height - h) // 2, (width - w) // 2, h, w
 
 
-def crop_and_resize(image: np.ndarray, box: Box, size: int, flip: bool = False) -> Tensor:
-    """(H, W, 3) uint8 -> (3, size, size) uint8: bicubic with antialiasing, perhaps mirrored.
+def crop_and_resize(
+    image: np.ndarray, box: Box, size: int, flip: bool = False, interpolation: str = "bicubic"
+) -> Tensor:
+    """(H, W, 3) uint8 -> (3, size, size) uint8: resized with antialiasing, perhaps mirrored.
 
     Channels come last in memory. The same as Pillow's resampling but for rounding.
+    `interpolation` is bicubic or bilinear.
     """
     top, left, h, w = box
     # Torch is slow on views, and knows a layout by all strides, also that of a batch of one.
     crop = np.array(image[None, top : top + h, left : left + w], order="C")
     x = torch.from_numpy(crop).permute(0, 3, 1, 2)
-    x = F.interpolate(x, (size, size), mode="bicubic", antialias=True)[0]
+    x = F.interpolate(x, (size, size), mode=interpolation, antialias=True)[0]
     return x.flip(2) if flip else x
 
 
-def centre_crop(image: np.ndarray, size: int, crop_pct: float) -> Tensor:
+def centre_crop(
+    image: np.ndarray, size: int, crop_pct: float, interpolation: str = "bicubic"
+) -> Tensor:
     """(H, W, 3) uint8 -> (3, size, size) uint8: the central square of `crop_pct` of the short side.
 
     The same as resizing the short side to size / crop_pct and cropping, in one resampling.
     """
     height, width = image.shape[:2]
     side = max(1, round(min(height, width) * crop_pct))
-    return crop_and_resize(image, ((height - side) // 2, (width - side) // 2, side, side), size)
+    box = ((height - side) // 2, (width - side) // 2, side, side)
+    return crop_and_resize(image, box, size, interpolation=interpolation)
 
 
 class Normalise(nn.Module):

@@ -156,19 +156,23 @@ CONVNEXT |= {"size": {"shortest_edge": 32}}
 def test_the_way_to_the_models_input_is_taken_over(processor, crop_pct, beside):
     preprocessing = {"mean": [0.5, 0.4, 0.3], "std": [0.5, 0.25, 0.125]}
     preprocessing |= {"input_size": 32, "crop_pct": crop_pct}
-    assert said(beside, processor) == (preprocessing, [])
+    for number, interpolation in ((2, "bilinear"), (3, "bicubic")):
+        expected = {**preprocessing, "interpolation": interpolation}
+        assert said(beside, {**processor, "resample": number}) == (expected, [])
 
 
 def test_a_classifier_uses_what_stands_beside_it(beside):
-    saved = open_classifier(beside(processor={**EDGE, "resample": 2}))
+    saved = open_classifier(beside(processor={**EDGE, "resample": 1}))
     assert saved.preprocessing[:4] == (32, 0.8, [0.5, 0.4, 0.3], [0.5, 0.25, 0.125])
-    assert saved.notes == ["preprocessor_config.json: resample is 2, here 3 (bicubic)"]
+    assert saved.notes == ["preprocessor_config.json: resample is 1, here 3 (bicubic)"]
+    saved = open_classifier(beside(processor={**EDGE, "resample": 2}))
+    assert (saved.preprocessing.interpolation, saved.notes) == ("bilinear", [])
 
 
 def test_a_program_prints_what_it_does_otherwise(beside, tmp_path, capfd):
-    source = beside(processor={**SQUARE, "resample": 2})
+    source = beside(processor={**SQUARE, "resample": 1})
     assert export(source, "safetensors", tmp_path / "out") == DONE
-    assert "note: preprocessor_config.json: resample is 2, here 3" in capfd.readouterr().out
+    assert "note: preprocessor_config.json: resample is 1, here 3" in capfd.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -197,7 +201,7 @@ RESIZES = "resizes and crops in a way we do not; here the whole picture is made 
 @pytest.mark.parametrize(
     ("changes", "note"),
     [
-        ({"resample": 2}, "resample is 2, here 3 (bicubic)"),
+        ({"resample": 1}, "resample is 1, here 3 (bicubic)"),
         ({"resample": ["\n"]}, "resample is of another type, here 3 (bicubic)"),
         ({"do_resize": False}, RESIZES),
         ({"size": {"shortest_edge": 32}}, RESIZES),
@@ -236,7 +240,7 @@ def test_what_makes_no_sense_is_refused(changes, beside):
     ("name", "options", "crop_pct"),
     [
         ("ViTImageProcessor", {"size": {"height": 32, "width": 32}, "resample": 3}, None),
-        ("ConvNextImageProcessor", {"size": {"shortest_edge": 32}, "resample": 3}, 0.875),
+        ("ConvNextImageProcessor", {"size": {"shortest_edge": 32}, "resample": 2}, 0.875),
         ("ConvNextImageProcessor", {"size": {"shortest_edge": 384}, "resample": 3}, None),
         (
             "BitImageProcessor",
@@ -255,6 +259,7 @@ def test_files_of_transformers_own_processors_are_understood(name, options, crop
         "crop_pct": crop_pct,
         "mean": [0.1] * 3,
         "std": [0.2] * 3,
+        "interpolation": "bilinear" if options.get("resample") == 2 else "bicubic",
     }
     assert notes == []
 

@@ -14,7 +14,7 @@ from util.untrusted import number, parse_object, part, read_text
 
 CONFIG, PROCESSOR = "config.json", "preprocessor_config.json"
 EPS = 1e-6  # of every LayerNorm of our models; transformers' settings say 1e-12 by themselves
-BICUBIC = 3  # Pillow's number, which image processors go by
+RESAMPLE = {"bilinear": 2, "bicubic": 3}  # Pillow's numbers, which image processors go by
 WARPED = 384  # from this size on, ConvNextImageProcessor crops nothing
 OPTIONS = {  # of pre-training, which weights do not tell
     "mask_ratio": "mask_ratio",
@@ -56,6 +56,7 @@ def described_beside(source: str | Path, size: int | None) -> Described:
     made, crop_pct = _view(processor)
     size = size or made or _edge(config.get("image_size")) or 224
     preprocessing = {"input_size": size, "crop_pct": crop_pct, **_normalisation(processor)}
+    preprocessing["interpolation"] = _interpolation(processor) or "bicubic"
     given = {ours: config[theirs] for theirs, ours in OPTIONS.items() if theirs in config}
     options = {n: v if isinstance(v, int | float) else _short(v) for n, v in given.items()}
     settings = {"args": options, "preprocessing": preprocessing}
@@ -81,8 +82,9 @@ def _differences(config: dict[str, Any], processor: dict[str, Any], size: int) -
     lines = []
     if (eps := config.get("layer_norm_eps", EPS)) != EPS:
         lines.append(f"{CONFIG}: layer_norm_eps is {_short(eps)}, here {EPS}")
-    if (resample := processor.get("resample", BICUBIC)) != BICUBIC:
-        lines.append(f"{PROCESSOR}: resample is {_short(resample)}, here {BICUBIC} (bicubic)")
+    if not _interpolation(processor):
+        other = _short(processor["resample"])
+        lines.append(f"{PROCESSOR}: resample is {other}, here {RESAMPLE['bicubic']} (bicubic)")
     made, _ = _view(processor)
     if processor and not made:
         what = "resizes and crops in a way we do not; here the whole picture is made square"
@@ -90,6 +92,12 @@ def _differences(config: dict[str, Any], processor: dict[str, Any], size: int) -
     elif made and made != size:
         lines.append(f"{PROCESSOR}: pictures have {made} pixels a side, here {size}")
     return lines
+
+
+def _interpolation(processor: dict[str, Any]) -> str:
+    """How it resizes a picture; "" if we do not resize so."""
+    given = processor.get("resample", RESAMPLE["bicubic"])
+    return next((name for name, value in RESAMPLE.items() if value == given), "")
 
 
 def _view(processor: dict[str, Any]) -> tuple[int | None, float | None]:

@@ -1,32 +1,22 @@
 """The options of fine-tuning: groups, defaults that depend on others, and what cannot work."""
 
 import argparse
-import os
-from typing import Any
 
 from util.errors import BadInput
-from util.evaluation_dir import (
-    check_results,
-    evaluation_folder,
-    holds_run,
-    located,
-    own_checkpoint,
-    own_folder,
-)
+from util.evaluation_dir import check_results, holds_run
 from util.options import (
     RATE,
     SIZE,
-    Options,
     Parser,
     add_machine,
     add_output,
     add_training,
-    class_names,
     fill_defaults,
     flag,
     number,
 )
-from util.options_trained import OF_DATA, OF_IMAGES
+from util.options_evaluation import add_evaluation, check_evaluation, find_evaluation, made_by
+from util.options_trained import INTERPOLATIONS
 from util.sizes import CLASSIFIER_SIZES, CONVNEXT_PATCH, family, find_size
 
 SHARE = number(float, low=0, high=1)
@@ -66,23 +56,36 @@ LINEAR_DEFAULTS = {
     "cls_token": True,
 }
 FROZEN_DEFAULTS = {"layer_decay": 1.0, "drop_path": 0.0}
+# MAE-SFER's `main_rafdb.py`: docs/published.md.
+FER_DEFAULTS = {
+    "color_jitter": 0.25,
+    "train_interpolation": "bilinear",
+    "test_interpolation": "bilinear",
+    "reprob": 0.5,
+    "remode": "const",
+}
 COMMON_DEFAULTS = {
     "opt": "adamw",
     "min_lr": 1e-6,
     "weight_decay": 0.05,
     "smoothing": 0.1,
     "reprob": 0.25,
+    "remode": "pixel",
     "aug": "randaug",
     "aa": "rand-m9-mstd0.5-inc1",
+    "train_interpolation": "bicubic",
+    "test_interpolation": "bicubic",
     "cls_token": False,
+    "freeze_pos_embed": False,
 }
-
 
 # What, beside the data, determines the result of a run.
 DECIDES_RESULT = (
     *("model", "finetune", "model_key", "model_prefix", "input_size", "patch_size", "drop_path"),
-    *("cls_token", "head_init_scale", "freeze_backbone", "linear_probe"),
-    *("aug", "aa", "crop_scale", "color_jitter", "train_interpolation", "crop_pct"),
+    *("cls_token", "head_init_scale", "head_init_std"),
+    *("freeze_pos_embed", "freeze_backbone", "linear_probe"),
+    *("aug", "aa", "crop_scale", "color_jitter", "train_interpolation", "test_interpolation"),
+    *("crop_pct",),
     *("imagenet_default_mean_and_std", "smoothing", "reprob", "remode", "recount", "resplit"),
     *("mixup", "cutmix", "cutmix_minmax", "mixup_prob", "mixup_switch_prob", "mixup_mode"),
     *("epochs", "warmup_epochs", "warmup_steps", "min_lr", "schedule", "step_epochs"),
@@ -90,15 +93,6 @@ DECIDES_RESULT = (
     *("opt", "opt_eps", "opt_betas", "momentum", "layer_decay", "layer_decay_type"),
     *("model_ema", "model_ema_decay", "model_ema_eval", "select", "eval_flip", "disable_eval"),
 )
-
-
-# What makes an evaluation another one, if it is given; and what else does with --knn, which learns.
-EVALUATED_BY = (
-    *OF_IMAGES,
-    *OF_DATA,
-    *("cls_token", "aug", "data_set", "classes", "model_key", "model_prefix"),
-)
-NEIGHBOURS_BY = ("label_fraction", "select", "val_fraction", "seed")
 
 
 def build_parser() -> Parser:
@@ -109,7 +103,7 @@ def build_parser() -> Parser:
     _add_augmentation(parser)
     add_training(parser, min_lr=None, warmup_epochs=None)
     _add_optimizer(parser)
-    _add_evaluation(parser)
+    add_evaluation(parser)
     add_machine(parser)
     flag(parser, "--use_amp", None, "True is --amp auto, False is --amp off")
     add_output(parser)
@@ -132,6 +126,8 @@ def _add_model(parser: Parser) -> None:
     flag(group, "--cls_token", None, "classify by a ViT's class token")
     group.add_argument("--global_pool", dest="cls_token", action="store_false", default=None)
     group.add_argument("--head_init_scale", type=RATE, default=0.001, help="of ConvNeXt V2's head")
+    group.add_argument("--head_init_std", type=RATE, help="of a new head's weights (2e-5)")
+    flag(group, "--freeze_pos_embed", None, "do not train a ViT's position embedding")
     flag(group, "--freeze_backbone", False, "train only the head")
     flag(group, "--linear_probe", False, "MAE's linear probing: frozen, batch norm, LARS")
 
@@ -166,13 +162,21 @@ def _add_augmentation(parser: Parser) -> None:
         "--crop_scale", type=SOME, default=0.08, help="randaug: smallest crop's area"
     )
     group.add_argument("--color_jitter", type=RATE, help="fer: 0.25; randaug: only without --aa")
-    interpolations = ("bicubic", "bilinear", "random")
-    group.add_argument("--train_interpolation", choices=interpolations, default="bicubic")
+    group.add_argument(
+        "--train_interpolation",
+        choices=(*INTERPOLATIONS, "random"),
+        help="fer: bilinear; else bicubic; random: only of randaug",
+    )
+    group.add_argument(
+        "--test_interpolation", choices=INTERPOLATIONS, help="fer: bilinear; else bicubic"
+    )
     group.add_argument("--crop_pct", type=SOME, help="centre tested on (randaug 0.875; else all)")
     flag(group, "--imagenet_default_mean_and_std", True, "False: 0.5 and 0.5")
     group.add_argument("--smoothing", type=number(float, low=0, below=1), help="of labels (0.1)")
-    group.add_argument("--reprob", type=SHARE, help="random erasing (0.25)")
-    group.add_argument("--remode", choices=("pixel", "rand", "const"), default="pixel")
+    group.add_argument("--reprob", type=SHARE, help="random erasing (fer: 0.5; else 0.25)")
+    group.add_argument(
+        "--remode", choices=("pixel", "rand", "const"), help="its fill (fer: const; else pixel)"
+    )
     group.add_argument("--recount", type=SIZE, default=1, help="areas erased at the most")
     flag(group, "--resplit", False, "erase nothing in the first half of a batch")
     group.add_argument("--mixup", type=RATE, default=0.0, help="alpha; 0: off")
@@ -207,33 +211,25 @@ def _add_optimizer(parser: Parser) -> None:
     flag(group, "--model_ema_eval", False, "evaluate it too, and choose the best epoch by it")
 
 
-def _add_evaluation(parser: Parser) -> None:
-    group = parser.add_argument_group("evaluation")
-    flag(group, "--eval", False, "only evaluate")
-    flag(group, "--knn", False, "only classify by nearest neighbours among frozen features")
-    group.add_argument(
-        "--classes", type=class_names, default=(), help="--eval: A,B,…, the names of the outputs"
-    )
-    flag(group, "--eval_flip", False, "average the answers for an image and its mirror image")
-    flag(group, "--dist_eval", True, "share the test images out among processes")
-    flag(group, "--disable_eval", False, "do not evaluate")
-
-
 def check_options(args: argparse.Namespace) -> None:
     """Fill in what depends on other options, and refuse what cannot work."""
     name = args.model.removeprefix("mae_")
     find_size(name, CLASSIFIER_SIZES)
     kind = family(args.model)
     if kind == "convnextv2":
-        for option in ("patch_size", "cls_token"):
+        for option in ("patch_size", "cls_token", "freeze_pos_embed"):
             if getattr(args, option) is not None:
                 raise BadInput(f"--{option}: {args.model} has none; it is an option of ViTs")
     if args.linear_probe:
         fill_defaults(args, LINEAR_DEFAULTS)
     if args.freeze_backbone:
         fill_defaults(args, FROZEN_DEFAULTS)
+    if args.aug == "fer":
+        fill_defaults(args, FER_DEFAULTS)
     for defaults in (FAMILY_DEFAULTS[kind], COMMON_DEFAULTS):
         fill_defaults(args, defaults)
+    if args.finetune:  # as the official scripts: a small head on pre-trained features
+        fill_defaults(args, {"head_init_std": 0.01 if args.linear_probe else 2e-5})
     fill_defaults(args, {"crop_pct": usual_crop(args)})
     if not (args.eval or args.knn):  # whose model the checkpoint decides
         check_input_size(args)
@@ -248,8 +244,8 @@ def check_options(args: argparse.Namespace) -> None:
     if args.classes and not args.eval:
         raise BadInput("--classes: is for --eval; in training the data set names the classes")
     if args.eval or args.knn:
-        _check_evaluation(args)
-        _find_evaluation(args)
+        check_evaluation(args)
+        find_evaluation(args)
     elif not holds_run(args.output_dir):
         check_results(args.output_dir, made_by(args))
 
@@ -273,67 +269,17 @@ def check_input_size(args: argparse.Namespace) -> None:
         )
 
 
-def _check_evaluation(args: Options) -> None:
-    """Refuse what `--eval` and `--knn` cannot both be, or cannot do."""
-    if args.eval and args.knn:
-        raise BadInput("--knn: does without the head that --eval tests; give one of them")
-    if args.knn and args.eval_flip:
-        raise BadInput("--eval_flip: --knn compares features of images as they are; leave it out")
-    if args.eval and args.finetune and args.resume:
-        raise BadInput("--resume: --finetune names the checkpoint to evaluate; give one of them")
-
-
-def _find_evaluation(args: Options) -> None:
-    """The checkpoint to evaluate, in `args.finetune`, and the folder for its results."""
-    given = args.output_dir if "output_dir" in args.given else None
-    if args.eval:
-        args.finetune = args.finetune or args.resume or own_checkpoint(args.output_dir)
-        if not args.finetune:
-            what = f"{args.output_dir} holds no checkpoint; name one with --finetune"
-            raise BadInput(f"--eval: {what}")
-    named = {name: os.path.basename(str(value)) for name, value in _given(args).items()}
-    tested = args.eval_data_path or args.data_path
-    args.output_dir = evaluation_folder(_kind(args), args.finetune, tested, given, named)
-    by = made_by(args)
-    if args.output_dir != given:
-        args.output_dir = own_folder(args.output_dir, by)
-    check_results(args.output_dir, by)
-
-
-def made_by(args: Options) -> dict[str, Any]:
-    """What results come from: the kind of work, and what makes an evaluation another one."""
-    if not (args.eval or args.knn):
-        return {"kind": "training"}
-    return {
-        "kind": _kind(args),
-        "checkpoint": located(args.finetune, args.output_dir),
-        "data": located(args.eval_data_path or args.data_path),
-        "options": _given(args),
-    }
-
-
-def _kind(args: Options) -> str:
-    return "knn" if args.knn else "eval"
-
-
-def _given(args: Options) -> dict[str, Any]:
-    """The options of the command line that make an evaluation another one."""
-    names = EVALUATED_BY + NEIGHBOURS_BY * args.knn
-    given = {name: getattr(args, name) for name in names if name in args.given}
-    if args.knn and args.eval_data_path:
-        given["data_path"] = located(args.data_path)  # what is learnt from
-    if args.amp != "auto":
-        given["amp"] = args.amp
-    given = {name: ",".join(v) if isinstance(v, tuple) else v for name, v in given.items()}
-    return {name: v for name, v in given.items() if v is not None and v != "auto"}
-
-
 def _check_training(args: argparse.Namespace) -> None:
     if args.start_epoch >= args.epochs:
         raise BadInput(f"--start_epoch {args.start_epoch}: the run ends at --epochs {args.epochs}")
     if mixes(args) and args.batch_size % 2:
         raise BadInput(
             f"--batch_size {args.batch_size}: --mixup and --cutmix pair images; even only"
+        )
+    if args.train_interpolation == "random" and args.aug != "randaug":
+        raise BadInput(
+            f"--train_interpolation random: is for --aug randaug; --aug {args.aug} takes one of "
+            f"{', '.join(INTERPOLATIONS)}"
         )
     if args.cutmix_minmax and not 0 < args.cutmix_minmax[0] < args.cutmix_minmax[1]:
         raise BadInput(f"--cutmix_minmax {args.cutmix_minmax}: must rise, from above 0 to 1")

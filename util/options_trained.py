@@ -15,7 +15,11 @@ from util.untrusted import number
 # The weights are of these: with another value they mean nothing.
 OF_WEIGHTS = ("model", "patch_size", "cls_token", "linear_probe")
 # What an image goes through, and how its answer comes about: another value can be tried.
-OF_IMAGES = ("input_size", "crop_pct", "imagenet_default_mean_and_std", "eval_flip")
+OF_IMAGES = (
+    *("input_size", "crop_pct", "test_interpolation"),
+    *("imagenet_default_mean_and_std", "eval_flip"),
+)
+INTERPOLATIONS = ("bicubic", "bilinear")
 # What a data set's images and labels are: taken where it has such; see `open_labelled`.
 OF_DATA = ("nb_classes", "label_rule", "label_order", "face_margin")
 
@@ -40,6 +44,7 @@ IS_VALUE: dict[str, Callable[[Any], bool]] = {
     "linear_probe": _flag,
     "input_size": _count,
     "crop_pct": lambda value: 0 < (number(value) or 0) <= 1,
+    "test_interpolation": lambda value: value in INTERPOLATIONS,
     "imagenet_default_mean_and_std": _flag,
     "eval_flip": _flag,
     "nb_classes": _count,
@@ -67,7 +72,10 @@ def trained_with(checkpoint: Mapping[str, Any], source: object) -> dict[str, Any
     for name, value in found.items():
         if value is not None and not IS_VALUE[name](value):
             raise BadInput(f"{source}: a {name} that is not understood: {value!r:.40}")
-    if "classes" not in checkpoint:
+    if "classes" in checkpoint:
+        # Older releases had no other, and did not name it.
+        found["test_interpolation"] = found.get("test_interpolation") or "bicubic"
+    else:
         found["imagenet_default_mean_and_std"] = True  # all pre-training
     size = CLASSIFIER_SIZES.get(str(found.get("model")).removeprefix("mae_"))
     if not isinstance(size, ViTSize):

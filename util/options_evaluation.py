@@ -1,0 +1,91 @@
+"""The options of `--eval` and `--knn`: which checkpoint they test, and where its results go."""
+
+import os
+from typing import Any
+
+from util.errors import BadInput
+from util.evaluation_dir import (
+    check_results,
+    evaluation_folder,
+    located,
+    own_checkpoint,
+    own_folder,
+)
+from util.options import Options, Parser, class_names, flag
+from util.options_trained import OF_DATA, OF_IMAGES
+
+# What makes an evaluation another one, if it is given; and what else does with --knn, which learns.
+EVALUATED_BY = (
+    *OF_IMAGES,
+    *OF_DATA,
+    *("cls_token", "aug", "data_set", "classes", "model_key", "model_prefix"),
+)
+NEIGHBOURS_BY = ("label_fraction", "select", "val_fraction", "seed")
+
+
+def add_evaluation(parser: Parser) -> None:
+    """The group of fine-tuning's options."""
+    group = parser.add_argument_group("evaluation")
+    flag(group, "--eval", False, "only evaluate")
+    flag(group, "--knn", False, "only classify by nearest neighbours among frozen features")
+    group.add_argument(
+        "--classes", type=class_names, default=(), help="--eval: A,B,…, the names of the outputs"
+    )
+    flag(group, "--eval_flip", False, "average the answers for an image and its mirror image")
+    flag(group, "--dist_eval", True, "share the test images out among processes")
+    flag(group, "--disable_eval", False, "do not evaluate")
+
+
+def check_evaluation(args: Options) -> None:
+    """Refuse what `--eval` and `--knn` cannot both be, or cannot do."""
+    if args.eval and args.knn:
+        raise BadInput("--knn: does without the head that --eval tests; give one of them")
+    if args.knn and args.eval_flip:
+        raise BadInput("--eval_flip: --knn compares features of images as they are; leave it out")
+    if args.eval and args.finetune and args.resume:
+        raise BadInput("--resume: --finetune names the checkpoint to evaluate; give one of them")
+
+
+def find_evaluation(args: Options) -> None:
+    """The checkpoint to evaluate, in `args.finetune`, and the folder for its results."""
+    given = args.output_dir if "output_dir" in args.given else None
+    if args.eval:
+        args.finetune = args.finetune or args.resume or own_checkpoint(args.output_dir)
+        if not args.finetune:
+            what = f"{args.output_dir} holds no checkpoint; name one with --finetune"
+            raise BadInput(f"--eval: {what}")
+    named = {name: os.path.basename(str(value)) for name, value in _given(args).items()}
+    tested = args.eval_data_path or args.data_path
+    args.output_dir = evaluation_folder(_kind(args), args.finetune, tested, given, named)
+    by = made_by(args)
+    if args.output_dir != given:
+        args.output_dir = own_folder(args.output_dir, by)
+    check_results(args.output_dir, by)
+
+
+def made_by(args: Options) -> dict[str, Any]:
+    """What results come from: the kind of work, and what makes an evaluation another one."""
+    if not (args.eval or args.knn):
+        return {"kind": "training"}
+    return {
+        "kind": _kind(args),
+        "checkpoint": located(args.finetune, args.output_dir),
+        "data": located(args.eval_data_path or args.data_path),
+        "options": _given(args),
+    }
+
+
+def _kind(args: Options) -> str:
+    return "knn" if args.knn else "eval"
+
+
+def _given(args: Options) -> dict[str, Any]:
+    """The options of the command line that make an evaluation another one."""
+    names = EVALUATED_BY + NEIGHBOURS_BY * args.knn
+    given = {name: getattr(args, name) for name in names if name in args.given}
+    if args.knn and args.eval_data_path:
+        given["data_path"] = located(args.data_path)  # what is learnt from
+    if args.amp != "auto":
+        given["amp"] = args.amp
+    given = {name: ",".join(v) if isinstance(v, tuple) else v for name, v in given.items()}
+    return {name: v for name, v in given.items() if v is not None and v != "auto"}
