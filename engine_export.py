@@ -4,6 +4,7 @@ A target is a writer and a reader. The reader knows the written files only, open
 other library's own call, and returns what that computes; it must be what our model computes.
 """
 
+import io
 import json
 import logging
 import os
@@ -19,14 +20,24 @@ from torch import Tensor, nn
 
 from datasets.synthetic import SyntheticFaces
 from engine_onnx import read_onnx, write_onnx
-from models_export import classes_of, described, is_vit, timm_config, timm_form
+from models_export import (
+    S2D_PLACEHOLDER,
+    classes_of,
+    described,
+    is_vit,
+    mae_sfer_form,
+    s2d_form,
+    timm_config,
+    timm_form,
+)
 from models_hf import hf_form, image_processor
 from models_saved import Saved, SavedAutoencoder, SavedClassifier, open_saved
 from util.errors import Fault
 from util.files import write_file, write_json
 from util.hf_settings import CONFIG, PROCESSOR
 from util.model_card import Card, model_card
-from util.model_code import code_for
+from util.model_code import COMMANDS, command_use, python_use
+from util.sizes import VIT
 from util.states import State
 
 WEIGHTS = "model.safetensors"
@@ -82,6 +93,7 @@ class Target(NamedTuple):
 
     write: Callable[[Saved, Path], None]
     read: Callable[[Path, Probe], Answer]
+    keeps_head: bool = True  # of a classifier
 
 
 def make_probe(saved: Saved) -> Probe:
@@ -98,9 +110,10 @@ def make_probe(saved: Saved) -> Probe:
 
 @torch.no_grad()
 def compute(saved: Saved, probe: Probe) -> Outputs:
-    """What our model says: `logits`, or `features` and with a decoder `reconstructions`."""
+    """What our model says: `features`, and `logits` or with a decoder `reconstructions`."""
     if isinstance(saved, SavedClassifier):
-        return {"logits": saved.model(probe.imgs)}
+        features = saved.model.forward_features(probe.imgs)
+        return {"features": features, "logits": saved.model.head(features)}
     outputs = {"features": saved.model.forward_features(probe.imgs)}
     if isinstance(saved, SavedAutoencoder):
         pred = saved.model.reconstruct(probe.imgs, noise=probe.noise).pred
@@ -131,7 +144,7 @@ def export(saved: Saved, to: str, folder: Path) -> list[Parity]:
     with quiet():
         target.write(saved, folder)
         theirs = target.read(folder, probe)
-    if list(theirs.classes) != list(classes_of(saved)):
+    if list(theirs.classes) != list(classes_of(saved) if target.keeps_head else ()):
         raise Fault(
             f"--to {to}: the classes have other names or another order; nothing was written"
         )
@@ -142,12 +155,13 @@ def card_of(
     saved: Saved, to: str, source: Path, parity: list[Parity], folder: Path, licence: str = ""
 ) -> str:
     """The model card of what has been exported into a folder."""
-    loader = {"onnx": "onnxruntime", "timm": "timm.create_model"}.get(to, "")
-    if to == "hf":
-        loader = architecture(folder)
-    elif to == "safetensors":
-        loader = "open_classifier" if isinstance(saved, SavedClassifier) else "open_saved"
     classes, preprocessing = classes_of(saved), described(saved)["preprocessing"]
+    if to in COMMANDS:
+        file, size = next(folder.glob("*.pth")).name, saved.name.split("_")[-2]
+        loader, use = COMMANDS[to].split()[1], command_use(to, file, size)
+    else:
+        loader = _loader(saved, to, folder)
+        use = python_use(to, loader, bool(classes), preprocessing)
     return model_card(
         Card(
             to=to,
@@ -155,7 +169,7 @@ def card_of(
             loader=loader,
             classes=classes,
             preprocessing=preprocessing,
-            code=code_for(to, loader, bool(classes), preprocessing["crop_pct"]),
+            use=use,
             parity="; ".join(map(str, parity)),
             note="" if classes or is_vit(saved) or to not in ("timm", "hf") else NEW_NORM,
             source=source,
@@ -163,6 +177,15 @@ def card_of(
             licence=licence,
         )
     )
+
+
+def _loader(saved: Saved, to: str, folder: Path) -> str:
+    """The class or call of a library that opens what is in a folder."""
+    if to == "hf":
+        return architecture(folder)
+    if to == "safetensors":
+        return "open_classifier" if isinstance(saved, SavedClassifier) else "open_saved"
+    return {"onnx": "onnxruntime", "timm": "timm.create_model"}[to]
 
 
 @contextmanager
@@ -266,9 +289,53 @@ def read_hf(folder: Path, probe: Probe) -> Answer:
     return Answer(outputs)
 
 
+# --- the original authors' programs ---
+
+
+def write_mae_sfer(saved: Saved, folder: Path) -> None:
+    """What MAE-SFER's `main_rafdb.py --resume --checkpoint-whole FILE` reads."""
+    _write_torch(folder, *mae_sfer_form(saved))
+
+
+def write_s2d(saved: Saved, folder: Path) -> None:
+    """What S2D's `run_class_finetuning.py` begins with."""
+    _write_torch(folder, *s2d_form(saved))
+
+
+def _write_torch(folder: Path, name: str, content: dict[str, Any]) -> None:
+    data = io.BytesIO()
+    torch.save(content, data)
+    write_file(folder / name, data.getvalue())
+
+
+@torch.no_grad()
+def read_token_vit(folder: Path, probe: Probe) -> Answer:
+    """By timm's ViT, which both programs' models are; every tensor must have its place there."""
+    import timm
+
+    content = torch.load(next(folder.glob("*.pth")), weights_only=True)
+    state = content.get("model_state_dict", content.get("model"))
+    state = {name: value for name, value in state.items() if name not in S2D_PLACEHOLDER}
+    dim = state["cls_token"].shape[2]
+    name = next(name for name, size in VIT.items() if size.dim == dim)
+    classes, patch = content.get("classes", ()), state["patch_embed.proj.weight"].shape[2]
+    made = {"patch_size": patch, "num_classes": len(classes)}
+    model = timm.create_model(f"vit_{name}_patch16_224", **made).eval()
+    model.load_state_dict(state)
+    tokens = model.forward_features(probe.imgs)
+    if "model" in content:  # pre-trained; see MaskedAutoencoderViT.forward_features
+        return Answer({"features": tokens[:, 1:].mean(dim=1)})
+    outputs = {"features": tokens[:, 0]}
+    if classes:
+        outputs["logits"] = model.head(tokens[:, 0])
+    return Answer(outputs, classes)
+
+
 TARGETS = {
     "onnx": Target(write_onnx, lambda folder, probe: Answer(*read_onnx(folder, probe.pixels))),
     "safetensors": Target(write_own, read_own),
     "timm": Target(write_timm, read_timm),
     "hf": Target(write_hf, read_hf),
+    "mae-sfer": Target(write_mae_sfer, read_token_vit),
+    "s2d": Target(write_s2d, read_token_vit, keeps_head=False),
 }

@@ -1,4 +1,4 @@
-"""A trained model for other programs: ONNX, safetensors, timm, Hugging Face's transformers.
+"""A trained model for other programs: ONNX, safetensors, timm, transformers, MAE-SFER, S2D.
 
     python main_export.py --checkpoint output_dir/checkpoint-best.pth --to onnx --output exported
 
@@ -24,6 +24,8 @@ PACKAGES = {  # of requirements-export.txt
     "safetensors": (),
     "timm": (),
     "hf": ("transformers",),
+    "mae-sfer": (),
+    "s2d": (),
 }
 
 

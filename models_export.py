@@ -1,8 +1,9 @@
-"""What exporting asks of a saved model, and the model as timm knows it: names, shapes, settings.
+"""What exporting asks of a saved model, and the model as timm, MAE-SFER and S2D know it.
 
 Translations go the other way than those of util/layouts.py.
 """
 
+import math
 from typing import Any, NamedTuple
 
 import torch
@@ -11,6 +12,7 @@ from torch import nn
 from datasets.transforms import IMAGENET_MEAN
 from models_mae import MaskedAutoencoderViT, ViTClassifier
 from models_saved import Saved, SavedAutoencoder, SavedClassifier
+from util.errors import BadInput
 from util.layouts import DECODER
 from util.options_trained import OF_DATA, is_resolved
 from util.sizes import CLASSIFIER_SIZES, ConvNeXtSize, ViTSize, find_size
@@ -27,6 +29,17 @@ TIMM_CONVNEXT = [
     (r"^norm\.", "head.norm."),
     (r"^head\.(weight|bias)$", r"head.fc.\1"),
 ]
+
+
+# The ViTs that MAE-SFER's program has: the file name by which it knows pre-trained weights, and the
+# pixels a side of its patches, which in its vit_small_fixedpe_patch16_224 are 32.
+MAE_SFER = {
+    "base": ("vit-base-checkpoint-300.pth", 16),
+    "small": ("vit-small-checkpoint-299.pth", 32),
+    "tiny": ("vit-tiny-checkpoint-299.pth", 16),
+}
+# What S2D reads without asking, and drops for having another number of channels than its 128.
+S2D_PLACEHOLDER = {"patch_embed_prompt.proj.weight": torch.zeros(1, 1, 1, 1)}
 
 
 class TimmForm(NamedTuple):
@@ -125,6 +138,7 @@ def described(saved: Saved, plain_head: bool = False) -> dict[str, Any]:
     if isinstance(saved, SavedClassifier):
         args["linear_probe"] = isinstance(model.head, nn.Sequential) and not plain_head
         args["crop_pct"] = preprocessing.crop_pct
+        args["test_interpolation"] = preprocessing.interpolation
         args["imagenet_default_mean_and_std"] = tuple(preprocessing.mean) == IMAGENET_MEAN
         args["cls_token"] = is_vit(saved) and model.global_pool == "token"
     # What its images and labels are, for who opens it again.
@@ -138,7 +152,6 @@ def described(saved: Saved, plain_head: bool = False) -> dict[str, Any]:
         **preprocessing._asdict(),
         "mean": list(preprocessing.mean),
         "std": list(preprocessing.std),
-        "interpolation": "bicubic",
     }
     if preprocessing.face_margin is None and not is_resolved(saved.checkpoint):
         del seen["face_margin"]  # None would say that images were used whole
@@ -156,6 +169,57 @@ def _of_data(saved: Saved) -> dict[str, Any]:
     return {name: value for name, value in found.items() if value is not None}
 
 
+def mae_sfer_form(saved: Saved) -> tuple[str, dict[str, Any]]:
+    """A file's name and content as the `utils.load_model` of MAE-SFER's `main_rafdb.py` takes them.
+
+    Raises BadInput for a model that its ViTs are not.
+    """
+    size = _check_token_vit(saved, "mae-sfer", {s: patch for s, (_, patch) in MAE_SFER.items()})
+    state = without_decoder(plain_state(saved.model))
+    if not classes_of(saved):
+        return MAE_SFER[size][0], {"model": state}
+    epoch = saved.checkpoint.get("epoch")
+    return f"vit-{size}-finetuned.pth", {
+        "epoch": epoch if type(epoch) is int else 0,
+        "train_loss": math.inf,  # theirs, too, where none is known
+        "model_state_dict": state,
+        **described(saved, plain_head=True),  # which that program leaves alone
+    }
+
+
+def s2d_form(saved: Saved) -> tuple[str, dict[str, Any]]:
+    """A file's name and content as S2D's `_create_vision_transformer` takes them.
+
+    Without a head: S2D's has another name, and the classes of its videos. Raises BadInput for
+    anything but a ViT-Base.
+    """
+    _check_token_vit(saved, "s2d", {"base": 16})
+    state = without_decoder(plain_state(saved.model))
+    state = {name: value for name, value in state.items() if root(name) != "head"}
+    entry = "model_state_dict" if classes_of(saved) else "model"
+    return "vit-base-s2d.pth", {entry: {**state, **S2D_PLACEHOLDER}}
+
+
+def _check_token_vit(saved: Saved, to: str, patches: dict[str, int]) -> str:
+    """The size of a ViT of 224 px that classifies by its class token; `patches`: theirs by size."""
+    size = next((s for s in patches if saved.name.removeprefix("mae_").startswith(f"vit_{s}_")), "")
+    if not size:
+        names = ", ".join(f"ViT-{s.title()}" for s in patches)
+        raise BadInput(f"--to {to}: is for {names}; this is {saved.name}")
+    if patch_of(saved) != patches[size]:
+        what = f"its ViT-{size.title()} has patches of {patches[size]} pixels"
+        raise BadInput(f"--to {to}: {what}, this one has {patch_of(saved)}")
+    if saved.preprocessing.input_size != 224:
+        own = saved.preprocessing.input_size
+        raise BadInput(f"--to {to}: its models take 224 pixels a side, this one {own}")
+    if classes_of(saved) and saved.model.global_pool != "token":
+        raise BadInput(
+            f"--to {to}: its models classify by the class token, this one by the mean of its "
+            "patches; fine-tune with --cls_token True"
+        )
+    return size
+
+
 def timm_config(saved: Saved, form: TimmForm) -> dict[str, Any]:
     """`config.json` as `timm.create_model("local-dir:…")` reads it."""
     classes, preprocessing = classes_of(saved), saved.preprocessing
@@ -170,7 +234,7 @@ def timm_config(saved: Saved, form: TimmForm) -> dict[str, Any]:
             "input_size": [3, size, size],
             "fixed_input_size": is_vit(saved),
             "pool_size": None,
-            "interpolation": "bicubic",
+            "interpolation": preprocessing.interpolation,
             "crop_pct": 1.0 if whole else preprocessing.crop_pct,
             "crop_mode": "squash" if whole else "center",
             "mean": list(preprocessing.mean),

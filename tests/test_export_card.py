@@ -25,15 +25,16 @@ from util.model_code import code_for
 # Pictures: what the settings tell the libraries to do
 
 
+@pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
 @pytest.mark.parametrize(("crop_pct", "bound"), [(None, 0.02), (0.875, 1.5)])
 def test_a_photograph_reaches_every_library_as_it_reaches_us(
-    crop_pct, bound, tmp_path, checkpoint, monkeypatch
+    crop_pct, bound, interpolation, tmp_path, checkpoint, monkeypatch
 ):
     """Mean difference of 255. Others resize before they crop, to whole pixels: half of one off."""
     monkeypatch.chdir(tmp_path)
     photograph = skimage.data.astronaut()[:420, 60:400]
     Image.fromarray(photograph).save("face.jpg", "PNG")
-    own = Preprocessing(224, crop_pct)
+    own = Preprocessing(224, crop_pct, interpolation=interpolation)
     ours = own.normalise(own.view(photograph)[None])
 
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(image_processor(own)))
@@ -43,7 +44,7 @@ def test_a_photograph_reaches_every_library_as_it_reaches_us(
     config = timm_config(saved, TimmForm("vit_tiny_patch16_224", {}, {}))["pretrained_cfg"]
     transform = timm.data.create_transform(**timm.data.resolve_data_config(config))
     theirs["timm"] = transform(Image.fromarray(photograph))[None]
-    lines, known = code_for("onnx", "", True, crop_pct).splitlines(), {"size": 224}
+    lines, known = code_for("onnx", "", True, own._asdict()).splitlines(), {"size": 224}
     words = ("import numpy", "from PIL", "face", "images")
     exec("\n".join(line for line in lines if line.startswith(words)), known)
     theirs["onnx"] = own.normalise(torch.tensor(known["images"]))
@@ -210,6 +211,7 @@ def test_a_card_survives_a_checkpoint_that_holds_anything(tmp_path):
     )
     args = {"epochs": "9" * 5000, "lr": 10**400, "mixup": [1], "aug": "`|\n", "finetune": 3}
     own = {"input_size": 32, "crop_pct": 0.9, "mean": [0.5] * 3, "std": [0.5] * 3}
+    own["interpolation"] = "bicubic"
     text = model_card(
         Card(
             to="timm",
@@ -217,7 +219,7 @@ def test_a_card_survives_a_checkpoint_that_holds_anything(tmp_path):
             loader="timm.create_model",
             classes=("a", "b"),
             preprocessing=own,
-            code="pass",
+            use="pass",
             parity="equal",
             source=tmp_path / "c|`\n.pth",
             checkpoint={"epoch": 1, "args": args},

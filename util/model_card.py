@@ -47,7 +47,7 @@ class Card(NamedTuple):
     loader: str  # the class or call that opens it there
     classes: Sequence[str]  # none: pre-trained only
     preprocessing: dict[str, Any]
-    code: str  # that uses the files beside it
+    use: str  # of the files beside it, in Markdown
     parity: str  # how near the outputs come
     source: Path  # the checkpoint
     checkpoint: dict[str, Any]
@@ -76,7 +76,7 @@ def model_card(card: Card) -> str:
         _classes(card.classes),
         card.note,
         f"## Input\n\n{_input(card)}",
-        f"## Use\n\nIn this folder, with a cropped face in `face.jpg`:\n\n{fenced(card.code)}",
+        f"## Use\n\n{card.use}",
         _results(result, data_roots(card)) if card.classes else "",
         _training(card, result),
         f"## Intended use and limits\n\n{LIMITS if card.classes else ENCODER}",
@@ -94,11 +94,6 @@ def front_matter(card: Card) -> str:
     lines += [f"pipeline_tag: {task}", "tags:", "- facial-expression-recognition"]
     lines += ["- masked-autoencoder"]
     return "\n".join(["---", *lines, "---"])
-
-
-def fenced(code: str) -> str:
-    """Code as a block."""
-    return f"```python\n{code.strip()}\n```"
 
 
 def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -124,7 +119,8 @@ def _input(card: Card) -> str:
         else f"the central square of {share:.4g} of the short side"
     )
     mean, std = (", ".join(f"{v:.4g}" for v in own[name]) for name in ("mean", "std"))
-    line = f"RGB, {cut}, resized to {size} × {size} pixels (bicubic with antialiasing)"
+    line = f"RGB, {cut}, resized to {size} × {size} pixels"
+    line += f" ({own['interpolation']} with antialiasing)"
     margin = number(own.get("face_margin"))
     faces = "Pictures of one face, cropped as in training."
     if margin is not None:

@@ -1,23 +1,47 @@
-"""The few lines that use exported weights, for their model card; a test runs each of them.
+"""How exported weights are used, for their model card; a test runs each piece of Python.
 
-They are run in the folder of the files, on a picture `face.jpg`.
+It is run in the folder of the files, on a picture `face.jpg`.
 """
+
+from collections.abc import Mapping
+from typing import Any
 
 PICTURE = 'Image.open("face.jpg").convert("RGB")'
 SHOW = "print(dict(zip(classes, p.tolist())))"
+# Of the original authors' programs, which take a file and are started in their own folders.
+COMMANDS = {
+    "mae-sfer": (
+        "python main_rafdb.py --resume --checkpoint-whole {file} "
+        "--model-name vit_{size}_fixedpe_patch16_224"
+    ),
+    "s2d": "python run_class_finetuning.py --model s2d_{size}_patch16_224 --finetune {file}",
+}
 
 
-def code_for(to: str, loader: str, classifies: bool, crop_pct: float | None) -> str:
+def command_use(to: str, file: str, size: str) -> str:
+    """The section of the card for one of COMMANDS, in Markdown."""
+    command = COMMANDS[to].format(file=file, size=size)
+    return f"With the path to `{file}`, and that program's other options:\n\n```sh\n{command}\n```"
+
+
+def python_use(to: str, loader: str, classifies: bool, preprocessing: Mapping[str, Any]) -> str:
+    """The section of the card for a library, in Markdown."""
+    code = code_for(to, loader, classifies, preprocessing)
+    return f"In this folder, with a cropped face in `face.jpg`:\n\n```python\n{code}\n```"
+
+
+def code_for(to: str, loader: str, classifies: bool, preprocessing: Mapping[str, Any]) -> str:
     """Python for a target, by the class or call that opens it."""
     maker = {"onnx": _onnx, "safetensors": _own, "timm": _timm, "hf": _hf}[to]
-    return maker(loader, classifies, crop_pct)
+    return maker(loader, classifies, preprocessing)
 
 
-def _onnx(loader: str, classifies: bool, crop_pct: float | None) -> str:
-    cut = "face = face.resize((size, size), Image.BICUBIC)"
+def _onnx(loader: str, classifies: bool, preprocessing: Mapping[str, Any]) -> str:
+    crop_pct, way = preprocessing["crop_pct"], f"Image.{preprocessing['interpolation'].upper()}"
+    cut = f"face = face.resize((size, size), {way})"
     if crop_pct is not None:
         edge = f"bleed={(1 - crop_pct) / 2:.6g}"
-        cut = f"face = ImageOps.fit(face, (size, size), Image.BICUBIC, {edge})"
+        cut = f"face = ImageOps.fit(face, (size, size), {way}, {edge})"
     lines = [
         "import json",
         "import numpy as np",
@@ -44,7 +68,7 @@ def _onnx(loader: str, classifies: bool, crop_pct: float | None) -> str:
     return "\n".join(lines)
 
 
-def _own(loader: str, classifies: bool, crop_pct: float | None) -> str:
+def _own(loader: str, classifies: bool, preprocessing: Mapping[str, Any]) -> str:
     lines = [
         "# with MAE-SFER's folder in PYTHONPATH",
         "import numpy as np",
@@ -64,7 +88,7 @@ def _own(loader: str, classifies: bool, crop_pct: float | None) -> str:
     return "\n".join(lines)
 
 
-def _timm(loader: str, classifies: bool, crop_pct: float | None) -> str:
+def _timm(loader: str, classifies: bool, preprocessing: Mapping[str, Any]) -> str:
     lines = [
         "import timm",
         "import torch",
@@ -90,7 +114,7 @@ def _timm(loader: str, classifies: bool, crop_pct: float | None) -> str:
     return "\n".join(lines)
 
 
-def _hf(loader: str, classifies: bool, crop_pct: float | None) -> str:
+def _hf(loader: str, classifies: bool, preprocessing: Mapping[str, Any]) -> str:
     masks = loader.startswith("ViTMAE")
     name = "ViTMAEModel" if masks else loader
     settings = ", mask_ratio=0.0" if masks else ""

@@ -1,0 +1,206 @@
+"""Files for the original authors' MAE-SFER and for S2D, by what these programs do with a file.
+
+Their loaders are described in docs/export.md; here they are written out again, with timm's ViT,
+which both build on.
+"""
+
+import math
+
+import pytest
+import timm
+import torch
+from exported import export, refused
+from finetuned import RAF_NAMES
+from runs import run_here
+from torch import nn
+
+import main_finetune
+from datasets.transforms import Normalise
+from models_registry import create_classifier, create_pretrain_model
+from models_saved import open_classifier, open_saved
+from util.errors import BAD_INPUT, DONE
+from util.weights import load_pretrained
+
+WHOLE = {"input_size": 224, "crop_pct": None, "interpolation": "bilinear"}
+WHOLE |= {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225], "face_margin": None}
+
+
+def stirred(model):
+    """Every tensor different from what a new model has."""
+    torch.manual_seed(3)
+    for p in model.parameters():
+        p.data += 0.02 * torch.randn(p.shape)
+    return model
+
+
+def trained(path, size, fine_tuned, patch=16, pool="token", side=224):
+    """A checkpoint as this project leaves it."""
+    if fine_tuned:
+        options = {"patch_size": patch, "global_pool": pool}
+        model = create_classifier(f"vit_{size}_patch16", 7, side, **options)
+        known = {"classes": list(RAF_NAMES), "preprocessing": {**WHOLE, "input_size": side}}
+        known |= {"epoch": 41, "args": {"model": f"vit_{size}_patch16", "patch_size": patch}}
+    else:
+        small = {"decoder_embed_dim": 32, "decoder_depth": 1, "decoder_num_heads": 2}
+        model = create_pretrain_model(f"mae_vit_{size}_patch16", side, patch_size=patch, **small)
+        known = {"args": {"decoder_num_heads": 2}}
+    torch.save({"model": stirred(model).state_dict(), **known}, path)
+    return path
+
+
+def their_vit(size, patch=16, classes=7):
+    """timm's ViT with a position embedding of zeros, as theirs has it before anything is loaded."""
+    model = timm.create_model(f"vit_{size}_patch16_224", patch_size=patch, num_classes=classes)
+    nn.init.zeros_(model.pos_embed)
+    return model.eval()
+
+
+def mae_sfer_loads(path, model):
+    """What their `utils.load_model` does; -> the epoch after, and what found no place."""
+    content = torch.load(path, weights_only=True)
+    names = ("vit-base-checkpoint-300.pth", "mae_pretrain_vit_base.pth")
+    names += ("vit-tiny-checkpoint-299.pth", "vit-small-checkpoint-299.pth")
+    if "model" in content:
+        assert any(name in str(path) for name in names)
+        state, after = content["model"], 0
+    else:
+        state, after = content["model_state_dict"], content["epoch"] + 1
+        assert content["train_loss"] == math.inf
+    own = model.state_dict()
+    kept = {n: v if n not in own or v.shape == own[n].shape else own[n] for n, v in state.items()}
+    return after, model.load_state_dict({**own, **kept}, strict=False).unexpected_keys
+
+
+def imgs_of(count=2):
+    pixels = torch.randint(0, 256, (count, 3, 224, 224), dtype=torch.uint8)
+    return Normalise()(pixels)
+
+
+def only_file(folder):
+    (path,) = folder.glob("*.pth")
+    assert {p.name for p in folder.iterdir()} == {path.name, "README.md"}
+    return path
+
+
+@pytest.mark.parametrize(("size", "patch"), [("tiny", 16), ("small", 32)])
+@torch.no_grad()
+def test_mae_sfer_takes_a_fine_tuned_model_with_every_tensor_and_answers_as_we_do(
+    size, patch, tmp_path
+):
+    source = trained(tmp_path / "own.pth", size, True, patch)
+    assert export(source, "mae-sfer", tmp_path / "out") == DONE
+    path, ours, theirs = only_file(tmp_path / "out"), open_saved(source), their_vit(size, patch)
+    assert path.name == f"vit-{size}-finetuned.pth"
+    assert mae_sfer_loads(path, theirs) == (42, [])
+    assert theirs.state_dict().keys() == ours.model.state_dict().keys()
+    for name, value in ours.model.state_dict().items():
+        assert torch.equal(theirs.state_dict()[name], value), name
+        assert value.dtype == torch.float32
+    imgs = imgs_of()
+    torch.testing.assert_close(theirs(imgs), ours.model(imgs), atol=1e-5, rtol=1e-5)
+    card = (tmp_path / "out" / "README.md").read_text()
+    command = f"--checkpoint-whole {path.name} --model-name vit_{size}_fixedpe_patch16_224"
+    assert command in card
+    assert "| 1 | Fear |" in card
+
+
+@torch.no_grad()
+def test_mae_sfer_takes_a_pre_trained_model_by_the_name_it_asks_for(tmp_path):
+    source = trained(tmp_path / "own.pth", "tiny", False)
+    assert export(source, "mae-sfer", tmp_path / "out") == DONE
+    path, theirs = only_file(tmp_path / "out"), their_vit("tiny")
+    assert path.name == "vit-tiny-checkpoint-299.pth"
+    head = {n: v.clone() for n, v in theirs.state_dict().items() if n.startswith("head.")}
+    assert mae_sfer_loads(path, theirs) == (0, [])
+    ours, state = open_saved(source).model, theirs.state_dict()
+    for name in state.keys() - head.keys():
+        assert torch.equal(state[name], ours.state_dict()[name]), name
+    assert all(torch.equal(state[name], value) for name, value in head.items())
+    tokens = theirs.forward_features(imgs := imgs_of())
+    torch.testing.assert_close(
+        tokens[:, 1:].mean(1), ours.forward_features(imgs), atol=1e-5, rtol=1e-5
+    )
+
+
+@pytest.mark.parametrize("fine_tuned", [True, False])
+@torch.no_grad()
+def test_s2d_begins_with_every_tensor_of_its_encoder(fine_tuned, tmp_path):
+    source = trained(tmp_path / "own.pth", "base", fine_tuned)
+    assert export(source, "s2d", tmp_path / "out") == DONE
+    content = torch.load(only_file(tmp_path / "out"), weights_only=True)
+    # Its `_create_vision_transformer`, written out.
+    state = content["model_state_dict"] if "model_state_dict" in content else content["model"]
+    state["ln_post.weight"], state["ln_post.bias"] = (
+        state.pop("norm.weight"),
+        state.pop("norm.bias"),
+    )
+    assert state["patch_embed_prompt.proj.weight"].shape[1] != 128
+    del state["patch_embed_prompt.proj.weight"]
+    ours, theirs = open_saved(source).model, their_vit("base", classes=0)
+    named = {name.replace("ln_post.", "norm."): value for name, value in state.items()}
+    theirs.load_state_dict(named)
+    for name, value in named.items():
+        assert torch.equal(ours.state_dict()[name], value), name
+    tokens = theirs.forward_features(imgs := imgs_of())
+    token = ours.forward_features(imgs)
+    if not fine_tuned:
+        token = ours.encode(imgs, torch.arange(196).expand(2, -1))[:, 0]
+    torch.testing.assert_close(tokens[:, 0], token, atol=1e-5, rtol=1e-5)
+
+
+@torch.no_grad()
+def test_both_files_are_read_back(tmp_path):
+    imgs = imgs_of()
+    source = trained(tmp_path / "own.pth", "tiny", True)
+    export(source, "mae-sfer", tmp_path / "out")
+    again, ours = open_classifier(only_file(tmp_path / "out")), open_classifier(source)
+    assert torch.equal(again.model(imgs), ours.model(imgs))
+    assert (again.classes, again.preprocessing) == (RAF_NAMES, ours.preprocessing)
+
+    source = trained(tmp_path / "base.pth", "base", False)
+    export(source, "s2d", tmp_path / "s2d")
+    model = create_classifier("vit_base_patch16", 7, 224, global_pool="token")
+    report = load_pretrained(model, only_file(tmp_path / "s2d"))
+    assert report.missing == ["head.weight", "head.bias"]
+    assert report.layout == "S2D"
+    state = open_saved(source).model.state_dict()
+    for name, value in model.state_dict().items():
+        assert name.startswith("head.") or torch.equal(value, state[name]), name
+
+
+@pytest.mark.parametrize(
+    ("to", "made", "message"),
+    [
+        (
+            "mae-sfer",
+            ("tiny", True, 16, "avg"),
+            "by the class token, this one by the mean",
+        ),
+        ("mae-sfer", ("tiny", True, 16, "token", 64), "take 224 pixels a side, this one 64"),
+        ("mae-sfer", ("small", False, 16), "ViT-Small has patches of 32 pixels, this one has 16"),
+        ("mae-sfer", ("tiny", False, 32), "ViT-Tiny has patches of 16 pixels, this one has 32"),
+        ("s2d", ("tiny", True), "is for ViT-Base; this is vit_tiny_patch16"),
+    ],
+)
+def test_what_their_programs_would_misread_is_refused_in_a_line(to, made, message, tmp_path, capfd):
+    source = trained(tmp_path / "own.pth", *made)
+    assert export(source, to, tmp_path / "out") == BAD_INPUT
+    line = refused(capfd)
+    assert message in line
+    assert f"--to {to}: " in line
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_convnext_is_refused_too(checkpoint, tmp_path, capfd):
+    assert export(checkpoint("convnext"), "mae-sfer", tmp_path / "out") == BAD_INPUT
+    assert "is for ViT-Base, ViT-Small, ViT-Tiny; this is convnextv2_atto" in refused(capfd)
+
+
+def test_weights_of_their_vit_small_are_not_taken_for_patches_of_16(tmp_path, capfd):
+    source = trained(tmp_path / "own.pth", "small", False, 32)
+    export(source, "mae-sfer", tmp_path / "out")
+    argv = ["--model", "vit_small_patch16", "--finetune", str(only_file(tmp_path / "out"))]
+    capfd.readouterr()
+    options = ["--data_path", "synthetic:64:8", "--output_dir", str(tmp_path / "run")]
+    assert run_here(main_finetune, [*argv, *options]) == BAD_INPUT
+    assert "--patch_size 32" in refused(capfd)
