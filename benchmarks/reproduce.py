@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 MAIN = Path(__file__).resolve().parents[1] / "main_finetune.py"
 PUBLISHED = re.compile(r"\s*#\s*Published:\s*(.+?)\s*")
-NUMBER = re.compile(r"(accuracy|UAR|macro-F1)\s+([\d.]+)\s*%", re.IGNORECASE)
+NUMBER = re.compile(r"(accuracy|UAR|macro-F1)\s+([\d.]+(?: or [\d.]+)?)\s*%", re.IGNORECASE)
 STATUS = {"bad_input": BAD_INPUT, "resumable": RESUMABLE}
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 

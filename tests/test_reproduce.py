@@ -104,6 +104,14 @@ def test_table_holds_mean_deviation_and_single_values_beside_the_published(here,
     assert "something else" not in out
 
 
+def test_two_published_numbers_stand_in_one_cell(here, capfd):
+    recipe = RECIPE.replace("91.07 %", "91.07 or 91.79 %")
+    (here / "recipe.args").write_text(recipe)
+    assert start() == 0
+    rows = [" ".join(line.split()) for line in capfd.readouterr().out.splitlines()]
+    assert "published 91.07 or 91.79" in rows
+
+
 def test_summary_and_page_hold_all_seeds(here):
     assert start() == 0
     summary = json.loads((here / "out" / "summary.json").read_text())
