@@ -63,10 +63,9 @@ def assumed(args: Options, trained: Mapping[str, Any]) -> list[str]:
     """The line on what a checkpoint does not say of its images, so that the options decide."""
     share = "the whole image" if args.crop_pct is None else f"--crop_pct {args.crop_pct:g}"
     norm = f"--imagenet_default_mean_and_std {args.imagenet_default_mean_and_std}"
-    interpolation = f"--test_interpolation {args.test_interpolation}"
     shown = {
         "crop_pct": share,
-        "test_interpolation": interpolation,
+        "test_interpolation": f"--test_interpolation {args.test_interpolation}",
         "imagenet_default_mean_and_std": norm,
     }
     unknown = [text for name, text in shown.items() if name not in trained]
@@ -141,7 +140,7 @@ def begin_like_pretraining(
 
     -> them, that checkpoint (empty where the run continues at `path`), what it was trained with,
     and lines about it. Images are normalised and faces cropped alike; frozen features also need
-    images of the same size and crop.
+    images of the same size and crop, resized alike.
     """
     names = ["imagenet_default_mean_and_std"]
     if path:  # whose options are those already
@@ -152,6 +151,8 @@ def begin_like_pretraining(
     if path or args.linear_probe or args.freeze_backbone:
         names += ["input_size", "crop_pct", "test_interpolation"]
     args, told = as_trained(args, trained, args.finetune, names)
+    if "test_interpolation" in names and "train_interpolation" not in args.given and not path:
+        args = args.but(train_interpolation=args.test_interpolation)
     args = _with_crop(args, {name: trained[name] for name in names if name in trained})
     check_input_size(args)
     seen = (*names, "input_size", "face_margin")

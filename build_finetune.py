@@ -48,12 +48,8 @@ from util.options_finetune import mixes
 from util.options_trained import OF_DATA
 from util.sizes import family
 
-# The limits of erased areas and of their shape: those of timm, and of torchvision as published.
-ERASED_AREA = {
-    "fer": {"max_area": 0.25, "max_aspect": 3.3},
-    "randaug": {"max_area": 1 / 3},
-    "none": {"max_area": 1 / 3},
-}
+# Of --aug fer: torchvision's RandomErasing as published, where timm's limits are 1/3 and 10/3.
+FER_ERASING = {"max_area": 0.25, "max_aspect": 3.3}
 
 
 class Data(NamedTuple):
@@ -227,7 +223,7 @@ def build_augment(args: argparse.Namespace) -> Augment:
         ) from None
 
 
-def test_view(args: argparse.Namespace) -> Augment:
+def evaluation_view(args: argparse.Namespace) -> Augment:
     """What a model sees of an image that it is tested on, or whose features are taken."""
     return plain(args.input_size, args.crop_pct, args.test_interpolation)
 
@@ -250,7 +246,7 @@ def build_loss(args: argparse.Namespace, run: Run, classes: int) -> ClassifierLo
     if args.reprob:
         erase = RandomErasing(
             args.reprob,
-            **ERASED_AREA[args.aug],
+            **(FER_ERASING if args.aug == "fer" else {}),
             mode=args.remode,
             max_count=args.recount,
             num_splits=2 if args.resplit else 0,
@@ -326,7 +322,7 @@ def build_evaluator(
 ) -> Evaluator:
     """What tests a model of `classes` on the splits of `data`; `between` as in `collect`."""
     place = run.place if args.dist_eval else Place()
-    view, tests, notes = test_view(args), {}, []
+    view, tests, notes = evaluation_view(args), {}, []
     for split, images in data.tests.items():
         matched = in_classes(data.owner(split), images, classes)
         dataset = PlainImages(matched.images.source, view)

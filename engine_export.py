@@ -26,9 +26,11 @@ from models_export import (
     described,
     is_vit,
     mae_sfer_form,
+    other_view,
     s2d_form,
     timm_config,
     timm_form,
+    vit_size,
 )
 from models_hf import hf_form, image_processor
 from models_saved import Saved, SavedAutoencoder, SavedClassifier, open_saved
@@ -49,6 +51,11 @@ TOLERANCE = 1e-4
 NEW_NORM = (
     "FCMAE pre-trains no norm after pooling, where this library has one: it is as good as new, and "
     "learns in fine-tuning. Features without it are the mean of the map."
+)
+
+OTHER_VIEW = (
+    "`main_rafdb.py` squeezes the whole image into a square, bilinearly, and normalises it by "
+    "ImageNet's mean and std. This model was trained for {}: expect other results there."
 )
 
 Outputs = dict[str, Tensor]
@@ -157,7 +164,7 @@ def card_of(
     """The model card of what has been exported into a folder."""
     classes, preprocessing = classes_of(saved), described(saved)["preprocessing"]
     if to in COMMANDS:
-        file, size = next(folder.glob("*.pth")).name, saved.name.split("_")[-2]
+        file, size = next(folder.glob("*.pth")).name, vit_size(saved)
         loader, use = COMMANDS[to].split()[1], command_use(to, file, size)
     else:
         loader = _loader(saved, to, folder)
@@ -171,12 +178,21 @@ def card_of(
             preprocessing=preprocessing,
             use=use,
             parity="; ".join(map(str, parity)),
-            note="" if classes or is_vit(saved) or to not in ("timm", "hf") else NEW_NORM,
+            note=note_of(saved, to),
             source=source,
             checkpoint=saved.checkpoint,
             licence=licence,
         )
     )
+
+
+def note_of(saved: Saved, to: str) -> str:
+    """What is different there from here; "" if nothing is."""
+    if to in ("timm", "hf") and not (classes_of(saved) or is_vit(saved)):
+        return NEW_NORM
+    if to == "mae-sfer" and classes_of(saved) and (other := other_view(saved)):
+        return OTHER_VIEW.format(other)
+    return ""
 
 
 def _loader(saved: Saved, to: str, folder: Path) -> str:

@@ -1,4 +1,4 @@
-"""A trained model for other programs: ONNX, safetensors, timm, transformers, MAE-SFER, S2D.
+"""A trained model for other programs: ONNX, safetensors, timm, transformers, the authors' own.
 
     python main_export.py --checkpoint output_dir/checkpoint-best.pth --to onnx --output exported
 
@@ -75,7 +75,7 @@ def check_output(folder: Path) -> None:
 
 def work(args: argparse.Namespace) -> None:
     """Open, write, compare, describe; only then the files get their place."""
-    from engine_export import card_of, export
+    from engine_export import card_of, export, note_of
     from models_saved import open_saved
     from util.files import creating, write_file
     from util.weights import find_source
@@ -89,7 +89,7 @@ def work(args: argparse.Namespace) -> None:
             raise BadInput(f"--output {folder}: cannot be written ({error.strerror})") from None
         saved = open_saved(source, args.classes)
         print(f"{args.checkpoint}: {saved.name}, {saved.preprocessing.input_size} px", flush=True)
-        for line in saved.notes:
+        for line in filter(None, (*saved.notes, note_of(saved, args.to))):
             print(f"note: {line}")
         parity = export(saved, args.to, new)
         write_file(new / "README.md", card_of(saved, args.to, source, parity, new, args.license))

@@ -294,7 +294,7 @@ def classify_by_neighbours(args: Options, run: "Run") -> None:
     evaluator = build.build_evaluator(args, run, data, classes, precision, run.stop.end_if_asked)
     split = "test" if "test" in data.tests else "val"
     test = evaluator.tests[split]
-    view = build.test_view(args)
+    view = build.evaluation_view(args)
     probe = Probe(
         data.train,
         test.images,

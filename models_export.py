@@ -11,11 +11,11 @@ from torch import nn
 
 from datasets.transforms import IMAGENET_MEAN
 from models_mae import MaskedAutoencoderViT, ViTClassifier
-from models_saved import Saved, SavedAutoencoder, SavedClassifier
+from models_saved import Preprocessing, Saved, SavedAutoencoder, SavedClassifier
 from util.errors import BadInput
 from util.layouts import DECODER
 from util.options_trained import OF_DATA, is_resolved
-from util.sizes import CLASSIFIER_SIZES, ConvNeXtSize, ViTSize, find_size
+from util.sizes import CLASSIFIER_SIZES, VIT, ConvNeXtSize, ViTSize, find_size
 from util.states import State, renamed, root
 
 TIMM_CONVNEXT = [
@@ -31,14 +31,14 @@ TIMM_CONVNEXT = [
 ]
 
 
-# The ViTs that MAE-SFER's program has: the file name by which it knows pre-trained weights, and the
-# pixels a side of its patches, which in its vit_small_fixedpe_patch16_224 are 32.
+# The ViTs of the original MAE-SFER: the file name by which its loader knows pre-trained weights,
+# and the pixels a side of a patch, which in its vit_small_fixedpe_patch16_224 are 32.
 MAE_SFER = {
     "base": ("vit-base-checkpoint-300.pth", 16),
     "small": ("vit-small-checkpoint-299.pth", 32),
     "tiny": ("vit-tiny-checkpoint-299.pth", 16),
 }
-# What S2D reads without asking, and drops for having another number of channels than its 128.
+# S2D's loader requires it, and deletes it unless it has 128 input channels.
 S2D_PLACEHOLDER = {"patch_embed_prompt.proj.weight": torch.zeros(1, 1, 1, 1)}
 
 
@@ -69,6 +69,11 @@ def size_of(saved: Saved) -> ViTSize | ConvNeXtSize:
 def features_of(saved: Saved) -> int:
     """How many numbers stand for an image before the head."""
     return size_of(saved).dim if is_vit(saved) else size_of(saved).dims[-1]
+
+
+def vit_size(saved: Saved) -> str:
+    """tiny, small, …; "" for a ConvNeXt V2."""
+    return next((name for name, size in VIT.items() if size is size_of(saved)), "")
 
 
 def is_vit(saved: Saved) -> bool:
@@ -169,21 +174,35 @@ def _of_data(saved: Saved) -> dict[str, Any]:
     return {name: value for name, value in found.items() if value is not None}
 
 
-def mae_sfer_form(saved: Saved) -> tuple[str, dict[str, Any]]:
-    """A file's name and content as the `utils.load_model` of MAE-SFER's `main_rafdb.py` takes them.
+def other_view(saved: Saved) -> str:
+    """How its images differ from those of `main_rafdb.py`, in words; "" if they do not."""
+    own = saved.preprocessing
+    usual = Preprocessing(own.input_size, interpolation="bilinear")
+    found = []
+    if own.crop_pct != usual.crop_pct:
+        found.append(f"the central {own.crop_pct:g} of the image instead of all of it")
+    if own.interpolation != usual.interpolation:
+        found.append(f"{own.interpolation} instead of {usual.interpolation} resizing")
+    if [*own.mean, *own.std] != [*usual.mean, *usual.std]:
+        found.append("another mean and std than ImageNet's")
+    return ", ".join(found)
 
-    Raises BadInput for a model that its ViTs are not.
+
+def mae_sfer_form(saved: Saved) -> tuple[str, dict[str, Any]]:
+    """A file's name and content as `utils.load_model` of the original MAE-SFER takes them.
+
+    Raises BadInput for a model that it does not have.
     """
-    size = _check_token_vit(saved, "mae-sfer", {s: patch for s, (_, patch) in MAE_SFER.items()})
+    size = token_vit_size(saved, "mae-sfer", {s: patch for s, (_, patch) in MAE_SFER.items()})
     state = without_decoder(plain_state(saved.model))
     if not classes_of(saved):
         return MAE_SFER[size][0], {"model": state}
     epoch = saved.checkpoint.get("epoch")
     return f"vit-{size}-finetuned.pth", {
         "epoch": epoch if type(epoch) is int else 0,
-        "train_loss": math.inf,  # theirs, too, where none is known
+        "train_loss": math.inf,  # as theirs where none is known
         "model_state_dict": state,
-        **described(saved, plain_head=True),  # which that program leaves alone
+        **described(saved, plain_head=True),  # ignored by their loader
     }
 
 
@@ -193,29 +212,32 @@ def s2d_form(saved: Saved) -> tuple[str, dict[str, Any]]:
     Without a head: S2D's has another name, and the classes of its videos. Raises BadInput for
     anything but a ViT-Base.
     """
-    _check_token_vit(saved, "s2d", {"base": 16})
+    token_vit_size(saved, "s2d", {"base": 16})
     state = without_decoder(plain_state(saved.model))
     state = {name: value for name, value in state.items() if root(name) != "head"}
     entry = "model_state_dict" if classes_of(saved) else "model"
     return "vit-base-s2d.pth", {entry: {**state, **S2D_PLACEHOLDER}}
 
 
-def _check_token_vit(saved: Saved, to: str, patches: dict[str, int]) -> str:
-    """The size of a ViT of 224 px that classifies by its class token; `patches`: theirs by size."""
-    size = next((s for s in patches if saved.name.removeprefix("mae_").startswith(f"vit_{s}_")), "")
-    if not size:
+def token_vit_size(saved: Saved, to: str, patches: dict[str, int]) -> str:
+    """The size of a saved ViT, where the program `to` has this very one.
+
+    `patches`: the sizes it has, with the pixels a side of their patches. Raises BadInput for any
+    other model.
+    """
+    size = vit_size(saved)
+    if size not in patches:
         names = ", ".join(f"ViT-{s.title()}" for s in patches)
-        raise BadInput(f"--to {to}: is for {names}; this is {saved.name}")
-    if patch_of(saved) != patches[size]:
-        what = f"its ViT-{size.title()} has patches of {patches[size]} pixels"
-        raise BadInput(f"--to {to}: {what}, this one has {patch_of(saved)}")
-    if saved.preprocessing.input_size != 224:
-        own = saved.preprocessing.input_size
-        raise BadInput(f"--to {to}: its models take 224 pixels a side, this one {own}")
+        raise BadInput(f"--to {to}: takes {names} only; this checkpoint is {saved.name}")
+    if (patch := patch_of(saved)) != patches[size]:
+        theirs = f"its ViT-{size.title()} has {patches[size]}-pixel patches"
+        raise BadInput(f"--to {to}: {theirs}, this checkpoint {patch}-pixel ones")
+    if (side := saved.preprocessing.input_size) != 224:
+        raise BadInput(f"--to {to}: its input is 224 px, this checkpoint's {side} px")
     if classes_of(saved) and saved.model.global_pool != "token":
         raise BadInput(
-            f"--to {to}: its models classify by the class token, this one by the mean of its "
-            "patches; fine-tune with --cls_token True"
+            f"--to {to}: its models classify by the class token, this checkpoint by the mean of "
+            "the patches; fine-tune with --cls_token True"
         )
     return size
 

@@ -107,12 +107,13 @@ def pack(folder: Path, store: Path) -> None:
 def worker_seconds() -> float:
     """CPU time of all data workers so far, as Linux counts it."""
     stats = (Path(f"/proc/{child.pid}/stat").read_text() for child in active_children())
-    ticks = sum(sum(map(int, stat.rpartition(")")[2].split()[11:13])) for stat in stats)
+    fields = [stat.rpartition(")")[2].split() for stat in stats]
+    ticks = sum(int(f[11]) + int(f[12]) for f in fields)  # in user code and in the system
     return ticks / os.sysconf("SC_CLK_TCK")
 
 
-def work_of(run: Callable[[], None], images: int, rounds: int) -> float:
-    """Milliseconds of worker CPU per image of a loader whose workers stay."""
+def worker_ms_per_image(run: Callable[[], None], images: int, rounds: int) -> float:
+    """CPU time of a loader's workers, which must be persistent: their start does not count."""
     run()
     before = worker_seconds()
     for _ in range(rounds):
@@ -160,7 +161,7 @@ def measure(folder: Path, args: argparse.Namespace, side: int) -> tuple[list, li
     tables = [[[side, n, r, r / rate["torchvision"]] for n, r in rate.items()] for rate in rates]
     work = []
     for name, run in loaders.items():
-        own, whole = 1000 / rates[0][name], work_of(run, len(theirs), args.rounds)
+        own, whole = 1000 / rates[0][name], worker_ms_per_image(run, len(theirs), args.rounds)
         cores = [math.ceil(8 * rate * whole / 1000) for rate in GPU_RATES]
         work.append([side, name, own, whole, whole - own, *cores])
     return tables[0], tables[1], work

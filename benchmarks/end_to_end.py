@@ -245,7 +245,7 @@ def main() -> None:
     parser = timing.parser(__doc__.splitlines()[0])
     parser.add_argument("--model", choices=MODELS, default="fcmae")
     parser.add_argument("--compile", action="store_true", help="also with compiled blocks")
-    parser.add_argument("--without", nargs="+", choices=INGREDIENTS, default=[], help="left out")
+    parser.add_argument("--without", nargs="+", choices=INGREDIENTS[:-1], default=[])
     parser.add_argument("--files", type=int, default=1200)
     parser.add_argument("--batch_size", type=int, default=8)
     parser.add_argument("--steps", type=int, default=144, help=f"a run, a multiple of {LEGS}")
@@ -259,9 +259,9 @@ def main() -> None:
     report = timing.Report(f"From JPEG files to features, {MODELS[args.model][0]}", args)
     held = HeldOut(args.model, args.held_out, *args.neighbours)
     without = {*args.without, *(() if args.compile else ("compile",))}
-    parts = [name for name in INGREDIENTS if name not in without]
+    used = [name for name in INGREDIENTS if name not in without]
     runs = [("official", set())]
-    runs += [(TITLES[name], set(parts[: k + 1])) for k, name in enumerate(parts)]
+    runs += [(TITLES[name], set(used[: k + 1])) for k, name in enumerate(used)]
     runs.append(("official, again", set()))
     with tempfile.TemporaryDirectory() as temporary:
         work = Path(temporary)

@@ -31,11 +31,12 @@ def _whole(image: np.ndarray, size: int, interpolation: str) -> Tensor:
     return crop_and_resize(image, (0, 0, *image.shape[:2]), size, interpolation=interpolation)
 
 
-def face_augment(size: int, color_jitter: float = 0.25, interpolation: str = "bilinear") -> Augment:
-    """The whole face, flipped, recoloured and moved a little, as in MAE-SFER's `main_rafdb.py`.
+def face_augment(size: int, color_jitter: float, interpolation: str) -> Augment:
+    """The whole face as the original MAE-SFER's `main_rafdb.py` augments it.
 
-    A flip in half of the images; in half, both colour jitter and a shift of up to 0.1 with a zoom
-    of up to 1.25, black filling in. All of it at the image's own size, which is resized last.
+    A flip with probability 0.5; independently, with probability 0.5, colour jitter together with a
+    shift of up to 0.1 and a zoom of up to 1.25, uncovered areas black. All of this happens at the
+    image's own size; resizing comes last.
     """
     from torchvision.transforms import v2
 

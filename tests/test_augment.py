@@ -46,7 +46,7 @@ def global_states():
 VIEWS = {
     "plain": plain(48),
     "centre": plain(48, 0.875),
-    "fer": face_augment(48),
+    "fer": face_augment(48, 0.25, "bilinear"),
     "randaug": random_augment(48),
 }
 
@@ -76,7 +76,7 @@ def placements():
     steps = np.linspace(0, 255, side)
     x, y = np.meshgrid(steps, steps)
     image = np.stack([x, y, np.full_like(x, 255)], axis=-1).round().astype(np.uint8)
-    augment = face_augment(side, color_jitter=0.0)
+    augment = face_augment(side, 0.0, "bilinear")
     centres = (np.arange(side) + 0.5) / side - 0.5
     found = []
     for k in range(DRAWS):
@@ -115,13 +115,11 @@ def test_half_the_faces_are_mirrored_and_none_is_upside_down(placements):
     assert (placements[:, 1, 0] > 0).all()
 
 
-def test_half_the_faces_are_recoloured_and_none_without_jitter():
+def test_no_face_is_recoloured_without_jitter():
     image = np.full((24, 24, 3), (150, 120, 100), np.uint8)
-    middle = [drawn(face_augment(24), image, k)[:, 12, 12].tolist() for k in range(DRAWS)]
-    changed = np.mean([colour != [150, 120, 100] for colour in middle])
-    assert changed == pytest.approx(0.5, abs=4 * 0.5 / np.sqrt(DRAWS))
+    augment = face_augment(24, 0.0, "bilinear")
     for k in range(20):
-        assert drawn(face_augment(24, 0.0), image, k)[:, 12, 12].tolist() == [150, 120, 100]
+        assert drawn(augment, image, k)[:, 12, 12].tolist() == [150, 120, 100]
 
 
 @pytest.mark.parametrize(

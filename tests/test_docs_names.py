@@ -39,6 +39,7 @@ def test_pictures_are_shown():
 def test_files_named_in_the_text_exist():
     names = re.compile(r"((?:util|datasets|recipes|benchmarks|tests|docs)/[\w/.]+\w|\w+\.py)")
     there = {path.name for path in ROOT.rglob("*.py") if ".venv" not in path.parts}
+    there |= {"main_rafdb.py", "main_ferplus.py", "main_affectnet7.py"}  # the original MAE-SFER's
     wrong = [
         f"{piece.place}: {piece.text}"
         for piece in all_code("inline")

@@ -1,7 +1,6 @@
 """Files for the original authors' MAE-SFER and for S2D, by what these programs do with a file.
 
-Their loaders are described in docs/export.md; here they are written out again, with timm's ViT,
-which both build on.
+What their loaders do is written out here, with timm's ViT, on which both build.
 """
 
 import math
@@ -11,14 +10,13 @@ import timm
 import torch
 from exported import export, refused
 from finetuned import RAF_NAMES
-from runs import run_here
 from torch import nn
 
-import main_finetune
 from datasets.transforms import Normalise
+from models_export import s2d_form
 from models_registry import create_classifier, create_pretrain_model
-from models_saved import open_classifier, open_saved
-from util.errors import BAD_INPUT, DONE
+from models_saved import Preprocessing, SavedClassifier, open_classifier, open_saved
+from util.errors import BAD_INPUT, DONE, BadInput
 from util.weights import load_pretrained
 
 WHOLE = {"input_size": 224, "crop_pct": None, "interpolation": "bilinear"}
@@ -71,6 +69,27 @@ def mae_sfer_loads(path, model):
     return after, model.load_state_dict({**own, **kept}, strict=False).unexpected_keys
 
 
+def s2d_takes(content):
+    """The tensors that S2D's `_create_vision_transformer` loads, under timm's names."""
+    state = content["model_state_dict"] if "model_state_dict" in content else content["model"]
+    state = dict(state)
+    for part in ("weight", "bias"):
+        state[f"ln_post.{part}"] = state.pop(f"norm.{part}")
+    assert state["patch_embed_prompt.proj.weight"].shape[1] != 128
+    del state["patch_embed_prompt.proj.weight"]
+    return {name.replace("ln_post.", "norm."): value for name, value in state.items()}
+
+
+def reads_s2d_back(path, ours):
+    """Fine-tuning begins here with a file for S2D as with the model it was made from."""
+    model = create_classifier("vit_base_patch16", 7, 224, global_pool="token")
+    report = load_pretrained(model, path)
+    assert report.missing == ["head.weight", "head.bias"]
+    assert report.layout == "S2D"
+    for name, value in model.state_dict().items():
+        assert name.startswith("head.") or torch.equal(value, ours.state_dict()[name]), name
+
+
 def imgs_of(count=2):
     pixels = torch.randint(0, 256, (count, 3, 224, 224), dtype=torch.uint8)
     return Normalise()(pixels)
@@ -90,12 +109,13 @@ def test_mae_sfer_takes_a_fine_tuned_model_with_every_tensor_and_answers_as_we_d
     source = trained(tmp_path / "own.pth", size, True, patch)
     assert export(source, "mae-sfer", tmp_path / "out") == DONE
     path, ours, theirs = only_file(tmp_path / "out"), open_saved(source), their_vit(size, patch)
+    state = torch.load(path, weights_only=True)["model_state_dict"]
+    assert {value.dtype for value in state.values()} == {torch.float32}
     assert path.name == f"vit-{size}-finetuned.pth"
     assert mae_sfer_loads(path, theirs) == (42, [])
     assert theirs.state_dict().keys() == ours.model.state_dict().keys()
     for name, value in ours.model.state_dict().items():
         assert torch.equal(theirs.state_dict()[name], value), name
-        assert value.dtype == torch.float32
     imgs = imgs_of()
     torch.testing.assert_close(theirs(imgs), ours.model(imgs), atol=1e-5, rtol=1e-5)
     card = (tmp_path / "out" / "README.md").read_text()
@@ -122,50 +142,39 @@ def test_mae_sfer_takes_a_pre_trained_model_by_the_name_it_asks_for(tmp_path):
     )
 
 
-@pytest.mark.parametrize("fine_tuned", [True, False])
 @torch.no_grad()
-def test_s2d_begins_with_every_tensor_of_its_encoder(fine_tuned, tmp_path):
-    source = trained(tmp_path / "own.pth", "base", fine_tuned)
+def test_s2d_begins_with_every_tensor_of_a_pre_trained_encoder(tmp_path):
+    source = trained(tmp_path / "own.pth", "base", False)
     assert export(source, "s2d", tmp_path / "out") == DONE
-    content = torch.load(only_file(tmp_path / "out"), weights_only=True)
-    # Its `_create_vision_transformer`, written out.
-    state = content["model_state_dict"] if "model_state_dict" in content else content["model"]
-    state["ln_post.weight"], state["ln_post.bias"] = (
-        state.pop("norm.weight"),
-        state.pop("norm.bias"),
-    )
-    assert state["patch_embed_prompt.proj.weight"].shape[1] != 128
-    del state["patch_embed_prompt.proj.weight"]
-    ours, theirs = open_saved(source).model, their_vit("base", classes=0)
-    named = {name.replace("ln_post.", "norm."): value for name, value in state.items()}
+    path, ours = only_file(tmp_path / "out"), open_saved(source).model
+    named = s2d_takes(torch.load(path, weights_only=True))
+    theirs = their_vit("base", classes=0)
     theirs.load_state_dict(named)
     for name, value in named.items():
         assert torch.equal(ours.state_dict()[name], value), name
-    tokens = theirs.forward_features(imgs := imgs_of())
-    token = ours.forward_features(imgs)
-    if not fine_tuned:
-        token = ours.encode(imgs, torch.arange(196).expand(2, -1))[:, 0]
-    torch.testing.assert_close(tokens[:, 0], token, atol=1e-5, rtol=1e-5)
+    tokens = theirs.forward_features(imgs := imgs_of())[:, 0]
+    own = ours.encode(imgs, torch.arange(196).expand(2, -1))[:, 0]
+    torch.testing.assert_close(tokens, own, atol=1e-5, rtol=1e-5)
+    reads_s2d_back(path, ours)
+
+
+def test_s2d_begins_with_every_tensor_of_a_fine_tuned_model_but_its_head():
+    model = create_classifier("vit_base_patch16", 7, 224, global_pool="token")
+    saved = SavedClassifier("vit_base_patch16", model, RAF_NAMES, Preprocessing(224), {})
+    _, content = s2d_form(saved)
+    named, own = s2d_takes(content), model.state_dict()
+    assert own.keys() - named.keys() == {"head.weight", "head.bias"}
+    assert all(torch.equal(value, own[name]) for name, value in named.items())
 
 
 @torch.no_grad()
-def test_both_files_are_read_back(tmp_path):
+def test_a_fine_tuned_file_is_read_back_with_its_classes_and_preprocessing(tmp_path):
     imgs = imgs_of()
     source = trained(tmp_path / "own.pth", "tiny", True)
     export(source, "mae-sfer", tmp_path / "out")
     again, ours = open_classifier(only_file(tmp_path / "out")), open_classifier(source)
     assert torch.equal(again.model(imgs), ours.model(imgs))
     assert (again.classes, again.preprocessing) == (RAF_NAMES, ours.preprocessing)
-
-    source = trained(tmp_path / "base.pth", "base", False)
-    export(source, "s2d", tmp_path / "s2d")
-    model = create_classifier("vit_base_patch16", 7, 224, global_pool="token")
-    report = load_pretrained(model, only_file(tmp_path / "s2d"))
-    assert report.missing == ["head.weight", "head.bias"]
-    assert report.layout == "S2D"
-    state = open_saved(source).model.state_dict()
-    for name, value in model.state_dict().items():
-        assert name.startswith("head.") or torch.equal(value, state[name]), name
 
 
 @pytest.mark.parametrize(
@@ -174,12 +183,24 @@ def test_both_files_are_read_back(tmp_path):
         (
             "mae-sfer",
             ("tiny", True, 16, "avg"),
-            "by the class token, this one by the mean",
+            "by the class token, this checkpoint by the mean",
         ),
-        ("mae-sfer", ("tiny", True, 16, "token", 64), "take 224 pixels a side, this one 64"),
-        ("mae-sfer", ("small", False, 16), "ViT-Small has patches of 32 pixels, this one has 16"),
-        ("mae-sfer", ("tiny", False, 32), "ViT-Tiny has patches of 16 pixels, this one has 32"),
-        ("s2d", ("tiny", True), "is for ViT-Base; this is vit_tiny_patch16"),
+        (
+            "mae-sfer",
+            ("tiny", True, 16, "token", 64),
+            "224 px, this checkpoint's 64 px",
+        ),
+        (
+            "mae-sfer",
+            ("small", False, 16),
+            "ViT-Small has 32-pixel patches",
+        ),
+        (
+            "mae-sfer",
+            ("tiny", False, 32),
+            "ViT-Tiny has 16-pixel patches",
+        ),
+        ("s2d", ("tiny", True), "takes ViT-Base only; this checkpoint is vit_tiny_patch16"),
     ],
 )
 def test_what_their_programs_would_misread_is_refused_in_a_line(to, made, message, tmp_path, capfd):
@@ -193,14 +214,29 @@ def test_what_their_programs_would_misread_is_refused_in_a_line(to, made, messag
 
 def test_a_convnext_is_refused_too(checkpoint, tmp_path, capfd):
     assert export(checkpoint("convnext"), "mae-sfer", tmp_path / "out") == BAD_INPUT
-    assert "is for ViT-Base, ViT-Small, ViT-Tiny; this is convnextv2_atto" in refused(capfd)
+    assert "only; this checkpoint is convnextv2_atto" in refused(capfd)
 
 
-def test_weights_of_their_vit_small_are_not_taken_for_patches_of_16(tmp_path, capfd):
+def test_other_images_than_theirs_are_noted_on_screen_and_in_the_card(tmp_path, capfd):
+    for name, changes, note in (
+        ("same", {}, ""),
+        ("crop", {"crop_pct": 0.875, "interpolation": "bicubic"}, "the central 0.875 of the image"),
+        ("mean", {"mean": [0.5] * 3}, "another mean and std than ImageNet's"),
+    ):
+        source = trained(tmp_path / f"{name}.pth", "tiny", True)
+        content = torch.load(source, weights_only=True)
+        content["preprocessing"] |= changes
+        torch.save(content, source)
+        assert export(source, "mae-sfer", tmp_path / name) == DONE
+        card = (tmp_path / name / "README.md").read_text()
+        for text in (capfd.readouterr().out, card):
+            assert ("expect other results there" in text) == bool(note)
+            assert note in text
+
+
+@torch.no_grad()
+def test_weights_of_their_vit_small_are_not_taken_for_patches_of_16(tmp_path):
     source = trained(tmp_path / "own.pth", "small", False, 32)
     export(source, "mae-sfer", tmp_path / "out")
-    argv = ["--model", "vit_small_patch16", "--finetune", str(only_file(tmp_path / "out"))]
-    capfd.readouterr()
-    options = ["--data_path", "synthetic:64:8", "--output_dir", str(tmp_path / "run")]
-    assert run_here(main_finetune, [*argv, *options]) == BAD_INPUT
-    assert "--patch_size 32" in refused(capfd)
+    with pytest.raises(BadInput, match="--patch_size 32"):
+        load_pretrained(create_classifier("vit_small_patch16", 7), only_file(tmp_path / "out"))

@@ -26,6 +26,7 @@ from datasets.augment import face_augment, plain
 from datasets.sampler import GlobalBatchSampler
 from datasets.transforms import centre_crop
 from models_saved import open_saved
+from util.errors import BadInput
 from util.optim import set_rates
 from util.positions import sincos_position_embedding
 
@@ -97,7 +98,7 @@ def face(height=100, width=100, seed=0):
 
 @pytest.mark.parametrize("shape", [(100, 100), (90, 130)])
 def test_fer_gives_the_published_pixels_for_the_same_draws(shape):
-    ours, theirs, image = face_augment(112), published(112), face(*shape)
+    ours, theirs, image = face_augment(112, 0.25, "bilinear"), published(112), face(*shape)
     seen = set()
     for seed in range(120):
         torch.manual_seed(seed)
@@ -111,12 +112,13 @@ def test_fer_gives_the_published_pixels_for_the_same_draws(shape):
 def test_half_the_faces_are_recoloured_and_the_very_same_ones_moved():
     flat = np.full((32, 32, 3), (150, 120, 100), np.uint8)
     slope = np.tile(np.arange(0, 256, 8, dtype=np.uint8)[:, None, None], (1, 32, 3))
+    recolour, move = (face_augment(32, jitter, "bilinear") for jitter in (0.25, 0.0))
     recoloured, moved = [], []
     for seed in range(400):
         torch.manual_seed(seed)
-        recoloured.append(face_augment(32)(flat)[:, 16, 16].tolist() != [150, 120, 100])
+        recoloured.append(recolour(flat)[:, 16, 16].tolist() != [150, 120, 100])
         torch.manual_seed(seed)
-        moved.append(not np.array_equal(face_augment(32, 0.0)(slope).permute(1, 2, 0), slope))
+        moved.append(not np.array_equal(move(slope).permute(1, 2, 0), slope))
     assert np.mean(recoloured) == pytest.approx(0.5, abs=0.1)
     differ = np.flatnonzero(np.array(recoloured) != np.array(moved))
     assert len(differ) <= 4, "but for draws too small for a byte, both or neither"
@@ -129,7 +131,7 @@ def test_faces_are_tested_as_pillow_resizes_them(shape, interpolation):
     way = Image.Resampling[interpolation.upper()]
     theirs = torch.tensor(np.asarray(Image.fromarray(image).resize((224, 224), way)))
     off = (plain(224, None, interpolation)(image).permute(1, 2, 0).int() - theirs.int()).abs()
-    assert off.max() <= 2
+    assert off.max() <= (1 if interpolation == "bilinear" else 2)
     assert off.float().mean() < 0.02
     central = centre_crop(image, 96, 0.5, interpolation)
     other = centre_crop(image, 96, 0.5, {"bilinear": "bicubic"}.get(interpolation, "bilinear"))
@@ -206,15 +208,15 @@ def published_rate(rate, epoch):
     return rate
 
 
-@pytest.mark.parametrize("recipe", [name for name in COMMANDS if name.startswith("rafdb")])
+@pytest.mark.parametrize("recipe", COMMANDS)
 @pytest.mark.parametrize("processes", [1, 4])
-def test_the_rate_is_the_published_one_at_every_step(recipe, processes):
+def test_the_rate_is_the_published_one_in_every_step_of_120_epochs(recipe, processes):
     args, base = parse(recipe), COMMANDS[recipe][1] * processes
     peak = args.blr * args.batch_size * args.accum_iter * processes / 256
     rate = main_finetune.learning_rate(args, peak, STEPS)
     for epoch in range(EPOCHS):
-        for step in range(STEPS):
-            assert rate(epoch + step / STEPS) == pytest.approx(published_rate(base, epoch)), step
+        found = {rate(epoch + step / STEPS) for step in range(STEPS)}
+        assert list(found) == [pytest.approx(published_rate(base, epoch))], epoch
 
 
 def build(recipe, *more):
@@ -240,7 +242,7 @@ def test_decay_is_decoupled_and_spares_what_they_spare():
         for name, p in trained.items():
             g = torch.randn(p.shape, generator=generator)
             p.grad, g = g, g.double()
-            spared = p.ndim == 1 or name in ("pos_embed", "cls_token", "dist_token")
+            spared = p.ndim == 1 or name == "cls_token"
             m[name] = 0.9 * m[name] + 0.1 * g
             v[name] = 0.999 * v[name] + 0.001 * g * g
             step = (m[name] / (1 - 0.9**t)) / ((v[name] / (1 - 0.999**t)).sqrt() + 1e-8)
@@ -253,18 +255,39 @@ def test_decay_is_decoupled_and_spares_what_they_spare():
 def test_an_epoch_has_one_step_more_than_theirs_and_every_image():
     sampler = GlobalBatchSampler(12_271, 32)
     assert sampler.steps == 12_271 // 32 + 1 == STEPS
+    seen = [draw % 12_271 for batch in sampler for _, draw in batch]
+    assert len(seen) == 32 * STEPS
+    assert set(seen) == set(range(12_271))
 
 
 # --- the model ---
 
 
-def test_the_head_begins_as_timms_and_the_position_embedding_stays(finetune):
-    model, _ = build("rafdb_vit_base", "--finetune", "some.pth")
-    assert model.head.weight.std().item() == pytest.approx(0.02, rel=0.1)
-    assert not model.head.bias.any()
-    usual = parse("affectnet7_vit_base", "--finetune", "some.pth")
-    assert (usual.head_init_std, usual.freeze_pos_embed) == (2e-5, False)
-    assert parse("affectnet7_vit_base").head_init_std is None, "without --finetune as it is built"
+@pytest.mark.parametrize("model", ["vit_tiny_patch16", "convnextv2_atto"])
+@pytest.mark.parametrize(
+    ("more", "std"),
+    [
+        ("--head_init_std 0.3", 0.3),
+        ("--finetune some.pth", 2e-5),
+        ("--finetune some.pth --head_init_std 0.3", 0.3),
+        ("--finetune some.pth --linear_probe", 0.01),
+    ],
+)
+def test_a_new_head_has_the_std_asked_for_or_that_of_the_official_scripts(model, more, std):
+    argv = ["--model", model, "--input_size", "32", *more.split()]
+    args = main_finetune.build_parser().parse(argv)
+    main_finetune.check_options(args)
+    head = build_finetune.build_model(args, 64).head
+    assert head.weight.std().item() == pytest.approx(std, rel=0.1)
+    assert not head.bias.any()
+
+
+def test_recipes_begin_with_timms_head():
+    assert parse("rafdb_vit_base", "--finetune", "some.pth").head_init_std == 0.02
+    assert parse("affectnet7_vit_base", "--finetune", "some.pth").head_init_std == 2e-5
+
+
+def test_a_frozen_position_embedding_does_not_learn(finetune):
     fixed, learnt = (
         load(finetune("vit", f"{more} --lr 0.01"), "checkpoint-last.pth")["model"]["pos_embed"]
         for more in ("--freeze_pos_embed", "")
@@ -304,15 +327,29 @@ def test_a_checkpoint_of_before_was_trained_bicubically(finetune, sets, tmp_path
     assert "--test_interpolation bicubic" in capfd.readouterr().out
 
 
-def test_interpolations_that_nobody_knows_are_refused(finetune, tmp_path, capfd):
+def test_features_are_trained_and_tested_with_the_interpolation_they_were_made_with(
+    finetune, sets, tmp_path
+):
+    source = finetune("vit", "--aug fer --mixup 1 --freeze_pos_embed --cls_token")
+    options = f"--finetune {source / 'checkpoint-best.pth'} --data_path {sets / 'rafdb'} --epochs 1"
+    run = finetune("vit", f"--linear_probe {options} --lr 0.1")
+    options = config(run)["options"]
+    assert (options["train_interpolation"], options["test_interpolation"]) == ("bilinear",) * 2
+
+
+@pytest.mark.parametrize("interpolation", ["lanczos", None, 3, ["bicubic"]])
+def test_an_interpolation_that_nobody_knows_is_refused(interpolation, finetune, tmp_path):
     content = load(finetune(), "checkpoint-best.pth")
-    content["preprocessing"]["interpolation"] = "lanczos"
+    content["preprocessing"]["interpolation"] = interpolation
     torch.save(content, tmp_path / "other.pth")
-    with pytest.raises(Exception, match="preprocessing that is not understood"):
+    with pytest.raises(BadInput, match="preprocessing that is not understood"):
         open_saved(tmp_path / "other.pth")
+
+
+def test_a_random_interpolation_is_for_random_crops_only(tmp_path, capfd):
     argv = ["--aug", "fer", "--train_interpolation", "random", "--output_dir", str(tmp_path)]
     assert run_here(main_finetune, argv) == 2
-    assert "--train_interpolation random: is for --aug randaug" in capfd.readouterr().err
+    assert "--train_interpolation random: only with --aug randaug" in capfd.readouterr().err
 
 
 # --- the recipes ---
@@ -331,20 +368,28 @@ def test_a_recipe_is_the_published_command(recipe):
     assert (args.cutmix, args.cutmix_minmax, args.clip_grad) == (0, None, None)
     assert (args.aug, args.crop_pct, args.recount, args.resplit) == ("fer", None, 1, False)
     assert (args.balance, args.select, args.model_ema) == (False, "test", False)
+    assert (args.schedule, args.step_epochs, args.step_factor) == ("step", [35, 65, 95], 0.1)
+    assert (args.warmup_epochs, args.warmup_steps, args.weight_decay_end) == (0, -1, None)
+    assert (args.opt, args.opt_betas, args.opt_eps) == ("adamw", [0.9, 0.999], None)
+    assert (args.color_jitter, args.reprob, args.remode) == (0.25, 0.5, "const")
+    assert (args.train_interpolation, args.test_interpolation) == ("bilinear", "bilinear")
+    assert args.imagenet_default_mean_and_std
     assert args.data_set == recipe.split("_")[0].rstrip("78")
+    assert args.nb_classes == (8 if args.data_set == "ferplus" else 7)
     assert f"--finetune {weights} " in (ROOT / "recipes" / f"{recipe}.args").read_text()
 
 
-@pytest.mark.parametrize("name", README)
-def test_a_recipe_has_every_option_that_their_readme_names(name):
-    for size in ("base", "small", "tiny") if "{}" in name else ("",):
-        recipe = name.format(size)
-        main = main_pretrain if recipe.startswith("pretrain") else main_finetune
-        named = main.build_parser().parse(README[name].split())
-        args = parse(recipe)
-        for option in named.given:
-            assert getattr(args, option) == getattr(named, option), (recipe, option)
-        assert size in args.model
+@pytest.mark.parametrize(
+    ("name", "size"),
+    [(n, s) for n in README for s in (("base", "small", "tiny") if "{}" in n else ("base",))],
+)
+def test_a_recipe_has_every_option_that_their_readme_names(name, size):
+    recipe = name.format(size)
+    main = main_pretrain if recipe.startswith("pretrain") else main_finetune
+    named, args = main.build_parser().parse(README[name].split()), parse(recipe)
+    for option in named.given:
+        assert getattr(args, option) == getattr(named, option), option
+    assert f"_{size}" in args.model
 
 
 def test_the_table_of_results_has_the_numbers_of_the_recipes():
@@ -368,23 +413,23 @@ def test_the_table_of_results_has_the_numbers_of_the_recipes():
                 assert cell.endswith("~") == ("# Nearest: " in recipe), row
 
 
-def test_every_recipe_says_whether_it_is_exact_and_the_page_and_table_agree():
-    page = (ROOT / "docs" / "published.md").read_text()
+def test_every_recipe_stands_on_the_page_and_says_whether_it_is_exact():
+    page = (ROOT / "docs" / "published.md").read_text().splitlines()
     for path in ROOT.glob("recipes/*.args"):
-        header = path.read_text()
-        exact = "# Exact: " in header
-        assert exact != ("# Nearest: " in header) or path.name.startswith("pretrain"), path
-        if rows := [line for line in page.splitlines() if f"[{path.stem}]" in line]:
-            assert (
-                path.name.startswith("pretrain")
-                or f"| {'exact' if exact else 'nearest'} |" in (rows[0])
-            )
+        if path.stem.endswith("_fast"):  # ours
+            continue
+        (row,) = (line for line in page if f"[{path.stem}](../recipes/{path.name})" in line)
+        if not path.stem.startswith("pretrain"):
+            header = path.read_text()
+            exact, nearest = "# Exact: " in header, "# Nearest: " in header
+            assert exact != nearest, path
+            assert row.endswith(f"| {'exact' if exact else 'nearest'} |"), path
 
 
 @pytest.mark.parametrize(
     ("recipe", "data", "message"),
     [
-        ("rafdb_vit_tiny", "ferplus", "--data_set rafdb|RAF-DB"),
+        ("rafdb_vit_tiny", "ferplus", "RAF"),
         ("affectnet7_vit_tiny_60e", "rafdb", "AffectNet"),
         ("ferplus_vit_tiny", "affectnet", "FERPlus"),
     ],
@@ -396,4 +441,5 @@ def test_a_recipe_for_another_data_set_is_refused_in_a_line(
     assert run_here(main_finetune, [*argv, "--output_dir", str(tmp_path / "out")]) == 2
     lines = capfd.readouterr().err.strip().splitlines()
     assert len(lines) == 1
-    assert any(word in lines[0] for word in message.split("|")), lines
+    assert message in lines[0]
+    assert str(sets / data) in lines[0]

@@ -14,7 +14,8 @@ from util.evaluation_dir import (
 from util.options import Options, Parser, class_names, flag
 from util.options_trained import OF_DATA, OF_IMAGES
 
-# What makes an evaluation another one, if it is given; and what else does with --knn, which learns.
+# Options that, when given, make it a different evaluation; with --knn, also those that choose what
+# it learns from.
 EVALUATED_BY = (
     *OF_IMAGES,
     *OF_DATA,
@@ -24,7 +25,7 @@ NEIGHBOURS_BY = ("label_fraction", "select", "val_fraction", "seed")
 
 
 def add_evaluation(parser: Parser) -> None:
-    """The group of fine-tuning's options."""
+    """Add the group to fine-tuning's parser."""
     group = parser.add_argument_group("evaluation")
     flag(group, "--eval", False, "only evaluate")
     flag(group, "--knn", False, "only classify by nearest neighbours among frozen features")
@@ -36,18 +37,17 @@ def add_evaluation(parser: Parser) -> None:
     flag(group, "--disable_eval", False, "do not evaluate")
 
 
-def check_evaluation(args: Options) -> None:
-    """Refuse what `--eval` and `--knn` cannot both be, or cannot do."""
+def resolve_evaluation(args: Options) -> None:
+    """Set `args.finetune` to the checkpoint to evaluate, `args.output_dir` to its results' folder.
+
+    Raises BadInput for combinations that `--eval` and `--knn` do not support.
+    """
     if args.eval and args.knn:
         raise BadInput("--knn: does without the head that --eval tests; give one of them")
     if args.knn and args.eval_flip:
         raise BadInput("--eval_flip: --knn compares features of images as they are; leave it out")
     if args.eval and args.finetune and args.resume:
         raise BadInput("--resume: --finetune names the checkpoint to evaluate; give one of them")
-
-
-def find_evaluation(args: Options) -> None:
-    """The checkpoint to evaluate, in `args.finetune`, and the folder for its results."""
     given = args.output_dir if "output_dir" in args.given else None
     if args.eval:
         args.finetune = args.finetune or args.resume or own_checkpoint(args.output_dir)

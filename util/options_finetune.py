@@ -15,7 +15,7 @@ from util.options import (
     flag,
     number,
 )
-from util.options_evaluation import add_evaluation, check_evaluation, find_evaluation, made_by
+from util.options_evaluation import add_evaluation, made_by, resolve_evaluation
 from util.options_trained import INTERPOLATIONS
 from util.sizes import CLASSIFIER_SIZES, CONVNEXT_PATCH, family, find_size
 
@@ -56,7 +56,7 @@ LINEAR_DEFAULTS = {
     "cls_token": True,
 }
 FROZEN_DEFAULTS = {"layer_decay": 1.0, "drop_path": 0.0}
-# MAE-SFER's `main_rafdb.py`: docs/published.md.
+# The original MAE-SFER's `main_rafdb.py`: docs/published.md.
 FER_DEFAULTS = {
     "color_jitter": 0.25,
     "train_interpolation": "bilinear",
@@ -126,7 +126,7 @@ def _add_model(parser: Parser) -> None:
     flag(group, "--cls_token", None, "classify by a ViT's class token")
     group.add_argument("--global_pool", dest="cls_token", action="store_false", default=None)
     group.add_argument("--head_init_scale", type=RATE, default=0.001, help="of ConvNeXt V2's head")
-    group.add_argument("--head_init_std", type=RATE, help="of a new head's weights (2e-5)")
+    group.add_argument("--head_init_std", type=RATE, help="std of a new head (--finetune: 2e-5)")
     flag(group, "--freeze_pos_embed", None, "do not train a ViT's position embedding")
     flag(group, "--freeze_backbone", False, "train only the head")
     flag(group, "--linear_probe", False, "MAE's linear probing: frozen, batch norm, LARS")
@@ -165,17 +165,21 @@ def _add_augmentation(parser: Parser) -> None:
     group.add_argument(
         "--train_interpolation",
         choices=(*INTERPOLATIONS, "random"),
-        help="fer: bilinear; else bicubic; random: only of randaug",
+        help="of training images (fer: bilinear, else bicubic; random: randaug only)",
     )
     group.add_argument(
-        "--test_interpolation", choices=INTERPOLATIONS, help="fer: bilinear; else bicubic"
+        "--test_interpolation",
+        choices=INTERPOLATIONS,
+        help="of test images (fer: bilinear, else bicubic); kept in the checkpoint",
     )
     group.add_argument("--crop_pct", type=SOME, help="centre tested on (randaug 0.875; else all)")
     flag(group, "--imagenet_default_mean_and_std", True, "False: 0.5 and 0.5")
     group.add_argument("--smoothing", type=number(float, low=0, below=1), help="of labels (0.1)")
     group.add_argument("--reprob", type=SHARE, help="random erasing (fer: 0.5; else 0.25)")
     group.add_argument(
-        "--remode", choices=("pixel", "rand", "const"), help="its fill (fer: const; else pixel)"
+        "--remode",
+        choices=("pixel", "rand", "const"),
+        help="fill of erased areas (fer: const, else pixel)",
     )
     group.add_argument("--recount", type=SIZE, default=1, help="areas erased at the most")
     flag(group, "--resplit", False, "erase nothing in the first half of a batch")
@@ -244,8 +248,7 @@ def check_options(args: argparse.Namespace) -> None:
     if args.classes and not args.eval:
         raise BadInput("--classes: is for --eval; in training the data set names the classes")
     if args.eval or args.knn:
-        check_evaluation(args)
-        find_evaluation(args)
+        resolve_evaluation(args)
     elif not holds_run(args.output_dir):
         check_results(args.output_dir, made_by(args))
 
@@ -278,8 +281,8 @@ def _check_training(args: argparse.Namespace) -> None:
         )
     if args.train_interpolation == "random" and args.aug != "randaug":
         raise BadInput(
-            f"--train_interpolation random: is for --aug randaug; --aug {args.aug} takes one of "
-            f"{', '.join(INTERPOLATIONS)}"
+            f"--train_interpolation random: only with --aug randaug; with --aug {args.aug} choose "
+            f"{' or '.join(INTERPOLATIONS)}"
         )
     if args.cutmix_minmax and not 0 < args.cutmix_minmax[0] < args.cutmix_minmax[1]:
         raise BadInput(f"--cutmix_minmax {args.cutmix_minmax}: must rise, from above 0 to 1")

@@ -19,7 +19,7 @@ OF_IMAGES = (
     *("input_size", "crop_pct", "test_interpolation"),
     *("imagenet_default_mean_and_std", "eval_flip"),
 )
-INTERPOLATIONS = ("bicubic", "bilinear")
+INTERPOLATIONS = ("bicubic", "bilinear")  # of --test_interpolation
 # What a data set's images and labels are: taken where it has such; see `open_labelled`.
 OF_DATA = ("nb_classes", "label_rule", "label_order", "face_margin")
 
