@@ -151,7 +151,7 @@ def begin_like_pretraining(
     if path or args.linear_probe or args.freeze_backbone:
         names += ["input_size", "crop_pct", "test_interpolation"]
     args, told = as_trained(args, trained, args.finetune, names)
-    if "test_interpolation" in names and "train_interpolation" not in args.given and not path:
+    if "test_interpolation" in names and "train_interpolation" not in args.given:
         args = args.but(train_interpolation=args.test_interpolation)
     args = _with_crop(args, {name: trained[name] for name in names if name in trained})
     check_input_size(args)

@@ -136,8 +136,8 @@ def _rules(args: argparse.Namespace) -> tuple[dict[str, str | None], dict[str, s
 
 def build_model(args: argparse.Namespace, classes: int) -> nn.Module:
     """The classifier as it is before anything is loaded, on the host."""
-    options = {"drop_path": args.drop_path}
-    if family(args.model) == "convnextv2":
+    options, convnext = {"drop_path": args.drop_path}, family(args.model) == "convnextv2"
+    if convnext:
         options["head_init_scale"] = args.head_init_scale
     else:
         options["patch_size"] = args.patch_size
@@ -145,7 +145,7 @@ def build_model(args: argparse.Namespace, classes: int) -> nn.Module:
     model = create_classifier(args.model, classes, args.input_size, **options)
     if args.head_init_std is not None:
         reset_head(model, args.head_init_std)
-    if args.freeze_pos_embed:
+    if args.freeze_pos_embed and not convnext:
         model.pos_embed.requires_grad_(False)
     model.set_grad_checkpointing(args.grad_checkpointing)
     return model

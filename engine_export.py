@@ -26,7 +26,7 @@ from models_export import (
     described,
     is_vit,
     mae_sfer_form,
-    other_view,
+    other_use,
     s2d_form,
     timm_config,
     timm_form,
@@ -53,9 +53,10 @@ NEW_NORM = (
     "learns in fine-tuning. Features without it are the mean of the map."
 )
 
-OTHER_VIEW = (
-    "`main_rafdb.py` squeezes the whole image into a square, bilinearly, and normalises it by "
-    "ImageNet's mean and std. This model was trained for {}: expect other results there."
+OTHER_USE = (
+    "`main_rafdb.py` squeezes the whole image into a square, bilinearly, normalises it by "
+    "ImageNet's mean and std, and numbers the classes as RAF-DB does. This model was made for {}: "
+    "expect other results there."
 )
 
 Outputs = dict[str, Tensor]
@@ -162,10 +163,11 @@ def card_of(
     saved: Saved, to: str, source: Path, parity: list[Parity], folder: Path, licence: str = ""
 ) -> str:
     """The model card of what has been exported into a folder."""
-    classes, preprocessing = classes_of(saved), described(saved)["preprocessing"]
+    classes = classes_of(saved) if TARGETS[to].keeps_head else ()
+    preprocessing = described(saved)["preprocessing"]
     if to in COMMANDS:
         file, size = next(folder.glob("*.pth")).name, vit_size(saved)
-        loader, use = COMMANDS[to].split()[1], command_use(to, file, size)
+        loader, use = COMMANDS[to].split()[1], command_use(to, file, size, len(classes))
     else:
         loader = _loader(saved, to, folder)
         use = python_use(to, loader, bool(classes), preprocessing)
@@ -190,8 +192,8 @@ def note_of(saved: Saved, to: str) -> str:
     """What is different there from here; "" if nothing is."""
     if to in ("timm", "hf") and not (classes_of(saved) or is_vit(saved)):
         return NEW_NORM
-    if to == "mae-sfer" and classes_of(saved) and (other := other_view(saved)):
-        return OTHER_VIEW.format(other)
+    if to == "mae-sfer" and isinstance(saved, SavedClassifier) and (other := other_use(saved)):
+        return OTHER_USE.format(other)
     return ""
 
 

@@ -98,6 +98,7 @@ def finetune(args: Options, run: "Run") -> None:
         "lr": lr,
         "global_batch": sampler.global_batch,
         "balance": balance,
+        "joint_jitter": args.aug == "fer",  # which earlier releases drew apart from the move
         "amp": precision.name,
         "data": data.digest,
     }

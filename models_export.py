@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
+from datasets.labels import ORDERS, canonical
 from datasets.transforms import IMAGENET_MEAN
 from models_mae import MaskedAutoencoderViT, ViTClassifier
 from models_saved import Preprocessing, Saved, SavedAutoencoder, SavedClassifier
@@ -174,8 +175,8 @@ def _of_data(saved: Saved) -> dict[str, Any]:
     return {name: value for name, value in found.items() if value is not None}
 
 
-def other_view(saved: Saved) -> str:
-    """How its images differ from those of `main_rafdb.py`, in words; "" if they do not."""
+def other_use(saved: SavedClassifier) -> str:
+    """How its images and classes differ from `main_rafdb.py`'s, in words; "" if they do not."""
     own = saved.preprocessing
     usual = Preprocessing(own.input_size, interpolation="bilinear")
     found = []
@@ -184,8 +185,12 @@ def other_view(saved: Saved) -> str:
     if own.interpolation != usual.interpolation:
         found.append(f"{own.interpolation} instead of {usual.interpolation} resizing")
     if [*own.mean, *own.std] != [*usual.mean, *usual.std]:
-        found.append("another mean and std than ImageNet's")
-    return ", ".join(found)
+        found.append("another mean and std")
+    if saved.flip:
+        found.append("the mean of the answers for an image and its mirror image")
+    if canonical(saved.classes) != canonical(ORDERS["rafdb"]):
+        found.append("classes of another number or order")
+    return "; ".join(found)
 
 
 def mae_sfer_form(saved: Saved) -> tuple[str, dict[str, Any]]:

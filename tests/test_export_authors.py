@@ -120,7 +120,7 @@ def test_mae_sfer_takes_a_fine_tuned_model_with_every_tensor_and_answers_as_we_d
     torch.testing.assert_close(theirs(imgs), ours.model(imgs), atol=1e-5, rtol=1e-5)
     card = (tmp_path / "out" / "README.md").read_text()
     command = f"--checkpoint-whole {path.name} --model-name vit_{size}_fixedpe_patch16_224"
-    assert command in card
+    assert f"{command} --num_class 7 --evaluate\n" in card
     assert "| 1 | Fear |" in card
 
 
@@ -147,6 +147,7 @@ def test_s2d_begins_with_every_tensor_of_a_pre_trained_encoder(tmp_path):
     source = trained(tmp_path / "own.pth", "base", False)
     assert export(source, "s2d", tmp_path / "out") == DONE
     path, ours = only_file(tmp_path / "out"), open_saved(source).model
+    assert f"--finetune {path.name}\n" in (tmp_path / "out" / "README.md").read_text()
     named = s2d_takes(torch.load(path, weights_only=True))
     theirs = their_vit("base", classes=0)
     theirs.load_state_dict(named)
@@ -221,10 +222,12 @@ def test_other_images_than_theirs_are_noted_on_screen_and_in_the_card(tmp_path, 
     for name, changes, note in (
         ("same", {}, ""),
         ("crop", {"crop_pct": 0.875, "interpolation": "bicubic"}, "the central 0.875 of the image"),
-        ("mean", {"mean": [0.5] * 3}, "another mean and std than ImageNet's"),
+        ("mean", {"mean": [0.5] * 3}, "another mean and std"),
+        ("order", {"classes": list(RAF_NAMES[::-1])}, "classes of another number or order"),
     ):
         source = trained(tmp_path / f"{name}.pth", "tiny", True)
         content = torch.load(source, weights_only=True)
+        content["classes"] = changes.pop("classes", content["classes"])
         content["preprocessing"] |= changes
         torch.save(content, source)
         assert export(source, "mae-sfer", tmp_path / name) == DONE

@@ -12,7 +12,7 @@ import pytest
 import torch
 from finetuned import config, evaluate
 from PIL import Image
-from runs import ROOT, load, run_here
+from runs import ROOT, finetune_options, load, run_here
 from scipy.stats import ks_2samp
 from timm.data.mixup import Mixup
 from timm.loss import SoftTargetCrossEntropy
@@ -43,7 +43,7 @@ COMMANDS = {
 }
 
 
-# The commands of their README that name their options in full.
+# The commands of their README, of today and of 2025-05-22, that name their options in full.
 README = {
     "affectnet7_vit_{}": "--batch_size 16 --accum_iter 2 --blr 5e-4 --layer_decay 0.65 "
     "--weight_decay 0.05 --drop_path 0.1 --reprob 0.25 --mixup 0.8 --cutmix 1.0 --epochs 10",
@@ -337,6 +337,31 @@ def test_features_are_trained_and_tested_with_the_interpolation_they_were_made_w
     assert (options["train_interpolation"], options["test_interpolation"]) == ("bilinear",) * 2
 
 
+def test_a_frozen_run_resumes_with_the_interpolation_it_took_over(finetune, sets, tmp_path):
+    source = finetune("vit", "--aug fer --mixup 1 --freeze_pos_embed --cls_token")
+    options = f"--linear_probe --finetune {source / 'checkpoint-best.pth'} --lr 0.1"
+    options = f"{options} --data_path {sets / 'rafdb'} --warmup_epochs 0"
+    for epochs in (1, 2):
+        argv = finetune_options(tmp_path / "run", more=f"{options} --epochs {epochs}")
+        assert run_here(main_finetune, argv) == 0
+
+
+def test_a_run_of_an_older_release_resumes_unless_its_augmentation_was_another(
+    finetune, sets, pretrained, tmp_path, capfd
+):
+    for aug, code in (("randaug", 0), ("fer", 2)):
+        options = f"--aug {aug} --mixup 1" if aug == "fer" else ""
+        run = tmp_path / aug
+        run.mkdir()
+        content = load(finetune("vit", options))
+        for name in ("test_interpolation", "freeze_pos_embed", "head_init_std", "joint_jitter"):
+            del content["run"][name]
+        torch.save(content, run / "checkpoint-last.pth")
+        more = f"{options} --epochs 3 --finetune {pretrained['vit']} --data_path {sets / 'rafdb'}"
+        assert run_here(main_finetune, finetune_options(run, more=more)) == code
+    assert "joint_jitter False -> True" in capfd.readouterr().err
+
+
 @pytest.mark.parametrize("interpolation", ["lanczos", None, 3, ["bicubic"]])
 def test_an_interpolation_that_nobody_knows_is_refused(interpolation, finetune, tmp_path):
     content = load(finetune(), "checkpoint-best.pth")
@@ -346,10 +371,25 @@ def test_an_interpolation_that_nobody_knows_is_refused(interpolation, finetune, 
         open_saved(tmp_path / "other.pth")
 
 
-def test_a_random_interpolation_is_for_random_crops_only(tmp_path, capfd):
-    argv = ["--aug", "fer", "--train_interpolation", "random", "--output_dir", str(tmp_path)]
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("--train_interpolation random", "--train_interpolation random: only with --aug randaug"),
+        ("--color_jitter 0.6", "--color_jitter 0.6: --aug fer jitters the hue"),
+        ("--head_init_std 0", "--head_init_std"),
+        ("--model convnextv2_atto --freeze_pos_embed", "--freeze_pos_embed: convnextv2_atto has"),
+    ],
+)
+def test_what_cannot_work_is_refused_in_a_line(options, message, tmp_path, capfd):
+    argv = ["--aug", "fer", *options.split(), "--output_dir", str(tmp_path)]
     assert run_here(main_finetune, argv) == 2
-    assert "--train_interpolation random: only with --aug randaug" in capfd.readouterr().err
+    lines = capfd.readouterr().err.strip().splitlines()
+    assert message in lines[-1]
+
+
+def test_a_convnext_is_evaluated_whatever_is_said_of_position_embeddings(finetune, sets, tmp_path):
+    best = finetune("convnext") / "checkpoint-best.pth"
+    evaluate(best, tmp_path, f"--freeze_pos_embed --data_path {sets / 'rafdb'}")
 
 
 # --- the recipes ---

@@ -21,6 +21,13 @@ from util.files import replacing
 
 LAST, BEST = "checkpoint-last.pth", "checkpoint-best.pth"
 
+# What older releases did where they did not say so.
+UNNAMED_BEFORE = {
+    "test_interpolation": "bicubic",
+    "freeze_pos_embed": False,
+    "joint_jitter": False,
+}
+
 # What stands as JSON text beside the weights of an exported safetensors file.
 DESCRIBED = ("args", "classes", "preprocessing")
 
@@ -322,7 +329,8 @@ def check_same_run(
     """
     if not has_training_state(saved):
         raise BadInput(f"{path}: weights, but no training state to resume")
-    before = saved["run"]
+    before = {**UNNAMED_BEFORE, **saved["run"]}
+    before.setdefault("head_init_std", run.get("head_init_std"))  # of no effect any more
     changed = {k: (before.get(k), v) for k, v in run.items() if before.get(k) != v}
     if "epochs" in changed and (changed["epochs"][0] or 0) < changed["epochs"][1]:
         longer = changed.pop("epochs")

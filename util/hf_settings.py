@@ -96,7 +96,9 @@ def _differences(config: dict[str, Any], processor: dict[str, Any], size: int) -
 
 def _interpolation(processor: dict[str, Any]) -> str:
     """How it resizes a picture; "" if we do not resize so."""
-    given = processor.get("resample", RESAMPLE["bicubic"])
+    kind = processor.get("image_processor_type", processor.get("feature_extractor_type"))
+    usual = "bilinear" if isinstance(kind, str) and kind.startswith("ViT") else "bicubic"
+    given = processor.get("resample", RESAMPLE[usual])  # theirs where the file names none
     return next((name for name, value in RESAMPLE.items() if value == given), "")
 
 

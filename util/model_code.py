@@ -12,15 +12,17 @@ SHOW = "print(dict(zip(classes, p.tolist())))"
 COMMANDS = {
     "mae-sfer": (
         "python main_rafdb.py --resume --checkpoint-whole {file} "
-        "--model-name vit_{size}_fixedpe_patch16_224"
+        "--model-name vit_{size}_fixedpe_patch16_224{evaluate}"
     ),
     "s2d": "python run_class_finetuning.py --model s2d_{size}_patch16_224 --finetune {file}",
 }
 
 
-def command_use(to: str, file: str, size: str) -> str:
-    """The section of the card for one of COMMANDS, in Markdown."""
-    command = COMMANDS[to].format(file=file, size=size)
+def command_use(to: str, file: str, size: str, classes: int) -> str:
+    """The section of the card for one of COMMANDS, in Markdown; no `classes`: pre-trained only."""
+    # Another number of classes would leave their head as initialised, without a word.
+    evaluate = f" --num_class {classes} --evaluate" if classes else ""
+    command = COMMANDS[to].format(file=file, size=size, evaluate=evaluate)
     return f"With the path to `{file}`, and that program's other options:\n\n```sh\n{command}\n```"
 
 

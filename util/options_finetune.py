@@ -126,7 +126,9 @@ def _add_model(parser: Parser) -> None:
     flag(group, "--cls_token", None, "classify by a ViT's class token")
     group.add_argument("--global_pool", dest="cls_token", action="store_false", default=None)
     group.add_argument("--head_init_scale", type=RATE, default=0.001, help="of ConvNeXt V2's head")
-    group.add_argument("--head_init_std", type=RATE, help="std of a new head (--finetune: 2e-5)")
+    group.add_argument(
+        "--head_init_std", type=number(float, above=0), help="std of a new head (--finetune: 2e-5)"
+    )
     flag(group, "--freeze_pos_embed", None, "do not train a ViT's position embedding")
     flag(group, "--freeze_backbone", False, "train only the head")
     flag(group, "--linear_probe", False, "MAE's linear probing: frozen, batch norm, LARS")
@@ -278,6 +280,11 @@ def _check_training(args: argparse.Namespace) -> None:
     if mixes(args) and args.batch_size % 2:
         raise BadInput(
             f"--batch_size {args.batch_size}: --mixup and --cutmix pair images; even only"
+        )
+    if args.aug == "fer" and args.color_jitter > 0.5:
+        raise BadInput(
+            f"--color_jitter {args.color_jitter:g}: --aug fer jitters the hue by as much, which is "
+            "at most 0.5"
         )
     if args.train_interpolation == "random" and args.aug != "randaug":
         raise BadInput(
