@@ -121,7 +121,7 @@ def compute(saved: Saved, probe: Probe) -> Outputs:
     """What our model says: `features`, and `logits` or with a decoder `reconstructions`."""
     if isinstance(saved, SavedClassifier):
         features = saved.model.forward_features(probe.imgs)
-        return {"features": features, "logits": saved.model.head(features)}
+        return {"logits": saved.model.head(features), "features": features}
     outputs = {"features": saved.model.forward_features(probe.imgs)}
     if isinstance(saved, SavedAutoencoder):
         pred = saved.model.reconstruct(probe.imgs, noise=probe.noise).pred

@@ -27,6 +27,8 @@ import main_pack
 from util.errors import BadInput
 from util.options import underscored
 
+THEIRS = ("rafdb", "ferplus", "affectnet7", "finetune_affectnet", "pretrain_convnextv2")
+EXPORT = "python main_export.py --checkpoint runs/rafdb/checkpoint-best.pth"
 # How a command begins, and why it is not run. Options and targets are checked all the same.
 CANNOT_RUN = {
     "python3 -m venv": "makes an environment",
@@ -38,6 +40,9 @@ CANNOT_RUN = {
     "grep -q resumable": "is in a job of SLURM",
     "scontrol requeue": "is in a job of SLURM",
     "python benchmarks": "takes minutes of two cores",
+    **{f"python main_{name}": "is the original MAE-SFER's" for name in THEIRS},
+    f"{EXPORT} --to mae-sfer": "takes no small model: tests/test_export_authors.py",
+    f"{EXPORT} --to s2d": "takes no small model: tests/test_export_authors.py",
 }
 RUN_ALL_THE_SAME = "python benchmarks/reproduce.py"
 # Options that are not of our programs, and whose.
@@ -47,7 +52,13 @@ FOREIGN = {
     "--nproc_per_node": "torchrun",
     "--logdir": "tensorboard",
     "--shm-size": "docker",
-    "--layer-decay": "MAE-SFER",
+    **dict.fromkeys(
+        [
+            *("--layer-decay", "--learning-rate", "--epoch", "--model-name", "--checkpoint-whole"),
+            *("--raf_path", "--warmup", "--loss-fn", "--opt-level", "--num_class", "--evaluate"),
+        ],
+        "the original MAE-SFER",
+    ),
 }
 # What makes the Python that is shown small.
 PYTHON = {

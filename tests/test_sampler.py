@@ -129,7 +129,7 @@ def test_a_label_belongs_to_its_image_whatever_is_drawn(coded):
 
 def test_a_repeated_image_is_augmented_anew_and_a_position_the_same(coded):
     def dataset(seed=0):
-        return FinetuneDataset(coded, 4, face_augment(20), seed=seed)
+        return FinetuneDataset(coded, 4, face_augment(20, 0.25, "bilinear"), seed=seed)
 
     views = [dataset()[1, 5 + k * len(coded)][0].numpy().tobytes() for k in range(8)]
     assert len(set(views)) >= 5  # a view may be the plain one twice
@@ -161,7 +161,7 @@ def test_an_unreadable_images_replacement_brings_its_own_label(coded, tmp_path):
 
 @pytest.mark.parametrize("balance", [None, LABELS])
 def test_the_number_of_workers_changes_no_fine_tuning_batch(coded, balance):
-    ds = FinetuneDataset(coded, 4, face_augment(20), seed=0)
+    ds = FinetuneDataset(coded, 4, face_augment(20, 0.25, "bilinear"), seed=0)
     loaders = []
     for workers in (0, 2):
         sampler = GlobalBatchSampler(len(ds), 8, balance=balance)
