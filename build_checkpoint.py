@@ -143,15 +143,16 @@ def begin_like_pretraining(
     images of the same size and crop, resized alike.
     """
     names = ["imagenet_default_mean_and_std"]
+    frozen = args.linear_probe or args.freeze_backbone
     if path:  # whose options are those already
         saved, trained = {}, trained_with(read_checkpoint(path, peek=True), path)
     else:
         saved = read_finetune(args) if args.finetune else {}
         trained = use_of(args, saved).trained if args.finetune else {}
-    if path or args.linear_probe or args.freeze_backbone:
+    if path or frozen:
         names += ["input_size", "crop_pct", "test_interpolation"]
     args, told = as_trained(args, trained, args.finetune, names)
-    if "test_interpolation" in names and "train_interpolation" not in args.given:
+    if frozen and "train_interpolation" not in args.given:
         args = args.but(train_interpolation=args.test_interpolation)
     args = _with_crop(args, {name: trained[name] for name in names if name in trained})
     check_input_size(args)
