@@ -37,9 +37,9 @@ from models_saved import Saved, SavedAutoencoder, SavedClassifier, open_saved
 from util.errors import Fault
 from util.files import write_file, write_json
 from util.hf_settings import CONFIG, PROCESSOR
+from util.layouts import describe
 from util.model_card import Card, model_card
 from util.model_code import COMMANDS, command_use, python_use
-from util.sizes import VIT
 from util.states import State
 
 WEIGHTS = "model.safetensors"
@@ -334,11 +334,9 @@ def read_token_vit(folder: Path, probe: Probe) -> Answer:
     content = torch.load(next(folder.glob("*.pth")), weights_only=True)
     state = content.get("model_state_dict", content.get("model"))
     state = {name: value for name, value in state.items() if name not in S2D_PLACEHOLDER}
-    dim = state["cls_token"].shape[2]
-    name = next(name for name, size in VIT.items() if size.dim == dim)
-    classes, patch = content.get("classes", ()), state["patch_embed.proj.weight"].shape[2]
-    made = {"patch_size": patch, "num_classes": len(classes)}
-    model = timm.create_model(f"vit_{name}_patch16_224", **made).eval()
+    held, classes = describe(state), content.get("classes", ())
+    made = {"patch_size": held.patch, "num_classes": len(classes)}
+    model = timm.create_model(f"vit_{held.size}_patch16_224", **made).eval()
     model.load_state_dict(state)
     tokens = model.forward_features(probe.imgs)
     if "model" in content:  # pre-trained; see MaskedAutoencoderViT.forward_features

@@ -33,7 +33,7 @@ TIMM_CONVNEXT = [
 
 
 # The ViTs of the original MAE-SFER: the file name by which its loader knows pre-trained weights,
-# and the pixels a side of a patch, which in its vit_small_fixedpe_patch16_224 are 32.
+# and the side length of a patch in pixels, which in its vit_small_fixedpe_patch16_224 is 32.
 MAE_SFER = {
     "base": ("vit-base-checkpoint-300.pth", 16),
     "small": ("vit-small-checkpoint-299.pth", 32),
@@ -227,8 +227,8 @@ def s2d_form(saved: Saved) -> tuple[str, dict[str, Any]]:
 def token_vit_size(saved: Saved, to: str, patches: dict[str, int]) -> str:
     """The size of a saved ViT, where the program `to` has this very one.
 
-    `patches`: the sizes it has, with the pixels a side of their patches. Raises BadInput for any
-    other model.
+    `patches`: the sizes it has, with the side length of their patches in pixels. Raises BadInput
+    for any other model.
     """
     size = vit_size(saved)
     if size not in patches:

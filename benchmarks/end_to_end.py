@@ -1,6 +1,7 @@
 """A short pre-training from JPEG files: the official way, and with ever more of our ingredients.
 
     python benchmarks/end_to_end.py [--model mae] [--steps 144] [--compile] [--without bf16]
+        [--json FILE]
 
 Every run has the same weights to begin with, the same number of steps and learning rates. The first
 two see the same crops and masks; those with our feeding and no progressive resolution share theirs,
