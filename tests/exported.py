@@ -101,7 +101,9 @@ def export(source, to, output, *more):
 def some_images(saved, count=3):
     """uint8 pixels, and the same as the model takes them."""
     size = saved.preprocessing.input_size
-    pixels = torch.randint(0, 256, (count, 3, size, size), dtype=torch.uint8)
+    generator = torch.Generator().manual_seed(count)  # the same, whichever tests ran before
+    shape = (count, 3, size, size)
+    pixels = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
     return pixels, saved.preprocessing.normalise(pixels)
 
 
