@@ -25,6 +25,7 @@ from models_packed import (
     Neighbours,
     find_neighbours,
     has_own_passes,
+    whole_images,
 )
 from util.sizes import CONVNEXT_PATCH, ConvNeXtSize
 
@@ -61,7 +62,7 @@ class Block(nn.Module):
         self.drop_path = DropPath(drop_path) if drop_path else nn.Identity()
 
     def forward(self, x: Tensor, near: Canvas | Neighbours | None = None) -> Tensor:
-        """(N, V, b, b, C) -> same; `near` from `find_neighbours`, None for whole images."""
+        """(N, V, b, b, C) -> same; without `near`, whole images by the library's kernels."""
         if isinstance(near, Neighbours):
             return x + self.drop_path(self._packed(x, near))
         y = self.norm(depthwise(x, self.dwconv, near))
@@ -151,6 +152,8 @@ class ConvNeXtV2Encoder(nn.Module):
             near = None
             if visible is not None:
                 near = find_neighbours(visible, h // CONVNEXT_PATCH, 8 >> i)
+            elif self.training and h == w and has_own_passes(x.device):
+                near = whole_images(x)
             for block in stage:
                 x = run_block(self.grad_checkpointing, block, x, near)
         return x

@@ -46,6 +46,11 @@ def find_neighbours(visible: Tensor, grid: int, b: int) -> Canvas | Neighbours:
     return (in_windows if has_own_passes(visible.device) else on_canvas)(visible, grid, b)
 
 
+def whole_images(x: Tensor) -> Neighbours:
+    """(N, 1, s, s, C), nothing masked -> how `Depthwise` convolves them: each is one patch."""
+    return in_windows(torch.zeros(len(x), 1, dtype=torch.long), 1, x.shape[2])
+
+
 def has_own_passes(device: torch.device) -> bool:
     """Where this module's passes are used: on CPUs. Other devices have the library's kernels."""
     return device.type == "cpu"
