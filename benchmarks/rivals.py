@@ -1,0 +1,290 @@
+"""Plain timm classifiers trained from scratch: what pre-training has to beat.
+
+    python benchmarks/rivals.py --data_path FACES --input_size 96 --label_fraction 0.2 \\
+        --minutes 60 --models resnet18 convnextv2_atto --seeds 0 1 2 --output_dir RIVALS
+
+A rival gets the images and labels that main_finetune.py gets with the same --data_path,
+--input_size, --label_fraction and --seed, and as many minutes of training as the whole chain it is
+compared with, pre-training included: --minutes, or --minutes_of with the chain's folders.
+
+Its recipe is a plain one: AdamW, one cycle, flips and shifts, label smoothing. Learning rate and
+augmentation are the best of a small grid, chosen by mean class accuracy on a fifth of the labels
+that is held out, with a quarter of the minutes each. That search is not counted.
+
+RIVALS/MODEL/seed-N holds what main_finetune.py leaves in a run's folder, so that one page compares
+both: python -m util.report CHAIN/seed-* RIVALS/*/seed-* --output PAGE. The clock decides how long a
+rival trains, so results differ a little from run to run.
+"""
+
+import argparse
+import itertools
+import json
+import math
+import sys
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+import timm
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from datasets import LabelledSet, PlainImages, build_test_loader, drawn_size, open_labelled, plain
+from datasets.finetune import choose_splits, hold_out, take_fraction
+from datasets.labelled import LabelledImages
+from datasets.transforms import Normalise
+from engine_evaluate import TestSet, evaluate_model
+from engine_finetune import LOGGED, write_results
+from engine_train import Precision
+from util.distributed import Place, pick_device
+from util.errors import BAD_INPUT, DONE, BadInput
+from util.files import append_whole, write_json
+from util.optim import adamw, parameter_groups
+from util.options import COUNT, SIZE, Parser
+from util.options import number as bounded
+from util.rundir import provenance
+from util.summary import is_finished, read_log
+from util.untrusted import number
+
+MODELS = ("resnet18", "resnet50", "convnextv2_atto", "vit_tiny_patch16_224")
+LEARNING_RATES = (3e-4, 1e-3, 3e-3)
+SMOOTHING, WEIGHT_DECAY, CLIP, WARMUP = 0.1, 0.05, 5.0, 0.1
+SOME, SOME_TIME = bounded(float, above=0, high=1), bounded(float, above=0)
+LEGS = 8  # parts of a run; the test images are looked at after each, off the clock
+
+
+class Recipe(NamedTuple):
+    """A point of the grid."""
+
+    lr: float
+    strong: bool  # augmentation
+
+
+class Rival:
+    """One classifier from scratch, trained for a given time."""
+
+    def __init__(
+        self, name: str, size: int, classes: int, recipe: Recipe, seed: int, device: torch.device
+    ) -> None:
+        torch.manual_seed(seed)
+        sized = {"img_size": size, "patch_size": size // 8} if name.startswith("vit") else {}
+        self.model = timm.create_model(name, num_classes=classes, **sized)
+        self.model.to(device, memory_format=torch.channels_last)
+        self.optimizer = adamw(parameter_groups(self.model, WEIGHT_DECAY), recipe.lr)
+        self.recipe, self.classes = recipe, classes
+        self.normalise, self.rng = Normalise().to(device), torch.Generator().manual_seed(seed)
+        self.seconds, self.steps = 0.0, 0
+
+    def train(self, x: Tensor, y: Tensor, until: float, end: float, batch: int) -> float:
+        """On (n, 3, S, S) uint8 and (n,) until the clock says so; -> the mean loss."""
+        losses, device = [], self.normalise.mean.device
+        while self.seconds < until:
+            start = time.perf_counter()
+            chosen = torch.randint(len(y), (batch,), generator=self.rng)
+            if len(y) >= batch:
+                chosen = torch.randperm(len(y), generator=self.rng)[:batch]
+            for group in self.optimizer.param_groups:
+                group["lr"] = self.recipe.lr * one_cycle(self.seconds / end)
+            images = self.normalise(x[chosen].to(device))
+            images = augment(images, self.recipe.strong, self.rng)
+            logits = self.model(images.contiguous(memory_format=torch.channels_last))
+            loss = F.cross_entropy(logits, y[chosen].to(device), label_smoothing=SMOOTHING)
+            self.optimizer.zero_grad()
+            loss.backward()
+            nn.utils.clip_grad_norm_(self.model.parameters(), CLIP)
+            self.optimizer.step()
+            losses.append(loss.item())
+            self.seconds, self.steps = self.seconds + time.perf_counter() - start, self.steps + 1
+        return sum(losses) / max(1, len(losses))
+
+
+def one_cycle(done: float) -> float:
+    """The rate's factor when `done`, 0 to 1, of the time is over: up in a tenth, then a cosine."""
+    if done < WARMUP:
+        return done / WARMUP
+    return 0.5 + 0.5 * math.cos(math.pi * min(1.0, (done - WARMUP) / (1 - WARMUP)))
+
+
+def augment(x: Tensor, strong: bool, rng: torch.Generator) -> Tensor:
+    """(N, 3, S, S) -> same: flipped and shifted by up to S/16.
+
+    `strong`: also turned by up to 10 degrees, zoomed by 15 %, its contrast and brightness changed,
+    and in every fourth image a square of up to a fifth of the area erased.
+    """
+
+    def draw(*shape: int) -> Tensor:
+        return (2 * torch.rand(n, *shape, generator=rng) - 1).to(x.device)
+
+    n, side = len(x), x.shape[3]
+    mirror, shift = draw().sign(), draw(2) / 8
+    turn = math.radians(10) * draw() if strong else x.new_zeros(n)
+    zoom = (0.15 * draw()).exp() if strong else x.new_ones(n)
+    rows = (zoom * mirror * turn.cos(), -zoom * turn.sin(), shift[:, 0])
+    rows += (zoom * mirror * turn.sin(), zoom * turn.cos(), shift[:, 1])
+    grid = F.affine_grid(torch.stack(rows, 1).view(n, 2, 3), list(x.shape), align_corners=False)
+    x = F.grid_sample(x, grid, padding_mode="reflection", align_corners=False)
+    if strong:
+        mean = x.mean(dim=(1, 2, 3), keepdim=True)
+        x = (x - mean) * (0.2 * draw(1, 1, 1)).exp() + mean + 0.2 * draw(1, 1, 1)
+        for i in torch.nonzero(torch.rand(n, generator=rng) < 0.25).flatten().tolist():
+            length = int(side * math.sqrt(0.2 * torch.rand(1, generator=rng).item()))
+            top, left = torch.randint(0, side - length + 1, (2,), generator=rng).tolist()
+            x[i, :, top : top + length, left : left + length] = 0
+    return x
+
+
+def stacked(images: LabelledImages, size: int) -> tuple[Tensor, Tensor]:
+    """A split -> (n, 3, S, S) uint8 and labels (n,), on the host. Raises BadInput."""
+    views = [PlainImages(images.source, plain(size))[i] for i in range(len(images))]
+    if unreadable := sum(not readable for *_, readable in views):
+        raise BadInput(f"--data_path: {unreadable} images cannot be read; remove them")
+    return torch.stack([image for image, *_ in views]), torch.as_tensor(images.labels)
+
+
+def choose(name: str, args: argparse.Namespace) -> Recipe:
+    """The best of the grid on a fifth of the labels, held out; ties go to the lower loss."""
+    data, train, *_ = open_data(args, args.seeds[0])
+    known, held = hold_out(train, 0.2, args.seeds[0])
+    (x, y), (held_x, held_y) = (stacked(images, args.input_size) for images in (known, held))
+    found, seconds = [], 60 * args.minutes / 4
+    for recipe in itertools.starmap(Recipe, itertools.product(LEARNING_RATES, (False, True))):
+        rival = Rival(name, args.input_size, len(data.classes), recipe, args.seeds[0], args.device)
+        loss = rival.train(x, y, seconds, seconds, args.batch_size)
+        found.append((mean_class_accuracy(rival, held_x, held_y), -loss, recipe))
+        print(f"{name}: {recipe}: {found[-1][0]:.1f} % held out, loss {loss:.3f}", flush=True)
+    return max(found)[2]
+
+
+@torch.no_grad()
+def mean_class_accuracy(rival: Rival, x: Tensor, y: Tensor) -> float:
+    """Over the classes that occur, in %."""
+    model, device = rival.model.eval(), rival.normalise.mean.device
+    answers = torch.cat(
+        [model(rival.normalise(part.to(device))).argmax(1).cpu() for part in x.split(64)]
+    )
+    model.train()
+    recalls = [(answers[y == k] == k).float().mean().item() for k in y.unique()]
+    return 100 * sum(recalls) / len(recalls)
+
+
+def run_seed(name: str, recipe: Recipe, seed: int, args: argparse.Namespace) -> dict:
+    """Train, test and write what a run of main_finetune.py writes; -> its eval.json."""
+    folder = args.output_dir / name / f"seed-{seed}"
+    folder.mkdir(parents=True, exist_ok=True)
+    data, train, images, split = open_data(args, seed)
+    classes, seconds = data.classes, 60 * args.minutes
+    test = TestSet(
+        images,
+        build_test_loader(PlainImages(images.source, plain(args.input_size)), 64, Place(), 0),
+        classes,
+        range(len(classes)),
+    )
+    x, y = stacked(train, args.input_size)
+    rival = Rival(name, args.input_size, len(classes), recipe, seed, args.device)
+    parameters = sum(p.numel() for p in rival.model.parameters())
+    config = {
+        **provenance(),
+        "options": {
+            **vars(args),
+            "device": str(args.device),
+            "output_dir": str(folder),
+            "epochs": LEGS,
+            **recipe._asdict(),
+        },
+        "model": {"name": f"{name}, from scratch", "parameters": parameters},
+        "data": {"path": args.data_path, "count": len(train), "digest": train.digest},
+    }
+    write_json(folder / "config.json", config)
+    (folder / "log.txt").unlink(missing_ok=True)
+    for leg in range(LEGS):
+        began, until = rival.seconds, seconds * (leg + 1) / LEGS
+        loss = rival.train(x, y, until, seconds, args.batch_size)
+        found = evaluate_model(rival.model, test, rival.normalise, Precision("off", args.device))
+        line = {
+            "epoch": leg,
+            "train_loss": loss,
+            **{f"test_{short}": found.result[metric] for short, metric in LOGGED.items()},
+            "epoch_s": round(rival.seconds - began, 2),
+        }
+        append_whole(folder / "log.txt", json.dumps(line) + "\n")
+    facts = {
+        "data": data.title,
+        "rule": data.rule,
+        "split": split,
+        "flip": False,
+        "train_images": len(train),
+        "minutes": round(rival.seconds / 60, 2),
+        "images_seen": rival.steps * args.batch_size,
+        "recipe": recipe._asdict(),
+    }
+    write_results(folder, found, test, facts)
+    write_json(folder / "status.json", {"status": "done", "reason": ""})
+    return found.result
+
+
+def open_data(
+    args: argparse.Namespace, seed: int
+) -> tuple[LabelledSet, LabelledImages, LabelledImages, str]:
+    """The set, what main_finetune.py trains and tests on, and which split that is. BadInput."""
+    data = open_labelled(args.data_path, args.data_set, size=drawn_size(args.input_size))
+    train, tests, splits, _ = choose_splits(data, None, "test", 0.1, seed, args.data_path)
+    return data, take_fraction(train, args.label_fraction, seed), tests["test"], splits["test"]
+
+
+def minutes_of(folders: list[str]) -> float:
+    """How long the runs in these folders have trained. Raises BadInput."""
+    total = 0.0
+    for folder in folders:
+        seconds = [number(entry.get("epoch_s")) for entry in read_log(Path(folder))]
+        if not seconds or None in seconds:
+            raise BadInput(f"--minutes_of {folder}: its log.txt does not say how long it trained")
+        total += sum(seconds) / 60
+    return total
+
+
+def build_parser() -> Parser:
+    """The options; those that main_finetune.py has, too, mean the same."""
+    parser = Parser("Train plain timm classifiers from scratch, to compare with pre-training.")
+    parser.add_argument("--data_path", default="synthetic-lab:160:400")
+    parser.add_argument("--data_set", default="auto")
+    parser.add_argument("--input_size", type=SIZE, default=96, help="side length in pixels")
+    parser.add_argument("--label_fraction", type=SOME, default=1.0, help="of the training images")
+    parser.add_argument("--batch_size", type=SIZE, default=32)
+    parser.add_argument("--models", nargs="+", default=list(MODELS), help="of timm")
+    parser.add_argument("--seeds", type=COUNT, nargs="+", default=[0, 1, 2, 3, 4])
+    time = parser.add_mutually_exclusive_group(required=True)
+    time.add_argument("--minutes", type=SOME_TIME, help="of training, each seed")
+    time.add_argument("--minutes_of", nargs="+", help="as long as the runs in these folders took")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--threads", type=SIZE, default=1, help="of the CPU")
+    parser.add_argument("--output_dir", type=Path, required=True)
+    return parser
+
+
+def main() -> int:
+    """Search the grid and train every seed of every model; print what came out."""
+    try:
+        args = build_parser().parse_args()
+        args.minutes = minutes_of(args.minutes_of) if args.minutes_of else args.minutes
+        torch.set_num_threads(args.threads)
+        args.device = pick_device(args.device, Place())
+        for name in args.models:
+            finished = [is_finished(args.output_dir / name / f"seed-{n}") for n in args.seeds]
+            if all(finished):
+                continue
+            recipe = choose(name, args)
+            print(f"{name}: {recipe} for {args.minutes:.1f} minutes a seed", flush=True)
+            for seed in args.seeds:
+                result = run_seed(name, recipe, seed, args)
+                print(f"{name}, seed {seed}: UAR {result['uar']:.2f} %", flush=True)
+    except BadInput as error:
+        print(f"rivals.py: error: {error}", file=sys.stderr)
+        return BAD_INPUT
+    return DONE
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,106 @@
+"""benchmarks/rivals.py: the same labels and minutes as main_finetune.py, results in its format."""
+
+import csv
+import json
+
+import pytest
+import torch
+from finetuned import results
+from runs import run_here
+
+import main_finetune
+from benchmarks import rivals
+from datasets.labelled import digest_of
+from util.report import write_report
+from util.summary import is_finished, read_log
+
+DATA = "--data_path synthetic-lab:32:16 --input_size 32 --label_fraction 0.5"
+
+
+def run(options, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["rivals.py", *options.split()])
+    return rivals.main()
+
+
+@pytest.fixture
+def trained(tmp_path, monkeypatch):
+    """ResNet-18, three tenths of a second a seed."""
+    options = f"{DATA} --models resnet18 --seeds 1 2 --minutes 0.005 --batch_size 8"
+    assert run(f"{options} --output_dir {tmp_path}", monkeypatch) == 0
+    return tmp_path
+
+
+def test_a_rival_leaves_the_results_of_a_run(trained, monkeypatch, capsys):
+    for seed in (1, 2):
+        folder = trained / "resnet18" / f"seed-{seed}"
+        assert is_finished(folder)
+        result, log = results(folder), read_log(folder)
+        with open(folder / "predictions.csv", newline="") as file:
+            right = [row["label"] == row["prediction"] for row in csv.DictReader(file)]
+        assert result["n"] == len(right) == 16
+        assert result["accuracy"] == pytest.approx(100 * sum(right) / 16)
+        assert len(log) == rivals.LEGS
+        assert log[-1]["test_acc1"] == result["accuracy"]
+        minutes = sum(line["epoch_s"] for line in log) / 60
+        assert minutes == pytest.approx(result["minutes"], abs=0.01)
+        assert minutes >= 0.004
+        assert rivals.minutes_of([str(folder), str(folder)]) == pytest.approx(2 * minutes)
+    capsys.readouterr()
+    again = f"{DATA} --models resnet18 --seeds 1 2 --minutes 0.005 --output_dir {trained}"
+    before = (folder / "eval.json").stat().st_mtime_ns
+    assert run(again, monkeypatch) == 0
+    assert capsys.readouterr().out == ""
+    assert (folder / "eval.json").stat().st_mtime_ns == before
+
+
+def test_it_has_the_labels_of_fine_tuning_and_stands_beside_it(trained):
+    ours = trained / "ours" / "seed-1"
+    options = f"{DATA} --model vit_tiny_patch16 --epochs 1 --seed 1 --num_workers 0 --batch_size 8"
+    assert run_here(main_finetune, f"{options} --output_dir {ours}".split()) == 0
+    config = json.loads((ours / "config.json").read_text())
+    options = f"{DATA} --minutes 1 --output_dir {trained}"
+    _, train, test, split = rivals.open_data(rivals.build_parser().parse_args(options.split()), 1)
+    assert config["data"]["digest"] == digest_of(train.digest, test.digest)
+    assert config["data"]["count"] == len(train) == results(ours)["train_images"] == 16
+    assert split == "test"
+    page = write_report(ours, trained / "resnet18" / "seed-1", trained / "resnet18" / "seed-2")
+    text = page.read_text()
+    assert "resnet18" in text
+    assert "Comparison" in text
+
+
+def test_light_augmentation_only_moves_an_image_a_little():
+    x, rng = torch.zeros(64, 3, 32, 32), torch.Generator().manual_seed(0)
+    x[:, :, 16, 16] = 1
+    y = rivals.augment(x, strong=False, rng=rng)
+    rows = (y.sum((1, 3)) * torch.arange(32)).sum(1) / y.sum((1, 2, 3))
+    assert 13.9 <= rows.min() < 14.5
+    assert 17.5 < rows.max() <= 18.1
+    torch.testing.assert_close(y.sum((1, 2, 3)), torch.full((64,), 3.0))
+
+
+def test_strong_augmentation_changes_images_and_keeps_what_they_are():
+    grid = torch.linspace(-1, 1, 32)
+    x = (grid[:, None] * grid).expand(64, 3, 32, 32)
+    y = rivals.augment(x, strong=True, rng=torch.Generator().manual_seed(0))
+    assert y.shape == x.shape
+    erased = (y == 0).float().mean((1, 2, 3)) > 0.01
+    assert 5 < erased.sum() < 28
+    pairs = torch.stack([x.flatten(1), y.flatten(1)], dim=1)
+    like = torch.stack([torch.corrcoef(pair)[0, 1].abs() for pair in pairs])
+    assert like.min() > 0.3
+    assert like.mean() < 0.99
+
+
+def test_the_rate_rises_in_a_tenth_of_the_time_and_falls_to_nothing():
+    assert rivals.one_cycle(0) == 0
+    assert rivals.one_cycle(0.05) == pytest.approx(0.5)
+    assert rivals.one_cycle(0.1) == 1
+    assert rivals.one_cycle(0.55) == pytest.approx(0.5)
+    assert rivals.one_cycle(1) == rivals.one_cycle(1.01) == 0
+
+
+def test_bad_input_is_one_line(tmp_path, monkeypatch, capsys):
+    options = f"{DATA} --minutes_of {tmp_path} --output_dir {tmp_path}"
+    assert run(options, monkeypatch) == 2
+    assert "log.txt does not say how long it trained" in capsys.readouterr().err
