@@ -178,8 +178,8 @@ def same_everywhere(what: str, build: Callable[[], T], digest: Callable[[T], str
     built = made[0] if made else build()
     if digest(built) != expected:
         raise BadInput(
-            f"{what}: another process finds other images there than process 0; every "
-            "machine must see the same files"
+            f"{what}: another process finds something else there than process 0; every machine "
+            "must see the same files"
         )
     return built
 
