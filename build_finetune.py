@@ -29,6 +29,7 @@ from datasets.labelled import LabelledImages, describe, digest_of
 from datasets.recognise import OFFICIAL, labelled_as
 from datasets.replace import check_readable
 from datasets.transforms import IMAGENET_MEAN, IMAGENET_STD, Normalise
+from engine_distill import Teacher
 from engine_evaluate import TestSet
 from engine_finetune import (
     ClassifierLoss,
@@ -40,12 +41,13 @@ from engine_finetune import (
 from engine_run import Run, same_everywhere
 from engine_train import Precision, TrainState
 from models_registry import create_classifier, normalise_head_input
+from models_saved import open_classifier
 from util.distributed import Place
 from util.errors import BadInput
 from util.optim import create_optimizer, parameter_groups
 from util.options import Options
 from util.options_finetune import mixes
-from util.options_trained import OF_DATA
+from util.options_trained import OF_DATA, difference_lines, differences, trained_with
 from util.sizes import family
 
 # Of --aug fer: torchvision's RandomErasing as published, where timm's limits are 1/3 and 10/3.
@@ -228,8 +230,37 @@ def evaluation_view(args: argparse.Namespace) -> Augment:
     return plain(args.input_size, args.crop_pct, args.test_interpolation)
 
 
-def build_loss(args: argparse.Namespace, run: Run, classes: int) -> ClassifierLoss:
-    """Normalisation, random erasing, smoothing, mixup and cutmix."""
+def build_teacher(args: Options, run: Run, data: LabelledSet) -> Teacher | None:
+    """The classifier of `--teacher`, equal on all ranks, for a student of these data."""
+    if not args.teacher:
+        return None
+
+    def build() -> Teacher:
+        try:
+            saved = open_classifier(args.teacher, args.classes, args.cache_dir)
+            teacher = Teacher(
+                args.teacher,
+                saved,
+                data.classes,
+                normalise(args, run),
+                args.distill_weight,
+                args.distill_temperature,
+            )
+        except BadInput as error:
+            raise BadInput(f"--teacher {error}") from None
+        known = trained_with(saved.checkpoint, args.teacher)
+        margin = {"face_margin": known["face_margin"]} if "face_margin" in known else {}
+        differ = differences(args, margin, data.options)
+        teacher.lines += difference_lines(differ, "taught", "the teacher was trained")
+        return teacher
+
+    return same_everywhere(f"--teacher {args.teacher}", build, lambda teacher: teacher.digest)
+
+
+def build_loss(
+    args: argparse.Namespace, run: Run, classes: int, teacher: Teacher | None
+) -> ClassifierLoss:
+    """Normalisation, random erasing, smoothing, mixup and cutmix, distillation."""
     mix = erase = None
     if mixes(args):
         mix = Mixup(
@@ -252,7 +283,7 @@ def build_loss(args: argparse.Namespace, run: Run, classes: int) -> ClassifierLo
             num_splits=2 if args.resplit else 0,
             device=run.device,
         )
-    return ClassifierLoss(normalise(args, run), args.smoothing, mix, erase)
+    return ClassifierLoss(normalise(args, run), args.smoothing, mix, erase, teacher)
 
 
 def normalise(args: argparse.Namespace, run: Run) -> Normalise:

@@ -13,6 +13,7 @@ from timm.loss import SoftTargetCrossEntropy
 from torch import Tensor, nn
 
 from datasets.transforms import Normalise
+from engine_distill import Teacher
 from engine_evaluate import Evaluation, TestSet, evaluate_model
 from engine_train import Precision, TrainState
 from models_convnextv2 import ConvNeXtV2
@@ -28,7 +29,7 @@ Batch = tuple[Tensor, Tensor, list[str]]  # (N, 3, S, S) uint8, (N, K) distribut
 
 
 class ClassifierLoss:
-    """`batch_loss` of the training loop: normalise, erase, smooth, mix, cross-entropy.
+    """`batch_loss` of the training loop: normalise, erase, smooth, mix, cross-entropy, distil.
 
     All labels are distributions, so that votes, smoothing and mixing need no case of their own.
     """
@@ -39,15 +40,16 @@ class ClassifierLoss:
         smoothing: float = 0.0,
         mix: Mixup | None = None,
         erase: RandomErasing | None = None,
+        teacher: Teacher | None = None,
     ) -> None:
         """`mix` must be for dense targets (`multi_label`) and smooth nothing itself."""
         self.normalise = normalise
-        self.smoothing, self.mix, self.erase = smoothing, mix, erase
+        self.smoothing, self.mix, self.erase, self.teacher = smoothing, mix, erase, teacher
         self.cross_entropy = SoftTargetCrossEntropy()
         self.problems: set[str] = set()  # of this rank, since they were last taken
 
     def __call__(self, model: nn.Module, batch: Batch) -> Tensor:
-        """The mean cross-entropy of one micro-batch."""
+        """The mean cross-entropy of one micro-batch, and with a teacher its share of the loss."""
         imgs, targets, problems = batch
         self.problems.update(problem for problem in problems if problem)
         x = self.normalise(imgs)
@@ -56,7 +58,9 @@ class ClassifierLoss:
         targets = (1 - self.smoothing) * targets + self.smoothing / targets.shape[1]
         if self.mix:
             x, targets = self.mix(x, targets)
-        return self.cross_entropy(model(x), targets)
+        logits = model(x)
+        loss = self.cross_entropy(logits, targets)
+        return self.teacher(x, logits, loss) if self.teacher else loss
 
     def blank(self, batch_size: int, input_size: int, classes: int) -> Batch:
         """A batch of nothing, for a pass whose result is thrown away."""

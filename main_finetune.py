@@ -90,6 +90,8 @@ def finetune(args: Options, run: "Run") -> None:
     del saved  # its memory
     build.prepare_head(args, model)
     model.to(run.device)
+    # After the student, so that its head begins the same without a teacher.
+    teacher = build.build_teacher(args, run, data.train_set)
     lr = args.lr if args.lr is not None else scaled_lr(args.blr, sampler.global_batch)
     precision = Precision(args.amp, run.device)
     state = build.build_state(args, model, lr, precision.scaler)
@@ -101,6 +103,7 @@ def finetune(args: Options, run: "Run") -> None:
         "joint_jitter": args.aug == "fer",  # which earlier releases drew apart from the move
         "amp": precision.name,
         "data": data.digest,
+        "teacher": teacher.digest if teacher else None,
     }
     notes += go_to(path, start(args), state, identity, sampler)
 
@@ -121,6 +124,7 @@ def finetune(args: Options, run: "Run") -> None:
     for line in (
         *report,
         build.describe_model(args, run, parameters, precision),
+        *(teacher.lines if teacher else []),
         step_line(sampler, args.data_path, lr) + drawn,
         *warmup_lines(args.warmup_epochs, args.epochs),
         *notes,
@@ -128,7 +132,7 @@ def finetune(args: Options, run: "Run") -> None:
     ):
         log.line(line)
 
-    loss = build.build_loss(args, run, len(classes))
+    loss = build.build_loss(args, run, len(classes), teacher)
     bad_images = BadImages(loss, len(train), run.output / "bad_images.txt", path is None, log)
     extra = {"run": identity, **build.travels_along(args, data.train_set)}
     observer = observe(run, log, state, sampler, args.epochs, saving(args), bad_images.tell, extra)

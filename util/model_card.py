@@ -22,6 +22,7 @@ LIBRARIES = {"timm": "timm", "hf": "transformers", "onnx": "onnx"}
 OPTIONS = (
     *("epochs", "batch_size", "accum_iter", "blr", "lr", "weight_decay", "layer_decay"),
     *("drop_path", "aug", "mixup", "cutmix", "smoothing", "reprob", "balance", "label_fraction"),
+    *("distill_weight", "distill_temperature"),
     *("mask_ratio", "norm_pix_loss", "model_ema_eval", "linear_probe", "cls_token", "seed"),
 )
 
@@ -253,6 +254,8 @@ def _training(card: Card, result: dict[str, Any]) -> str:
         lines.append(f"epoch {epoch}")
     if isinstance(begun := given.get("finetune"), str) and begun:
         lines.append(f"begun with {text(os.path.basename(begun))}")
+    if isinstance(teacher := given.get("teacher"), str) and teacher:
+        lines.append(f"distilled from {text(os.path.basename(teacher))}")
     if data := result.get("train_data") or card.checkpoint.get("trained_on"):
         lines.append(f"trained on {text(data)}")
     told = "## Training\n\n" + ", ".join(lines) + "."

@@ -30,7 +30,10 @@ def add_evaluation(parser: Parser) -> None:
     flag(group, "--eval", False, "only evaluate")
     flag(group, "--knn", False, "only classify by nearest neighbours among frozen features")
     group.add_argument(
-        "--classes", type=class_names, default=(), help="--eval: A,B,…, the names of the outputs"
+        "--classes",
+        type=class_names,
+        default=(),
+        help="A,B,…: names of outputs (--eval, --teacher)",
     )
     flag(group, "--eval_flip", False, "average the answers for an image and its mirror image")
     flag(group, "--dist_eval", True, "share the test images out among processes")

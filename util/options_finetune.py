@@ -79,7 +79,11 @@ COMMON_DEFAULTS = {
     "freeze_pos_embed": False,
 }
 
-# What, beside the data, determines the result of a run.
+# The weight is the default of DeiT's program, the temperature that of soft distillation in its
+# paper, and among the 2.5 to 4 that Hinton et al. found best for small students.
+TEACHER_DEFAULTS = {"distill_weight": 0.5, "distill_temperature": 3.0}
+
+# What, beside the data and the teacher, determines the result of a run.
 DECIDES_RESULT = (
     *("model", "finetune", "model_key", "model_prefix", "input_size", "patch_size", "drop_path"),
     *("cls_token", "head_init_scale", "head_init_std"),
@@ -92,6 +96,7 @@ DECIDES_RESULT = (
     *("step_factor", "weight_decay", "weight_decay_end", "clip_grad", "seed"),
     *("opt", "opt_eps", "opt_betas", "momentum", "layer_decay", "layer_decay_type"),
     *("model_ema", "model_ema_decay", "model_ema_eval", "select", "eval_flip", "disable_eval"),
+    *("distill_weight", "distill_temperature"),
 )
 
 
@@ -101,6 +106,7 @@ def build_parser() -> Parser:
     _add_model(parser)
     _add_data(parser)
     _add_augmentation(parser)
+    _add_distillation(parser)
     add_training(parser, min_lr=None, warmup_epochs=None)
     _add_optimizer(parser)
     add_evaluation(parser)
@@ -193,6 +199,17 @@ def _add_augmentation(parser: Parser) -> None:
     group.add_argument("--mixup_mode", choices=("batch", "pair", "elem"), default="batch")
 
 
+def _add_distillation(parser: Parser) -> None:
+    group = parser.add_argument_group("distillation")
+    group.add_argument(
+        "--teacher", default="", help="a fine-tuned checkpoint to learn from beside the labels"
+    )
+    group.add_argument("--distill_weight", type=SOME, help="the teacher's share of the loss (0.5)")
+    group.add_argument(
+        "--distill_temperature", type=number(float, above=0), help="softens both answers (3)"
+    )
+
+
 def _add_optimizer(parser: Parser) -> None:
     group = parser.add_argument_group("optimizer")
     group.add_argument("--opt", help="adamw, lars, or a name timm knows: adam, sgd, …")
@@ -232,6 +249,8 @@ def check_options(args: argparse.Namespace) -> None:
         fill_defaults(args, FROZEN_DEFAULTS)
     if args.aug == "fer":
         fill_defaults(args, FER_DEFAULTS)
+    if args.teacher:
+        fill_defaults(args, TEACHER_DEFAULTS)
     for defaults in (FAMILY_DEFAULTS[kind], COMMON_DEFAULTS):
         fill_defaults(args, defaults)
     if args.finetune:  # as the official scripts: a small head on pre-trained features
@@ -247,8 +266,10 @@ def check_options(args: argparse.Namespace) -> None:
         args.amp = wanted
     if not args.output_dir:
         raise BadInput("--output_dir: name a folder to write to")
-    if args.classes and not args.eval:
-        raise BadInput("--classes: is for --eval; in training the data set names the classes")
+    if args.classes and not args.eval and (args.knn or not args.teacher):
+        raise BadInput(
+            "--classes: is for --eval and --teacher; in training the data set names the classes"
+        )
     if args.eval or args.knn:
         resolve_evaluation(args)
     elif not holds_run(args.output_dir):
@@ -306,6 +327,9 @@ def _check_training(args: argparse.Namespace) -> None:
             "--model_ema_force_cpu: an average in main memory is not evaluated; leave it out, or "
             "--model_ema_eval"
         )
+    for name in TEACHER_DEFAULTS:
+        if getattr(args, name) is not None and not args.teacher:
+            raise BadInput(f"--{name}: needs a classifier to learn from; name it with --teacher")
     if args.opt_betas and len(args.opt_betas) != 2:
         raise BadInput(f"--opt_betas {args.opt_betas}: takes two numbers")
     if args.linear_probe and args.batch_size == 1:

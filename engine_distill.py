@@ -1,0 +1,135 @@
+"""Distillation: a trained classifier teaches another on the very images that this one trains on.
+
+Hinton, Vinyals, Dean: Distilling the Knowledge in a Neural Network, 2015 (arXiv 1503.02531). The
+targets are soft, and the student has one head: the distillation token and the hard labels of DeiT
+(arXiv 2012.12877) are not used.
+"""
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from datasets.decode import printable
+from datasets.labelled import digest_of
+from datasets.labels import canonical
+from datasets.transforms import Normalise
+from models_saved import SavedClassifier
+from util.errors import BadInput
+from util.untrusted import number, part
+
+
+def distillation_loss(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    """Logits (N, C) of both -> T² KL(softmax(teacher / T) || softmax(student / T)), mean over N.
+
+    Softening scales its gradient by 1/T²; the factor makes up for that, so that the temperature
+    does not change the teacher's share (section 2). In fp32, whatever autocast made the logits.
+    """
+    log_p = F.log_softmax(teacher.float() / temperature, dim=1)
+    log_q = F.log_softmax(student.float() / temperature, dim=1)
+    # DeiT's program divides by C as well, which gives the teacher that much less to say.
+    return temperature**2 * F.kl_div(log_q, log_p, reduction="batchmean", log_target=True)
+
+
+def shared_classes(ours: Sequence[str], theirs: Sequence[str]) -> tuple[list[int], list[int]]:
+    """Places of the classes that both have, in the order of `ours`: among ours, among theirs."""
+    own, other = canonical(ours), canonical(theirs)
+    shared = [(k, other.index(name)) for k, name in enumerate(own) if name in other]
+    return [k for k, _ in shared], [k for _, k in shared]
+
+
+class Teacher:
+    """Adds to the loss of a batch how far a student's answers are from a trained classifier's.
+
+    Classes are matched by name, and only those that both know are compared: both distributions are
+    taken among them, so that a class unknown to the teacher is learned from the labels alone.
+    """
+
+    def __init__(
+        self,
+        source: str,
+        saved: SavedClassifier,
+        classes: Sequence[str],
+        normalise: Normalise,
+        weight: float,
+        temperature: float,
+    ) -> None:
+        """`classes` and `normalise` are the student's; `weight` is the teacher's share of the loss.
+
+        It goes to the device of `normalise`. Raises BadInput if it cannot teach these classes.
+        """
+        ours, theirs = shared_classes(classes, saved.classes)
+        unasked = _listed(c for k, c in enumerate(saved.classes) if k not in theirs)
+        unknown = _listed(c for k, c in enumerate(classes) if k not in ours)
+        if len(ours) < 2:
+            raise BadInput(
+                f"{source}: its classes ({_listed(saved.classes)}) have fewer than two in common "
+                f"with the data set's ({_listed(classes)})"
+            )
+        if unknown and weight == 1:
+            raise BadInput(
+                f"{source}: does not know {unknown}, which only labels can teach, and they have no "
+                "weight with --distill_weight 1; lower it"
+            )
+        share = f"weight {weight:g}, temperature {temperature:g}"
+        self.lines = [f"{_described(source, saved)}; {share}"]
+        self.lines += [f"note: {note}" for note in saved.notes]
+        if unasked:
+            self.lines.append(
+                f"left out: the teacher's {unasked}, which the data set does not have"
+            )
+        if unknown:
+            self.lines.append(
+                f"the teacher does not know {unknown}: it teaches the other {len(ours)} classes"
+            )
+        self.weight, self.temperature = weight, temperature
+        self.size, self.mode = saved.preprocessing.input_size, saved.preprocessing.interpolation
+        seen, device = saved.preprocessing.normalise, normalise.mean.device
+        # What decides its answers; the file may move, and hold other things beside.
+        self.digest = digest_of(
+            *(saved.name, str(self.size), self.mode),
+            *map(np.array, (ours, theirs)),
+            *(value.numpy() for value in (seen.mean, seen.std, *saved.model.state_dict().values())),
+        )[:16]
+        self.ours, self.theirs = (torch.tensor(k, device=device) for k in (ours, theirs))
+        self.model = saved.model.to(device).eval().requires_grad_(False)
+        seen = seen.to(device)
+        # From the student's input to pixels and on to the teacher's, in one step.
+        self.scale, self.shift = normalise.std / seen.std, (normalise.mean - seen.mean) / seen.std
+
+    def __call__(self, x: Tensor, logits: Tensor, loss: Tensor) -> Tensor:
+        """The student's input (N, 3, S, S), its logits (N, K) and their usual loss -> the loss."""
+        own = logits.index_select(1, self.ours)
+        distance = distillation_loss(own, self.logits(x), self.temperature)
+        return (1 - self.weight) * loss + self.weight * distance
+
+    @torch.no_grad()
+    def logits(self, x: Tensor) -> Tensor:
+        """The student's input (N, 3, S, S) -> (N, C), the shared classes in the student's order.
+
+        The same view, augmented, erased and mixed as it is, at the teacher's size.
+        """
+        x = x * self.scale + self.shift
+        if x.shape[-1] != self.size:
+            x = F.interpolate(x, (self.size, self.size), mode=self.mode, antialias=True)
+        return self.model(x).index_select(1, self.theirs)
+
+
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(map(printable, names))
+
+
+def _described(source: str, saved: SavedClassifier) -> str:
+    """Which model teaches, and what its checkpoint knows of its own training."""
+    checkpoint, told = saved.checkpoint, f"teacher {source}: {saved.name}"
+    told += f", {saved.preprocessing.input_size} px, {len(saved.classes)} classes"
+    if isinstance(data := checkpoint.get("trained_on"), str):
+        told += f", trained on {printable(data)}"
+    # `best` is of these weights only where they are of the best epoch.
+    best, epoch = number(checkpoint.get("best")), checkpoint.get("best_epoch")
+    if best is not None and type(epoch) is int and 0 <= epoch == checkpoint.get("epoch"):
+        split = "val" if part(checkpoint, "args").get("select") == "val" else "test"
+        told += f", {split} accuracy {best:.2f} %"
+    return told
