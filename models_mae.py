@@ -44,15 +44,19 @@ class MaskedAutoencoderViT(MaskedAutoencoder):
         decoder_embed_dim: int = 512,
         decoder_depth: int = 8,
         decoder_num_heads: int = 16,
+        predict_ratio: float = 1.0,
     ) -> None:
         super().__init__(input_size, patch_size or size.patch, in_chans, mask_ratio, norm_pix_loss)
         if decoder_depth < 1:
             raise ValueError(f"decoder depth {decoder_depth}: MAE needs at least one decoder block")
+        if not 0 < predict_ratio <= 1:
+            raise ValueError(f"predict_ratio {predict_ratio}: must be above 0 and at most 1")
         if decoder_embed_dim % decoder_num_heads or decoder_embed_dim % 4:
             raise ValueError(
                 f"decoder width {decoder_embed_dim} must be divisible by its "
                 f"{decoder_num_heads} heads and by 4"
             )
+        self.predict_ratio = predict_ratio
         dim, width = size.dim, decoder_embed_dim
 
         self.patch_embed = PatchEmbed(self.patch_size, in_chans, dim)
@@ -112,9 +116,10 @@ class MaskedAutoencoderViT(MaskedAutoencoder):
         return self.encode(imgs, everything)[:, 1:].mean(dim=1)
 
     def decode(self, x: Tensor, ids: Tensor, start: int) -> Tensor:
-        """(N, 1 + V, D), shuffled patch numbers (N, L) -> (N, L - start, p*p*C), ids[:, start:].
+        """(N, 1 + V, D), shuffled patch numbers (N, M) -> (N, M - start, p*p*C), ids[:, start:].
 
         Tokens stay in shuffled order: attention does not care, and the wanted ones are the tail.
+        A patch that is not in `ids` has no token.
         """
         x = self.decoder_embed(x)
         n, visible, width = x.shape[0], x.shape[1] - 1, x.shape[2]

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from util.sizes import kept_patches
+from util.sizes import kept_patches, predicted_patches
 
 # Both papers' epsilon; torch's own default is 1e-5.
 LayerNorm = partial(nn.LayerNorm, eps=1e-6)
@@ -48,11 +48,14 @@ def run_block(recompute: bool, block: Callable[..., Tensor], *inputs: object) ->
 
 
 class MaskedAutoencoder(nn.Module):
-    """Masks patches, asks the subclass's `predict` for the removed ones, scores them.
+    """Masks patches, asks the subclass's `predict` for the masked ones, scores them.
 
-    Subclasses implement `predict(imgs, ids, keep, start) -> (N, L - start, p*p*C)`: the patches
-    `ids[:, start:]`, seeing only the pixels of `ids[:, :keep]`; and `kernels`.
+    Subclasses implement `predict(imgs, ids, keep, start) -> (N, M - start, p*p*C)`: of the patches
+    `ids` (N, M) those from `start` on, seeing only the pixels of `ids[:, :keep]`; and `kernels`.
+    M is L, or less where only a share of the masked patches is predicted.
     """
+
+    predict_ratio = 1.0  # share of the masked patches that the loss is of
 
     def __init__(
         self,
@@ -116,16 +119,19 @@ class MaskedAutoencoder(nn.Module):
     def forward(
         self, imgs: Tensor, mask_ratio: float | None = None, noise: Tensor | None = None
     ) -> Tensor:
-        """(N, C, H, W) normalised images -> scalar: mean squared error on the removed patches.
+        """(N, C, H, W) normalised images -> scalar: mean squared error on the predicted patches.
 
-        `noise` (N, L): the patches with the smallest noise are kept; drawn when None.
+        `noise` (N, L): the patches with the smallest noise stay visible, those that follow are
+        predicted: all masked ones, or the share `predict_ratio`. Drawn when None.
         """
         ids, keep = self._shuffle(imgs, mask_ratio, noise)
+        # The order is random, so its first masked patches are a random choice of them.
+        ids = ids[:, : keep + predicted_patches(self.num_patches - keep, self.predict_ratio)]
         target = take_patches(imgs, ids[:, keep:], self.patch_size).flatten(2)
         if self.norm_pix_loss:
             target = self.normalise_patches(target)[0]
         pred = self.predict(imgs, ids, keep, start=keep)
-        # Every image loses equally many patches: the plain mean is the papers' masked mean.
+        # Every image has equally many of them: the plain mean is the papers' masked mean.
         return (pred.to(target.dtype) - target).square().mean()
 
     def reconstruct(

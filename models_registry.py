@@ -21,8 +21,8 @@ def create_pretrain_model(name: str, input_size: int = 224, **options: object) -
     """A masked autoencoder: `mae_vit_{tiny…large}_patch16`, `mae_vit_huge_patch14`, `convnextv2_*`.
 
     Options: in_chans, mask_ratio, norm_pix_loss, decoder_embed_dim, decoder_depth; for ViT also
-    patch_size and decoder_num_heads. Raises BadInput for an unknown name, ValueError for sizes
-    that do not fit together.
+    patch_size, decoder_num_heads and predict_ratio. Raises BadInput for an unknown name, ValueError
+    for sizes that do not fit together.
     """
     size = find_size(name, PRETRAIN_SIZES)
     cls = FCMAE if family(name) == "convnextv2" else MaskedAutoencoderViT

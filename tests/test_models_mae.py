@@ -6,9 +6,10 @@ from timm.models.vision_transformer import VisionTransformer
 
 from benchmarks.peer_mae import renamed, to_transformers
 from models_mae import MaskedAutoencoderViT, sincos_position_embedding
+from models_masked import take_tokens
 from models_registry import create_classifier, create_pretrain_model, list_models
 from util.errors import BadInput
-from util.sizes import ViTSize
+from util.sizes import ViTSize, predicted_patches
 
 SIZES = {
     "narrow": (ViTSize(48, 2, 3, 8), 32, 64, 2, 4),
@@ -16,8 +17,8 @@ SIZES = {
 }
 
 
-def build_pair(which, norm_pix_loss):
-    """Our model and theirs with equal, fully random weights."""
+def build_pair(which, norm_pix_loss, predict_ratio=1.0):
+    """Our model and theirs, which predicts all patches, with equal, fully random weights."""
     torch.manual_seed(0)
     size, input_size, width, depth, heads = SIZES[which]
     ours = MaskedAutoencoderViT(
@@ -27,6 +28,7 @@ def build_pair(which, norm_pix_loss):
         decoder_embed_dim=width,
         decoder_depth=depth,
         decoder_num_heads=heads,
+        predict_ratio=predict_ratio,
     )
     for p in ours.parameters():
         if p.requires_grad:
@@ -34,27 +36,62 @@ def build_pair(which, norm_pix_loss):
     return ours.train(), to_transformers(ours, "eager")
 
 
+def partial_loss(theirs, imgs, noise, count):
+    """transformers' loss where its decoder gets no token for masked patches but `count` of them.
+
+    Those are the ones with the smallest noise; tokens are in the order of their patches.
+    """
+    decoder, pos = theirs.decoder, theirs.decoder.decoder_pos_embed[0]
+    encoded = theirs.vit(imgs, noise=noise)
+    x, targets, errors = decoder.decoder_embed(encoded[0]), theirs.patchify(imgs), []
+    visible = x.shape[1] - 1
+    for n, places in enumerate(encoded.ids_restore.tolist()):  # of each patch, in the noise's order
+        tokens, masked = [x[n, 0] + pos[0]], []
+        for patch, place in enumerate(places):
+            if place < visible:
+                tokens.append(x[n, 1 + place] + pos[1 + patch])
+            elif place < visible + count:
+                masked.append((patch, len(tokens)))
+                tokens.append(decoder.mask_token[0, 0] + pos[1 + patch])
+        hidden = torch.stack(tokens)[None]
+        for layer in decoder.decoder_layers:
+            hidden = layer(hidden)
+        pred = decoder.decoder_pred(decoder.decoder_norm(hidden))[0]
+        for patch, token in masked:
+            target = targets[n, patch]
+            if theirs.config.norm_pix_loss:
+                target = (target - target.mean()) / (target.var() + 1e-6).sqrt()
+            errors.append((pred[token] - target).square().mean())
+    assert len(errors) == count * len(imgs)
+    return torch.stack(errors).mean()
+
+
 def relative_error(a, b):
     a, b = a.detach(), b.detach()
     return float((a - b).norm() / b.norm().clamp_min(1e-12))
 
 
+@pytest.mark.parametrize("predict_ratio", [1, 0.25])
 @pytest.mark.parametrize("norm_pix_loss", [False, True])
 @pytest.mark.parametrize("which", SIZES)
-def test_loss_reconstruction_mask_and_gradients_equal_transformers(which, norm_pix_loss):
-    ours, theirs = build_pair(which, norm_pix_loss)
+def test_loss_reconstruction_mask_and_gradients_equal_transformers(
+    which, norm_pix_loss, predict_ratio
+):
+    ours, theirs = build_pair(which, norm_pix_loss, predict_ratio)
     imgs = torch.randn(3, 3, ours.input_size, ours.input_size)
     noise = torch.rand(3, ours.num_patches)
     out = theirs(imgs, noise=noise)
+    count = {"narrow": 3, "deep": 4}[which]  # a quarter of 12 and of 19
+    expected_loss = out.loss if predict_ratio == 1 else partial_loss(theirs, imgs, noise, count)
     loss = ours(imgs, noise=noise)
     seen = ours.reconstruct(imgs, noise=noise)
 
-    assert relative_error(loss, out.loss) < 1e-4
+    assert relative_error(loss, expected_loss) < 1e-4
     assert torch.equal(seen.mask, out.mask)
-    assert relative_error(seen.pred, out.logits) < 1e-4
+    assert relative_error(seen.pred, out.logits) < 1e-4, "all patches, whatever the loss is of"
 
     loss.backward()
-    out.loss.backward()
+    expected_loss.backward()
     gradients = {n: p.grad for n, p in ours.named_parameters() if p.grad is not None}
     expected = {n: p.grad for n, p in theirs.named_parameters() if p.grad is not None}
     mapped = renamed(gradients, expected)
@@ -77,6 +114,37 @@ def test_loss_is_the_masked_mean_of_the_full_reconstruction(mask_ratio):
     ).sqrt()
     expected = ((pred - target) ** 2).mean(-1).mul(mask).sum() / mask.sum()
     torch.testing.assert_close(model(imgs, mask_ratio, noise), expected)
+
+
+@pytest.mark.parametrize(("predict_ratio", "predicted"), [(1, 12), (0.25, 3), (0.1, 1), (1e-9, 1)])
+def test_the_decoder_has_tokens_of_visible_and_predicted_patches_only(predict_ratio, predicted):
+    model, _ = build_pair("narrow", False, predict_ratio)
+    imgs, noise, seen = torch.randn(2, 3, 32, 32), torch.rand(2, 16), []
+    model.decoder_embed.register_forward_hook(lambda _, __, x: seen.append(x.shape[1]))
+    model.decoder_blocks[0].register_forward_hook(lambda _, __, x: seen.append(x.shape[1]))
+    model.decoder_pred.register_forward_hook(lambda _, __, x: seen.append(x.shape[1]))
+    model(imgs, noise=noise)
+    model.reconstruct(imgs, noise=noise)
+    assert seen == [5, 5 + predicted, predicted, 5, 17, 16]  # with the class token
+
+
+def test_predicting_all_is_the_default_and_what_it_was():
+    model, _ = build_pair("narrow", True)
+    one, _ = build_pair("narrow", True, predict_ratio=1)
+    imgs, noise = torch.randn(2, 3, 32, 32), torch.rand(2, 16)
+    ids = noise.argsort(1)
+    pred = model.decode(model.encode(imgs, ids[:, :4]), ids, 4)
+    target = model.normalise_patches(take_tokens(model.patchify(imgs), ids[:, 4:]))[0]
+    loss = model(imgs, noise=noise)
+    assert torch.equal(loss, (pred - target).square().mean())
+    assert torch.equal(loss, one(imgs, noise=noise))
+
+
+def test_the_number_predicted_is_rounded_down_but_for_rounding_errors():
+    assert predicted_patches(147, 0.25) == 36
+    assert predicted_patches(100, 0.29) == 29  # 100 * 0.29 is 28.999…
+    assert predicted_patches(3, 0.25) == 1
+    assert all(predicted_patches(masked, 1) == masked for masked in range(1, 300))
 
 
 def test_masked_pixels_never_reach_the_encoder():
@@ -114,20 +182,26 @@ def test_options_reach_the_model_and_wrong_ones_are_refused():
         decoder_num_heads=2,
         norm_pix_loss=True,
         mask_ratio=0.5,
+        predict_ratio=0.5,
     )
+    assert model.predict_ratio == 0.5
     out = model.reconstruct(torch.randn(2, 1, 32, 32))
     assert out.pred.shape == (2, 16, 64)
     assert out.mask.sum(1).tolist() == [8, 8]
     with pytest.raises(ValueError, match="multiple of the patch"):
         create_pretrain_model("mae_vit_tiny_patch16", input_size=100)
+    for ratio in (0, -0.1, 1.01, float("nan")):
+        with pytest.raises(ValueError, match=r"predict_ratio .*: must be above 0 and at most 1"):
+            create_pretrain_model("mae_vit_tiny_patch16", predict_ratio=ratio)
     with pytest.raises(ValueError, match="keeps 0 of"):
         model(torch.randn(1, 1, 32, 32), mask_ratio=0.99)
     with pytest.raises(BadInput, match="mae_vit_tiny_patch16"):
         create_pretrain_model("mae_vit_tinny_patch16")
 
 
-def test_gradient_checkpointing_changes_no_gradient():
-    model, _ = build_pair("narrow", False)
+@pytest.mark.parametrize("predict_ratio", [1, 0.25])
+def test_gradient_checkpointing_changes_no_gradient(predict_ratio):
+    model, _ = build_pair("narrow", False, predict_ratio)
     imgs, noise = torch.randn(2, 3, 32, 32), torch.rand(2, 16)
     model(imgs, noise=noise).backward()
     plain = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}

@@ -78,3 +78,8 @@ def kept_patches(num_patches: int, mask_ratio: float) -> int:
             "some must be kept and some removed"
         )
     return keep
+
+
+def predicted_patches(masked: int, predict_ratio: float) -> int:
+    """How many of the masked patches the decoder predicts, at least one; see `kept_patches`."""
+    return max(1, int(masked * predict_ratio + 1e-6))
