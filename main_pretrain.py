@@ -77,7 +77,13 @@ def build_parser() -> Parser:
         help="begin with small images: pixels a side, up to --input_size in the last third",
     )
     group.add_argument("--patch_size", type=SIZE, help="pixels a side of a ViT's patch")
-    group.add_argument("--mask_ratio", type=RATIO, help="share removed (MAE 0.75, FCMAE 0.6)")
+    group.add_argument("--mask_ratio", type=RATIO, help="share masked (MAE 0.75, FCMAE 0.6)")
+    group.add_argument(
+        "--predict_ratio",
+        type=number(float, above=0, high=1),
+        default=1.0,
+        help="share of the masked patches that MAE's decoder predicts (1)",
+    )
     flag(group, "--norm_pix_loss", None, "normalise each target patch (MAE off, FCMAE on)")
     group.add_argument("--decoder_embed_dim", type=SIZE, default=512)
     group.add_argument("--decoder_depth", type=SIZE, help="blocks (MAE 8, FCMAE 1)")
@@ -107,8 +113,9 @@ def check_options(args: argparse.Namespace) -> None:
     size = find_size(args.model, PRETRAIN_SIZES)
     kind = family(args.model)
     if kind == "convnextv2":
-        for name in ("patch_size", "decoder_num_heads"):
-            if getattr(args, name) is not None:
+        usual = {"predict_ratio": 1, "patch_size": None, "decoder_num_heads": None}
+        for name, value in usual.items():
+            if getattr(args, name) != value:
                 raise BadInput(
                     f"--{name}: {args.model} has none; it is an option of mae_vit models"
                 )
@@ -161,7 +168,7 @@ def model_options(args: argparse.Namespace) -> dict[str, object]:
     """Keyword arguments of `create_pretrain_model`."""
     names = ["input_size", "mask_ratio", "norm_pix_loss", "decoder_embed_dim", "decoder_depth"]
     if family(args.model) == "mae":
-        names += ["decoder_num_heads", "patch_size"]
+        names += ["decoder_num_heads", "patch_size", "predict_ratio"]
     return {name: getattr(args, name) for name in names}
 
 
@@ -230,7 +237,8 @@ def pretrain(args: argparse.Namespace, run: "Run") -> None:
     )
     shape = (
         f"{args.model}: {parameters / 1e6:.1f} M parameters with decoder, {args.input_size} px, "
-        f"{args.mask_ratio:.0%} of {model.num_patches} patches removed; "
+        f"{args.mask_ratio:.0%} of {model.num_patches} patches masked, "
+        f"{args.predict_ratio:.0%} of those predicted; "
         f"{precision.name} on {run.device}, {model.kernels(run.device, precision.dtype)}"
     )
     lines = [*report, shape, step_line(sampler, args.data_path, lr)]

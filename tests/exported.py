@@ -52,6 +52,7 @@ def checkpoint(finetune, pretrained, tmp_path_factory):
         else:
             family = "convnext" if kind == "fcmae" else "vit"
             content = load(pretrained[family].parent)
+            content["args"]["predict_ratio"] = 0.25  # of training's loss: nothing else must mind
         content = stirred(content)
         for part in ("model", "model_ema"):  # surer of itself
             if "head.weight" in content.get(part, {}):

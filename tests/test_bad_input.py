@@ -36,6 +36,8 @@ def signals():
         (["--mask_ratio", "nan"], ["--mask_ratio", "'nan'"]),
         (["--mask_ratio", "0.99"], ["--mask_ratio 0.99", "keeps 0 of 9"]),
         (["--mask_ratio", "1e-9"], ["--mask_ratio 1e-09 keeps 9 of 9"]),
+        (["--predict_ratio", "0"], ["--predict_ratio", "> 0", "'0'"]),
+        (["--predict_ratio", "1.5"], ["--predict_ratio", "<= 1", "'1.5'"]),
         (["--input_size", "50"], ["--input_size 50", "multiple of the patch, 16", "48"]),
         (["--batch_size", "0"], ["--batch_size", "whole number >= 1"]),
         (["--batch_size", "91"], ["90 images", "--batch_size 91", "× 1 processes = 91"]),

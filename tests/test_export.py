@@ -159,6 +159,7 @@ def test_an_exported_autoencoder_reconstructs_again(kind, exported):
     folder, saved = exported(kind, "safetensors")
     again = open_autoencoder(folder / "model.safetensors")
     assert again.model.mask_ratio == saved.model.mask_ratio
+    assert again.model.predict_ratio == saved.model.predict_ratio == 1
     _, imgs = some_images(saved)
     noise = torch.rand(len(imgs), saved.model.num_patches)
     with torch.no_grad():

@@ -13,6 +13,7 @@ from runs import FAMILIES, SMALL, log
 from datasets import open_images
 from datasets.labelled import crop_face
 from main_pretrain import build_parser, check_options, work
+from util.errors import BadInput
 from util.program import run_program
 
 
@@ -64,14 +65,25 @@ def test_options_that_change_how_do_not_change_what(option, tmp_path):
 @pytest.mark.parametrize(
     ("options", "told"),
     [
-        (FAMILIES["mae"], "attention by the fused kernel"),
+        (
+            f"{FAMILIES['mae']} --predict_ratio 0.5",
+            "48 px, 75% of 9 patches masked, 50% of those predicted; fp32 on cpu, attention by the "
+            "fused kernel",
+        ),
         (f"{FAMILIES['mae']} --amp bf16", "attention step by step"),
         (FAMILIES["fcmae"], "convolution by windows"),
     ],
 )
-def test_the_log_tells_which_of_equal_kernels_are_used(options, told, tmp_path, capsys):
+def test_the_log_tells_what_is_predicted_and_by_which_kernels(options, told, tmp_path, capsys):
     run(f"{options} --epochs 1 --output_dir {tmp_path}")
     assert told in capsys.readouterr().out
+
+
+def test_fcmae_predicts_all_masked_patches():
+    parse, model = build_parser().parse, ["--model", "convnextv2_atto"]
+    check_options(parse([*model, "--predict_ratio", "1"]))
+    with pytest.raises(BadInput, match=r"^--predict_ratio: convnextv2_atto has none; .* mae_vit"):
+        check_options(parse([*model, "--predict_ratio", "0.25"]))
 
 
 def test_bf16_follows_fp32(tmp_path):

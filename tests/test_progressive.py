@@ -7,7 +7,7 @@ from functools import partial
 
 import pytest
 import torch
-from runs import ROOT, assert_same_run, command, finish, load, log, run_here
+from runs import ROOT, assert_same_run, finish, launched, load, log, run_here
 
 import main_pretrain
 from datasets import build_loader, build_pretrain_dataset
@@ -24,17 +24,19 @@ FAMILIES = {  # 32, 48, 64 px; 64, 96 px
     "--progressive 32:64",
     "fcmae": f"--model convnextv2_atto {SMALL} --input_size 96 --progressive 64:96",
 }
+FAMILIES["half"] = f"{FAMILIES['mae']} --predict_ratio 0.5"  # of the masked patches
 RUN = (
     "--data_path synthetic:32 --batch_size 8 --epochs 3 --warmup_epochs 1 --num_workers 0 "
     "--vis_freq 1 --print_freq 1"
 )
-RESOLUTIONS = {"mae": [32, 48, 64], "fcmae": [64, 64, 96]}
+RESOLUTIONS = {name: [64, 64, 96] if name == "fcmae" else [32, 48, 64] for name in FAMILIES}
 
 
 def build(family, size):
     torch.manual_seed(0)
-    options = {"decoder_num_heads": 2} if family == "mae" else {}
-    name = {"mae": "mae_vit_tiny_patch16", "fcmae": "convnextv2_atto"}[family]
+    options = {} if family == "fcmae" else {"decoder_num_heads": 2}
+    options |= {"predict_ratio": 0.5} if family == "half" else {}
+    name = "convnextv2_atto" if family == "fcmae" else "mae_vit_tiny_patch16"
     return create_pretrain_model(name, size, decoder_embed_dim=32, decoder_depth=1, **options)
 
 
@@ -138,7 +140,7 @@ def test_a_model_set_to_a_resolution_is_one_built_for_it(family):
     model, small = build(family, 96), build(family, 64)
     model.set_resolution(64)
     state = model.state_dict()
-    for name in ("pos_embed", "decoder_pos_embed") if family == "mae" else ():
+    for name in ("pos_embed", "decoder_pos_embed") if family != "fcmae" else ():
         state[name] = sincos_position_embedding(state[name].shape[2], 4, 6)
     small.load_state_dict(state)
     assert torch.equal(loss(model), loss(small))
@@ -224,7 +226,8 @@ def test_going_on_with_another_schedule_is_refused(undisturbed, capfd):
 @pytest.mark.long
 @pytest.mark.parametrize("family", FAMILIES)
 def test_two_processes_equal_one_but_for_the_last_bits(family, undisturbed, tmp_path):
-    finish(command(tmp_path, family, f"{RUN} {FAMILIES[family]} --batch_size 4", processes=2))
+    options = f"{RUN} {FAMILIES[family]} --batch_size 4 --output_dir {tmp_path}"
+    finish(launched("main_pretrain.py", options.split(), processes=2))
     for two, one in zip(log(tmp_path), log(undisturbed(family)), strict=True):
         assert two["train_loss"] == pytest.approx(one["train_loss"], rel=1e-5)
         assert two["resolution"] == one["resolution"]

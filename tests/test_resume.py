@@ -3,6 +3,7 @@
 import signal
 
 import pytest
+import torch
 from runs import (
     assert_same_run,
     command,
@@ -11,10 +12,13 @@ from runs import (
     log,
     pretrain,
     run,
+    same,
     signal_at,
     small_run,
     status,
 )
+
+from util.errors import BAD_INPUT
 
 STEPS = {1: 12, 2: 6}  # an epoch: 90 images in batches of 8, on one or two processes
 
@@ -61,3 +65,15 @@ def test_resume_starts_a_new_folder_from_a_named_checkpoint(undisturbed, tmp_pat
     assert [record["epoch"] for record in log(tmp_path)] == [1]
     a, b = load(tmp_path), load(undisturbed("mae", 1))
     assert all((a["model"][name] == b["model"][name]).all() for name in b["model"])
+
+
+def test_a_run_of_an_older_release_predicted_all_masked_patches(undisturbed, tmp_path, capfd):
+    old = load(undisturbed("mae", 1), "checkpoint-0.pth")
+    for part in ("run", "args"):
+        assert old[part].pop("predict_ratio") == 1
+    torch.save(old, tmp_path / "old.pth")
+    resume = f"--resume {tmp_path / 'old.pth'}"
+    assert pretrain(tmp_path / "half", f"{resume} --predict_ratio 0.5") == BAD_INPUT
+    assert "other options (predict_ratio 1.0 -> 0.5)" in capfd.readouterr().err
+    assert pretrain(tmp_path / "all", resume) == 0
+    assert same(load(tmp_path / "all")["model"], load(undisturbed("mae", 1))["model"])

@@ -26,6 +26,7 @@ UNNAMED_BEFORE = {
     "test_interpolation": "bicubic",
     "freeze_pos_embed": False,
     "joint_jitter": False,
+    "predict_ratio": 1.0,
 }
 
 # What stands as JSON text beside the weights of an exported safetensors file.

@@ -23,7 +23,8 @@ OPTIONS = (
     *("epochs", "batch_size", "accum_iter", "blr", "lr", "weight_decay", "layer_decay"),
     *("drop_path", "aug", "mixup", "cutmix", "smoothing", "reprob", "balance", "label_fraction"),
     *("distill_weight", "distill_temperature"),
-    *("mask_ratio", "norm_pix_loss", "model_ema_eval", "linear_probe", "cls_token", "seed"),
+    *("mask_ratio", "predict_ratio", "norm_pix_loss", "model_ema_eval", "linear_probe"),
+    *("cls_token", "seed"),
 )
 
 LIMITS = """\
