@@ -1,10 +1,13 @@
 """A whole optimizer step of MAE against the official formulation and transformers' ViTMAE.
 
     python benchmarks/mae.py [--models tiny small base] [--batches 8 32] [--compile] [--json FILE]
+                             [--predict_ratio 0.25]
 
 224 px, mask 0.75, official decoder. The peers' optimizer is torch's AdamW with its defaults, as in
 the official code; ours is the fused one. `official` has attention step by step, `official, SDPA`
-torch's kernel; transformers' is its faster choice, SDPA.
+torch's kernel; transformers' is its faster choice, SDPA. With `--predict_ratio` ours also takes
+turns with itself predicting that share of the masked patches, which no peer does: a table of its
+own.
 """
 
 import copy
@@ -46,15 +49,18 @@ class Candidate:
             return self.model(imgs, noise=noise)
 
 
-def build(name: str, device: torch.device, compiled: bool) -> dict[str, Candidate]:
-    """All candidates, with equal weights."""
+def build(
+    name: str, device: torch.device, compiled: bool, predict_ratio: float
+) -> dict[str, Candidate]:
+    """All candidates that can predict such a share of the masked patches, with equal weights."""
     torch.manual_seed(0)
-    model = create_pretrain_model(f"mae_vit_{name}_patch16").to(device)
+    model = create_pretrain_model(f"mae_vit_{name}_patch16", predict_ratio=predict_ratio).to(device)
     peers: dict[str, Callable[[MaskedAutoencoderViT], nn.Module]] = {
         "official": partial(OfficialMAE, fused_attention=False),
         "official, SDPA": partial(OfficialMAE, fused_attention=True),
-        "transformers": TransformersMAE,
     }
+    if predict_ratio == 1:
+        peers["transformers"] = TransformersMAE
     candidates = {"ours": Candidate(copy.deepcopy(model), fused=True)}
     if compiled:
         ours = copy.deepcopy(model)
@@ -102,34 +108,44 @@ def main() -> None:
     parser.add_argument("--batches", nargs="+", type=int, default=[8, 32])
     parser.add_argument("--precisions", nargs="+", choices=PRECISIONS, default=list(PRECISIONS))
     parser.add_argument("--compile", action="store_true", help="also our blocks compiled")
+    parser.add_argument("--predict_ratio", type=float, default=1, help="also ours with this option")
     args = parser.parse_args()
     device = timing.settle(args)
     report = timing.Report("MAE: a whole optimizer step, 224 px, mask 0.75", args)
-    equality, times = [], []
+    equality, times, shares = [], [], []
     for name in args.models:
         for batch in args.batches:
             data = (
                 torch.randn(batch, 3, 224, 224, device=device),
                 torch.rand(batch, 196, device=device),
             )
-            candidates = build(name, device, args.compile)
-            for precision in args.precisions:
-                rows = check(candidates, precision, *data)
-                equality += [[name, batch, precision, *row] for row in rows]
-            calls = {
-                (key, precision): partial(candidate.step, precision, *data)
-                for precision in args.precisions
-                for key, candidate in candidates.items()
-            }
-            times += [[name, batch, *row] for row in compared(timing.alternate(calls, args.rounds))]
+            calls = {}
+            for ratio in dict.fromkeys([1, args.predict_ratio]):
+                candidates = build(name, device, args.compile, ratio)
+                for precision in args.precisions:
+                    rows = check(candidates, precision, *data)
+                    equality += [[name, batch, ratio, precision, *row] for row in rows]
+                    calls |= {
+                        (ratio, key, precision): partial(candidate.step, precision, *data)
+                        for key, candidate in candidates.items()
+                        if ratio == 1 or key.startswith("ours")
+                    }
+            taken = timing.alternate(calls, args.rounds)
+            usual = {call[1:]: s for call, s in taken.items() if call[0] == 1}
+            times += [[name, batch, *row] for row in compared(usual)]
+            shares += [
+                [name, batch, key, precision, ratio, 1000 * s, taken[1, key, precision] / s]
+                for (ratio, key, precision), s in taken.items()
+                if ratio != 1
+            ]
     head = ["model", "batch"]
-    report.table(
-        "Off the official formulation in fp32 (relative)",
-        [*head, "precision", "candidate", "loss", "gradients, mean", "gradients, worst"],
-        equality,
-    )
+    columns = ["predicted", "precision", "candidate", "loss", "gradients, mean", "gradients, worst"]
+    report.table("Off the official formulation in fp32 (relative)", head + columns, equality)
     columns = ["candidate", "precision", "ms", "× official", "× SDPA", "× transformers", "× fp32"]
     report.table("Times", head + columns, times)
+    if shares:
+        columns = ["candidate", "precision", "predicted", "ms", "× all predicted"]
+        report.table("Predicting a share of the masked patches", head + columns, shares)
     report.close()
 
 

@@ -1,7 +1,8 @@
 """The peers of our MAE: the papers' formulation on plain torch and timm, and transformers' ViTMAE.
 
 The official formulation embeds every patch, gathers the kept ones, puts all tokens back in their
-order for the decoder, predicts all patches and masks the loss. Both take our weights.
+order for the decoder, predicts all patches and masks the loss. Both take our weights. Neither knows
+`predict_ratio`; given one, `OfficialMAE` leaves out unpredicted patches once tokens are in order.
 """
 
 import torch
@@ -45,11 +46,16 @@ class OfficialMAE(nn.Module):
         removed = model.mask_token.expand(n, length - keep, -1)
         tokens = torch.cat([x[:, 1:], removed.to(x.dtype)], dim=1)
         x = torch.cat([x[:, :1], take_tokens(tokens, restore)], dim=1) + model.decoder_pos_embed
+        target = model.patchify(imgs)
+        if model.predict_ratio < 1:
+            predicted = max(1, int((length - keep) * model.predict_ratio + 1e-6))
+            seen = shuffled[:, : keep + predicted].sort(dim=1).values
+            x = torch.cat([x[:, :1], take_tokens(x[:, 1:], seen)], dim=1)
+            target, mask = take_tokens(target, seen), mask.gather(1, seen)
         for block in model.decoder_blocks:
             x = block(x)
         pred = model.decoder_pred(model.decoder_norm(x))[:, 1:]
 
-        target = model.patchify(imgs)
         if model.norm_pix_loss:
             target = model.normalise_patches(target)[0]
         errors = (pred - target).square().mean(dim=-1)
