@@ -8,8 +8,9 @@ A rival gets the images and labels that main_finetune.py gets with the same --da
 compared with, pre-training included: --minutes, or --minutes_of with the chain's folders.
 
 Its recipe is a plain one: AdamW, one cycle, flips and shifts, label smoothing. Learning rate and
-augmentation are the best of a small grid, chosen by mean class accuracy on a fifth of the labels
-that is held out, with a quarter of the minutes each. That search is not counted.
+batch size are the best of a small grid, chosen by mean class accuracy on a fifth of the labels that
+is held out, with a quarter of the minutes each; then stronger augmentation is tried in the same
+way. That search is not counted.
 
 RIVALS/MODEL/seed-N holds what main_finetune.py leaves in a run's folder, so that one page compares
 both: python -m util.report CHAIN/seed-* RIVALS/*/seed-* --output PAGE. The clock decides how long a
@@ -50,17 +51,17 @@ from util.summary import is_finished, read_log
 from util.untrusted import number
 
 MODELS = ("resnet18", "resnet50", "convnextv2_atto", "vit_tiny_patch16_224")
-LEARNING_RATES = (3e-4, 1e-3, 3e-3)
+# With few labels a batch of 8 can be far better than one of 32: batch norm then adds more noise.
+GRID = tuple(itertools.product((3e-4, 1e-3, 3e-3), (8, 32)))
 SMOOTHING, WEIGHT_DECAY, CLIP, WARMUP = 0.1, 0.05, 5.0, 0.1
 SOME, SOME_TIME = bounded(float, above=0, high=1), bounded(float, above=0)
 LEGS = 8  # parts of a run; the test images are looked at after each, off the clock
 
 
 class Recipe(NamedTuple):
-    """A point of the grid."""
-
     lr: float
-    strong: bool  # augmentation
+    batch: int
+    strong: bool = False  # augmentation
 
 
 class Rival:
@@ -78,9 +79,9 @@ class Rival:
         self.normalise, self.rng = Normalise().to(device), torch.Generator().manual_seed(seed)
         self.seconds, self.steps = 0.0, 0
 
-    def train(self, x: Tensor, y: Tensor, until: float, end: float, batch: int) -> float:
+    def train(self, x: Tensor, y: Tensor, until: float, end: float) -> float:
         """On (n, 3, S, S) uint8 and (n,) until the clock says so; -> the mean loss."""
-        losses, device = [], self.normalise.mean.device
+        batch, losses, device = self.recipe.batch, [], self.normalise.mean.device
         while self.seconds < until:
             start = time.perf_counter()
             chosen = torch.randint(len(y), (batch,), generator=self.rng)
@@ -145,17 +146,21 @@ def stacked(images: LabelledImages, size: int) -> tuple[Tensor, Tensor]:
 
 
 def choose(name: str, args: argparse.Namespace) -> Recipe:
-    """The best of the grid on a fifth of the labels, held out; ties go to the lower loss."""
+    """The best recipe on a fifth of the labels, held out; ties go to the lower loss."""
     data, train, *_ = open_data(args, args.seeds[0])
     known, held = hold_out(train, 0.2, args.seeds[0])
     (x, y), (held_x, held_y) = (stacked(images, args.input_size) for images in (known, held))
-    found, seconds = [], 60 * args.minutes / 4
-    for recipe in itertools.starmap(Recipe, itertools.product(LEARNING_RATES, (False, True))):
+    seconds = 60 * args.minutes / 4
+
+    def tried(recipe: Recipe) -> tuple[float, float, Recipe]:
         rival = Rival(name, args.input_size, len(data.classes), recipe, args.seeds[0], args.device)
-        loss = rival.train(x, y, seconds, seconds, args.batch_size)
-        found.append((mean_class_accuracy(rival, held_x, held_y), -loss, recipe))
-        print(f"{name}: {recipe}: {found[-1][0]:.1f} % held out, loss {loss:.3f}", flush=True)
-    return max(found)[2]
+        loss = rival.train(x, y, seconds, seconds)
+        score = mean_class_accuracy(rival, held_x, held_y)
+        print(f"{name}: {recipe}: {score:.1f} % held out, loss {loss:.3f}", flush=True)
+        return score, -loss, recipe
+
+    best = max(tried(Recipe(*point)) for point in GRID)
+    return max(best, tried(best[2]._replace(strong=True)))[2]
 
 
 @torch.no_grad()
@@ -201,7 +206,7 @@ def run_seed(name: str, recipe: Recipe, seed: int, args: argparse.Namespace) -> 
     (folder / "log.txt").unlink(missing_ok=True)
     for leg in range(LEGS):
         began, until = rival.seconds, seconds * (leg + 1) / LEGS
-        loss = rival.train(x, y, until, seconds, args.batch_size)
+        loss = rival.train(x, y, until, seconds)
         found = evaluate_model(rival.model, test, rival.normalise, Precision("off", args.device))
         line = {
             "epoch": leg,
@@ -217,7 +222,7 @@ def run_seed(name: str, recipe: Recipe, seed: int, args: argparse.Namespace) -> 
         "flip": False,
         "train_images": len(train),
         "minutes": round(rival.seconds / 60, 2),
-        "images_seen": rival.steps * args.batch_size,
+        "images_seen": rival.steps * recipe.batch,
         "recipe": recipe._asdict(),
     }
     write_results(folder, found, test, facts)
@@ -245,6 +250,15 @@ def minutes_of(folders: list[str]) -> float:
     return total
 
 
+def check_models(names: list[str], size: int) -> None:
+    """Raises BadInput for models that timm does not have, or not for images of this size."""
+    for name in names:
+        if not timm.is_model(name):
+            raise BadInput(f"--models {name}: is not a model of timm's")
+        if name.startswith("vit") and size % 8:
+            raise BadInput(f"--input_size {size}: {name} has 8 × 8 patches; try {size // 8 * 8}")
+
+
 def build_parser() -> Parser:
     """The options; those that main_finetune.py has, too, mean the same."""
     parser = Parser("Train plain timm classifiers from scratch, to compare with pre-training.")
@@ -252,7 +266,6 @@ def build_parser() -> Parser:
     parser.add_argument("--data_set", default="auto")
     parser.add_argument("--input_size", type=SIZE, default=96, help="side length in pixels")
     parser.add_argument("--label_fraction", type=SOME, default=1.0, help="of the training images")
-    parser.add_argument("--batch_size", type=SIZE, default=32)
     parser.add_argument("--models", nargs="+", default=list(MODELS), help="of timm")
     parser.add_argument("--seeds", type=COUNT, nargs="+", default=[0, 1, 2, 3, 4])
     time = parser.add_mutually_exclusive_group(required=True)
@@ -269,6 +282,7 @@ def main() -> int:
     try:
         args = build_parser().parse_args()
         args.minutes = minutes_of(args.minutes_of) if args.minutes_of else args.minutes
+        check_models(args.models, args.input_size)
         torch.set_num_threads(args.threads)
         args.device = pick_device(args.device, Place())
         for name in args.models:

@@ -25,7 +25,7 @@ def run(options, monkeypatch):
 @pytest.fixture
 def trained(tmp_path, monkeypatch):
     """ResNet-18, three tenths of a second a seed."""
-    options = f"{DATA} --models resnet18 --seeds 1 2 --minutes 0.005 --batch_size 8"
+    options = f"{DATA} --models resnet18 --seeds 1 2 --minutes 0.005"
     assert run(f"{options} --output_dir {tmp_path}", monkeypatch) == 0
     return tmp_path
 
@@ -100,7 +100,18 @@ def test_the_rate_rises_in_a_tenth_of_the_time_and_falls_to_nothing():
     assert rivals.one_cycle(1) == rivals.one_cycle(1.01) == 0
 
 
-def test_bad_input_is_one_line(tmp_path, monkeypatch, capsys):
-    options = f"{DATA} --minutes_of {tmp_path} --output_dir {tmp_path}"
-    assert run(options, monkeypatch) == 2
-    assert "log.txt does not say how long it trained" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("--minutes_of {0}", "log.txt does not say how long it trained"),
+        ("--minutes 1 --models resnet19", "--models resnet19: is not a model of timm's"),
+        ("--minutes 1 --input_size 100", "vit_tiny_patch16_224 has 8 × 8 patches; try 96"),
+        ("--minutes 1 --data_path {0}/nowhere", "nowhere"),
+    ],
+)
+def test_bad_input_is_one_line(tmp_path, monkeypatch, capsys, options, message):
+    options = options.format(tmp_path)
+    assert run(f"{DATA} {options} --output_dir {tmp_path}", monkeypatch) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("rivals.py: error: ")
+    assert message in line
