@@ -14,7 +14,7 @@ from torch import Tensor
 
 from datasets.decode import printable
 from datasets.labelled import digest_of
-from datasets.labels import canonical
+from datasets.labels import shared_classes
 from datasets.transforms import Normalise
 from models_saved import SavedClassifier
 from util.errors import BadInput
@@ -33,11 +33,29 @@ def distillation_loss(student: Tensor, teacher: Tensor, temperature: float) -> T
     return temperature**2 * F.kl_div(log_q, log_p, reduction="batchmean", log_target=True)
 
 
-def shared_classes(ours: Sequence[str], theirs: Sequence[str]) -> tuple[list[int], list[int]]:
-    """Places of the classes that both have, in the order of `ours`: among ours, among theirs."""
-    own, other = canonical(ours), canonical(theirs)
-    shared = [(k, other.index(name)) for k, name in enumerate(own) if name in other]
-    return [k for k, _ in shared], [k for _, k in shared]
+def match(
+    source: str, known: Sequence[str], classes: Sequence[str]
+) -> tuple[list[int], list[int], list[str]]:
+    """Places of the common classes among the student's and the teacher's, and lines about the rest.
+
+    Raises BadInput for fewer than two.
+    """
+    ours, theirs = shared_classes(classes, known)
+    if len(ours) < 2:
+        raise BadInput(
+            f"{source}: its classes ({_listed(known)}) have fewer than two in common "
+            f"with the data set's ({_listed(classes)})"
+        )
+    unasked = _listed(c for k, c in enumerate(known) if k not in theirs)
+    unknown = _listed(c for k, c in enumerate(classes) if k not in ours)
+    lines = []
+    if unasked:
+        lines.append(f"left out: the teacher's {unasked}, which the data set does not have")
+    if unknown:
+        lines.append(
+            f"the teacher does not know {unknown}: it teaches the other {len(ours)} classes"
+        )
+    return ours, theirs, lines
 
 
 class Teacher:
@@ -60,30 +78,17 @@ class Teacher:
 
         It goes to the device of `normalise`. Raises BadInput if it cannot teach these classes.
         """
-        ours, theirs = shared_classes(classes, saved.classes)
-        unasked = _listed(c for k, c in enumerate(saved.classes) if k not in theirs)
-        unknown = _listed(c for k, c in enumerate(classes) if k not in ours)
-        if len(ours) < 2:
-            raise BadInput(
-                f"{source}: its classes ({_listed(saved.classes)}) have fewer than two in common "
-                f"with the data set's ({_listed(classes)})"
-            )
-        if unknown and weight == 1:
+        ours, theirs, lines = match(source, saved.classes, classes)
+        if len(ours) < len(classes) and weight == 1:
+            unknown = _listed(c for k, c in enumerate(classes) if k not in ours)
             raise BadInput(
                 f"{source}: does not know {unknown}, which only labels can teach, and they have no "
                 "weight with --distill_weight 1; lower it"
             )
         share = f"weight {weight:g}, temperature {temperature:g}"
-        self.lines = [f"{_described(source, saved)}; {share}"]
-        self.lines += [f"note: {note}" for note in saved.notes]
-        if unasked:
-            self.lines.append(
-                f"left out: the teacher's {unasked}, which the data set does not have"
-            )
-        if unknown:
-            self.lines.append(
-                f"the teacher does not know {unknown}: it teaches the other {len(ours)} classes"
-            )
+        self.description = _described(source, saved)
+        self.lines = [f"teacher {self.description}; {share}"]
+        self.lines += [*(f"note: {note}" for note in saved.notes), *lines]
         self.weight, self.temperature = weight, temperature
         self.size, self.mode = saved.preprocessing.input_size, saved.preprocessing.interpolation
         seen, device = saved.preprocessing.normalise, normalise.mean.device
@@ -123,7 +128,7 @@ def _listed(names: Iterable[str]) -> str:
 
 def _described(source: str, saved: SavedClassifier) -> str:
     """Which model teaches, and what its checkpoint knows of its own training."""
-    checkpoint, told = saved.checkpoint, f"teacher {source}: {saved.name}"
+    checkpoint, told = saved.checkpoint, f"{source}: {saved.name}"
     told += f", {saved.preprocessing.input_size} px, {len(saved.classes)} classes"
     if isinstance(data := checkpoint.get("trained_on"), str):
         told += f", trained on {printable(data)}"

@@ -178,7 +178,7 @@ def same_everywhere(what: str, build: Callable[[], T], digest: Callable[[T], str
     built = made[0] if made else build()
     if digest(built) != expected:
         raise BadInput(
-            f"{what}: another process finds something else there than process 0; every machine "
+            f"{what}: another process reads something else there than process 0; every machine "
             "must see the same files"
         )
     return built

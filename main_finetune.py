@@ -159,7 +159,8 @@ def finetune(args: Options, run: "Run") -> None:
     loader = build_loader(dataset, sampler, **build.loading(args, run))
     run_epochs(trainer, observer, sampler, loader, lambda epoch: evaluator.measure(state))
     if data.tests:
-        for line in test_chosen(args, run, data, evaluator, state, report):
+        taught = {"teacher": teacher.description} if teacher else {}
+        for line in test_chosen(args, run, data, evaluator, state, report, taught):
             log.line(line)
     log.close()
 
@@ -186,6 +187,7 @@ def test_chosen(
     evaluator: "Evaluator",
     state: "TrainState",
     report: list[str],
+    taught: dict[str, str],
 ) -> list[str]:
     """Evaluate the best epoch beside the last; write what `--eval` writes; -> lines to say."""
     from build_finetune import about
@@ -211,6 +213,7 @@ def test_chosen(
         "epoch": epoch,
         "selected_on": data.splits[args.select],
         "weights": evaluator.weights,
+        **taught,
         "last": {
             "epoch": last_epoch,
             **{name: last.result[name] for name in ("accuracy", "uar", "macro_f1")},

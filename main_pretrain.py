@@ -18,6 +18,7 @@ from util.options import (
     RATE,
     RATIO,
     SIZE,
+    SOME,
     Parser,
     add_machine,
     add_output,
@@ -25,7 +26,6 @@ from util.options import (
     fill_defaults,
     flag,
     launch,
-    number,
     rise,
     saving,
     start,
@@ -80,7 +80,7 @@ def build_parser() -> Parser:
     group.add_argument("--mask_ratio", type=RATIO, help="share masked (MAE 0.75, FCMAE 0.6)")
     group.add_argument(
         "--predict_ratio",
-        type=number(float, above=0, high=1),
+        type=SOME,
         default=1.0,
         help="share of the masked patches that MAE's decoder predicts (1)",
     )
@@ -94,9 +94,7 @@ def build_parser() -> Parser:
         default="synthetic",
         help="folder of images, list of files, packed store, or synthetic[:COUNT] (default)",
     )
-    group.add_argument(
-        "--crop_pct", type=number(float, above=0, high=1), help="centre shown in pictures (0.875)"
-    )
+    group.add_argument("--crop_pct", type=SOME, help="centre shown in pictures (0.875)")
     group.add_argument("--face_margin", type=RATE, help="around AffectNet's face boxes, a share")
     add_training(parser, min_lr=0.0, warmup_epochs=40)
     add_machine(parser)

@@ -69,6 +69,18 @@ class Block(nn.Module):
         y = self.grn(F.gelu(self.pwconv1(y)))
         return x + self.drop_path(self.pwconv2(y))
 
+    def is_plain(self) -> bool:
+        """Whether its layers are those made above, without hooks: `_packed` reads their weights.
+
+        A wrapped layer, as of low-rank adapters, has to be called itself.
+        """
+        layers = (self.dwconv, self.norm, self.pwconv1, self.grn, self.pwconv2)
+        kinds = (nn.Conv2d, nn.LayerNorm, nn.Linear, GRN, nn.Linear)
+        return all(
+            type(layer) is kind and not (layer._forward_hooks or layer._forward_pre_hooks)
+            for layer, kind in zip(layers, kinds, strict=True)
+        )
+
     def _packed(self, x: Tensor, near: Neighbours) -> Tensor:
         """The same with the passes of `models_packed`."""
         n, c = len(x), x.shape[-1]
@@ -152,7 +164,7 @@ class ConvNeXtV2Encoder(nn.Module):
             near = None
             if visible is not None:
                 near = find_neighbours(visible, h // CONVNEXT_PATCH, 8 >> i)
-            elif self.training and h == w and has_own_passes(x.device):
+            elif self.training and h == w and all(block.is_plain() for block in stage):
                 near = whole_images(x)
             for block in stage:
                 x = run_block(self.grad_checkpointing, block, x, near)

@@ -46,9 +46,13 @@ def find_neighbours(visible: Tensor, grid: int, b: int) -> Canvas | Neighbours:
     return (in_windows if has_own_passes(visible.device) else on_canvas)(visible, grid, b)
 
 
-def whole_images(x: Tensor) -> Neighbours:
-    """(N, 1, s, s, C), nothing masked -> how `Depthwise` convolves them: each is one patch."""
-    return in_windows(torch.zeros(len(x), 1, dtype=torch.long), 1, x.shape[2])
+def whole_images(x: Tensor) -> Neighbours | None:
+    """(N, 1, s, s, C), nothing masked -> how `Depthwise` convolves them: each is one patch.
+
+    None where the library's kernels are to be used.
+    """
+    one_patch = torch.zeros(len(x), 1, dtype=torch.long)
+    return in_windows(one_patch, 1, x.shape[2]) if has_own_passes(x.device) else None
 
 
 def has_own_passes(device: torch.device) -> bool:

@@ -1,4 +1,4 @@
-"""Faces that others have drawn, as a labelled data set and unlabelled images.
+"""Synthetic faces from avatar packages, as a labelled data set and unlabelled images.
 
     pip install python-avatars resvg-py
     python benchmarks/avatars.py --kind avataaars --output FACES
@@ -7,7 +7,7 @@
     python benchmarks/avatars.py --kind toon-head --output FACES
 
 Writes PNG files to FACES/train/CLASS, FACES/test/CLASS and FACES/unlabelled. An expression is a
-combination of brows, eyes and mouth, most of which occur in several expressions. Hair, skin,
+combination of brows, eyes and mouth; most of these are shared by several expressions. Hair, skin,
 glasses, beard, clothes, position, size, tilt, light, blur and noise do not depend on it. Training
 classes are uneven like RAF-DB's, test classes even. The same options and package versions write the
 same files. The artwork is under licences of its own.
@@ -133,7 +133,7 @@ def toon_head(labels: Sequence[str], rng: np.random.Generator) -> Iterator[str]:
 
 
 class Kind(NamedTuple):
-    """Who draws, and where in a drawing the face is, in the drawing's own units."""
+    """The renderer, and where its images show the face, in their own units."""
 
     draw: Callable[[Sequence[str], np.random.Generator], Iterator[str]]
     width: int  # of a drawing
@@ -201,7 +201,9 @@ def labels_of(count: int, even: bool, rng: np.random.Generator) -> list[str]:
 
 def main() -> int:
     """Write the three splits."""
-    parser = argparse.ArgumentParser(description="Faces that others have drawn, as a data set.")
+    parser = argparse.ArgumentParser(
+        description="Make a data set of synthetic faces from avatar packages."
+    )
     parser.add_argument("--kind", choices=KINDS, default="avataaars")
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--size", type=int, default=96, help="side length in pixels")

@@ -7,14 +7,16 @@ A rival gets the images and labels that main_finetune.py gets with the same --da
 --input_size, --label_fraction and --seed, and as many minutes of training as the whole chain it is
 compared with, pre-training included: --minutes, or --minutes_of with the chain's folders.
 
-Its recipe is a plain one: AdamW, one cycle, flips and shifts, label smoothing. Learning rate and
-batch size are the best of a small grid, chosen by mean class accuracy on a fifth of the labels that
-is held out, with a quarter of the minutes each; then stronger augmentation is tried in the same
-way. That search is not counted.
+Its recipe is a plain one, without class weights or soft labels: AdamW, one cycle, flips and shifts,
+label smoothing. Learning rate and batch size are the best of a small grid, chosen by mean class
+accuracy on a fifth of the labels that is held out, with a quarter of the minutes each; then
+stronger augmentation is tried in the same way. That search is not counted.
 
 RIVALS/MODEL/seed-N holds what main_finetune.py leaves in a run's folder, so that one page compares
-both: python -m util.report CHAIN/seed-* RIVALS/*/seed-* --output PAGE. The clock decides how long a
-rival trains, so results differ a little from run to run.
+both: python -m util.report CHAIN/seed-* RIVALS/*/seed-* --output PAGE. Like main_finetune.py by
+default, it reports the best of its looks at the test images and, beside it, the last. Compare the
+last: it does not depend on how often one looks. Give both sides the same processor and threads. The
+clock decides how long a rival trains, so results differ a little from run to run.
 """
 
 import argparse
@@ -23,6 +25,7 @@ import json
 import math
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -37,25 +40,28 @@ from datasets import LabelledSet, PlainImages, build_test_loader, drawn_size, op
 from datasets.finetune import choose_splits, hold_out, take_fraction
 from datasets.labelled import LabelledImages
 from datasets.transforms import Normalise
-from engine_evaluate import TestSet, evaluate_model
+from engine_evaluate import Evaluation, TestSet, evaluate_model
 from engine_finetune import LOGGED, write_results
 from engine_train import Precision
 from util.distributed import Place, pick_device
 from util.errors import BAD_INPUT, DONE, BadInput
 from util.files import append_whole, write_json
+from util.metrics import evaluate
 from util.optim import adamw, parameter_groups
-from util.options import COUNT, SIZE, Parser
+from util.options import COUNT, SIZE, SOME, Parser
 from util.options import number as bounded
-from util.rundir import provenance
-from util.summary import is_finished, read_log
-from util.untrusted import number
+from util.rundir import provenance, read_json
+from util.schedule import lr_at
+from util.summary import METRICS, is_finished, read_log
+from util.untrusted import number, part
 
 MODELS = ("resnet18", "resnet50", "convnextv2_atto", "vit_tiny_patch16_224")
 # With few labels a batch of 8 can be far better than one of 32: batch norm then adds more noise.
 GRID = tuple(itertools.product((3e-4, 1e-3, 3e-3), (8, 32)))
 SMOOTHING, WEIGHT_DECAY, CLIP, WARMUP = 0.1, 0.05, 5.0, 0.1
-SOME, SOME_TIME = bounded(float, above=0, high=1), bounded(float, above=0)
 LEGS = 8  # parts of a run; the test images are looked at after each, off the clock
+# What has to be the same for a finished seed to stand.
+DECIDES_RESULT = ("data_path", "data_set", "input_size", "label_fraction", "minutes")
 
 
 class Recipe(NamedTuple):
@@ -71,11 +77,11 @@ class Rival:
         self, name: str, size: int, classes: int, recipe: Recipe, seed: int, device: torch.device
     ) -> None:
         torch.manual_seed(seed)
-        sized = {"img_size": size, "patch_size": size // 8} if name.startswith("vit") else {}
-        self.model = timm.create_model(name, num_classes=classes, **sized)
+        self.model = create(name, size, classes)
         self.model.to(device, memory_format=torch.channels_last)
         self.optimizer = adamw(parameter_groups(self.model, WEIGHT_DECAY), recipe.lr)
         self.recipe, self.classes = recipe, classes
+        self.precision = Precision("auto", device)  # as main_finetune.py's
         self.normalise, self.rng = Normalise().to(device), torch.Generator().manual_seed(seed)
         self.seconds, self.steps = 0.0, 0
 
@@ -88,25 +94,22 @@ class Rival:
             if len(y) >= batch:
                 chosen = torch.randperm(len(y), generator=self.rng)[:batch]
             for group in self.optimizer.param_groups:
-                group["lr"] = self.recipe.lr * one_cycle(self.seconds / end)
+                group["lr"] = lr_at(self.seconds / end, self.recipe.lr, 0, WARMUP, 1)
             images = self.normalise(x[chosen].to(device))
             images = augment(images, self.recipe.strong, self.rng)
-            logits = self.model(images.contiguous(memory_format=torch.channels_last))
-            loss = F.cross_entropy(logits, y[chosen].to(device), label_smoothing=SMOOTHING)
+            with self.precision.autocast():
+                logits = self.model(images.contiguous(memory_format=torch.channels_last))
+                loss = F.cross_entropy(logits, y[chosen].to(device), label_smoothing=SMOOTHING)
             self.optimizer.zero_grad()
-            loss.backward()
+            scaler = self.precision.scaler
+            scaler.scale(loss).backward()
+            scaler.unscale_(self.optimizer)
             nn.utils.clip_grad_norm_(self.model.parameters(), CLIP)
-            self.optimizer.step()
+            scaler.step(self.optimizer)
+            scaler.update()
             losses.append(loss.item())
             self.seconds, self.steps = self.seconds + time.perf_counter() - start, self.steps + 1
         return sum(losses) / max(1, len(losses))
-
-
-def one_cycle(done: float) -> float:
-    """The rate's factor when `done`, 0 to 1, of the time is over: up in a tenth, then a cosine."""
-    if done < WARMUP:
-        return done / WARMUP
-    return 0.5 + 0.5 * math.cos(math.pi * min(1.0, (done - WARMUP) / (1 - WARMUP)))
 
 
 def augment(x: Tensor, strong: bool, rng: torch.Generator) -> Tensor:
@@ -139,7 +142,8 @@ def augment(x: Tensor, strong: bool, rng: torch.Generator) -> Tensor:
 
 def stacked(images: LabelledImages, size: int) -> tuple[Tensor, Tensor]:
     """A split -> (n, 3, S, S) uint8 and labels (n,), on the host. Raises BadInput."""
-    views = [PlainImages(images.source, plain(size))[i] for i in range(len(images))]
+    whole = PlainImages(images.source, plain(size))
+    views = [whole[i] for i in range(len(whole))]
     if unreadable := sum(not readable for *_, readable in views):
         raise BadInput(f"--data_path: {unreadable} images cannot be read; remove them")
     return torch.stack([image for image, *_ in views]), torch.as_tensor(images.labels)
@@ -167,67 +171,90 @@ def choose(name: str, args: argparse.Namespace) -> Recipe:
 def mean_class_accuracy(rival: Rival, x: Tensor, y: Tensor) -> float:
     """Over the classes that occur, in %."""
     model, device = rival.model.eval(), rival.normalise.mean.device
-    answers = torch.cat(
-        [model(rival.normalise(part.to(device))).argmax(1).cpu() for part in x.split(64)]
-    )
+    logits = torch.cat([model(rival.normalise(part.to(device))).cpu() for part in x.split(64)])
     model.train()
-    recalls = [(answers[y == k] == k).float().mean().item() for k in y.unique()]
-    return 100 * sum(recalls) / len(recalls)
+    names = [str(k) for k in range(logits.shape[1])]
+    return evaluate(logits.softmax(1).numpy(), y.numpy(), names)["uar"]
 
 
 def run_seed(name: str, recipe: Recipe, seed: int, args: argparse.Namespace) -> dict:
     """Train, test and write what a run of main_finetune.py writes; -> its eval.json."""
     folder = args.output_dir / name / f"seed-{seed}"
     folder.mkdir(parents=True, exist_ok=True)
+    for left in ("status.json", "eval.json", "log.txt"):
+        (folder / left).unlink(missing_ok=True)
     data, train, images, split = open_data(args, seed)
-    classes, seconds = data.classes, 60 * args.minutes
-    test = TestSet(
-        images,
-        build_test_loader(PlainImages(images.source, plain(args.input_size)), 64, Place(), 0),
-        classes,
-        range(len(classes)),
-    )
-    x, y = stacked(train, args.input_size)
-    rival = Rival(name, args.input_size, len(classes), recipe, seed, args.device)
+    loader = build_test_loader(PlainImages(images.source, plain(args.input_size)), 64, Place(), 0)
+    test = TestSet(images, loader, data.classes, range(len(data.classes)))
+    rival = Rival(name, args.input_size, len(data.classes), recipe, seed, args.device)
     parameters = sum(p.numel() for p in rival.model.parameters())
     config = {
         **provenance(),
-        "options": {
-            **vars(args),
-            "device": str(args.device),
-            "output_dir": str(folder),
-            "epochs": LEGS,
-            **recipe._asdict(),
-        },
+        "options": {**options_of(args), **recipe._asdict(), "seed": seed, "epochs": LEGS},
         "model": {"name": f"{name}, from scratch", "parameters": parameters},
         "data": {"path": args.data_path, "count": len(train), "digest": train.digest},
     }
     write_json(folder / "config.json", config)
-    (folder / "log.txt").unlink(missing_ok=True)
-    for leg in range(LEGS):
-        began, until = rival.seconds, seconds * (leg + 1) / LEGS
-        loss = rival.train(x, y, until, seconds)
-        found = evaluate_model(rival.model, test, rival.normalise, Precision("off", args.device))
-        line = {
-            "epoch": leg,
-            "train_loss": loss,
-            **{f"test_{short}": found.result[metric] for short, metric in LOGGED.items()},
-            "epoch_s": round(rival.seconds - began, 2),
-        }
-        append_whole(folder / "log.txt", json.dumps(line) + "\n")
+    looks = trained_and_tested(rival, stacked(train, args.input_size), test, args, folder)
+    best = max(range(LEGS), key=lambda leg: looks[leg].result["accuracy"])
+    last = {metric: looks[-1].result[metric] for metric in METRICS}
     facts = {
         "data": data.title,
         "rule": data.rule,
         "split": split,
         "flip": False,
         "train_images": len(train),
-        "minutes": round(rival.seconds / 60, 2),
+        "epoch": best,
+        "selected_on": split,
+        "last": {"epoch": LEGS - 1, **last},
+        "minutes": rival.seconds / 60,
         "images_seen": rival.steps * recipe.batch,
-        "recipe": recipe._asdict(),
     }
-    write_results(folder, found, test, facts)
+    write_results(folder, looks[best], test, facts)
     write_json(folder / "status.json", {"status": "done", "reason": ""})
-    return found.result
+    return last
+
+
+def trained_and_tested(
+    rival: Rival,
+    train: tuple[Tensor, Tensor],
+    test: TestSet,
+    args: argparse.Namespace,
+    folder: Path,
+) -> list[Evaluation]:
+    """Train a rival to its end; -> a look at the test images after each leg, also in log.txt."""
+    looks, seconds = [], 60 * args.minutes
+    for leg in range(LEGS):
+        began = rival.seconds
+        loss = rival.train(*train, seconds * (leg + 1) / LEGS, seconds)
+        looks.append(evaluate_model(rival.model, test, rival.normalise, rival.precision))
+        line = {
+            "epoch": leg,
+            "train_loss": loss,
+            **{f"test_{short}": looks[-1].result[metric] for short, metric in LOGGED.items()},
+            "epoch_s": round(rival.seconds - began, 2),
+        }
+        append_whole(folder / "log.txt", json.dumps(line) + "\n")
+    return looks
+
+
+def options_of(args: argparse.Namespace) -> dict[str, object]:
+    """What stands in config.json."""
+    return {name: getattr(args, name) for name in (*DECIDES_RESULT, "threads")}
+
+
+def is_done(folder: Path, args: argparse.Namespace) -> bool:
+    """Whether a seed's result is there already. Raises BadInput if it is of other options."""
+    if not is_finished(folder):
+        return False
+    then, now = part(read_json(folder / "config.json"), "options"), options_of(args)
+    for name in DECIDES_RESULT:
+        if then.get(name) != now[name]:
+            raise BadInput(
+                f"{folder}: was trained with --{name} {then.get(name)}, now {now[name]}; name "
+                "another --output_dir, or remove that folder"
+            )
+    return True
 
 
 def open_data(
@@ -251,12 +278,20 @@ def minutes_of(folders: list[str]) -> float:
 
 
 def check_models(names: list[str], size: int) -> None:
-    """Raises BadInput for models that timm does not have, or not for images of this size."""
+    """Raises BadInput for models that timm does not have, or that do not take such images."""
     for name in names:
         if not timm.is_model(name):
             raise BadInput(f"--models {name}: is not a model of timm's")
-        if name.startswith("vit") and size % 8:
-            raise BadInput(f"--input_size {size}: {name} has 8 × 8 patches; try {size // 8 * 8}")
+        try:
+            create(name, size, 2).eval()(torch.zeros(1, 3, size, size))
+        except (AssertionError, RuntimeError, TypeError, ValueError, ZeroDivisionError) as error:
+            raise BadInput(f"--models {name}: not for images of {size} px ({error})") from None
+
+
+def create(name: str, size: int, classes: int) -> nn.Module:
+    """A model from scratch; a ViT with 8 × 8 patches."""
+    sized = {"img_size": size, "patch_size": size // 8} if name.startswith("vit_") else {}
+    return timm.create_model(name, num_classes=classes, **sized)
 
 
 def build_parser() -> Parser:
@@ -268,32 +303,36 @@ def build_parser() -> Parser:
     parser.add_argument("--label_fraction", type=SOME, default=1.0, help="of the training images")
     parser.add_argument("--models", nargs="+", default=list(MODELS), help="of timm")
     parser.add_argument("--seeds", type=COUNT, nargs="+", default=[0, 1, 2, 3, 4])
-    time = parser.add_mutually_exclusive_group(required=True)
-    time.add_argument("--minutes", type=SOME_TIME, help="of training, each seed")
-    time.add_argument("--minutes_of", nargs="+", help="as long as the runs in these folders took")
+    budget = parser.add_mutually_exclusive_group(required=True)
+    budget.add_argument("--minutes", type=bounded(float, above=0), help="of training, each seed")
+    budget.add_argument("--minutes_of", nargs="+", help="as long as the runs in these folders took")
     parser.add_argument("--device", default="auto")
-    parser.add_argument("--threads", type=SIZE, default=1, help="of the CPU")
+    parser.add_argument("--threads", type=SIZE, help="of the CPU (torch's own choice)")
     parser.add_argument("--output_dir", type=Path, required=True)
     return parser
 
 
-def main() -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Search the grid and train every seed of every model; print what came out."""
     try:
-        args = build_parser().parse_args()
+        args = build_parser().parse_args(argv)
         args.minutes = minutes_of(args.minutes_of) if args.minutes_of else args.minutes
         check_models(args.models, args.input_size)
-        torch.set_num_threads(args.threads)
+        if args.threads:
+            torch.set_num_threads(args.threads)
         args.device = pick_device(args.device, Place())
         for name in args.models:
-            finished = [is_finished(args.output_dir / name / f"seed-{n}") for n in args.seeds]
-            if all(finished):
+            folders = {seed: args.output_dir / name / f"seed-{seed}" for seed in args.seeds}
+            done = [seed for seed, folder in folders.items() if is_done(folder, args)]
+            if done:
+                print(f"{name}: done before: seeds {', '.join(map(str, done))}", flush=True)
+            if len(done) == len(folders):
                 continue
             recipe = choose(name, args)
             print(f"{name}: {recipe} for {args.minutes:.1f} minutes a seed", flush=True)
-            for seed in args.seeds:
-                result = run_seed(name, recipe, seed, args)
-                print(f"{name}, seed {seed}: UAR {result['uar']:.2f} %", flush=True)
+            for seed in [seed for seed in folders if seed not in done]:
+                last = run_seed(name, recipe, seed, args)
+                print(f"{name}, seed {seed}: UAR {last['uar']:.2f} % at the end", flush=True)
     except BadInput as error:
         print(f"rivals.py: error: {error}", file=sys.stderr)
         return BAD_INPUT

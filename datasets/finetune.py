@@ -12,7 +12,7 @@ from torch.utils.data import Dataset
 from datasets.augment import Augment
 from datasets.decode import UnreadableImage, printable
 from datasets.labelled import LabelledImages, LabelledSet, Source
-from datasets.labels import canonical
+from datasets.labels import shared_classes
 from datasets.replace import read_or_replace
 from util.errors import BadInput
 from util.seeding import AUGMENT, SPLIT, borrowed_globals, generator
@@ -204,15 +204,15 @@ def in_classes(data: LabelledSet, images: LabelledImages, classes: Sequence[str]
 
     Expressions are the same however they are written. Raises BadInput without two in common.
     """
-    ours, theirs = canonical(classes), canonical(data.classes)
-    common = [k for k, name in enumerate(ours) if name in theirs]
+    common, owners = shared_classes(classes, data.classes)
     if len(common) < 2:
         raise BadInput(
             f"{data.title}: its classes ({', '.join(data.classes)}) have fewer than two in common "
             f"with the model's ({', '.join(classes)})"
         )
-    place = np.array([ours.index(name) if name in ours else -1 for name in theirs])
-    labels, counts = place[images.labels], images.counts(len(theirs))
+    place = np.full(len(data.classes), -1)
+    place[owners] = common
+    labels, counts = place[images.labels], images.counts(len(place))
     kept = np.flatnonzero(labels >= 0)
     matched = LabelledImages(images.take(kept).source, labels[kept])
     unknown = {data.classes[k]: int(counts[k]) for k in np.flatnonzero(place < 0) if counts[k]}

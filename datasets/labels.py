@@ -44,6 +44,16 @@ def canonical(names: Sequence[str]) -> list[str]:
     return known if len(set(known)) == len(set(names)) else list(names)
 
 
+def shared_classes(ours: Sequence[str], theirs: Sequence[str]) -> tuple[list[int], list[int]]:
+    """Places of the classes that both have, in the order of `ours`: among ours, among theirs.
+
+    Classes are matched by name; expressions are the same however they are written.
+    """
+    own, other = canonical(ours), canonical(theirs)
+    shared = [(k, other.index(name)) for k, name in enumerate(own) if name in other]
+    return [k for k, _ in shared], [k for _, k in shared]
+
+
 def near_expression(word: str) -> str | None:
     """The expression that a misspelt word is nearest to; None when it is near to none."""
     near = difflib.get_close_matches(word.strip().lower(), _BY_SPELLING, n=1, cutoff=0.75)

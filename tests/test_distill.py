@@ -16,9 +16,9 @@ from timm.data.random_erasing import RandomErasing
 from torch import nn
 
 import main_finetune
-from datasets.labels import ORDERS
+from datasets.labels import ORDERS, shared_classes
 from datasets.transforms import Normalise
-from engine_distill import Teacher, shared_classes
+from engine_distill import Teacher
 from engine_finetune import ClassifierLoss
 from engine_train import Trainer
 from models_registry import create_classifier

@@ -7,7 +7,7 @@ import pytest
 import timm
 import torch
 
-from models_convnextv2 import FCMAE, ConvNeXtV2, ConvNeXtV2Encoder
+from models_convnextv2 import FCMAE, Block, ConvNeXtV2, ConvNeXtV2Encoder
 from models_packed import in_windows, on_canvas
 from models_registry import create_classifier, create_pretrain_model
 from util.sizes import CONVNEXTV2, ConvNeXtSize
@@ -236,6 +236,24 @@ def test_the_dense_network_equals_timms(name, width):
         error = (gradients[n] - p.grad).norm() / p.grad.norm()
         assert error < 1e-4, n
     assert ours.forward_features(imgs).shape == (2, CONVNEXTV2[name[11:]].dims[-1])
+
+
+def test_whole_images_are_packed_in_training_unless_a_layer_is_wrapped(monkeypatch):
+    """A wrapped layer has to be called; in evaluation exports and hooks see the plain layers."""
+    used, packed = [], Block._packed
+    monkeypatch.setattr(Block, "_packed", lambda self, *a: used.append(1) or packed(self, *a))
+    model, imgs = ConvNeXtV2(SMALL, 7), torch.randn(1, 3, 64, 64)
+    model(imgs)
+    assert len(used) == sum(SMALL.depths)
+    used.clear()
+    model.eval()(imgs)
+    model.train()(imgs[..., :32])
+    assert used == []
+    called = []
+    model.stages[1][1].pwconv1.register_forward_hook(lambda *_: called.append(1))
+    model(imgs)
+    assert called == [1]
+    assert len(used) == sum(SMALL.depths) - SMALL.depths[1]
 
 
 def test_the_initial_loss_is_near_one():

@@ -17,40 +17,79 @@ from util.summary import is_finished, read_log
 DATA = "--data_path synthetic-lab:32:16 --input_size 32 --label_fraction 0.5"
 
 
-def run(options, monkeypatch):
-    monkeypatch.setattr("sys.argv", ["rivals.py", *options.split()])
-    return rivals.main()
+def run(options):
+    return rivals.main(options.split())
 
 
-@pytest.fixture
-def trained(tmp_path, monkeypatch):
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
     """ResNet-18, three tenths of a second a seed."""
-    options = f"{DATA} --models resnet18 --seeds 1 2 --minutes 0.005"
-    assert run(f"{options} --output_dir {tmp_path}", monkeypatch) == 0
-    return tmp_path
+    folder = tmp_path_factory.mktemp("rivals")
+    assert run(f"{DATA} --models resnet18 --seeds 1 2 --minutes 0.005 --output_dir {folder}") == 0
+    return folder
 
 
-def test_a_rival_leaves_the_results_of_a_run(trained, monkeypatch, capsys):
-    for seed in (1, 2):
-        folder = trained / "resnet18" / f"seed-{seed}"
-        assert is_finished(folder)
-        result, log = results(folder), read_log(folder)
-        with open(folder / "predictions.csv", newline="") as file:
-            right = [row["label"] == row["prediction"] for row in csv.DictReader(file)]
-        assert result["n"] == len(right) == 16
-        assert result["accuracy"] == pytest.approx(100 * sum(right) / 16)
-        assert len(log) == rivals.LEGS
-        assert log[-1]["test_acc1"] == result["accuracy"]
-        minutes = sum(line["epoch_s"] for line in log) / 60
-        assert minutes == pytest.approx(result["minutes"], abs=0.01)
-        assert minutes >= 0.004
-        assert rivals.minutes_of([str(folder), str(folder)]) == pytest.approx(2 * minutes)
-    capsys.readouterr()
-    again = f"{DATA} --models resnet18 --seeds 1 2 --minutes 0.005 --output_dir {trained}"
-    before = (folder / "eval.json").stat().st_mtime_ns
-    assert run(again, monkeypatch) == 0
-    assert capsys.readouterr().out == ""
-    assert (folder / "eval.json").stat().st_mtime_ns == before
+@pytest.mark.parametrize("seed", [1, 2])
+def test_a_rival_leaves_the_results_of_a_run(trained, seed):
+    folder = trained / "resnet18" / f"seed-{seed}"
+    assert is_finished(folder)
+    result, log = results(folder), read_log(folder)
+    with open(folder / "predictions.csv", newline="") as file:
+        right = [row["label"] == row["prediction"] for row in csv.DictReader(file)]
+    assert result["n"] == len(right) == 16
+    assert result["accuracy"] == pytest.approx(100 * sum(right) / 16)
+    looks = [line["test_acc1"] for line in log]
+    assert len(looks) == rivals.LEGS
+    assert result["accuracy"] == max(looks) == looks[result["epoch"]]
+    assert result["last"] == {
+        "epoch": rivals.LEGS - 1,
+        "accuracy": looks[-1],
+        "uar": log[-1]["test_uar"],
+        "macro_f1": log[-1]["test_f1"],
+    }
+    seconds = sum(line["epoch_s"] for line in log)
+    assert 0.3 <= 60 * result["minutes"] == pytest.approx(seconds, abs=0.01 * rivals.LEGS)
+    assert rivals.minutes_of([str(folder), str(folder)]) == pytest.approx(2 * seconds / 60)
+
+
+def test_finished_seeds_stand_and_other_options_are_refused(trained, capsys):
+    again = f"{DATA} --models resnet18 --seeds 1 2 --output_dir {trained}"
+    before = {path: path.stat().st_mtime_ns for path in trained.rglob("*.json")}
+    assert run(f"{again} --minutes 0.005") == 0
+    assert capsys.readouterr().out == "resnet18: done before: seeds 1, 2\n"
+    assert run(f"{again} --minutes 0.01") == 2
+    assert "was trained with --minutes 0.005, now 0.01" in capsys.readouterr().err
+    assert {path: path.stat().st_mtime_ns for path in trained.rglob("*.json")} == before
+
+
+def test_the_recipe_is_the_best_on_labels_held_out(monkeypatch):
+    """Each candidate is trained on four fifths and measured on the others."""
+    seen, scores = [], {(1e-3, 8, False): 60.0, (1e-3, 8, True): 50.0}
+
+    class Fake:
+        def __init__(self, name, size, classes, recipe, seed, device):
+            self.recipe = recipe
+
+        def train(self, x, y, until, end):
+            self.known = x
+            return 1.0
+
+    def measure(rival, x, y):
+        for image in x:
+            assert not (rival.known == image).flatten(1).all(1).any()
+        seen.append((rival.recipe, len(rival.known), len(x)))
+        return scores.get(tuple(rival.recipe), 10.0)
+
+    monkeypatch.setattr(rivals, "Rival", Fake)
+    monkeypatch.setattr(rivals, "mean_class_accuracy", measure)
+    args = rivals.build_parser().parse_args(f"{DATA} --minutes 1 --output_dir x".split())
+    args.device = torch.device("cpu")
+    assert rivals.choose("resnet18", args) == (1e-3, 8, False)
+    assert [recipe for recipe, *_ in seen] == [
+        *(rivals.Recipe(lr, batch) for lr in (3e-4, 1e-3, 3e-3) for batch in (8, 32)),
+        rivals.Recipe(1e-3, 8, strong=True),
+    ]
+    assert {(known, held) for _, known, held in seen} == {(8, 8)}
 
 
 def test_it_has_the_labels_of_fine_tuning_and_stands_beside_it(trained):
@@ -92,26 +131,18 @@ def test_strong_augmentation_changes_images_and_keeps_what_they_are():
     assert like.mean() < 0.99
 
 
-def test_the_rate_rises_in_a_tenth_of_the_time_and_falls_to_nothing():
-    assert rivals.one_cycle(0) == 0
-    assert rivals.one_cycle(0.05) == pytest.approx(0.5)
-    assert rivals.one_cycle(0.1) == 1
-    assert rivals.one_cycle(0.55) == pytest.approx(0.5)
-    assert rivals.one_cycle(1) == rivals.one_cycle(1.01) == 0
-
-
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ("--minutes_of {0}", "log.txt does not say how long it trained"),
         ("--minutes 1 --models resnet19", "--models resnet19: is not a model of timm's"),
-        ("--minutes 1 --input_size 100", "vit_tiny_patch16_224 has 8 × 8 patches; try 96"),
+        ("--minutes 1 --models deit_tiny_patch16_224", "not for images of 32 px"),
         ("--minutes 1 --data_path {0}/nowhere", "nowhere"),
     ],
 )
-def test_bad_input_is_one_line(tmp_path, monkeypatch, capsys, options, message):
+def test_bad_input_is_one_line(tmp_path, capsys, options, message):
     options = options.format(tmp_path)
-    assert run(f"{DATA} {options} --output_dir {tmp_path}", monkeypatch) == 2
+    assert run(f"{DATA} {options} --output_dir {tmp_path}") == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("rivals.py: error: ")
     assert message in line

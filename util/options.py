@@ -181,7 +181,7 @@ def class_names(text: str) -> tuple[str, ...]:
 
 SEED = number(int, low=0, high=2**63 - 1)
 COUNT, SIZE, RATE = number(int, low=0), number(int, low=1), number(float, low=0)
-RATIO = number(float, above=0, below=1)
+RATIO, SOME = number(float, above=0, below=1), number(float, above=0, high=1)
 
 
 def flag(group: argparse._ActionsContainer, name: str, default: bool | None, text: str) -> None:

@@ -7,6 +7,7 @@ from util.evaluation_dir import check_results, holds_run
 from util.options import (
     RATE,
     SIZE,
+    SOME,
     Parser,
     add_machine,
     add_output,
@@ -20,7 +21,6 @@ from util.options_trained import INTERPOLATIONS
 from util.sizes import CLASSIFIER_SIZES, CONVNEXT_PATCH, family, find_size
 
 SHARE = number(float, low=0, high=1)
-SOME = number(float, above=0, high=1)
 
 # What the official scripts default to.
 FAMILY_DEFAULTS = {
@@ -206,7 +206,9 @@ def _add_distillation(parser: Parser) -> None:
     )
     group.add_argument("--distill_weight", type=SOME, help="the teacher's share of the loss (0.5)")
     group.add_argument(
-        "--distill_temperature", type=number(float, above=0), help="softens both answers (3)"
+        "--distill_temperature",
+        type=number(float, above=0),
+        help="softmax temperature of teacher and student (3)",
     )
 
 
