@@ -21,6 +21,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
@@ -37,6 +38,8 @@ CLASSES = {
     "Anger": 0.075,
     "Neutral": 0.22,
 }
+
+MODULES = {"resvg_py": "resvg-py", "python_avatars": "python-avatars"}
 
 # Of each expression: brows, eyes, mouths, under the packages' names. A name that stands twice is
 # drawn twice as often.
@@ -199,7 +202,7 @@ def labels_of(count: int, even: bool, rng: np.random.Generator) -> list[str]:
     return [str(label) for label in rng.permutation(np.repeat(list(CLASSES), counts))]
 
 
-def main() -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Write the three splits."""
     parser = argparse.ArgumentParser(
         description="Make a data set of synthetic faces from avatar packages."
@@ -211,11 +214,16 @@ def main() -> int:
     parser.add_argument("--test", type=int, default=1400)
     parser.add_argument("--unlabelled", type=int, default=4000)
     parser.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     if args.output.exists():
         parser.error(f"--output {args.output}: is there already; remove it or name another folder")
+    for module, package in MODULES.items():
+        if find_spec(module) is None and (module != "python_avatars" or args.kind == "avataaars"):
+            parser.error(f"needs {package}: pip install {package}")
     if args.kind == "toon-head" and not shutil.which("node"):
         parser.error("--kind toon-head: needs node, which is not installed")
+    if args.kind == "toon-head" and not Path("node_modules/@dicebear/toon-head").is_dir():
+        parser.error("--kind toon-head: run npm install @dicebear/core @dicebear/toon-head here")
     kind = KINDS[args.kind]
     counts = {"train": args.train, "test": args.test, "unlabelled": args.unlabelled}
     for number, (split, count) in enumerate(counts.items()):

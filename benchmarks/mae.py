@@ -5,9 +5,8 @@
 
 224 px, mask 0.75, official decoder. The peers' optimizer is torch's AdamW with its defaults, as in
 the official code; ours is the fused one. `official` has attention step by step, `official, SDPA`
-torch's kernel; transformers' is its faster choice, SDPA. With `--predict_ratio` ours also takes
-turns with itself predicting that share of the masked patches, which no peer does: a table of its
-own.
+torch's kernel; transformers' is its faster choice, SDPA. With `--predict_ratio`, ours is also timed
+predicting that share of the masked patches, which no peer does: see the second table.
 """
 
 import copy
