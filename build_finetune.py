@@ -258,7 +258,7 @@ def build_teacher(args: Options, run: Run, data: LabelledSet) -> Teacher | None:
 
 
 def build_loss(
-    args: argparse.Namespace, run: Run, classes: int, teacher: Teacher | None
+    args: argparse.Namespace, run: Run, classes: int, teacher: Teacher | None = None
 ) -> ClassifierLoss:
     """Normalisation, random erasing, smoothing, mixup and cutmix, distillation."""
     mix = erase = None

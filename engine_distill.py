@@ -86,8 +86,8 @@ class Teacher:
                 "weight with --distill_weight 1; lower it"
             )
         share = f"weight {weight:g}, temperature {temperature:g}"
-        self.description = _described(source, saved)
-        self.lines = [f"teacher {self.description}; {share}"]
+        self.description = _described(saved)
+        self.lines = [f"teacher {source}: {self.description}; {share}"]
         self.lines += [*(f"note: {note}" for note in saved.notes), *lines]
         self.weight, self.temperature = weight, temperature
         self.size, self.mode = saved.preprocessing.input_size, saved.preprocessing.interpolation
@@ -126,9 +126,9 @@ def _listed(names: Iterable[str]) -> str:
     return ", ".join(map(printable, names))
 
 
-def _described(source: str, saved: SavedClassifier) -> str:
+def _described(saved: SavedClassifier) -> str:
     """Which model teaches, and what its checkpoint knows of its own training."""
-    checkpoint, told = saved.checkpoint, f"{source}: {saved.name}"
+    checkpoint, told = saved.checkpoint, saved.name
     told += f", {saved.preprocessing.input_size} px, {len(saved.classes)} classes"
     if isinstance(data := checkpoint.get("trained_on"), str):
         told += f", trained on {printable(data)}"

@@ -159,7 +159,7 @@ def finetune(args: Options, run: "Run") -> None:
     loader = build_loader(dataset, sampler, **build.loading(args, run))
     run_epochs(trainer, observer, sampler, loader, lambda epoch: evaluator.measure(state))
     if data.tests:
-        taught = {"teacher": teacher.description} if teacher else {}
+        taught = {"teacher": f"{teacher.description}; {teacher.digest}"} if teacher else {}
         for line in test_chosen(args, run, data, evaluator, state, report, taught):
             log.line(line)
     log.close()

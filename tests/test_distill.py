@@ -327,6 +327,10 @@ def test_a_run_learns_from_a_teacher_and_says_so(
     # Results are the student's.
     result = evaluate(tmp_path / "run" / "checkpoint-best.pth", tmp_path / "eval", data_of(sets))
     assert_close(measured(result), measured(results(tmp_path / "run")))
+    described, _, digest = results(tmp_path / "run")["teacher"].rpartition("; ")
+    assert described.startswith("convnextv2_atto, 32 px, 7 classes, trained on RAF-DB basic")
+    assert digest == saved["run"]["teacher"]
+    assert "teacher" not in results(finetune(more=EVERYTHING))
 
     best = tmp_path / "run" / "checkpoint-best.pth"
     assert export(best, "safetensors", tmp_path / "exported") == DONE
