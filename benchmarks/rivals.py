@@ -80,7 +80,7 @@ class Rival:
         self.model = create(name, size, classes)
         self.model.to(device, memory_format=torch.channels_last)
         self.optimizer = adamw(parameter_groups(self.model, WEIGHT_DECAY), recipe.lr)
-        self.recipe, self.classes = recipe, classes
+        self.recipe = recipe
         self.precision = Precision("auto", device)  # as main_finetune.py's
         self.normalise, self.rng = Normalise().to(device), torch.Generator().manual_seed(seed)
         self.seconds, self.steps = 0.0, 0
