@@ -34,11 +34,11 @@ def distillation_loss(student: Tensor, teacher: Tensor, temperature: float) -> T
 
 
 def match(
-    source: str, known: Sequence[str], classes: Sequence[str]
+    source: str, known: Sequence[str], classes: Sequence[str], weight: float
 ) -> tuple[list[int], list[int], list[str]]:
     """Places of the common classes among the student's and the teacher's, and lines about the rest.
 
-    Raises BadInput for fewer than two.
+    Raises BadInput for fewer than two, or if only labels of no weight could teach a class.
     """
     ours, theirs = shared_classes(classes, known)
     if len(ours) < 2:
@@ -51,6 +51,11 @@ def match(
     lines = []
     if unasked:
         lines.append(f"left out: the teacher's {unasked}, which the data set does not have")
+    if unknown and weight == 1:
+        raise BadInput(
+            f"{source}: does not know {unknown}, which only labels can teach, and they have no "
+            "weight with --distill_weight 1; lower it"
+        )
     if unknown:
         lines.append(
             f"the teacher does not know {unknown}: it teaches the other {len(ours)} classes"
@@ -78,13 +83,7 @@ class Teacher:
 
         It goes to the device of `normalise`. Raises BadInput if it cannot teach these classes.
         """
-        ours, theirs, lines = match(source, saved.classes, classes)
-        if len(ours) < len(classes) and weight == 1:
-            unknown = _listed(c for k, c in enumerate(classes) if k not in ours)
-            raise BadInput(
-                f"{source}: does not know {unknown}, which only labels can teach, and they have no "
-                "weight with --distill_weight 1; lower it"
-            )
+        ours, theirs, lines = match(source, saved.classes, classes, weight)
         share = f"weight {weight:g}, temperature {temperature:g}"
         self.description = _described(saved)
         self.lines = [f"teacher {source}: {self.description}; {share}"]

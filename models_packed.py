@@ -51,8 +51,9 @@ def whole_images(x: Tensor) -> Neighbours | None:
 
     None where the library's kernels are to be used.
     """
-    one_patch = torch.zeros(len(x), 1, dtype=torch.long)
-    return in_windows(one_patch, 1, x.shape[2]) if has_own_passes(x.device) else None
+    if not has_own_passes(x.device):
+        return None
+    return in_windows(torch.zeros(len(x), 1, dtype=torch.long), 1, x.shape[2])
 
 
 def has_own_passes(device: torch.device) -> bool:

@@ -178,7 +178,7 @@ def mean_class_accuracy(rival: Rival, x: Tensor, y: Tensor) -> float:
 
 
 def run_seed(name: str, recipe: Recipe, seed: int, args: argparse.Namespace) -> dict:
-    """Train, test and write what a run of main_finetune.py writes; -> its eval.json."""
+    """Train, test and write what a run of main_finetune.py writes; -> the last metrics."""
     folder = args.output_dir / name / f"seed-{seed}"
     folder.mkdir(parents=True, exist_ok=True)
     for left in ("status.json", "eval.json", "log.txt"):
