@@ -18,7 +18,7 @@ from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from util.distributed import Place, sum_over_ranks
+from util.distributed import Place, sum_over_ranks, take_from_main
 from util.errors import BadInput, Fault
 from util.optim import set_rates
 from util.seeding import seed_globals
@@ -135,6 +135,12 @@ class TrainState:
             setattr(self.position, name, saved.get(name, getattr(self.position, name)))
 
 
+def put_back(before: Iterable[tuple[Tensor, Tensor]]) -> None:
+    """Give tensors the values kept beside them."""
+    for tensor, value in before:
+        tensor.copy_(value)
+
+
 class StepResult(NamedTuple):
     loss: float  # mean over the global batch
     grad_norm: float  # before clipping
@@ -197,13 +203,12 @@ class Trainer:
         """
         if not isinstance(self.model, DistributedDataParallel):
             return
-        buffers = [(buffer, buffer.clone()) for buffer in self.state.model.buffers()]
+        before = self._statistics()
         with self.precision.autocast():
             loss = self.batch_loss(self.model, to_device(batch, self.device))
         loss.backward()
         self.state.optimizer.zero_grad(set_to_none=True)
-        for buffer, before in buffers:  # batch-norm statistics, too, are as they were
-            buffer.copy_(before)
+        put_back(before)
 
     def run_epoch(self, batches: Iterable, steps: int, observer: Observer) -> None:
         """Train the steps that are left of the current epoch of `steps` steps."""
@@ -217,6 +222,14 @@ class Trainer:
                 self._account(position, result, observer)
                 self.whole = True
             observer.after_step(self.state, result)
+        if self.statistics:  # each rank's are of its own images: all take those that are saved
+            for model in (self.state.model, *([self.state.ema.module] if self.state.ema else [])):
+                take_from_main(model.buffers())
+
+    def _statistics(self) -> list[tuple[Tensor, Tensor]]:
+        """Batch norm's buffers, and copies of what they hold; none where there is no such layer."""
+        buffers = self.state.model.buffers() if self.statistics else ()
+        return [(buffer, buffer.clone()) for buffer in buffers]
 
     def _step(
         self, batches: Iterator, epoch: float, observer: Observer, held: ExitStack
@@ -229,7 +242,7 @@ class Trainer:
         set_rates(state.optimizer, lr, weight_decay)
         seed_globals(self.seed, state.position.epoch, state.position.step, self.place.rank)
 
-        total = torch.zeros((), device=self.device)
+        total, before = torch.zeros((), device=self.device), self._statistics()
         for k in range(self.accum):
             self.save_if_overdue(observer)
             asked = time.perf_counter()
@@ -254,6 +267,8 @@ class Trainer:
             scaler.step(state.optimizer)
             if state.ema:
                 state.ema.update(state.model)
+        else:
+            put_back(before)
         scaler.update()
         state.optimizer.zero_grad(set_to_none=True)
         seconds = time.perf_counter() - start

@@ -5,11 +5,12 @@ import gc
 import pytest
 import torch
 import torch.multiprocessing as mp
+from timm.utils import ModelEmaV3
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from engine_train import MAX_SKIPPED, Precision, Trainer, TrainState
-from util.distributed import Place, join, leave
+from util.distributed import Place, gather_objects, join, leave
 from util.errors import BadInput, Fault
 from util.stop import StopRequest
 
@@ -31,10 +32,12 @@ class Recorder:
 
 def make_trainer(batch_loss, accum=1, place=Place(), stop=None, **options):  # noqa: B008
     torch.manual_seed(0)
-    model = nn.Linear(3, 1)
+    norm = options.pop("norm", False)
+    model = nn.Sequential(nn.Linear(3, 1), nn.BatchNorm1d(1)) if norm else nn.Linear(3, 1)
     optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
     precision = Precision(options.pop("amp", "off"), CPU)
-    state = TrainState(model, optimizer, precision.scaler)
+    ema = ModelEmaV3(model, 0.5) if norm else None
+    state = TrainState(model, optimizer, precision.scaler, ema=ema)
     run = DistributedDataParallel(model) if place.world > 1 else model
     stop = stop or StopRequest()
     return Trainer(
@@ -97,6 +100,17 @@ def test_a_non_finite_step_is_skipped_and_counted():
     assert [r.skipped for r in recorder.results] == [False, True, False, False]
     assert torch.equal(trainer.state.model.weight, clean.state.model.weight)
     assert (trainer.state.position.sums.skipped, trainer.state.position.sums.steps) == (1, 3)
+
+
+def test_a_skipped_step_leaves_no_trace_in_batch_norms():
+    torch.manual_seed(1)
+    data = torch.randn(3, 4, 3)
+    trainer, clean = make_trainer(square, norm=True), make_trainer(square, norm=True)
+    trainer.run_epoch([data[0], data[1] * torch.nan, data[2]], 3, Recorder())
+    clean.run_epoch([data[0], data[2]], 2, Recorder())
+    for model in ("model", "ema"):
+        ours, expected = (getattr(t.state, model).state_dict() for t in (trainer, clean))
+        assert all(torch.equal(ours[name], value) for name, value in expected.items()), model
 
 
 def test_several_in_a_row_end_the_run_with_step_and_rate():
@@ -166,6 +180,22 @@ def check_agreement(place):
 
 def test_all_ranks_see_a_non_finite_loss_anywhere(tmp_path):
     two_ranks(check_agreement, tmp_path)
+
+
+def check_statistics(place):
+    torch.manual_seed(2)
+    data = torch.randn(2, 3, 4, 3)
+    trainer = make_trainer(square, place=place, norm=True)
+    trainer.run_epoch(data[place.rank], 3, Recorder())
+    for model in (trainer.state.model, trainer.state.ema.module):
+        means = gather_objects([buffer.tolist() for buffer in model.buffers()])
+        assert means[0] == means[1]
+        assert means[0][0] != [0.0]
+
+
+def test_after_an_epoch_all_ranks_have_the_batch_norms_that_are_saved(tmp_path):
+    """Else each would evaluate its share of the images with another model."""
+    two_ranks(check_statistics, tmp_path)
 
 
 def check_stop(place):

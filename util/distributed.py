@@ -3,7 +3,7 @@
 import os
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -145,6 +145,15 @@ def sum_over_ranks(x: "torch.Tensor") -> "torch.Tensor":
     if dist.is_initialized():
         dist.all_reduce(x)
     return x
+
+
+def take_from_main(tensors: Iterable["torch.Tensor"]) -> None:
+    """Give tensors the values they have on rank 0, in place."""
+    if met_others():
+        import torch.distributed as dist
+
+        for tensor in tensors:
+            dist.broadcast(tensor, src=0)
 
 
 def gather_objects(value: Any) -> list[Any]:
