@@ -138,16 +138,16 @@ def _rules(args: argparse.Namespace) -> tuple[dict[str, str | None], dict[str, s
 
 def build_model(args: argparse.Namespace, classes: int) -> nn.Module:
     """The classifier as it is before anything is loaded, on the host."""
-    options, convnext = {"drop_path": args.drop_path}, family(args.model) == "convnextv2"
-    if convnext:
+    options, kind = {"drop_path": args.drop_path}, family(args.model)
+    if kind == "convnextv2":
         options["head_init_scale"] = args.head_init_scale
-    else:
+    if kind == "mae":
         options["patch_size"] = args.patch_size
         options["global_pool"] = "token" if args.cls_token else "avg"
     model = create_classifier(args.model, classes, args.input_size, **options)
     if args.head_init_std is not None:
         reset_head(model, args.head_init_std)
-    if args.freeze_pos_embed and not convnext:
+    if args.freeze_pos_embed:
         model.pos_embed.requires_grad_(False)
     model.set_grad_checkpointing(args.grad_checkpointing)
     return model

@@ -24,7 +24,7 @@ from models_export import (
     S2D_PLACEHOLDER,
     classes_of,
     described,
-    is_vit,
+    is_convnext,
     mae_sfer_form,
     other_use,
     s2d_form,
@@ -190,7 +190,7 @@ def card_of(
 
 def note_of(saved: Saved, to: str) -> str:
     """What is different there from here; "" if nothing is."""
-    if to in ("timm", "hf") and not (classes_of(saved) or is_vit(saved)):
+    if to in ("timm", "hf") and is_convnext(saved) and not classes_of(saved):
         return NEW_NORM
     if to == "mae-sfer" and isinstance(saved, SavedClassifier) and (other := other_use(saved)):
         return OTHER_USE.format(other)

@@ -17,10 +17,11 @@ from engine_distill import Teacher
 from engine_evaluate import Evaluation, TestSet, evaluate_model
 from engine_train import Precision, TrainState
 from models_convnextv2 import ConvNeXtV2
+from models_resnet import ResNetClassifier
 from util.figures import save_png
 from util.figures_results import class_figure, confusion_figure, reliability_figure
 from util.files import write_json
-from util.optim import convnext_layers, decayed_rate, vit_layers
+from util.optim import convnext_layers, decayed_rate, resnet_layers, vit_layers
 from util.predictions import write_predictions
 
 # Metrics in log.txt under their official short names.
@@ -85,6 +86,9 @@ def layer_rates(model: nn.Module, decay: float, grouped: bool) -> Callable[[str]
     if isinstance(model, ConvNeXtV2):
         depths = tuple(len(stage) for stage in model.stages)
         return decayed_rate(convnext_layers(depths, grouped), decay)
+    if isinstance(model, ResNetClassifier):
+        stages = (model.layer1, model.layer2, model.layer3, model.layer4)
+        return decayed_rate(resnet_layers(tuple(map(len, stages))), decay)
     return decayed_rate(vit_layers(len(model.blocks)), decay)
 
 

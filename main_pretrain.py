@@ -26,6 +26,7 @@ from util.options import (
     fill_defaults,
     flag,
     launch,
+    refuse_for_resnet,
     rise,
     saving,
     start,
@@ -33,7 +34,15 @@ from util.options import (
 from util.options_trained import difference_lines, differences
 from util.program import run_program
 from util.schedule import lr_at, resolution_at, scaled_lr
-from util.sizes import CONVNEXT_PATCH, PRETRAIN_SIZES, family, find_size, kept_patches
+from util.sizes import (
+    PRETRAIN_SIZES,
+    RESNET_PATCHES,
+    RESNET_STRIDES,
+    family,
+    find_size,
+    kept_patches,
+    patch_step,
+)
 
 if TYPE_CHECKING:
     from torch.utils.data import DataLoader
@@ -45,6 +54,13 @@ if TYPE_CHECKING:
     from engine_run import Run
     from util.log import NullLog
 
+FCMAE_DEFAULTS = {
+    "mask_ratio": 0.6,
+    "norm_pix_loss": True,
+    "blr": 1.5e-4,
+    "epochs": 800,
+    "decoder_depth": 1,
+}
 FAMILY_DEFAULTS = {
     "mae": {
         "mask_ratio": 0.75,
@@ -54,21 +70,20 @@ FAMILY_DEFAULTS = {
         "decoder_depth": 8,
         "decoder_num_heads": 16,
     },
-    "convnextv2": {
-        "mask_ratio": 0.6,
-        "norm_pix_loss": True,
-        "blr": 1.5e-4,
-        "epochs": 800,
-        "decoder_depth": 1,
-    },
+    "convnextv2": FCMAE_DEFAULTS,
+    "resnet": {**FCMAE_DEFAULTS, "patch_size": RESNET_STRIDES[-1]},
 }
 
 
 def build_parser() -> Parser:
     """All options; those without a default here take the one of the model's family."""
-    parser = Parser("Masked pre-training of MAE ViTs and ConvNeXt V2 (FCMAE) on face images.")
+    parser = Parser(
+        "Masked pre-training of ViT (MAE), ConvNeXt V2 (FCMAE) and ResNet on face images."
+    )
     group = parser.add_argument_group("model")
-    group.add_argument("--model", default="mae_vit_base_patch16", help="mae_vit_* or convnextv2_*")
+    group.add_argument(
+        "--model", default="mae_vit_base_patch16", help="mae_vit_*, convnextv2_* or resnet*"
+    )
     group.add_argument("--input_size", type=SIZE, default=224, help="pixels a side")
     group.add_argument(
         "--progressive",
@@ -76,7 +91,9 @@ def build_parser() -> Parser:
         metavar="LOW:HIGH",
         help="begin with small images: pixels a side, up to --input_size in the last third",
     )
-    group.add_argument("--patch_size", type=SIZE, help="pixels a side of a ViT's patch")
+    group.add_argument(
+        "--patch_size", type=SIZE, help="pixels a side of a patch (ResNet: 8, 16, 32)"
+    )
     group.add_argument("--mask_ratio", type=RATIO, help="share masked (MAE 0.75, FCMAE 0.6)")
     group.add_argument(
         "--predict_ratio",
@@ -108,19 +125,22 @@ def build_parser() -> Parser:
 
 def check_options(args: argparse.Namespace) -> None:
     """Fill in the family's defaults and refuse what cannot work, before torch is imported."""
-    size = find_size(args.model, PRETRAIN_SIZES)
+    find_size(args.model, PRETRAIN_SIZES)
     kind = family(args.model)
+    usual = {"predict_ratio": 1, "decoder_num_heads": None}
     if kind == "convnextv2":
-        usual = {"predict_ratio": 1, "patch_size": None, "decoder_num_heads": None}
-        for name, value in usual.items():
-            if getattr(args, name) != value:
-                raise BadInput(
-                    f"--{name}: {args.model} has none; it is an option of mae_vit models"
-                )
+        usual["patch_size"] = None
+    for name, value in usual.items() if kind != "mae" else ():
+        if getattr(args, name) != value:
+            raise BadInput(f"--{name}: {args.model} has none; it is an option of mae_vit models")
+    if kind == "resnet":
+        refuse_for_resnet(args)
+        if args.patch_size not in (None, *RESNET_PATCHES):
+            raise BadInput(f"--patch_size {args.patch_size}: a ResNet's are {RESNET_PATCHES}")
     fill_defaults(args, FAMILY_DEFAULTS[kind])
     crop_pct = 0.875 if args.input_size <= 224 else 1.0
     fill_defaults(args, {"weight_decay": 0.05, "crop_pct": crop_pct})
-    patch = CONVNEXT_PATCH if kind == "convnextv2" else args.patch_size or size.patch
+    patch = patch_step(args.model, args.patch_size, masked=True)
     if args.input_size % patch:
         nearest = max(1, round(args.input_size / patch)) * patch
         raise BadInput(
@@ -166,7 +186,9 @@ def model_options(args: argparse.Namespace) -> dict[str, object]:
     """Keyword arguments of `create_pretrain_model`."""
     names = ["input_size", "mask_ratio", "norm_pix_loss", "decoder_embed_dim", "decoder_depth"]
     if family(args.model) == "mae":
-        names += ["decoder_num_heads", "patch_size", "predict_ratio"]
+        names += ["decoder_num_heads", "predict_ratio"]
+    if family(args.model) != "convnextv2":
+        names += ["patch_size"]
     return {name: getattr(args, name) for name in names}
 
 

@@ -1,9 +1,9 @@
 """What a classifier looks at: a map over the image, for people to judge.
 
 A ViT by attention rollout (Quantifying Attention Flow in Transformers, Abnar & Zuidema 2020,
-section 3), a ConvNeXt V2 by Grad-CAM (Selvaraju et al. 2017, section 3). Rollout says where the
-pooled features come from, whatever the class; Grad-CAM what speaks for one class. Neither proves
-that the prediction rests on what it shows.
+section 3), a convolutional network by Grad-CAM (Selvaraju et al. 2017, section 3). Rollout says
+where the pooled features come from, whatever the class; Grad-CAM what speaks for one class. Neither
+proves that the prediction rests on what it shows.
 """
 
 from collections.abc import Iterator
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from models_convnextv2 import ConvNeXtV2
 from models_mae import Attention, ViTClassifier
+from models_resnet import ResNetClassifier
 
 
 def attention_map(model: nn.Module, x: Tensor, target: Tensor | None = None) -> Tensor:
@@ -30,7 +31,7 @@ def attention_map(model: nn.Module, x: Tensor, target: Tensor | None = None) -> 
     with evaluating(model), torch.no_grad(), torch.autocast(x.device.type, enabled=False):
         if isinstance(model, ViTClassifier):
             heat = attention_rollout(model, x)
-        elif isinstance(model, ConvNeXtV2):
+        elif isinstance(model, ConvNeXtV2 | ResNetClassifier):
             heat = grad_cam(model, x, target)
         else:
             raise TypeError(f"a {type(model).__name__} is no classifier whose attention is known")
@@ -70,7 +71,9 @@ def attention_rollout(model: ViTClassifier, x: Tensor) -> Tensor:
     return rows.unflatten(1, model.patch_embed.grid_size)
 
 
-def grad_cam(model: ConvNeXtV2, x: Tensor, target: Tensor | None = None) -> Tensor:
+def grad_cam(
+    model: ConvNeXtV2 | ResNetClassifier, x: Tensor, target: Tensor | None = None
+) -> Tensor:
     """(N, 3, H, W) -> (N, H/32, W/32): the last stage's channels, each weighted by its gradient.
 
     Gradients are those of the target's logit, averaged over the cells; what speaks against the

@@ -12,11 +12,12 @@ from torch import nn
 from datasets.labels import ORDERS, canonical
 from datasets.transforms import IMAGENET_MEAN
 from models_mae import MaskedAutoencoderViT, ViTClassifier
+from models_resnet import MaskedResNet
 from models_saved import Preprocessing, Saved, SavedAutoencoder, SavedClassifier
 from util.errors import BadInput
 from util.layouts import DECODER
 from util.options_trained import OF_DATA, is_resolved
-from util.sizes import CLASSIFIER_SIZES, VIT, ConvNeXtSize, ViTSize, find_size
+from util.sizes import CLASSIFIER_SIZES, VIT, Size, family, find_size
 from util.states import State, renamed, root
 
 TIMM_CONVNEXT = [
@@ -57,12 +58,12 @@ def classes_of(saved: Saved) -> tuple[str, ...]:
 
 
 def patch_of(saved: Saved) -> int:
-    """Pixels a side of a ViT's patch."""
+    """Pixels a side of a patch: a ViT's, or a masked one's."""
     model = saved.model
     return model.patch_embed.patch_size[0] if isinstance(model, ViTClassifier) else model.patch_size
 
 
-def size_of(saved: Saved) -> ViTSize | ConvNeXtSize:
+def size_of(saved: Saved) -> Size:
     """The dimensions of its encoder."""
     return find_size(saved.name.removeprefix("mae_"), CLASSIFIER_SIZES)
 
@@ -73,17 +74,22 @@ def features_of(saved: Saved) -> int:
 
 
 def vit_size(saved: Saved) -> str:
-    """tiny, small, …; "" for a ConvNeXt V2."""
+    """tiny, small, …; "" for a convolutional network."""
     return next((name for name, size in VIT.items() if size is size_of(saved)), "")
 
 
 def is_vit(saved: Saved) -> bool:
-    """Else it is a ConvNeXt V2."""
+    """Else it is a convolutional network."""
     return isinstance(saved.model, ViTClassifier | MaskedAutoencoderViT)
 
 
+def is_convnext(saved: Saved) -> bool:
+    """Whether it is a ConvNeXt V2."""
+    return family(saved.name) == "convnextv2"
+
+
 def plain_state(model: nn.Module) -> State:
-    """A model's weights with one linear head, and without the `encoder.` of FCMAE.
+    """A model's weights with one linear head, and without an encoder's `encoder.`.
 
     The batch norm of a linear probe does the same to every image, so it is part of the head:
     W (x - m) / s + b = (W / s) x + (b - (W / s) m).
@@ -122,9 +128,11 @@ def timm_form(saved: Saved) -> TimmForm:
         if isinstance(saved.model, ViTClassifier):
             pool = saved.model.global_pool
         arguments |= {"global_pool": pool, "fc_norm": "fc_norm.weight" in state}
-    else:
+    elif is_convnext(saved):
         architecture, arguments = saved.name, {}
         state = renamed(with_last_norm(state), TIMM_CONVNEXT)
+    else:
+        architecture, arguments, state = saved.name, {}, renamed(state, [(r"^head\.", "fc.")])
     # Of its small ConvNeXts the MLPs are 1×1 convolutions, and a GRN's vectors are vectors.
     with torch.device("meta"):
         wanted = timm.create_model(architecture, num_classes=len(classes), **arguments).state_dict()
@@ -139,7 +147,7 @@ def described(saved: Saved, plain_head: bool = False) -> dict[str, Any]:
     """
     model, preprocessing = saved.model, saved.preprocessing
     args = {"model": saved.name, "input_size": preprocessing.input_size}
-    if is_vit(saved):
+    if is_vit(saved) or isinstance(saved.model, MaskedResNet):
         args["patch_size"] = patch_of(saved)
     if isinstance(saved, SavedClassifier):
         args["linear_probe"] = isinstance(model.head, nn.Sequential) and not plain_head
@@ -251,6 +259,9 @@ def timm_config(saved: Saved, form: TimmForm) -> dict[str, Any]:
     """`config.json` as `timm.create_model("local-dir:…")` reads it."""
     classes, preprocessing = classes_of(saved), saved.preprocessing
     size, whole = preprocessing.input_size, preprocessing.crop_pct is None
+    first, last = ("stem.0", "head.fc") if is_convnext(saved) else ("conv1", "fc")
+    if is_vit(saved):
+        first, last = "patch_embed.proj", "head"
     config = {
         "architecture": form.architecture,
         "num_classes": len(classes),
@@ -267,8 +278,8 @@ def timm_config(saved: Saved, form: TimmForm) -> dict[str, Any]:
             "mean": list(preprocessing.mean),
             "std": list(preprocessing.std),
             "num_classes": len(classes),
-            "first_conv": "patch_embed.proj" if is_vit(saved) else "stem.0",
-            "classifier": "head" if is_vit(saved) else "head.fc",
+            "first_conv": first,
+            "classifier": last,
         },
     }
     return {**config, "label_names": list(classes)} if classes else config

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from models_export import (
     classes_of,
+    is_convnext,
     is_vit,
     patch_of,
     plain_state,
@@ -16,6 +17,7 @@ from models_export import (
     without_decoder,
 )
 from models_saved import Preprocessing, Saved, SavedAutoencoder, SavedClassifier, SavedEncoder
+from util.errors import BadInput
 from util.hf_settings import EPS, RESAMPLE
 from util.layouts_foreign import to_transformers_convnext, to_transformers_vit
 from util.sizes import kept_patches
@@ -32,7 +34,12 @@ class HFForm(NamedTuple):
 
 
 def hf_form(saved: Saved) -> HFForm:
-    """As transformers' class that computes the same; `architectures` in the settings names it."""
+    """As transformers' class that computes the same; `architectures` in the settings names it.
+
+    Raises BadInput for a ResNet.
+    """
+    if not (is_vit(saved) or is_convnext(saved)):
+        raise BadInput(f"--to hf: takes ViT and ConvNeXt V2; export {saved.name} --to timm or onnx")
     form = _hf_vit if is_vit(saved) else _hf_convnext
     config, state = form(saved)
     if classes := classes_of(saved):

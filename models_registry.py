@@ -9,6 +9,7 @@ from models_convnextv2 import FCMAE, ConvNeXtV2
 from models_convnextv2 import Block as ConvNeXtBlock
 from models_mae import MaskedAutoencoderViT, ViTClassifier
 from models_masked import MaskedAutoencoder
+from models_resnet import MaskedResNet, ResNetClassifier
 from util.sizes import CLASSIFIER_SIZES, PRETRAIN_SIZES, family, find_size
 
 
@@ -18,28 +19,31 @@ def list_models(kind: str = "pretrain") -> list[str]:
 
 
 def create_pretrain_model(name: str, input_size: int = 224, **options: object) -> MaskedAutoencoder:
-    """A masked autoencoder: `mae_vit_{tiny…large}_patch16`, `mae_vit_huge_patch14`, `convnextv2_*`.
+    """A masked autoencoder: `mae_vit_{tiny…large}_patch16`, `mae_vit_huge_patch14`, `convnextv2_*`,
+    `resnet{18,34,50}`.
 
-    Options: in_chans, mask_ratio, norm_pix_loss, decoder_embed_dim, decoder_depth; for ViT also
-    patch_size, decoder_num_heads and predict_ratio. Raises BadInput for an unknown name, ValueError
-    for sizes that do not fit together.
+    Options: in_chans, mask_ratio, norm_pix_loss, decoder_embed_dim, decoder_depth; for ViT and
+    ResNet also patch_size, for ViT decoder_num_heads and predict_ratio. Raises BadInput for an
+    unknown name, ValueError for sizes that do not fit together.
     """
     size = find_size(name, PRETRAIN_SIZES)
-    cls = FCMAE if family(name) == "convnextv2" else MaskedAutoencoderViT
-    return cls(size, input_size=input_size, **options)
+    classes = {"convnextv2": FCMAE, "resnet": MaskedResNet, "mae": MaskedAutoencoderViT}
+    return classes[family(name)](size, input_size=input_size, **options)
 
 
 def create_classifier(
     name: str, num_classes: int, input_size: int = 224, **options: object
 ) -> nn.Module:
-    """A classifier: `vit_*` (`mae_vit_*` is understood) or `convnextv2_*`.
+    """A classifier: `vit_*` (`mae_vit_*` is understood), `convnextv2_*` or `resnet{18,34,50}`.
 
     Options: in_chans, drop_path; for ViT patch_size and global_pool ("avg" or "token"); for
-    ConvNeXt V2 head_init_scale. ConvNeXt V2 takes images of any multiple of 32.
+    ConvNeXt V2 head_init_scale. ConvNeXt V2 takes images of any multiple of 32, ResNet of any size.
     """
     size = find_size(name.removeprefix("mae_"), CLASSIFIER_SIZES)
     if family(name) == "convnextv2":
         return ConvNeXtV2(size, num_classes, **options)
+    if family(name) == "resnet":
+        return ResNetClassifier(size, num_classes, **options)
     return ViTClassifier(size, num_classes, input_size=input_size, **options)
 
 

@@ -25,7 +25,7 @@ from util.layouts import (
 )
 from util.layouts_foreign import TRANSFORMERS
 from util.options_trained import INTERPOLATIONS, trained_with
-from util.sizes import CONVNEXT_PATCH
+from util.sizes import patch_step
 from util.states import State, root
 from util.untrusted import number, part
 from util.weights import check_alone, load_pretrained, pick_state, read_source
@@ -190,7 +190,7 @@ def _autoencoder(source: str | Path, opened: _Opened) -> SavedAutoencoder:
     options["decoder_depth"] = count(weights, "decoder_blocks" if vit else "decoder")
 
     def width() -> int:
-        return len(weights["decoder_norm.weight" if vit else "proj.weight"])
+        return len(weights["decoder_norm.weight"]) if vit else weights["mask_token"].numel()
 
     return SavedAutoencoder(*_pretrained(source, opened, width, options))
 
@@ -205,8 +205,8 @@ def _pretrained(
     """The fields of what pre-training left, whose decoder has this width."""
     saved, held = opened.checkpoint, opened.held
     preprocessing = _preprocessing(source, opened)
-    if held.family == "ViT":
-        options["patch_size"] = held.patch
+    if held.family != "ConvNeXt V2":
+        options["patch_size"] = _masked_patch(opened)
     size = preprocessing.input_size
     model = _built(
         source,
@@ -296,7 +296,7 @@ def _recognised(
     weights, layout = translate(pick_state(source, saved, key or _key(saved), prefix)[0])
     held = describe(weights)
     if held is None or not held.name or held.in_chans != 3:
-        what = f"holds {held}" if held else "holds no ViT or ConvNeXt V2 in a known layout"
+        what = f"holds {held}" if held else "holds no ViT, ConvNeXt V2 or ResNet in a known layout"
         raise BadInput(f"{source}: {what}; take a checkpoint of one of this project's models")
     check_alone(source, weights)
     if "preprocessing" in saved or not layout.startswith(TRANSFORMERS):
@@ -349,13 +349,22 @@ def _preprocessing(source: str | Path, opened: _Opened) -> Preprocessing:
         for v in (made.mean, made.std)
     )
     share = 1 if made.crop_pct is None else number(made.crop_pct)
-    size, step = made.input_size, held.patch if held.family == "ViT" else CONVNEXT_PATCH
+    size = made.input_size
+    step = patch_step(held.name, _masked_patch(opened), not head_classes(opened.weights))
     fits = type(size) is int and 0 < size <= LARGEST and size % step == 0
     fits = fits and (made.face_margin is None or (number(made.face_margin) or 0) >= 0)
     fits = fits and made.interpolation in INTERPOLATIONS
     if not (three and all(made.std) and share and 0 < share <= 1 and fits):
         raise BadInput(f"{source}: preprocessing that is not understood: {made}")
     return made
+
+
+def _masked_patch(opened: _Opened) -> int | None:
+    """Pixels a side of a patch as it is masked; None: the model's usual one."""
+    if opened.held.family == "ViT":
+        return opened.held.patch
+    pred = opened.weights.get("pred.weight")  # (p * p * 3, D, 1, 1)
+    return None if pred is None or not pred.ndim else math.isqrt(len(pred) // 3)
 
 
 def _input_size(weights: State, held: Architecture) -> int | None:

@@ -49,7 +49,9 @@ def sets(tmp_path_factory):
 def pretrained(sets, tmp_path_factory):
     """A pre-trained checkpoint of each family, by `main_pretrain.py` on an owner's layout."""
     root, paths = tmp_path_factory.mktemp("pretrained"), {}
-    for name, family, data in (("vit", "mae", "affectnet"), ("convnext", "fcmae", "rafdb")):
+    families = (("vit", "mae"), ("convnext", "fcmae"), ("resnet", "resnet"))
+    for name, family in families:
+        data = "affectnet" if name == "vit" else "rafdb"
         size = "--input_size 32 --model mae_vit_tiny_patch16" if name == "vit" else ""
         data = f"--data_path {sets / data} --num_workers 0 --epochs 1 --output_dir {root / name}"
         options = f"{SMALL} {FAMILIES[family]} {size} {data}"

@@ -23,6 +23,8 @@ CLASSIFIERS = {
     "probe": ("vit", "--linear_probe"),
     "convnext": ("convnext", EVERYTHING),
 }
+RESNET = {"resnet": ("resnet", "")}  # which transformers do not get
+PRETRAINED = {"fcmae": "convnext", "masked resnet": "resnet"}  # others are ViTs
 
 
 def stirred(content):
@@ -45,18 +47,17 @@ def checkpoint(finetune, pretrained, tmp_path_factory):
     root = tmp_path_factory.mktemp("checkpoints")
 
     def make(kind):
-        if kind in CLASSIFIERS or kind == "hostile":
-            run = finetune(*CLASSIFIERS.get(kind, CLASSIFIERS["pooled"]))
+        if kind in CLASSIFIERS | RESNET or kind == "hostile":
+            run = finetune(*(CLASSIFIERS | RESNET).get(kind, CLASSIFIERS["pooled"]))
             content = load(run, "checkpoint-best.pth")
             shutil.copy(run / "eval.json", root / kind)
         else:
-            family = "convnext" if kind == "fcmae" else "vit"
-            content = load(pretrained[family].parent)
+            content = load(pretrained[PRETRAINED.get(kind, "vit")].parent)
             content["args"]["predict_ratio"] = 0.25  # of training's loss: nothing else must mind
         content = stirred(content)
         for part in ("model", "model_ema"):  # surer of itself
             if "head.weight" in content.get(part, {}):
-                content[part]["head.weight"] *= 1000
+                content[part]["head.weight"] *= 100 if kind in RESNET else 1000
         if kind == "pooled":  # that sees the whole picture
             content["preprocessing"]["crop_pct"] = None
         if kind == "hostile":

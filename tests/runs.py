@@ -24,12 +24,14 @@ FAMILIES = {
     "mae": "--model mae_vit_tiny_patch16 --decoder_embed_dim 32 --decoder_depth 1 "
     "--decoder_num_heads 2 --input_size 48",
     "fcmae": "--model convnextv2_atto --decoder_embed_dim 32 --input_size 64",
+    "resnet": "--model resnet18 --patch_size 8 --decoder_embed_dim 32 --input_size 48",
 }
 SMALL = (
     "--data_path synthetic:90 --epochs 2 --warmup_epochs 1 --batch_size 8 --print_freq 1 "
     "--num_workers 1 --vis_freq 0"
 )
 CLASSIFIERS = {"vit": "--model vit_tiny_patch16", "convnext": "--model convnextv2_atto"}
+CLASSIFIERS["resnet"] = "--model resnet18"
 SMALL_FINETUNE = (
     "--input_size 32 --epochs 2 --warmup_epochs 1 --batch_size 4 --print_freq 1 --num_workers 0"
 )

@@ -46,7 +46,11 @@ PROGRESSIVE = {
     "convnext": "--input_size 96 --progressive 64:96",
 }
 TRAINING = {  # small models by family
-    "main_pretrain": {"vit": FAMILIES["mae"], "convnext": FAMILIES["fcmae"]},
+    "main_pretrain": {
+        "vit": FAMILIES["mae"],
+        "convnext": FAMILIES["fcmae"],
+        "resnet": FAMILIES["resnet"],
+    },
     "main_finetune": CLASSIFIERS,
     "benchmarks.reproduce": CLASSIFIERS,
 }
@@ -154,7 +158,7 @@ def small(start: Start) -> Start:
 def model_of(start: Start) -> str:
     """The family of the model that a command is about, as the fixtures call it."""
     name = getattr(read(start), "model", "") if start.program in TRAINING else ""
-    return "convnext" if name.startswith("convnext") else "vit"
+    return next((kind for kind in ("convnext", "resnet") if name.startswith(kind)), "vit")
 
 
 def result(start: Start) -> tuple[object, ...]:

@@ -24,6 +24,11 @@ def convnext():
     return create_classifier("convnextv2_atto", 5, head_init_scale=30.0)
 
 
+def resnet():
+    torch.manual_seed(0)
+    return create_classifier("resnet18", 5)
+
+
 def in_transformers(model):
     """The weights of our ViT in a model that tells its attention."""
     config = ViTConfig(
@@ -85,32 +90,35 @@ def test_rollout_is_a_plain_loop_over_the_attention_that_transformers_tells(pool
         assert row[1:].max() > 1.5 * row[1:].min()  # there is something to see
 
 
-@pytest.mark.parametrize("probe", [False, True])
-def test_grad_cam_is_the_gradient_through_the_whole_model(probe):
-    model, x = convnext(), torch.randn(3, 3, 96, 96)
+@pytest.mark.parametrize(("make", "probe"), [(convnext, False), (convnext, True), (resnet, False)])
+def test_grad_cam_is_the_gradient_through_the_whole_model(make, probe):
+    model, x = make(), torch.randn(3, 3, 96, 96)
     if probe:
         normalise_head_input(model)
         model.head[0].running_mean.uniform_(-1, 1)
         model.head[0].running_var.uniform_(0.5, 2)
     model.eval()
     kept = []
-    hook = model.stages[-1][-1].register_forward_hook(lambda *args: kept.append(args[2]))
+    last = model.layer4[-1] if make is resnet else model.stages[-1][-1]
+    hook = last.register_forward_hook(lambda *args: kept.append(args[2]))
     logits = model(x)
     hook.remove()
+    cells = kept[0].permute(0, 2, 3, 1) if make is resnet else kept[0][:, 0]
     for target in (None, torch.tensor([4, 0, 2])):
         classes = logits.argmax(1) if target is None else target
         ours = grad_cam(model, x, target)
         for n in range(3):
             chosen = logits[n, classes[n]]
-            gradient = torch.autograd.grad(chosen, kept[0], retain_graph=True)[0][n, 0]
+            gradient = torch.autograd.grad(chosen, kept[0], retain_graph=True)[0]
+            gradient = gradient.permute(0, 2, 3, 1)[n] if make is resnet else gradient[n, 0]
             expected = torch.zeros(3, 3)
             for channel in range(gradient.shape[2]):
-                expected += gradient[:, :, channel].mean() * kept[0][n, 0, :, :, channel].detach()
+                expected += gradient[:, :, channel].mean() * cells[n, :, :, channel].detach()
             torch.testing.assert_close(ours[n], expected.clamp(min=0), atol=1e-5, rtol=1e-4)
     assert not torch.equal(grad_cam(model, x, torch.zeros(3, dtype=int)), ours)
 
 
-@pytest.mark.parametrize("make", [vit, convnext])
+@pytest.mark.parametrize("make", [vit, convnext, resnet])
 def test_maps_are_of_the_images_size_and_each_is_scaled_to_its_own_maximum(make):
     model, x = make().eval(), torch.randn(3, 3, SIZE, SIZE)
     heat = attention_map(model, x)
@@ -129,10 +137,10 @@ def test_an_image_that_nothing_speaks_for_has_an_empty_map():
     assert torch.equal(heat, torch.zeros(2, SIZE, SIZE))
 
 
-@pytest.mark.parametrize("make", [vit, convnext])
+@pytest.mark.parametrize("make", [vit, convnext, resnet])
 def test_a_model_is_left_as_it_was(make):
     model, x = make().train(), torch.randn(2, 3, SIZE, SIZE, requires_grad=True)
-    model.norm.eval()
+    next(model.children()).eval()
     frozen = next(model.parameters()).requires_grad_(False)
     model.head.weight.grad = torch.ones_like(model.head.weight)
     modes = [module.training for module in model.modules()]
@@ -150,7 +158,7 @@ def test_a_model_is_left_as_it_was(make):
     with torch.inference_mode():
         torch.testing.assert_close(attention_map(model, x), heat)
     with pytest.raises((ValueError, AssertionError, RuntimeError)):
-        attention_map(model, torch.randn(1, 3, 50, 50))
+        attention_map(model, torch.randn(1, 4, 50, 50))
     assert modes == [module.training for module in model.modules()]
     assert not any(m._forward_hooks for m in model.modules())
 
@@ -192,7 +200,7 @@ def test_a_convnext_whose_class_is_what_stands_in_a_corner_shows_it_there(corner
     assert others[corner] > 2 * others.mean()
 
 
-@pytest.mark.parametrize("make", [vit, convnext])
+@pytest.mark.parametrize("make", [vit, convnext, resnet])
 def test_a_map_is_computed_in_fp32_within_autocast_too(make):
     model, x = make().eval(), torch.randn(2, 3, SIZE, SIZE)
     with torch.autocast("cpu", torch.bfloat16):

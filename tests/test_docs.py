@@ -153,7 +153,7 @@ def places(sets, pretrained, finetune, photographs, tmp_path_factory):
             "/path/to/checkpoint.pth": pretrained[kind],
             "/path/to/mae_pretrain_vit_base.pth": weights,
             "runs/pretraining/checkpoint-last.pth": pretrained["vit"],
-            "save_results/checkpoint-last.pth": pretrained["vit"],
+            "save_results/checkpoint-last.pth": pretrained[kind],
             "FILE": best,
             "save_results/checkpoint-best.pth": best,
             "rafdb/checkpoint-best.pth": best,

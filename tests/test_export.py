@@ -8,7 +8,16 @@ import pytest
 import timm
 import torch
 import transformers
-from exported import CLASSIFIERS, assert_same, export, refused, run_card, run_docs, some_images
+from exported import (
+    CLASSIFIERS,
+    RESNET,
+    assert_same,
+    export,
+    refused,
+    run_card,
+    run_docs,
+    some_images,
+)
 from finetuned import RAF_NAMES, evaluate, measured
 from runs import run_here
 from safetensors import safe_open
@@ -34,7 +43,7 @@ HF_CLASSES = {
 # Each library
 
 
-@pytest.mark.parametrize("kind", ["pooled", "convnext", "mae"])
+@pytest.mark.parametrize("kind", ["pooled", "convnext", "resnet", "mae"])
 def test_onnxruntime_answers_for_any_number_of_images(kind, exported, tmp_path, monkeypatch, capfd):
     """All there is to say of an ONNX file, which takes long to make."""
     if kind == "mae":  # as if it were too large for one file
@@ -64,16 +73,18 @@ def test_onnxruntime_answers_for_any_number_of_images(kind, exported, tmp_path, 
         run_docs("onnx", folder, saved, tmp_path / "docs", monkeypatch)
 
 
-@pytest.mark.parametrize("kind", [*CLASSIFIERS, "mae", "encoder", "fcmae"])
+@pytest.mark.parametrize(
+    "kind", [*CLASSIFIERS, *RESNET, "mae", "encoder", "fcmae", "masked resnet"]
+)
 def test_timm_creates_it_from_the_folder(kind, exported):
     folder, saved = exported(kind, "timm")
     model = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
     _, imgs = some_images(saved)
     with torch.no_grad():
-        if kind in CLASSIFIERS:
+        if kind in CLASSIFIERS | RESNET:
             assert_same(model(imgs), saved.model(imgs))
             assert tuple(model.pretrained_cfg["label_names"]) == RAF_NAMES
-        elif kind == "fcmae":
+        elif kind in ("fcmae", "masked resnet"):
             features = model.forward_features(imgs).mean((2, 3))
             assert_same(features, saved.model.forward_features(imgs))
         else:

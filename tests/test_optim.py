@@ -48,11 +48,22 @@ def published_group():
     return table, 13
 
 
+def published_resnet(depths):
+    """No paper's: the stem, then block by block, then the head."""
+    table, layer = {"conv1.": 0, "bn1.": 0}, 0
+    for stage, depth in enumerate(depths, 1):
+        for b in range(depth):
+            layer += 1
+            table[f"layer{stage}.{b}."] = layer
+    return table, layer + 1
+
+
 RULES = {
     ("vit_tiny_patch16", "single"): published_vit(12),
     ("vit_base_patch16", "single"): published_vit(12),
     ("vit_huge_patch14", "single"): published_vit(32),
     ("convnextv2_atto", "single"): published_single((2, 2, 6, 2)),
+    ("resnet18", "single"): published_resnet((2, 2, 2, 2)),
     ("convnextv2_base", "single"): published_single((3, 3, 27, 3)),
     ("convnextv2_base", "group"): published_group(),
 }
@@ -102,7 +113,7 @@ def test_known_parameters_lie_where_the_papers_code_puts_them(name, kind, parame
     assert layer_rates(model, 0.5, kind == "group")(parameter) == 0.5**before
 
 
-@pytest.mark.parametrize("name", ["vit_tiny_patch16", "convnextv2_atto"])
+@pytest.mark.parametrize("name", ["vit_tiny_patch16", "convnextv2_atto", "resnet18"])
 def test_exactly_matrices_and_filters_are_decayed(name):
     model = build(name)
     weights = {m.weight for m in model.modules() if isinstance(m, (nn.Linear, nn.Conv2d))}

@@ -24,6 +24,7 @@ FAMILIES = {  # 32, 48, 64 px; 64, 96 px
     "--progressive 32:64",
     "fcmae": f"--model convnextv2_atto {SMALL} --input_size 96 --progressive 64:96",
 }
+FAMILIES["resnet"] = f"--model resnet18 --patch_size 16 {SMALL} --input_size 64 --progressive 32:64"
 FAMILIES["half"] = f"{FAMILIES['mae']} --predict_ratio 0.5"  # of the masked patches
 RUN = (
     "--data_path synthetic:32 --batch_size 8 --epochs 3 --warmup_epochs 1 --num_workers 0 "
@@ -34,9 +35,11 @@ RESOLUTIONS = {name: [64, 64, 96] if name == "fcmae" else [32, 48, 64] for name 
 
 def build(family, size):
     torch.manual_seed(0)
-    options = {} if family == "fcmae" else {"decoder_num_heads": 2}
-    options |= {"predict_ratio": 0.5} if family == "half" else {}
-    name = "convnextv2_atto" if family == "fcmae" else "mae_vit_tiny_patch16"
+    more = {"fcmae": {}, "resnet": {"patch_size": 16}, "half": {"predict_ratio": 0.5}}
+    options = more.get(family, {})
+    options |= {} if family in ("fcmae", "resnet") else {"decoder_num_heads": 2}
+    names = {"fcmae": "convnextv2_atto", "resnet": "resnet18"}
+    name = names.get(family, "mae_vit_tiny_patch16")
     return create_pretrain_model(name, size, decoder_embed_dim=32, decoder_depth=1, **options)
 
 
@@ -111,6 +114,7 @@ def test_a_place_in_the_face_keeps_its_position(grid, full, places):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_at_another_resolution_everything_learns_and_back_at_full_nothing_has_changed(family):
     model = build(family, 96)
+    model.train(family != "resnet")  # whose batch norms would remember what they see
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     full = loss(model)
     model.set_resolution(64)
@@ -140,7 +144,7 @@ def test_a_model_set_to_a_resolution_is_one_built_for_it(family):
     model, small = build(family, 96), build(family, 64)
     model.set_resolution(64)
     state = model.state_dict()
-    for name in ("pos_embed", "decoder_pos_embed") if family != "fcmae" else ():
+    for name in ("pos_embed", "decoder_pos_embed") if "pos_embed" in state else ():
         state[name] = sincos_position_embedding(state[name].shape[2], 4, 6)
     small.load_state_dict(state)
     assert torch.equal(loss(model), loss(small))
@@ -224,7 +228,7 @@ def test_going_on_with_another_schedule_is_refused(undisturbed, capfd):
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", sorted(FAMILIES.keys() - {"resnet"}))  # see docs/deviations.md
 def test_two_processes_equal_one_but_for_the_last_bits(family, undisturbed, tmp_path):
     options = f"{RUN} {FAMILIES[family]} --batch_size 4 --output_dir {tmp_path}"
     finish(launched("main_pretrain.py", options.split(), processes=2))
@@ -234,7 +238,7 @@ def test_two_processes_equal_one_but_for_the_last_bits(family, undisturbed, tmp_
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", sorted(FAMILIES.keys() - {"resnet"}))  # which is not compiled
 def test_compiled_it_follows_the_eager_run(family, undisturbed, tmp_path):
     assert run(tmp_path, family, "--compile") == DONE
     for compiled, eager in zip(log(tmp_path), log(undisturbed(family)), strict=True):

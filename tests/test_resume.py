@@ -28,6 +28,7 @@ STEPS = {1: 12, 2: 6}  # an epoch: 90 images in batches of 8, on one or two proc
     [
         ("mae", 1),
         ("fcmae", 2),
+        ("resnet", 2),
         pytest.param("mae", 2, marks=pytest.mark.long),
         pytest.param("fcmae", 1, marks=pytest.mark.long),
     ],

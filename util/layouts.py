@@ -1,23 +1,26 @@
 """Weights of other programs under our names: pure translations of names and shapes.
 
 A state of weights is a dict of names to tensors. Ours are the names of the official MAE and of the
-official dense ConvNeXt V2 code, without the `encoder.` of FCMAE.
+official dense ConvNeXt V2 code and of timm's ResNets with a `head`, without the `encoder.` of
+masked convolutional networks.
 """
 
 import math
 import re
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from util.layouts_foreign import from_foreign
-from util.sizes import CONVNEXTV2, VIT
+from util.sizes import CONVNEXTV2, RESNET, VIT
 from util.states import State, renamed, root
 
 # First components of names, and whole ones: an attention's `blocks.0.attn.proj` is no `proj`.
 DECODER = {"mask_token", "proj", "pred", "decoder"}  # and MAE's:
 DECODER |= {f"decoder_{part}" for part in ("embed", "pos_embed", "blocks", "norm", "pred")}
 ENCODER = {"patch_embed", "cls_token", "pos_embed", "blocks", "downsample_layers", "stages"}
+ENCODER |= {"conv1", "bn1", "layer1", "layer2", "layer3", "layer4"}
 ENCODER |= {"reg_token", "dist_token", "norm_pre"}  # of ViTs that compute something else than ours
 ENCODER |= {"embeddings", "encoder", "layers"}  # of other libraries, where it has no place in ours
 HEAD = {"head", "pre_logits", "neck"}
@@ -37,12 +40,13 @@ TIMM_CONVNEXT = [
 # (family, dim of the first stage, depths) -> our name of the size.
 KNOWN = {("ViT", size.dim, (size.depth,)): name for name, size in VIT.items()}
 KNOWN |= {("ConvNeXt V2", size.dims[0], size.depths): name for name, size in CONVNEXTV2.items()}
+KNOWN |= {("ResNet", size.dims[0], size.depths): name for name, size in RESNET.items()}
 
 
 class Architecture(NamedTuple):
     """What the shapes of some weights say about the network they are of."""
 
-    family: str  # "ViT" or "ConvNeXt V2"
+    family: str  # "ViT", "ConvNeXt V2" or "ResNet"
     dim: int  # of the first stage
     depths: tuple[int, ...]  # blocks in each stage
     patch: int  # pixels a side that the first convolution takes at a time
@@ -56,44 +60,48 @@ class Architecture(NamedTuple):
     @property
     def name(self) -> str:
         """As `--model` of pre-training takes it; "" where we have none like it."""
-        if self.family != "ViT":
-            return f"convnextv2_{self.size}" if self.size else ""
-        return f"mae_vit_{self.size}_patch{VIT[self.size].patch}" if self.size else ""
+        return self._named(self.size) if self.size else ""
 
     @property
     def option(self) -> str:
         """The options that build it, or the published model nearest to it."""
         size = KNOWN[min((k for k in KNOWN if k[0] == self.family), key=self._distance)]
-        if self.family != "ViT":
-            return f"--model convnextv2_{size}"
-        patch = VIT[size].patch
-        other = f" --patch_size {self.patch}" if self.patch != patch and self.size else ""
-        return f"--model mae_vit_{size}_patch{patch}{other}"
+        vit = self.family == "ViT"
+        differs = vit and self.size and self.patch != VIT[size].patch
+        return f"--model {self._named(size)}{f' --patch_size {self.patch}' if differs else ''}"
+
+    def _named(self, size: str) -> str:
+        """This family's model of one of our sizes."""
+        if self.family == "ViT":
+            return f"mae_vit_{size}_patch{VIT[size].patch}"
+        return f"convnextv2_{size}" if self.family == "ConvNeXt V2" else size
 
     def _distance(self, known: tuple[str, int, tuple[int, ...]]) -> float:
         blocks = max(sum(self.depths), 1)
-        return abs(math.log(self.dim / known[1])) + abs(math.log(blocks / sum(known[2])))
+        return abs(math.log(max(self.dim, 1) / known[1])) + abs(math.log(blocks / sum(known[2])))
 
     def __str__(self) -> str:
         shape = f"(dim {self.dim}, {'+'.join(map(str, self.depths))} blocks"
         if self.family != "ViT":
-            return f"{f'convnextv2_{self.size}' if self.size else 'a ConvNeXt'} {shape})"
+            return f"{self.name or f'a {self.family}'} {shape})"
         name = f"vit_{self.size}_patch{self.patch}" if self.size else "a ViT"
         return f"{name} {shape}, patches of {self.patch} pixels)"
 
 
 def describe(state: State) -> Architecture | None:
     """The network that weights under our names are of; None for any other."""
-    for stem, family in (
-        ("patch_embed.proj.weight", "ViT"),
-        ("downsample_layers.0.0.weight", "ConvNeXt V2"),
+    for stem, family, stages in (
+        ("patch_embed.proj.weight", "ViT", ["blocks"]),
+        ("downsample_layers.0.0.weight", "ConvNeXt V2", [f"stages.{i}" for i in range(4)]),
+        ("conv1.weight", "ResNet", [f"layer{i}" for i in range(1, 5)]),
     ):
         if stem in state and state[stem].ndim == 4 and state[stem].numel():
             dim, in_chans, patch, _ = state[stem].shape
-            stages = ["blocks"] if family == "ViT" else [f"stages.{i}" for i in range(4)]
-            return Architecture(
-                family, dim, tuple(count(state, s) for s in stages), patch, in_chans
-            )
+            if family == "ResNet":  # whose stems are all alike
+                last = [v for n, v in state.items() if re.match(r"layer1\.0\.conv\d\.weight$", n)]
+                dim = len(last[-1]) if last and last[-1].ndim else 0
+            depths = tuple(count(state, stage) for stage in stages)
+            return Architecture(family, dim, depths, patch, in_chans)
     return None
 
 
@@ -123,6 +131,8 @@ def translate(state: State) -> tuple[State, str]:
         return from_timm_convnext(state), "timm ConvNeXt V2"
     if "downsample_layers" in roots:
         return state, "FCMAE with decoder" if roots & DECODER else "ConvNeXt V2"
+    if "layer1" in roots:
+        return from_resnet(state), "masked ResNet with decoder" if roots & DECODER else "ResNet"
     if "patch_embed" in roots:
         return state, "MAE with decoder" if roots & DECODER else "ViT"
     return state, "unknown"
@@ -133,7 +143,7 @@ def strip_wrappers(state: State) -> State:
 
     FCMAE's `encoder.` stands beside a decoder, and a `backbone.` beside a head, that lack it.
     """
-    beside = DECODER | {"head", "norm", "fc_norm", "n_averaged"}
+    beside = DECODER | {"head", "fc", "norm", "fc_norm", "n_averaged"}
     while inner := [name for name in state if root(name) not in beside]:
         wrapper = next((w for w in WRAPPERS if all(n.startswith(w) for n in inner)), None)
         if wrapper is None:
@@ -186,3 +196,11 @@ def from_timm_convnext(state: State) -> State:
             value = value.flatten(1)
         ours[name] = value
     return ours
+
+
+def from_resnet(state: State) -> State:
+    """From timm's and torchvision's names; older files do not count a batch norm's batches."""
+    ours = renamed(state, [(r"^fc\.", "head.")])
+    norms = [n.removesuffix("running_var") for n in ours if n.endswith(".running_var")]
+    counters = {f"{norm}num_batches_tracked": torch.tensor(0) for norm in norms}
+    return {**counters, **ours}

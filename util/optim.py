@@ -107,6 +107,19 @@ def convnext_layers(depths: tuple[int, ...], grouped: bool) -> Callable[[str], i
     return layer
 
 
+def resnet_layers(depths: tuple[int, ...]) -> Callable[[str], int]:
+    """A ResNet parameter's layer: 0 for the stem, b + 1 for block b, one more for the head."""
+    before = [sum(depths[:stage]) for stage in range(len(depths) + 1)]
+
+    def layer(name: str) -> int:
+        part, *rest = name.split(".")
+        if part.startswith("layer"):
+            return before[int(part.removeprefix("layer")) - 1] + int(rest[0]) + 1
+        return before[-1] + 1 if part == "head" else 0
+
+    return layer
+
+
 def decayed_rate(layer: Callable[[str], int], decay: float) -> Callable[[str], float]:
     """The share of the learning rate: 1 for the last layer, times `decay` for each one before."""
     last = layer("head.weight")

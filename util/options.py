@@ -318,6 +318,16 @@ def start(args: argparse.Namespace) -> Start:
     return Start(args.auto_resume, args.resume, args.override_resume, args.start_epoch)
 
 
+def refuse_for_resnet(args: argparse.Namespace) -> None:
+    """Raises BadInput for what its blocks do not have.
+
+    Recomputing one would take its batch norms' averages twice.
+    """
+    for name in ("grad_checkpointing", "compile"):
+        if getattr(args, name):
+            raise BadInput(f"--{name}: {args.model} has none; it is for ViT and ConvNeXt V2")
+
+
 def fill_defaults(args: argparse.Namespace, defaults: dict[str, object]) -> None:
     """Give options that were not given the defaults of the chosen model's family."""
     for name, value in defaults.items():

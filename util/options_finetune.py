@@ -15,10 +15,11 @@ from util.options import (
     fill_defaults,
     flag,
     number,
+    refuse_for_resnet,
 )
 from util.options_evaluation import add_evaluation, made_by, resolve_evaluation
 from util.options_trained import INTERPOLATIONS
-from util.sizes import CLASSIFIER_SIZES, CONVNEXT_PATCH, family, find_size
+from util.sizes import CLASSIFIER_SIZES, family, find_size, patch_step
 
 SHARE = number(float, low=0, high=1)
 
@@ -34,6 +35,14 @@ FAMILY_DEFAULTS = {
     "convnextv2": {
         "epochs": 100,
         "warmup_epochs": 20,
+        "blr": 5e-4,
+        "layer_decay": 1.0,
+        "drop_path": 0.0,
+    },
+    # For which there is no official script.
+    "resnet": {
+        "epochs": 100,
+        "warmup_epochs": 10,
         "blr": 5e-4,
         "layer_decay": 1.0,
         "drop_path": 0.0,
@@ -118,7 +127,9 @@ def build_parser() -> Parser:
 
 def _add_model(parser: Parser) -> None:
     group = parser.add_argument_group("model")
-    group.add_argument("--model", default="vit_base_patch16", help="(mae_)vit_* or convnextv2_*")
+    group.add_argument(
+        "--model", default="vit_base_patch16", help="(mae_)vit_*, convnextv2_* or resnet*"
+    )
     group.add_argument(
         "--finetune", default="", help="a checkpoint, or a released name, to begin with"
     )
@@ -241,10 +252,12 @@ def check_options(args: argparse.Namespace) -> None:
     name = args.model.removeprefix("mae_")
     find_size(name, CLASSIFIER_SIZES)
     kind = family(args.model)
-    if kind == "convnextv2":
+    if kind != "mae":
         for option in ("patch_size", "cls_token", "freeze_pos_embed"):
             if getattr(args, option) is not None:
                 raise BadInput(f"--{option}: {args.model} has none; it is an option of ViTs")
+    if kind == "resnet":
+        refuse_for_resnet(args)
     if args.linear_probe:
         fill_defaults(args, LINEAR_DEFAULTS)
     if args.freeze_backbone:
@@ -287,9 +300,7 @@ def usual_crop(args: argparse.Namespace) -> float | None:
 
 def check_input_size(args: argparse.Namespace) -> None:
     """Refuse a side that the model's patches do not fill."""
-    size = find_size(args.model.removeprefix("mae_"), CLASSIFIER_SIZES)
-    convnext = family(args.model) == "convnextv2"
-    patch = CONVNEXT_PATCH if convnext else args.patch_size or size.patch
+    patch = patch_step(args.model, args.patch_size, masked=False)
     if args.input_size % patch:
         nearest = max(1, round(args.input_size / patch)) * patch
         raise BadInput(

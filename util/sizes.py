@@ -1,7 +1,7 @@
 """Model names and dimensions, without torch: option parsing and error messages read them here.
 
 Sources: MAE (He et al. 2022, table 1 and appendix), DeiT for tiny and small; ConvNeXt V2
-(Woo et al. 2023, section 5 and table 14).
+(Woo et al. 2023, section 5 and table 14); ResNet (He et al. 2016, table 1).
 """
 
 import difflib
@@ -21,6 +21,14 @@ class ConvNeXtSize(NamedTuple):
     depths: tuple[int, int, int, int]
     dims: tuple[int, int, int, int]
 
+
+class ResNetSize(NamedTuple):
+    depths: tuple[int, int, int, int]
+    dims: tuple[int, int, int, int]  # of the stages' maps
+    bottleneck: bool  # blocks of three convolutions, not of two
+
+
+Size = ViTSize | ConvNeXtSize | ResNetSize
 
 VIT = {
     "tiny": ViTSize(192, 12, 3, 16),
@@ -48,19 +56,38 @@ CONVNEXTV2 = {
 
 CONVNEXT_PATCH = 32  # pixels a side of one masked patch: the encoder's total stride
 
+RESNET = {
+    "resnet18": ResNetSize((2, 2, 2, 2), (64, 128, 256, 512), False),
+    "resnet34": ResNetSize((3, 4, 6, 3), (64, 128, 256, 512), False),
+    "resnet50": ResNetSize((3, 4, 6, 3), (256, 512, 1024, 2048), True),
+}
+RESNET_STRIDES = (4, 8, 16, 32)  # pixels a side of a cell after each stage
+RESNET_PATCHES = (8, 16, 32)  # pixels a side that a masked patch may have
+
 _VIT_NAMES = {f"vit_{size}_patch{dims.patch}": dims for size, dims in VIT.items()}
 _CONVNEXT_NAMES = {f"convnextv2_{size}": dims for size, dims in CONVNEXTV2.items()}
 
-PRETRAIN_SIZES = {**{f"mae_{name}": dims for name, dims in _VIT_NAMES.items()}, **_CONVNEXT_NAMES}
-CLASSIFIER_SIZES = {**_VIT_NAMES, **_CONVNEXT_NAMES}
+_CONVOLUTIONAL = {**_CONVNEXT_NAMES, **RESNET}
+
+PRETRAIN_SIZES = {**{f"mae_{name}": dims for name, dims in _VIT_NAMES.items()}, **_CONVOLUTIONAL}
+CLASSIFIER_SIZES = {**_VIT_NAMES, **_CONVOLUTIONAL}
 
 
 def family(name: str) -> str:
-    """`"mae"` or `"convnextv2"`: which of the two families a model name belongs to."""
-    return "convnextv2" if name.startswith("convnextv2") else "mae"
+    """`"mae"`, `"convnextv2"` or `"resnet"`: which of the families a model name belongs to."""
+    return next((kind for kind in ("convnextv2", "resnet") if name.startswith(kind)), "mae")
 
 
-def find_size(name: str, sizes: dict, flag: str = "--model") -> ViTSize | ConvNeXtSize:
+def patch_step(name: str, patch_size: int | None, masked: bool) -> int:
+    """Pixels a side that an input of this model has to be a multiple of; None: its usual patch."""
+    if family(name) == "convnextv2":
+        return CONVNEXT_PATCH
+    if family(name) == "resnet":
+        return (patch_size or RESNET_STRIDES[-1]) if masked else 1
+    return patch_size or CLASSIFIER_SIZES[name.removeprefix("mae_")].patch
+
+
+def find_size(name: str, sizes: dict, flag: str = "--model") -> Size:
     """The dimensions of a model. Raises BadInput with the nearest names for an unknown one."""
     if name in sizes:
         return sizes[name]

@@ -101,7 +101,7 @@ def load_pretrained(
     checkpoint = read_source(source) if checkpoint is None else checkpoint
     weights, entry = pick_state(source, checkpoint, key, prefix)
     weights, layout = translate(weights)
-    # FCMAE holds its encoder under `encoder.`; the others at the top.
+    # Masked convolutional networks hold their encoder under `encoder.`; the others at the top.
     state = model.state_dict()
     names = {name.removeprefix("encoder."): name for name in state}
     own = {short: state[name] for short, name in names.items()}
@@ -174,9 +174,9 @@ def check_architecture(
     """Raises BadInput unless the weights are of a network like the model."""
     if held is None:
         raise BadInput(
-            f"{source}: no ViT or ConvNeXt V2 in a known layout (it holds {listed(weights)}), but "
-            f"--model is {wanted}; a part of a larger model is chosen with --model_key and "
-            "--model_prefix"
+            f"{source}: no ViT, ConvNeXt V2 or ResNet in a known layout (it holds "
+            f"{listed(weights)}), but --model is {wanted}; a part of a larger model is chosen with "
+            "--model_key and --model_prefix"
         )
     if held == wanted:
         return
