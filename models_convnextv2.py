@@ -17,7 +17,14 @@ import torch.nn.functional as F
 from timm.layers import DropPath, trunc_normal_
 from torch import Tensor, nn
 
-from models_masked import LayerNorm, MaskedAutoencoder, compute_type, run_block, take_patches
+from models_masked import (
+    LayerNorm,
+    MaskedAutoencoder,
+    compute_type,
+    in_order,
+    run_block,
+    take_patches,
+)
 from models_packed import (
     MLP,
     Canvas,
@@ -104,9 +111,7 @@ def depthwise(x: Tensor, conv: nn.Conv2d, canvas: Canvas | None) -> Tensor:
         side = canvas.side
         y = x.new_zeros(n * side * side, c).index_copy(0, canvas.cells, x.reshape(-1, c))
         y = y.view(n, side, side, c)
-    # Channels-last kernels return gradients in strides DDP does not expect; the detour orders them.
-    weight = conv.weight.flatten(1).view_as(conv.weight)
-    y = F.conv2d(y.permute(0, 3, 1, 2), weight, conv.bias, padding=3, groups=c)
+    y = F.conv2d(y.permute(0, 3, 1, 2), in_order(conv.weight), conv.bias, padding=3, groups=c)
     y = y.permute(0, 2, 3, 1)
     if canvas is None:
         return y.unflatten(0, (n, v))

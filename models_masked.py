@@ -36,6 +36,14 @@ def take_tokens(x: Tensor, ids: Tensor) -> Tensor:
     return x.gather(1, ids[:, :, None].expand(-1, -1, x.shape[2]))
 
 
+def in_order(weight: Tensor) -> Tensor:
+    """A filter whose gradient arrives in the strides of the filter, as DDP expects.
+
+    Channels-last kernels return it in others; the detour through a matrix orders them.
+    """
+    return weight.flatten(1).view_as(weight)
+
+
 def compute_type(x: Tensor) -> torch.dtype:
     """What matrices are multiplied in: autocast's type where it is on, else that of x."""
     device = x.device.type

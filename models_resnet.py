@@ -13,7 +13,7 @@ from timm.models.resnet import BasicBlock, Bottleneck, ResNet
 from torch import Tensor, nn
 
 from models_convnextv2 import Block, init_weights
-from models_masked import MaskedAutoencoder, take_tokens
+from models_masked import MaskedAutoencoder, in_order, take_tokens
 from util.sizes import RESNET_PATCHES, RESNET_STRIDES, ResNetSize
 
 Cells = dict[int, Tensor]  # side of a feature map -> its visible cells, numbers into (N*side*side)
@@ -26,6 +26,11 @@ def visible_cells(ids: Tensor, grid: int, b: int) -> Tensor:
     column = (ids % grid * b)[:, :, None, None] + inside
     image = torch.arange(len(ids), device=ids.device)[:, None, None, None]
     return ((image * grid * b + row) * grid * b + column).flatten()
+
+
+def convolve(x: Tensor, conv: nn.Conv2d) -> Tensor:
+    """`conv(x)`."""
+    return F.conv2d(x, in_order(conv.weight), conv.bias, conv.stride, conv.padding)
 
 
 def normalise(x: Tensor, norm: nn.BatchNorm2d, cells: Tensor | None) -> Tensor:
@@ -54,13 +59,13 @@ class _Masked:
             layers.append((self.conv3, self.bn3))
         y = x
         for i, (conv, norm) in enumerate(layers):
-            y = conv(F.relu(y) if i else y)
+            y = convolve(F.relu(y) if i else y, conv)
             y = normalise(y, norm, cells.get(y.shape[2]))
         if self.drop_path is not None:
             y = self.drop_path(y)
         if self.downsample is not None:
             conv, norm = self.downsample
-            x = normalise(conv(x), norm, cells.get(y.shape[2]))
+            x = normalise(convolve(x, conv), norm, cells.get(y.shape[2]))
         return F.relu(y + x)
 
 
@@ -91,7 +96,7 @@ class ResNetEncoder(ResNet):
             patch = imgs.shape[2] // grid
             sides = [patch // stride for stride in (2, *RESNET_STRIDES) if stride <= patch]
             cells = {grid * b: visible_cells(visible, grid, b) for b in sides}
-        x = self.conv1(imgs.contiguous(memory_format=torch.channels_last))
+        x = convolve(imgs.contiguous(memory_format=torch.channels_last), self.conv1)
         x = self.maxpool(F.relu(normalise(x, self.bn1, cells.get(x.shape[2]))))
         if x.shape[2] in cells:  # which the pooling fills from beside
             there = x.new_zeros(len(x) * x.shape[2] ** 2).index_fill(0, cells[x.shape[2]], 1)
@@ -176,12 +181,8 @@ class MaskedResNet(MaskedAutoencoder):
         visible = ids[:, :keep]
         there = imgs.new_zeros(n, g * g).scatter_(1, visible, 1).view(n, 1, g, g)
         pixels = imgs * there.repeat_interleave(p, dim=2).repeat_interleave(p, dim=3)
-        fine, *coarse = [
-            conv(x)
-            for conv, x in zip(
-                self.proj, self.encoder.stages(pixels, visible, g)[self.first :], strict=True
-            )
-        ]
+        maps = self.encoder.stages(pixels, visible, g)[self.first :]
+        fine, *coarse = map(convolve, maps, self.proj)
         x = torch.where(there > 0, fine, self.mask_token.to(fine.dtype))
         for other in coarse:
             x = x + F.interpolate(other, (g, g), mode="bilinear", align_corners=False)

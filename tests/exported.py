@@ -57,7 +57,7 @@ def checkpoint(finetune, pretrained, tmp_path_factory):
         content = stirred(content)
         for part in ("model", "model_ema"):  # surer of itself
             if "head.weight" in content.get(part, {}):
-                content[part]["head.weight"] *= 100 if kind in RESNET else 1000
+                content[part]["head.weight"] *= 1000
         if kind == "pooled":  # that sees the whole picture
             content["preprocessing"]["crop_pct"] = None
         if kind == "hostile":

@@ -118,6 +118,17 @@ def test_masked_loss_and_every_gradient_are_those_of_the_reference(name, patch):
         assert error <= 1e-8 * gradient.abs().max(), parameter
 
 
+def test_gradients_have_the_strides_that_ddp_expects():
+    """Else it copies each one, and warns."""
+    masking, classifier = masked(16).float(), create_classifier("resnet18", 7)
+    (
+        masking(torch.randn(2, 3, SIZE, SIZE)) + classifier(torch.randn(2, 3, SIZE, SIZE)).sum()
+    ).backward()
+    for model in (masking, classifier):
+        for name, p in model.named_parameters():
+            assert p.grad.stride() == p.stride(), name
+
+
 @pytest.mark.parametrize("patch", [8, 32])
 def test_removed_pixels_change_neither_predictions_nor_statistics(patch):
     results = []
