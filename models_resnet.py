@@ -13,19 +13,10 @@ from timm.models.resnet import BasicBlock, Bottleneck, ResNet
 from torch import Tensor, nn
 
 from models_convnextv2 import Block, init_weights
+from models_gathered import Layer, batch_norm, layer_on_rows
 from models_masked import MaskedAutoencoder, in_order, take_tokens
+from models_packed import Canvas, has_own_passes, on_canvas
 from util.sizes import RESNET_PATCHES, RESNET_STRIDES, ResNetSize
-
-Cells = dict[int, Tensor]  # side of a feature map -> its visible cells, numbers into (N*side*side)
-
-
-def visible_cells(ids: Tensor, grid: int, b: int) -> Tensor:
-    """Patches (N, V) of a grid -> the numbers (N*V*b*b,) of their b×b cells in all N images."""
-    inside = torch.arange(b, device=ids.device)
-    row = (ids // grid * b)[:, :, None, None] + inside[:, None]
-    column = (ids % grid * b)[:, :, None, None] + inside
-    image = torch.arange(len(ids), device=ids.device)[:, None, None, None]
-    return ((image * grid * b + row) * grid * b + column).flatten()
 
 
 def convolve(x: Tensor, conv: nn.Conv2d) -> Tensor:
@@ -33,47 +24,54 @@ def convolve(x: Tensor, conv: nn.Conv2d) -> Tensor:
     return F.conv2d(x, in_order(conv.weight), conv.bias, conv.stride, conv.padding)
 
 
+def rows_of(x: Tensor, cells: Tensor) -> Tensor:
+    """Cells (R,) of a map (N, C, H, W), numbered in (N, H, W) -> (R, C)."""
+    return x.permute(0, 2, 3, 1).flatten(0, 2).index_select(0, cells)
+
+
+def map_of(rows: Tensor, cells: Tensor, n: int, side: int) -> Tensor:
+    """The reverse, zero elsewhere: (R, C) -> (N, C, side, side)."""
+    x = rows.new_zeros(n * side * side, rows.shape[1]).index_copy(0, cells, rows)
+    return x.view(n, side, side, -1).permute(0, 3, 1, 2)
+
+
 def normalise(x: Tensor, norm: nn.BatchNorm2d, cells: Tensor | None) -> Tensor:
     """(N, C, H, W) -> same: batch norm of the cells named, zero elsewhere; None: of all."""
     if cells is None:
         return norm(x)
-    rows = x.permute(0, 2, 3, 1).flatten(0, 2)
-    # Not by calling `norm`: it wants an image, and as one, torch returns wrong gradients of this.
-    if norm.training:
-        norm.num_batches_tracked.add_(1)
-    statistics = (norm.running_mean, norm.running_var, norm.weight, norm.bias)
-    how = (norm.training, norm.momentum, norm.eps)
-    kept = F.batch_norm(rows.index_select(0, cells), *statistics, *how)
-    rows = torch.zeros_like(rows).index_copy(0, cells, kept.to(rows.dtype))
-    return rows.view(len(x), *x.shape[2:], -1).permute(0, 3, 1, 2)
+    rows = batch_norm(rows_of(x, cells), norm).to(x.dtype)
+    return map_of(rows, cells, len(x), x.shape[2])
 
 
-class _Masked:
-    """A residual block of timm's that can be told which cells are visible."""
+def layer_on_maps(cells: dict[int, Tensor]) -> Layer:
+    """How blocks convolve and normalise maps (N, C, H, W).
 
-    def forward(self, x: Tensor, cells: Cells | None = None) -> Tensor:
-        """(N, C, H, W) -> (N, D, H / stride, W / stride); see `normalise`."""
-        cells = cells or {}
+    `cells`: of maps that are not visible everywhere, by their side, the visible ones.
+    """
+    return lambda x, conv, norm: normalise(y := convolve(x, conv), norm, cells.get(y.shape[2]))
+
+
+class _Block:
+    """A residual block of timm's, on maps or rows."""
+
+    def forward(self, x: Tensor, layer: Layer) -> Tensor:
+        """What `layer` takes -> the same of the block's output."""
         layers = [(self.conv1, self.bn1), (self.conv2, self.bn2)]
         if isinstance(self, Bottleneck):
             layers.append((self.conv3, self.bn3))
         y = x
         for i, (conv, norm) in enumerate(layers):
-            y = convolve(F.relu(y) if i else y, conv)
-            y = normalise(y, norm, cells.get(y.shape[2]))
+            y = layer(F.relu(y) if i else y, conv, norm)
         if self.drop_path is not None:
             y = self.drop_path(y)
-        if self.downsample is not None:
-            conv, norm = self.downsample
-            x = normalise(convolve(x, conv), norm, cells.get(y.shape[2]))
-        return F.relu(y + x)
+        return F.relu(y + (x if self.downsample is None else layer(x, *self.downsample)))
 
 
-class MaskedBasicBlock(_Masked, BasicBlock):
+class RowBasicBlock(_Block, BasicBlock):
     """Two 3×3 convolutions."""
 
 
-class MaskedBottleneck(_Masked, Bottleneck):
+class RowBottleneck(_Block, Bottleneck):
     """1×1, 3×3 and 1×1 convolutions."""
 
 
@@ -81,7 +79,7 @@ class ResNetEncoder(ResNet):
     """timm's layers without a head."""
 
     def __init__(self, size: ResNetSize, in_chans: int = 3, drop_path: float = 0.0) -> None:
-        block = MaskedBottleneck if size.bottleneck else MaskedBasicBlock
+        block = RowBottleneck if size.bottleneck else RowBasicBlock
         depths = list(size.depths)
         super().__init__(block, depths, num_classes=0, in_chans=in_chans, drop_path_rate=drop_path)
 
@@ -91,22 +89,42 @@ class ResNetEncoder(ResNet):
         `visible` (N, V): numbers of the patches of a `grid`×`grid` that are there. Pixels elsewhere
         have to be zero; so are, then, cells of all maps whose cells are no larger than a patch.
         """
-        cells: Cells = {}
+        known: dict[int, Canvas] = {}  # by side: maps that are not visible everywhere
         if visible is not None:
             patch = imgs.shape[2] // grid
             sides = [patch // stride for stride in (2, *RESNET_STRIDES) if stride <= patch]
-            cells = {grid * b: visible_cells(visible, grid, b) for b in sides}
+            known = {grid * b: on_canvas(visible, grid, b) for b in sides}
+        cells = {side: canvas.cells for side, canvas in known.items()}
         x = convolve(imgs.contiguous(memory_format=torch.channels_last), self.conv1)
         x = self.maxpool(F.relu(normalise(x, self.bn1, cells.get(x.shape[2]))))
+        if visible is not None and has_own_passes(imgs.device):
+            return self._on_rows(x, known)
         if x.shape[2] in cells:  # which the pooling fills from beside
-            there = x.new_zeros(len(x) * x.shape[2] ** 2).index_fill(0, cells[x.shape[2]], 1)
-            x = x * there.view(len(x), 1, *x.shape[2:])
-        maps = []
-        for stage in (self.layer1, self.layer2, self.layer3, self.layer4):
+            here = cells[x.shape[2]]
+            x = map_of(rows_of(x, here), here, len(x), x.shape[2])
+        maps, layer = [], layer_on_maps(cells)
+        for stage in self._stages():
             for block in stage:
-                x = block(x, cells)
+                x = block(x, layer)
             maps.append(x)
         return maps
+
+    def _on_rows(self, x: Tensor, known: dict[int, Canvas]) -> list[Tensor]:
+        """The stages after the stem's map (N, C, H, H), with the passes of `models_gathered`."""
+        n, side, before, maps = len(x), x.shape[2], None, []
+        rows = rows_of(x, known[side].cells)
+        for stage in self._stages():
+            everywhere = torch.arange(n * side * side, device=x.device)
+            after = known.get(side, Canvas(everywhere, side))
+            layer = layer_on_rows(before, after, n)
+            for block in stage:
+                rows = block(rows, layer)
+            maps.append(map_of(rows, after.cells, n, side))
+            before, side = after, (side + 1) // 2
+        return maps
+
+    def _stages(self) -> tuple[nn.Module, ...]:
+        return self.layer1, self.layer2, self.layer3, self.layer4
 
 
 class ResNetClassifier(ResNetEncoder):

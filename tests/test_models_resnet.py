@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+import models_resnet
 from models_registry import create_classifier, create_pretrain_model
-from models_resnet import visible_cells
 from util.errors import BadInput
 from util.sizes import RESNET
 from util.weights import load_pretrained
@@ -101,7 +101,12 @@ def sparse_loss(model, imgs, noise):
 @pytest.mark.parametrize(
     ("name", "patch"), [("resnet18", 32), ("resnet18", 16), ("resnet18", 8), ("resnet50", 16)]
 )
-def test_masked_loss_and_every_gradient_are_those_of_the_reference(name, patch):
+@pytest.mark.parametrize("gathered", [True, False])
+def test_masked_loss_and_every_gradient_are_those_of_the_reference(
+    gathered, name, patch, monkeypatch
+):
+    """By both ways to compute it: that for CPUs and that for other devices."""
+    monkeypatch.setattr(models_resnet, "has_own_passes", lambda device: gathered)
     model = masked(patch, name)
     nn.init.normal_(model.decoder[0].grn.gamma)
     imgs = torch.randn(3, 3, SIZE, SIZE, dtype=torch.float64)
@@ -155,11 +160,6 @@ def test_statistics_are_of_the_visible_cells():
     values = x.transpose(0, 1)[:, seen(visible, 32, 2)[:, 0] > 0]
     torch.testing.assert_close(model.encoder.bn1.running_mean, 0.1 * values.mean(1))
     torch.testing.assert_close(model.encoder.bn1.running_var, 0.9 + 0.1 * values.var(1))
-
-
-def test_cells_of_patches():
-    cells = visible_cells(torch.tensor([[3], [0]]), grid=2, b=2)
-    assert cells.tolist() == [10, 11, 14, 15, 16, 17, 20, 21]
 
 
 @pytest.mark.parametrize("name", RESNET)
