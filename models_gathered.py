@@ -1,9 +1,9 @@
 """A ResNet's stages on the visible cells alone, as matrix products: for CPUs.
 
 What `models_resnet` computes, but for the order of sums. Rows are the cells of a feature map that
-are there, (R, C). A convolution gathers each output cell's 3×3 inputs into one long row and
-multiplies; a row of zeros stands for cells that are not there. The library's convolution computes
-all cells, and is slow for the small maps of the late stages.
+are visible, (R, C). A convolution gathers each output cell's 3×3 inputs into one long row and
+multiplies; a row of zeros stands for removed cells and the border. The library's convolution
+computes all cells, and is slow for the small maps of the late stages.
 """
 
 from collections.abc import Callable
@@ -35,7 +35,7 @@ def find_taps(fine: Canvas, coarse: Canvas, images: int, stride: int) -> Taps:
     table = own.new_full((images * side**2,), rows).index_copy(0, fine.cells, own)
     table = F.pad(table.view(images, side, side), (1, 1, 1, 1), value=rows)
     image, cell = coarse.cells // coarse.side**2, coarse.cells % coarse.side**2
-    top, left = (stride * (at)[:, None, None] for at in (cell // coarse.side, cell % coarse.side))
+    top, left = (stride * at[:, None, None] for at in (cell // coarse.side, cell % coarse.side))
     tap = torch.arange(K, device=own.device)
     inputs = table[image[:, None, None], top + tap[:, None], left + tap].flatten(1)
     outputs = inputs.new_full((rows + 1, K * K), inputs.numel())

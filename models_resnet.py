@@ -4,7 +4,7 @@ Deep Residual Learning for Image Recognition (He et al. 2016). Masked as in Desi
 Convolutional Networks: Sparse and Hierarchical Masked Modeling (Tian et al. 2023, SparK): removed
 cells stay zero through the stages and do not enter the batch norms' statistics. Layers and
 state-dict names are timm's, which are torchvision's, but for the classifier's `head`, here as in
-our other models, there `fc`.
+our other models, there `fc`. `models_gathered` has the masked stages' passes for CPUs.
 """
 
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from models_convnextv2 import Block, init_weights
 from models_gathered import Layer, batch_norm, layer_on_rows
 from models_masked import MaskedAutoencoder, in_order, take_tokens
-from models_packed import Canvas, has_own_passes, on_canvas
+from models_packed import Canvas, has_own_passes, on_canvas, whole_images
 from util.sizes import RESNET_PATCHES, RESNET_STRIDES, ResNetSize
 
 
@@ -52,10 +52,10 @@ def layer_on_maps(cells: dict[int, Tensor]) -> Layer:
 
 
 class _Block:
-    """A residual block of timm's, on maps or rows."""
+    """A residual block of timm's, on maps (N, C, H, W) or rows (R, C), as `layer` takes them."""
 
     def forward(self, x: Tensor, layer: Layer) -> Tensor:
-        """What `layer` takes -> the same of the block's output."""
+        """A convolution and its batch norm are one `layer`; strides are theirs."""
         layers = [(self.conv1, self.bn1), (self.conv2, self.bn2)]
         if isinstance(self, Bottleneck):
             layers.append((self.conv3, self.bn3))
@@ -187,7 +187,7 @@ class MaskedResNet(MaskedAutoencoder):
 
     def kernels(self, device: torch.device, dtype: torch.dtype) -> str:
         """See MaskedAutoencoder."""
-        return "convolution by the library"
+        return f"convolution by {'gathered products' if has_own_passes(device) else 'the library'}"
 
     def forward_features(self, imgs: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, D): the mean over all cells of the dense pass."""
@@ -204,6 +204,9 @@ class MaskedResNet(MaskedAutoencoder):
         x = torch.where(there > 0, fine, self.mask_token.to(fine.dtype))
         for other in coarse:
             x = x + F.interpolate(other, (g, g), mode="bilinear", align_corners=False)
-        x = self.decoder(x.permute(0, 2, 3, 1)[:, None]).flatten(1, 3)
-        weight = self.pred.weight.flatten(1)
-        return F.linear(take_tokens(x, ids[:, start:]), weight, self.pred.bias)
+        x = x.permute(0, 2, 3, 1)[:, None]
+        near = whole_images(x)
+        for block in self.decoder:
+            x = block(x, near)
+        asked = take_tokens(x.flatten(1, 3), ids[:, start:])
+        return F.linear(asked, self.pred.weight.flatten(1), self.pred.bias)

@@ -116,7 +116,7 @@ def checkpoints(tmp_path):
         ("flipped", "damaged (checksum"),
         ("text", "not a PyTorch checkpoint"),
         ("list", "holds a list"),
-        ("good", "no ViT or ConvNeXt V2 in a known layout"),
+        ("good", "no ViT, ConvNeXt V2 or ResNet in a known layout"),
     ],
 )
 def test_a_file_that_is_no_checkpoint_is_named(refuse, checkpoints, name, expected):

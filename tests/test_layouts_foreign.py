@@ -199,7 +199,7 @@ BEIT = {**TINY, **HEAD, "num_hidden_layers": 2}
         ),
         ("Beit", "BeitConfig", {**BEIT, "layer_scale_init_value": 0.0}, "lacks pos_embed"),
         ("ViT", "ViTConfig", {**BEIT, "qkv_bias": False}, "lacks blocks.0.attn.qkv.bias"),
-        ("DeiT", "DeiTConfig", BEIT, "no ViT or ConvNeXt V2 in a known layout"),
+        ("DeiT", "DeiTConfig", BEIT, "no ViT, ConvNeXt V2 or ResNet in a known layout"),
     ],
 )
 def test_what_computes_something_else_is_refused_by_name(name, settings, more, expected, tmp_path):

@@ -134,6 +134,22 @@ def test_gradients_have_the_strides_that_ddp_expects():
             assert p.grad.stride() == p.stride(), name
 
 
+@pytest.mark.parametrize("gathered", [True, False])
+def test_in_bf16_it_follows_fp32(gathered, monkeypatch):
+    monkeypatch.setattr(models_resnet, "has_own_passes", lambda device: gathered)
+    model, imgs = masked(16).float(), torch.randn(4, 3, SIZE, SIZE)
+    noise, results = torch.rand(4, 16), []
+    for on in (False, True):
+        model.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled=on):
+            loss = model(imgs, noise=noise)
+        loss.backward()
+        results.append((loss.item(), model.encoder.layer2[0].conv1.weight.grad.clone()))
+    (exact, gradient), (loss, rounded) = results
+    assert loss == pytest.approx(exact, rel=0.01)
+    assert F.cosine_similarity(gradient.flatten(), rounded.flatten(), dim=0) > 0.9
+
+
 @pytest.mark.parametrize("patch", [8, 32])
 def test_removed_pixels_change_neither_predictions_nor_statistics(patch):
     results = []

@@ -70,7 +70,7 @@ def test_what_is_of_no_use_is_refused_with_what_to_take(pretrained, finetune, tm
     with pytest.raises(BadInput, match=r"no decoder, .* take a checkpoint of pre-training"):
         open_autoencoder(finetune() / "checkpoint-best.pth")
     torch.save({"model": {"x": torch.zeros(1)}}, tmp_path / "other.pth")
-    with pytest.raises(BadInput, match="no ViT or ConvNeXt V2 in a known layout"):
+    with pytest.raises(BadInput, match="no ViT, ConvNeXt V2 or ResNet in a known layout"):
         open_classifier(tmp_path / "other.pth")
 
 
