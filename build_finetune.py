@@ -147,7 +147,7 @@ def build_model(args: argparse.Namespace, classes: int) -> nn.Module:
     model = create_classifier(args.model, classes, args.input_size, **options)
     if args.head_init_std is not None:
         reset_head(model, args.head_init_std)
-    if args.freeze_pos_embed:
+    if args.freeze_pos_embed and kind == "mae":
         model.pos_embed.requires_grad_(False)
     model.set_grad_checkpointing(args.grad_checkpointing)
     return model

@@ -396,7 +396,7 @@ NAN, ONE = torch.full((192,), torch.nan), torch.ones(192)
         (changed(blocks__0__norm1__weight=ONE.to_sparse()), r"norm1\.weight is sparse"),
         (changed(head__2__weight=ONE), r"has in addition head\.2\.weight"),
         (changed(fc_norm__weight=None), r"lacks fc_norm\.weight"),
-        (lambda _: {"conv1.weight": ONE, "fc.bias": ONE}, r"no ViT .* conv1\.weight, fc\.bias"),
+        (lambda _: {"conv1.weight": ONE, "fc.bias": ONE}, r"no ViT, .* conv1\.weight, fc\.bias"),
         (lambda _: {}, "no weights under model, module, model_ema"),
     ],
 )
