@@ -16,6 +16,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
 from util.distributed import Place, sum_over_ranks, take_from_main
@@ -213,6 +214,9 @@ class Trainer:
     def run_epoch(self, batches: Iterable, steps: int, observer: Observer) -> None:
         """Train the steps that are left of the current epoch of `steps` steps."""
         self.model.train()
+        for module in self.state.model.modules():  # frozen ones keep the averages that they have
+            if isinstance(module, _BatchNorm) and module.affine and not module.weight.requires_grad:
+                module.eval()
         position, batches = self.state.position, on_device(batches, self.device)
         while position.step < steps:
             with ExitStack() as held:
@@ -222,7 +226,9 @@ class Trainer:
                 self._account(position, result, observer)
                 self.whole = True
             observer.after_step(self.state, result)
-        if self.statistics:  # each rank's are of its own images: all take those that are saved
+        if (
+            self.statistics
+        ):  # the last ones are of each rank's own images: take those that are saved
             for model in (self.state.model, *([self.state.ema.module] if self.state.ema else [])):
                 take_from_main(model.buffers())
 

@@ -25,7 +25,7 @@ from util.layouts import (
 )
 from util.layouts_foreign import TRANSFORMERS
 from util.options_trained import INTERPOLATIONS, trained_with
-from util.sizes import patch_step
+from util.sizes import RESNET_PATCHES, patch_step
 from util.states import State, root
 from util.untrusted import number, part
 from util.weights import check_alone, load_pretrained, pick_state, read_source
@@ -359,12 +359,15 @@ def _preprocessing(source: str | Path, opened: _Opened) -> Preprocessing:
     return made
 
 
-def _masked_patch(opened: _Opened) -> int | None:
-    """Pixels a side of a patch as it is masked; None: the model's usual one."""
+def _masked_patch(opened: _Opened) -> int:
+    """Pixels a side of a patch as it is masked; of a ConvNeXt V2 it is always the same."""
     if opened.held.family == "ViT":
         return opened.held.patch
     pred = opened.weights.get("pred.weight")  # (p * p * 3, D, 1, 1)
-    return None if pred is None or not pred.ndim else math.isqrt(len(pred) // 3)
+    if pred is not None and pred.ndim:
+        return math.isqrt(len(pred) // 3)
+    given = _options(opened.settings).get("patch_size")
+    return given if given in RESNET_PATCHES else RESNET_PATCHES[-1]
 
 
 def _input_size(weights: State, held: Architecture) -> int | None:

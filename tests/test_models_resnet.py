@@ -4,11 +4,15 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
+from runs import finetune_options, load, run_here
 from torch import nn
 
+import main_finetune
+import main_pretrain
 import models_resnet
 from models_registry import create_classifier, create_pretrain_model
-from util.errors import BadInput
+from models_saved import SavedEncoder, open_saved
+from util.errors import BAD_INPUT, BadInput
 from util.sizes import RESNET
 from util.weights import load_pretrained
 
@@ -228,6 +232,55 @@ def test_weights_of_another_network_are_refused(held, wanted, advice, tmp_path):
     torch.save(timm.create_model(held).state_dict(), tmp_path / "other.pth")
     with pytest.raises(BadInput, match=advice):
         load_pretrained(create_classifier(wanted, 7), tmp_path / "other.pth")
+
+
+def test_another_stem_is_named(tmp_path):
+    """As small images' ResNets have it."""
+    state = timm.create_model("resnet18").state_dict()
+    torch.save({**state, "conv1.weight": torch.zeros(64, 3, 3, 3)}, tmp_path / "small.pth")
+    with pytest.raises(BadInput, match=r"its first convolution is 3×3 instead of 7×7"):
+        load_pretrained(create_classifier("resnet18", 7), tmp_path / "small.pth")
+
+
+@pytest.mark.parametrize("settings", [{}, {"args": {"patch_size": 8, "input_size": 40}}])
+def test_an_encoder_alone_is_opened(settings, tmp_path):
+    model = timm.create_model("resnet18", num_classes=0).eval()
+    torch.save({"model": model.state_dict(), **settings}, tmp_path / "encoder.pth")
+    saved = open_saved(tmp_path / "encoder.pth")
+    assert isinstance(saved, SavedEncoder)
+    expected = (8, 40) if settings else (32, 224)
+    assert (saved.model.patch_size, saved.preprocessing.input_size) == expected
+    x = torch.randn(2, 3, 40, 40)
+    with torch.no_grad():
+        torch.testing.assert_close(saved.model.forward_features(x), model(x))
+
+
+@pytest.mark.parametrize("how", ["--linear_probe", "--freeze_backbone"])
+def test_a_frozen_backbone_keeps_its_statistics(how, sets, pretrained, tmp_path):
+    more = f"--data_path {sets / 'rafdb'} --finetune {pretrained['resnet']} --epochs 1 {how}"
+    assert run_here(main_finetune, finetune_options(tmp_path, "resnet", more)) == 0
+    before, after = load(pretrained["resnet"].parent)["model"], load(tmp_path)["model"]
+    names = [name for name in after if not name.startswith("head")]
+    assert len(names) == 120
+    assert all(torch.equal(after[name], before[f"encoder.{name}"]) for name in names)
+
+
+@pytest.mark.parametrize(
+    ("main", "more", "named"),
+    [
+        (main_pretrain, "--batch_size 1", "--batch_size 1"),
+        (main_pretrain, "--patch_size 12", "--patch_size 12"),
+        (main_pretrain, "--compile", "--compile"),
+        (main_finetune, "--batch_size 1", "--batch_size 1"),
+        (main_finetune, "--grad_checkpointing", "--grad_checkpointing"),
+        (main_finetune, "--layer_decay_type group", "--layer_decay_type"),
+        (main_finetune, "--patch_size 8", "--patch_size"),
+    ],
+)
+def test_options_that_resnets_do_not_have_are_refused(main, more, named, tmp_path, capfd):
+    options = f"--model resnet18 --output_dir {tmp_path} {more}"
+    assert run_here(main, options.split()) == BAD_INPUT
+    assert f"error: {named}" in capfd.readouterr().err
 
 
 def test_sizes_that_do_not_fit_are_refused():

@@ -321,8 +321,12 @@ def start(args: argparse.Namespace) -> Start:
 def refuse_for_resnet(args: argparse.Namespace) -> None:
     """Raises BadInput for what its blocks do not have.
 
-    Recomputing one would take its batch norms' averages twice.
+    Recomputing one would take its batch norms' averages twice, and these need several images.
     """
+    if args.batch_size == 1 and not (getattr(args, "eval", False) or getattr(args, "knn", False)):
+        raise BadInput(f"--batch_size 1: {args.model} has batch norms, which need several images")
+    if getattr(args, "layer_decay_type", "single") != "single":
+        raise BadInput(f"--layer_decay_type: {args.model} has none; it is for ConvNeXt V2")
     for name in ("grad_checkpointing", "compile"):
         if getattr(args, name):
             raise BadInput(f"--{name}: {args.model} has none; it is for ViT and ConvNeXt V2")

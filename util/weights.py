@@ -191,6 +191,9 @@ def check_architecture(
     misnamed = (held.size, held.patch) == ("small", 32)
     note = " (MAE-SFER's own vit_small_patch16 is one of these)" if misnamed else ""
     other_patch = held._replace(patch=wanted.patch) == wanted
+    if other_patch and held.family != "ViT":
+        kernels = f"{held.patch}×{held.patch} instead of {wanted.patch}×{wanted.patch}"
+        raise BadInput(f"{what}: its first convolution is {kernels}; none of our models is like it")
     use = f"--patch_size {held.patch}" if other_patch else held.option
     raise BadInput(f"{what}: use {use}{note}")
 
