@@ -92,7 +92,7 @@ def build_parser() -> Parser:
         help="begin with small images: pixels a side, up to --input_size in the last third",
     )
     group.add_argument(
-        "--patch_size", type=SIZE, help="pixels a side of a patch (ResNet: 8, 16, 32)"
+        "--patch_size", type=SIZE, help="side length of a patch in pixels (ResNet: 8, 16 or 32)"
     )
     group.add_argument("--mask_ratio", type=RATIO, help="share masked (MAE 0.75, FCMAE 0.6)")
     group.add_argument(

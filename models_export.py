@@ -58,7 +58,7 @@ def classes_of(saved: Saved) -> tuple[str, ...]:
 
 
 def patch_of(saved: Saved) -> int:
-    """Pixels a side of a patch: a ViT's, or a masked one's."""
+    """Side length in pixels of a ViT's patch, or of the patches that are masked."""
     model = saved.model
     return model.patch_embed.patch_size[0] if isinstance(model, ViTClassifier) else model.patch_size
 

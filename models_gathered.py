@@ -2,7 +2,7 @@
 
 What `models_resnet` computes, but for the order of sums. Rows are the cells of a feature map that
 are visible, (R, C). A convolution gathers each output cell's 3×3 inputs into one long row and
-multiplies; a row of zeros stands for removed cells and the border. The library's convolution
+multiplies; a row of zeros stands for masked cells and the border. The library's convolution
 computes all cells, and is slow for the small maps of the late stages.
 """
 

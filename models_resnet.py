@@ -1,7 +1,7 @@
 """ResNet as a classifier and as a masked autoencoder.
 
 Deep Residual Learning for Image Recognition (He et al. 2016). Masked as in Designing BERT for
-Convolutional Networks: Sparse and Hierarchical Masked Modeling (Tian et al. 2023, SparK): removed
+Convolutional Networks: Sparse and Hierarchical Masked Modeling (Tian et al. 2023, SparK): masked
 cells stay zero through the stages and do not enter the batch norms' statistics. Layers and
 state-dict names are timm's, which are torchvision's, but for the classifier's `head`, here as in
 our other models, there `fc`. `models_gathered` has the masked stages' passes for CPUs.
@@ -20,7 +20,7 @@ from util.sizes import RESNET_PATCHES, RESNET_STRIDES, ResNetSize
 
 
 def convolve(x: Tensor, conv: nn.Conv2d) -> Tensor:
-    """`conv(x)`."""
+    """`conv(x)`, see `in_order`."""
     return F.conv2d(x, in_order(conv.weight), conv.bias, conv.stride, conv.padding)
 
 
@@ -83,9 +83,12 @@ class ResNetEncoder(ResNet):
         depths = list(size.depths)
         super().__init__(block, depths, num_classes=0, in_chans=in_chans, drop_path_rate=drop_path)
 
-    def stages(self, imgs: Tensor, visible: Tensor | None = None, grid: int = 0) -> list[Tensor]:
-        """(N, C, H, W) -> the four stages' maps, (N, D, H/s, W/s) for s = 4, 8, 16, 32.
+    def stages(
+        self, imgs: Tensor, visible: Tensor | None = None, grid: int = 0, first: int = 3
+    ) -> list[Tensor]:
+        """(N, C, H, W) -> maps of the stages from `first` (0 to 3) on.
 
+        They are (N, D, H/s, W/s), s = 4, 8, 16, 32 in the four stages.
         `visible` (N, V): numbers of the patches of a `grid`×`grid` that are there. Pixels elsewhere
         have to be zero; so are, then, cells of all maps whose cells are no larger than a patch.
         """
@@ -98,7 +101,7 @@ class ResNetEncoder(ResNet):
         x = convolve(imgs.contiguous(memory_format=torch.channels_last), self.conv1)
         x = self.maxpool(F.relu(normalise(x, self.bn1, cells.get(x.shape[2]))))
         if visible is not None and has_own_passes(imgs.device):
-            return self._on_rows(x, known)
+            return self._on_rows(x, known, first)
         if x.shape[2] in cells:  # which the pooling fills from beside
             here = cells[x.shape[2]]
             x = map_of(rows_of(x, here), here, len(x), x.shape[2])
@@ -107,19 +110,20 @@ class ResNetEncoder(ResNet):
             for block in stage:
                 x = block(x, layer)
             maps.append(x)
-        return maps
+        return maps[first:]
 
-    def _on_rows(self, x: Tensor, known: dict[int, Canvas]) -> list[Tensor]:
+    def _on_rows(self, x: Tensor, known: dict[int, Canvas], first: int) -> list[Tensor]:
         """The stages after the stem's map (N, C, H, H), with the passes of `models_gathered`."""
         n, side, before, maps = len(x), x.shape[2], None, []
         rows = rows_of(x, known[side].cells)
-        for stage in self._stages():
-            everywhere = torch.arange(n * side * side, device=x.device)
-            after = known.get(side, Canvas(everywhere, side))
+        for i, stage in enumerate(self._stages()):
+            # Where a cell is larger than a patch, all are computed.
+            after = known.get(side) or Canvas(torch.arange(n * side * side, device=x.device), side)
             layer = layer_on_rows(before, after, n)
             for block in stage:
                 rows = block(rows, layer)
-            maps.append(map_of(rows, after.cells, n, side))
+            if i >= first:
+                maps.append(map_of(rows, after.cells, n, side))
             before, side = after, (side + 1) // 2
         return maps
 
@@ -199,7 +203,7 @@ class MaskedResNet(MaskedAutoencoder):
         visible = ids[:, :keep]
         there = imgs.new_zeros(n, g * g).scatter_(1, visible, 1).view(n, 1, g, g)
         pixels = imgs * there.repeat_interleave(p, dim=2).repeat_interleave(p, dim=3)
-        maps = self.encoder.stages(pixels, visible, g)[self.first :]
+        maps = self.encoder.stages(pixels, visible, g, self.first)
         fine, *coarse = map(convolve, maps, self.proj)
         x = torch.where(there > 0, fine, self.mask_token.to(fine.dtype))
         for other in coarse:

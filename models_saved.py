@@ -360,7 +360,7 @@ def _preprocessing(source: str | Path, opened: _Opened) -> Preprocessing:
 
 
 def _masked_patch(opened: _Opened) -> int:
-    """Pixels a side of a patch as it is masked; of a ConvNeXt V2 it is always the same."""
+    """Side length in pixels of a ViT's patch, or of the patches that were masked."""
     if opened.held.family == "ViT":
         return opened.held.patch
     pred = opened.weights.get("pred.weight")  # (p * p * 3, D, 1, 1)

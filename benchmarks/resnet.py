@@ -16,7 +16,11 @@ from torch import Tensor, nn
 import models_resnet
 from models_registry import create_pretrain_model
 
-CASES = {(224, 32): 8, (96, 16): 16, (48, 8): 32}  # pixels a side of image and patch: images
+CASES = {
+    (224, 32): 8,
+    (96, 16): 16,
+    (48, 8): 32,
+}  # side lengths in pixels of image and patch: batch size
 WAYS = {"rows": True, "maps": False}
 
 

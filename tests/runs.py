@@ -30,8 +30,11 @@ SMALL = (
     "--data_path synthetic:90 --epochs 2 --warmup_epochs 1 --batch_size 8 --print_freq 1 "
     "--num_workers 1 --vis_freq 0"
 )
-CLASSIFIERS = {"vit": "--model vit_tiny_patch16", "convnext": "--model convnextv2_atto"}
-CLASSIFIERS["resnet"] = "--model resnet18"
+CLASSIFIERS = {
+    "vit": "--model vit_tiny_patch16",
+    "convnext": "--model convnextv2_atto",
+    "resnet": "--model resnet18",
+}
 SMALL_FINETUNE = (
     "--input_size 32 --epochs 2 --warmup_epochs 1 --batch_size 4 --print_freq 1 --num_workers 0"
 )

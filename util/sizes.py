@@ -61,8 +61,8 @@ RESNET = {
     "resnet34": ResNetSize((3, 4, 6, 3), (64, 128, 256, 512), False),
     "resnet50": ResNetSize((3, 4, 6, 3), (256, 512, 1024, 2048), True),
 }
-RESNET_STRIDES = (4, 8, 16, 32)  # pixels a side of a cell after each stage
-RESNET_PATCHES = (8, 16, 32)  # pixels a side that a masked patch may have
+RESNET_STRIDES = (4, 8, 16, 32)  # side length in pixels of a cell after each stage
+RESNET_PATCHES = (8, 16, 32)  # side lengths in pixels that a masked patch may have
 
 _VIT_NAMES = {f"vit_{size}_patch{dims.patch}": dims for size, dims in VIT.items()}
 _CONVNEXT_NAMES = {f"convnextv2_{size}": dims for size, dims in CONVNEXTV2.items()}
@@ -79,7 +79,7 @@ def family(name: str) -> str:
 
 
 def patch_step(name: str, patch_size: int | None, masked: bool) -> int:
-    """Pixels a side that an input of this model has to be a multiple of; None: its usual patch."""
+    """What an input's side length has to be a multiple of; `patch_size` None: the usual one."""
     if family(name) == "convnextv2":
         return CONVNEXT_PATCH
     if family(name) == "resnet":
