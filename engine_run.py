@@ -208,9 +208,10 @@ def loading(
 
 def step_line(sampler: GlobalBatchSampler, data_path: str, lr: float) -> str:
     """How an optimizer step is made up."""
+    repeats = f", each {sampler.repeats} times an epoch" if sampler.repeats > 1 else ""
     return (
-        f"{sampler.count} images of {data_path}, {sampler.steps} steps an epoch; a step is "
-        f"--batch_size {sampler.batch_size} × --accum_iter {sampler.accum} × "
+        f"{sampler.count} images of {data_path}{repeats}, {sampler.steps} steps an epoch; a step "
+        f"is --batch_size {sampler.batch_size} × --accum_iter {sampler.accum} × "
         f"{sampler.place.world} processes = {sampler.global_batch} images, learning rate {lr:.3g}"
     )
 

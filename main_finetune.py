@@ -83,6 +83,7 @@ def finetune(args: Options, run: "Run") -> None:
         run.place,
         args.seed,
         train.labels if balance else None,
+        args.epoch_repeats,
     )
     model = build.build_model(args, len(classes))
     if args.finetune and path is None:

@@ -12,10 +12,10 @@ from util.seeding import ORDER, generator
 class GlobalBatchSampler:
     """A batch sampler that yields this process's micro-batches as lists of (epoch, index).
 
-    An epoch's order is a permutation, filled up from its own beginning to whole global batches
-    (batch_size × accum × processes), and cut into them before it is shared out: every step is full,
-    every image is seen, and with the global batch kept the images of a step do not depend on the
-    number of processes.
+    An epoch's order is a permutation, or `repeats` of them one after the other, filled up from its
+    own beginning to whole global batches (batch_size × accum × processes), and cut into them before
+    it is shared out: every step is full, every image is seen, and with the global batch kept the
+    images of a step do not depend on the number of processes.
     """
 
     def __init__(
@@ -26,12 +26,13 @@ class GlobalBatchSampler:
         place: Place | None = None,
         seed: int = 0,
         balance: np.ndarray | None = None,
+        repeats: int = 1,
     ) -> None:
         """`balance`: the images' labels (count,), to draw every class equally often in an epoch.
 
         Raises BadInput when `count` images are fewer than one global batch.
         """
-        self.place, self.balance = place or Place(), balance
+        self.place, self.balance, self.repeats = place or Place(), balance, repeats
         self.count, self.batch_size, self.accum, self.seed = count, batch_size, accum, seed
         self.global_batch = batch_size * accum * self.place.world
         if count < self.global_batch:
@@ -40,7 +41,7 @@ class GlobalBatchSampler:
                 f"{batch_size} × --accum_iter {accum} × {self.place.world} processes = "
                 f"{self.global_batch}; lower one of them"
             )
-        self.steps = -(-count // self.global_batch)  # optimizer steps an epoch
+        self.steps = -(-count * repeats // self.global_batch)  # optimizer steps an epoch
         self.epoch = self.first_step = 0
 
     def start_at(self, epoch: int, step: int = 0) -> None:
@@ -48,13 +49,18 @@ class GlobalBatchSampler:
         self.epoch, self.first_step = epoch, step
 
     def order(self) -> np.ndarray:
-        """The epoch's draws, (steps * global_batch,): image numbers, or see `balanced_order`."""
-        rng = generator(ORDER, self.seed, self.epoch)
-        if self.balance is None:
-            order = rng.permutation(self.count)
-        else:
-            order = balanced_order(self.balance, rng)
-        return np.concatenate([order, order[: self.steps * self.global_batch - self.count]])
+        """The epoch's draws, (steps * global_batch,).
+
+        As in `balanced_order`, the k-th repetition of image i is the draw i + k * count.
+        """
+        rng, passes, drawn = generator(ORDER, self.seed, self.epoch), [], 0
+        for _ in range(self.repeats):
+            balanced = self.balance is not None
+            order = balanced_order(self.balance, rng) if balanced else rng.permutation(self.count)
+            passes.append(order + drawn * self.count)
+            drawn += 1 + int(order.max()) // self.count
+        order = np.concatenate(passes)
+        return np.concatenate([order, order[: self.steps * self.global_batch - len(order)]])
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         parts = self.order().reshape(self.steps, self.accum, self.place.world, self.batch_size)

@@ -60,6 +60,16 @@ def test_every_step_is_full_and_every_image_is_seen():
     assert seen[50:] == seen[:6]  # filled up from the epoch's own beginning
 
 
+def test_an_epoch_with_repeats_goes_through_the_images_one_pass_after_the_other():
+    sampler = GlobalBatchSampler(50, 8, repeats=3)
+    order = sampler.order()
+    assert (len(order), sampler.steps) == (152, 19)
+    for k in range(3):  # a draw of its own for each repetition, to be augmented differently
+        assert sorted(order[50 * k : 50 * (k + 1)]) == list(range(50 * k, 50 * (k + 1)))
+    assert np.array_equal(order[:50], GlobalBatchSampler(50, 8).order()[:50])
+    assert not np.array_equal(order[:50], order[50:100] - 50)
+
+
 def test_an_epoch_can_begin_at_any_step():
     whole = micro_batches(50, 4, 2, 1, epoch=1)[0]
     assert micro_batches(50, 4, 2, 1, epoch=1, step=5)[0] == whole[10:]

@@ -114,6 +114,16 @@ def test_a_balanced_epoch_can_begin_at_any_step():
     assert balanced_steps(4, 1, 2, first_step=7) == balanced_steps(8, 1, 1)[7:]
 
 
+def test_a_balanced_epoch_with_repeats_has_no_draw_twice():
+    sampler = GlobalBatchSampler(len(LABELS), 8, balance=LABELS, repeats=3)
+    draws = sampler.order()[: 3 * len(LABELS)]
+    assert len(set(draws.tolist())) == 3 * len(LABELS)
+    for k in range(3):
+        part = draws[k * len(LABELS) : (k + 1) * len(LABELS)]
+        counts = np.bincount(LABELS[part % len(LABELS)])
+        assert counts.max() - counts.min() <= 1
+
+
 # Samples
 
 

@@ -27,6 +27,7 @@ UNNAMED_BEFORE = {
     "freeze_pos_embed": False,
     "joint_jitter": False,
     "predict_ratio": 1.0,
+    "epoch_repeats": 1,
 }
 
 # What stands as JSON text beside the weights of an exported safetensors file.
