@@ -98,7 +98,11 @@ class ResNetEncoder(ResNet):
             sides = [patch // stride for stride in (2, *RESNET_STRIDES) if stride <= patch]
             known = {grid * b: on_canvas(visible, grid, b) for b in sides}
         cells = {side: canvas.cells for side, canvas in known.items()}
-        x = convolve(imgs.contiguous(memory_format=torch.channels_last), self.conv1)
+        # Rows are gathered from maps whose channels come last, and GPUs prefer those. CPUs convolve
+        # whole maps faster in the other order: small ones twice as fast.
+        on_maps = visible is None and has_own_passes(imgs.device)
+        order = torch.contiguous_format if on_maps else torch.channels_last
+        x = convolve(imgs.contiguous(memory_format=order), self.conv1)
         x = self.maxpool(F.relu(normalise(x, self.bn1, cells.get(x.shape[2]))))
         if visible is not None and has_own_passes(imgs.device):
             return self._on_rows(x, known, first)

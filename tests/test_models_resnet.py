@@ -196,6 +196,24 @@ def test_whole_images_are_classified_as_by_timm(name):
     torch.testing.assert_close(ours.head(ours.forward_features(x)), answers[0])
 
 
+@pytest.mark.parametrize("name", ["resnet18", "resnet50"])
+def test_a_training_step_is_timms(name):
+    theirs = timm.create_model(name, num_classes=7, drop_path_rate=0.5).double().train()
+    ours = create_classifier(name, 7, drop_path=0.5).double().train()
+    ours.load_state_dict({k.replace("fc.", "head."): v for k, v in theirs.state_dict().items()})
+    imgs, wanted = torch.randn(2, 3, 48, 48, dtype=torch.float64), torch.tensor([0, 3])
+    for model in (ours, theirs):
+        torch.manual_seed(0)  # of the blocks that are dropped
+        F.cross_entropy(model(imgs), wanted).backward()
+    grads = {k: p.grad for k, p in ours.named_parameters()}
+    for key, p in theirs.named_parameters():
+        error = (grads[key.replace("fc.", "head.")] - p.grad).abs().max()
+        assert error <= 1e-9 * p.grad.abs().max(), key
+    state = ours.state_dict()
+    for key, value in theirs.named_buffers():
+        torch.testing.assert_close(state[key], value, rtol=1e-9, atol=1e-12)
+
+
 @pytest.mark.parametrize("counts", [True, False])
 def test_weights_of_timm_and_torchvision_are_read(counts, tmp_path):
     """torchvision's older files do not count batches; its names are timm's."""
