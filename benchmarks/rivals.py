@@ -10,7 +10,7 @@ compared with, pre-training included: --minutes, or --minutes_of with the chain'
 Its recipe is a plain one, without class weights or soft labels: AdamW, one cycle, flips and shifts,
 label smoothing. Learning rate and batch size are the best of a small grid, chosen by mean class
 accuracy on a fifth of the labels that is held out, with a quarter of the minutes each; then
-stronger augmentation is tried in the same way. That search is not counted.
+stronger augmentation is tried in the same way. That search is not counted; --recipe leaves it out.
 
 RIVALS/MODEL/seed-N holds what main_finetune.py leaves in a run's folder, so that one page compares
 both: python -m util.report CHAIN/seed-* RIVALS/*/seed-* --output PAGE. Like main_finetune.py by
@@ -68,6 +68,15 @@ class Recipe(NamedTuple):
     lr: float
     batch: int
     strong: bool = False  # augmentation
+
+    @classmethod
+    def read(cls, text: str) -> "Recipe":
+        """`1e-3:8` or `1e-3:8:strong`. Raises ValueError."""
+        lr, batch, *strong = text.split(":")
+        recipe = cls(float(lr), int(batch), bool(strong))
+        if not 0 < recipe.lr < math.inf or recipe.batch < 2 or strong not in ([], ["strong"]):
+            raise ValueError(text)
+        return recipe
 
 
 class Rival:
@@ -248,10 +257,11 @@ def is_done(folder: Path, args: argparse.Namespace) -> bool:
     if not is_finished(folder):
         return False
     then, now = part(read_json(folder / "config.json"), "options"), options_of(args)
-    for name in DECIDES_RESULT:
+    now |= args.recipe._asdict() if args.recipe else {}
+    for name in (*DECIDES_RESULT, *(args.recipe._fields if args.recipe else ())):
         if then.get(name) != now[name]:
             raise BadInput(
-                f"{folder}: was trained with --{name} {then.get(name)}, now {now[name]}; name "
+                f"{folder}: was trained with {name} {then.get(name)}, now {now[name]}; name "
                 "another --output_dir, or remove that folder"
             )
     return True
@@ -306,6 +316,7 @@ def build_parser() -> Parser:
     budget = parser.add_mutually_exclusive_group(required=True)
     budget.add_argument("--minutes", type=bounded(float, above=0), help="of training, each seed")
     budget.add_argument("--minutes_of", nargs="+", help="as long as the runs in these folders took")
+    parser.add_argument("--recipe", type=Recipe.read, help="no search: LR:BATCH or LR:BATCH:strong")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--threads", type=SIZE, help="of the CPU (torch's own choice)")
     parser.add_argument("--output_dir", type=Path, required=True)
@@ -328,7 +339,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 print(f"{name}: done before: seeds {', '.join(map(str, done))}", flush=True)
             if len(done) == len(folders):
                 continue
-            recipe = choose(name, args)
+            recipe = args.recipe or choose(name, args)
             print(f"{name}: {recipe} for {args.minutes:.1f} minutes a seed", flush=True)
             for seed in [seed for seed in folders if seed not in done]:
                 last = run_seed(name, recipe, seed, args)

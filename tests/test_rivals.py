@@ -52,13 +52,28 @@ def test_a_rival_leaves_the_results_of_a_run(trained, seed):
     assert rivals.minutes_of([str(folder), str(folder)]) == pytest.approx(2 * seconds / 60)
 
 
+def test_a_recipe_that_is_given_is_not_searched_for(tmp_path, capsys):
+    options = f"{DATA} --models resnet18 --minutes 0.005 --output_dir {tmp_path}"
+    assert run(f"{options} --seeds 1 --recipe 2e-3:4:strong") == 0
+    assert "held out" not in (said := capsys.readouterr().out)
+    assert "Recipe(lr=0.002, batch=4, strong=True)" in said
+    assert (
+        json.loads((tmp_path / "resnet18/seed-1/config.json").read_text())["options"]["lr"] == 2e-3
+    )
+    assert run(f"{options} --seeds 1 --recipe 1e-3:4:strong") == 2
+    assert "was trained with lr 0.002, now 0.001" in capsys.readouterr().err
+    for wrong in ("1e-3", "1e-3:1", "0:8", "1e-3:8:weak", "x:8"):
+        assert run(f"{options} --seeds 2 --recipe {wrong}") == 2
+        assert "--recipe" in capsys.readouterr().err
+
+
 def test_finished_seeds_stand_and_other_options_are_refused(trained, capsys):
     again = f"{DATA} --models resnet18 --seeds 1 2 --output_dir {trained}"
     before = {path: path.stat().st_mtime_ns for path in trained.rglob("*.json")}
     assert run(f"{again} --minutes 0.005") == 0
     assert capsys.readouterr().out == "resnet18: done before: seeds 1, 2\n"
     assert run(f"{again} --minutes 0.01") == 2
-    assert "was trained with --minutes 0.005, now 0.01" in capsys.readouterr().err
+    assert "was trained with minutes 0.005, now 0.01" in capsys.readouterr().err
     assert {path: path.stat().st_mtime_ns for path in trained.rglob("*.json")} == before
 
 
