@@ -3,19 +3,19 @@
 
 PYTHON ?= python3
 RUN = .venv/bin/python
-# Small enough for a few minutes of two cores, large enough to show something.
-SMALL = --input_size 48 --patch_size 16 --clip_grad 1 --lr 7e-4 --warmup_epochs 1 \
-	--num_workers 0 --print_freq 1000 --save_ckpt_freq 100
-PRETRAIN = --model mae_vit_tiny_patch16 --data_path synthetic-lab:4000 --mask_ratio 0.5 \
-	--decoder_embed_dim 128 --decoder_depth 1 --decoder_num_heads 4 \
-	--batch_size 16 --epochs 20 --vis_freq 5
-FEW_LABELS = --model vit_tiny_patch16 --data_path synthetic-lab:160:400 --aug randaug --aa '' \
-	--crop_scale 0.8 --crop_pct 1 --reprob 0 --drop_path 0 --layer_decay 0.8 \
-	--batch_size 8 --epochs 24
-# A run a core is faster than a run on both.
-THREE_SEEDS = OMP_NUM_THREADS=1 $(RUN) benchmarks/reproduce.py $(SMALL) $(FEW_LABELS) --seeds 0 1 2
+# The recipes for small data, shortened to a few minutes of two cores.
+FACES = --input_size 48 --print_freq 1000
+PRETRAIN = @recipes/pretrain_small_faces.args $(FACES) --data_path synthetic-lab:4000 \
+	--epochs 8 --warmup_epochs 1 --save_ckpt_freq 100 --vis_freq 4
+LABELS = --data_path synthetic-lab:800:400 --label_fraction 0.1
+FINETUNE = @recipes/small_faces_500.args $(FACES) $(LABELS) --epoch_repeats 25
+# What pre-training has to beat: timm's ResNet-18 from scratch, for as many minutes in all.
+RIVAL = benchmarks/rivals.py --models resnet18 --recipe 1e-3:8:strong $(LABELS) --input_size 48 \
+	--minutes_of demo/pre-training demo/pre-trained/seed-0 --threads 1
+SEEDS = 0 1
+ONE_CORE = OMP_NUM_THREADS=1 $(RUN)
 
-.PHONY: demo demo/pre-trained demo/from-scratch app test test-long lint clean
+.PHONY: demo app test test-long lint clean FORCE
 
 .venv/run: requirements.txt
 	$(PYTHON) -m venv .venv
@@ -30,17 +30,21 @@ THREE_SEEDS = OMP_NUM_THREADS=1 $(RUN) benchmarks/reproduce.py $(SMALL) $(FEW_LA
 	$(RUN) -m pip install --quiet -r requirements-app.txt
 	touch $@
 
+# Two processes or runs at a time, one a core: that is faster than one on both.
 demo: .venv/run
-	$(RUN) main_pretrain.py $(SMALL) $(PRETRAIN) --output_dir demo/pre-training
-	$(MAKE) -j2 demo/pre-trained demo/from-scratch
-	$(RUN) -m util.report demo/pre-training demo/pre-trained/seed-* demo/from-scratch/seed-* \
+	$(ONE_CORE) -m torch.distributed.run --nproc_per_node=2 main_pretrain.py $(PRETRAIN) \
+		--output_dir demo/pre-training
+	$(MAKE) -j2 $(SEEDS:%=demo/pre-trained/seed-%)
+	$(MAKE) -j2 $(SEEDS:%=demo/rival-%)
+	$(RUN) -m util.report demo/pre-training demo/pre-trained/seed-* demo/rivals/resnet18/seed-* \
 		--output demo/report.html
 
-demo/pre-trained: .venv/run
-	$(THREE_SEEDS) --finetune demo/pre-training/checkpoint-last.pth --output_dir $@
+demo/pre-trained/seed-%: FORCE
+	$(ONE_CORE) main_finetune.py $(FINETUNE) --finetune demo/pre-training/checkpoint-last.pth \
+		--seed $* --output_dir $@
 
-demo/from-scratch: .venv/run
-	$(THREE_SEEDS) --output_dir $@
+demo/rival-%: FORCE
+	$(RUN) $(RIVAL) --seeds $* --output_dir demo/rivals
 
 app: .venv/app
 	$(RUN) app.py
