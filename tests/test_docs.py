@@ -144,6 +144,8 @@ def places(sets, pretrained, finetune, photographs, tmp_path_factory):
             "/path/to/RAF-DB": sets / "rafdb",
             "/path/to/AffectNet": sets / "affectnet",
             "DATA": sets / "rafdb",
+            "AVATARS": sets / "rafdb",
+            "AVATARS/unlabelled": sets / "rafdb" / "basic" / "Image" / "aligned",
             "save_results": fine.parent,
             "save_results/a": fine,
             "save_results/b": finetune("convnext"),
