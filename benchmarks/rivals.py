@@ -257,12 +257,14 @@ def is_done(folder: Path, args: argparse.Namespace) -> bool:
     if not is_finished(folder):
         return False
     then, now = part(read_json(folder / "config.json"), "options"), options_of(args)
-    now |= args.recipe._asdict() if args.recipe else {}
-    for name in (*DECIDES_RESULT, *(args.recipe._fields if args.recipe else ())):
-        if then.get(name) != now[name]:
+    pairs = [(name, then.get(name), now[name]) for name in DECIDES_RESULT]
+    if args.recipe:
+        pairs.append(("recipe", Recipe(*map(then.get, Recipe._fields)), args.recipe))
+    for name, old, new in pairs:
+        if old != new:
             raise BadInput(
-                f"{folder}: was trained with {name} {then.get(name)}, now {now[name]}; name "
-                "another --output_dir, or remove that folder"
+                f"{folder}: was trained with --{name} {old}, now {new}; name another "
+                "--output_dir, or remove that folder"
             )
     return True
 
@@ -316,7 +318,7 @@ def build_parser() -> Parser:
     budget = parser.add_mutually_exclusive_group(required=True)
     budget.add_argument("--minutes", type=bounded(float, above=0), help="of training, each seed")
     budget.add_argument("--minutes_of", nargs="+", help="as long as the runs in these folders took")
-    parser.add_argument("--recipe", type=Recipe.read, help="no search: LR:BATCH or LR:BATCH:strong")
+    parser.add_argument("--recipe", type=Recipe.read, help="LR:BATCH[:strong], not searched")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--threads", type=SIZE, help="of the CPU (torch's own choice)")
     parser.add_argument("--output_dir", type=Path, required=True)
