@@ -208,7 +208,7 @@ def loading(
 
 def step_line(sampler: GlobalBatchSampler, data_path: str, lr: float) -> str:
     """How an optimizer step is made up."""
-    repeats = f", each {sampler.repeats} times an epoch" if sampler.repeats > 1 else ""
+    repeats = f", each {sampler.repeats} times per epoch" if sampler.repeats > 1 else ""
     return (
         f"{sampler.count} images of {data_path}{repeats}, {sampler.steps} steps an epoch; a step "
         f"is --batch_size {sampler.batch_size} × --accum_iter {sampler.accum} × "

@@ -226,9 +226,8 @@ class Trainer:
                 self._account(position, result, observer)
                 self.whole = True
             observer.after_step(self.state, result)
-        if (
-            self.statistics
-        ):  # the last ones are of each rank's own images: take those that are saved
+        # The last ones are of each rank's own images: take those that are saved.
+        if self.statistics:
             for model in (self.state.model, *([self.state.ema.module] if self.state.ema else [])):
                 take_from_main(model.buffers())
 

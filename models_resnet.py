@@ -100,11 +100,11 @@ class ResNetEncoder(ResNet):
         cells = {side: canvas.cells for side, canvas in known.items()}
         # Rows are gathered from maps whose channels come last, and GPUs prefer those. CPUs convolve
         # whole maps faster in the other order: small ones twice as fast.
-        on_maps = visible is None and has_own_passes(imgs.device)
-        order = torch.contiguous_format if on_maps else torch.channels_last
+        own = has_own_passes(imgs.device)
+        order = torch.contiguous_format if own and visible is None else torch.channels_last
         x = convolve(imgs.contiguous(memory_format=order), self.conv1)
         x = self.maxpool(F.relu(normalise(x, self.bn1, cells.get(x.shape[2]))))
-        if visible is not None and has_own_passes(imgs.device):
+        if own and visible is not None:
             return self._on_rows(x, known, first)
         if x.shape[2] in cells:  # which the pooling fills from beside
             here = cells[x.shape[2]]

@@ -14,8 +14,8 @@ class GlobalBatchSampler:
 
     An epoch's order is a permutation, or `repeats` of them one after the other, filled up from its
     own beginning to whole global batches (batch_size × accum × processes), and cut into them before
-    it is shared out: every step is full, every image is seen, and with the global batch kept the
-    images of a step do not depend on the number of processes.
+    it is shared out: every step is full, every image is seen, and with the same global batch any
+    number of processes sees the same images in each step.
     """
 
     def __init__(
@@ -55,8 +55,10 @@ class GlobalBatchSampler:
         """
         rng, passes, drawn = generator(ORDER, self.seed, self.epoch), [], 0
         for _ in range(self.repeats):
-            balanced = self.balance is not None
-            order = balanced_order(self.balance, rng) if balanced else rng.permutation(self.count)
+            if self.balance is None:
+                order = rng.permutation(self.count)
+            else:
+                order = balanced_order(self.balance, rng)
             passes.append(order + drawn * self.count)
             drawn += 1 + int(order.max()) // self.count
         order = np.concatenate(passes)

@@ -168,7 +168,7 @@ def _add_data(parser: Parser) -> None:
     group.add_argument("--label_order", help="numbered classes: names in their order")
     group.add_argument("--face_margin", type=RATE, help="around AffectNet's face boxes, a share")
     group.add_argument("--label_fraction", type=SOME, default=1.0, help="of the training images")
-    group.add_argument("--epoch_repeats", type=SIZE, default=1, help="of each image, an epoch")
+    group.add_argument("--epoch_repeats", type=SIZE, default=1, help="passes per epoch")
     flag(group, "--balance", None, "draw all classes equally often (on for AffectNet)")
     group.add_argument("--select", choices=("test", "val"), default="test", help="chooses the best")
     group.add_argument("--val_fraction", type=number(float, above=0, below=1), default=0.1)
