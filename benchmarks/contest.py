@@ -1,0 +1,217 @@
+"""Masked pre-training against training from scratch: equal labels, equal minutes, a curve of both.
+
+    python benchmarks/contest.py --faces AVATARS --labels 80 560 --seeds 0 1 --output_dir CONTEST
+
+One pre-training on AVATARS/unlabelled, with a process on every core; then for each number of
+labels and each seed, on a core of its own, a fine-tuning of it and a plain timm classifier from
+scratch (`rivals.py`), which trains for as many minutes as pre-training and fine-tuning took
+together. Started again, it goes on where it was.
+
+So with as many seeds as cores, both sides have the whole machine for the same time: as many
+networks as there are cores, and pre-training shared by all of them. Loading and testing are off
+the clock on both sides. What is compared is the last epoch: no choice among epochs enters.
+
+CONTEST/curves.png shows the mean class accuracy over the minutes, CONTEST/table.md its end.
+"""
+
+import argparse
+import os
+import shlex
+import subprocess
+import sys
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from queue import SimpleQueue
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks import rivals
+from datasets import drawn_size, open_labelled
+from util.drawing import CHART, pixels
+from util.errors import BAD_INPUT, DONE, BadInput
+from util.figures import save_png
+from util.options import COUNT, SIZE, Parser
+from util.rundir import read_json
+from util.summary import Group, Spread, group_runs, is_finished, read_log
+
+ROOT = Path(__file__).resolve().parents[1]
+PRETRAIN, FINETUNE = "pretrain_small_faces", "small_faces_500"  # recipes
+LOOKS = 8  # at the test images in a fine-tuning, as many as a rival has
+COLOURS = {"from scratch": "#d9730d", "pre-trained": "#3b82f6"}
+
+
+def run(command: Sequence[object], log: Path) -> None:
+    """Run a program of this project, with a thread; its words go to a file. Raises BadInput."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    words = [sys.executable, *map(str, command)]
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    with open(log, "w") as out:
+        ended = subprocess.run(words, cwd=ROOT, env=env, stdout=out, stderr=out, check=False)
+    if ended.returncode:
+        raise BadInput(f"{shlex.join(words)} failed: see {log}")
+
+
+def pretrain(args: argparse.Namespace) -> Path:
+    """The folder of the pre-training, done now unless it is there."""
+    folder = args.output_dir / "pre-training"
+    if not (folder / "checkpoint-last.pth").exists() or not is_done(folder):
+        launch = [
+            "-m",
+            "torch.distributed.run",
+            "--standalone",
+            "--nproc_per_node",
+            len(args.cores),
+        ]
+        options = [f"@recipes/{PRETRAIN}.args", "--input_size", args.input_size]
+        options += [*args.pretrain, "--data_path", args.unlabelled, "--output_dir", folder]
+        run([*launch, "main_pretrain.py", *options], args.output_dir / "pre-training.txt")
+    return folder
+
+
+def is_done(folder: Path) -> bool:
+    """Whether a run came to its end."""
+    return read_json(folder / "status.json").get("status") == "done"
+
+
+def duel(args: argparse.Namespace, labels: int, seed: int, pretraining: Path) -> None:
+    """A fine-tuning and its rival, one after the other."""
+    folder = args.output_dir / f"labels-{labels}"
+    data = ["--data_path", args.faces, "--input_size", args.input_size]
+    data += ["--label_fraction", labels / args.count]
+    tuned = folder / "pre-trained" / f"seed-{seed}"
+    if not is_finished(tuned):
+        repeats = max(1, round(args.passes / (LOOKS * labels)))
+        options = [
+            f"@recipes/{FINETUNE}.args",
+            *data,
+            "--epochs",
+            LOOKS,
+            "--epoch_repeats",
+            repeats,
+        ]
+        options += [*args.finetune, "--finetune", pretraining / "checkpoint-last.pth"]
+        options += ["--seed", seed, "--output_dir", tuned]
+        run(["main_finetune.py", *options], folder / f"pre-trained-{seed}.txt")
+    options = [*data, "--models", args.rival, "--seeds", seed, "--minutes_of", pretraining, tuned]
+    options += ["--recipe", args.recipe] if args.recipe else []
+    options += ["--threads", 1, "--output_dir", folder]
+    run(["benchmarks/rivals.py", *options], folder / f"{args.rival}-{seed}.txt")
+
+
+def duels(args: argparse.Namespace, pretraining: Path) -> None:
+    """All of them, one at a time on every core."""
+    free: SimpleQueue[int] = SimpleQueue()
+    for core in args.cores:
+        free.put(core)
+
+    def settle() -> None:
+        os.sched_setaffinity(0, {free.get()})  # of this thread, and of what it starts
+
+    def fight(labels: int, seed: int) -> None:
+        duel(args, labels, seed, pretraining)
+        print(f"{labels} labels, seed {seed}: done", flush=True)
+
+    with ThreadPoolExecutor(len(args.cores), initializer=settle) as pool:
+        wanted = [(labels, seed) for labels in args.labels for seed in args.seeds]
+        for ended in [pool.submit(fight, *pair) for pair in wanted]:
+            ended.result()
+
+
+def sides(args: argparse.Namespace, labels: int) -> dict[str, Group]:
+    """The runs of both sides."""
+    folder = args.output_dir / f"labels-{labels}"
+    places = {"from scratch": folder / args.rival, "pre-trained": folder / "pre-trained"}
+    return {
+        side: group_runs([place / f"seed-{seed}" for seed in args.seeds])[0]
+        for side, place in places.items()
+    }
+
+
+def table(args: argparse.Namespace, pretraining: Path) -> list[str]:
+    """UAR in the last epoch, in %, as Markdown."""
+    lines = [
+        "| labels | minutes | from scratch | pre-trained | difference |",
+        "|---|---|---|---|---|",
+    ]
+    for labels in args.labels:
+        groups = sides(args, labels)
+        scratch, tuned = (groups[side].last("uar") for side in COLOURS)
+        gain = Spread(tuple(b - a for a, b in zip(scratch.values, tuned.values, strict=True)))
+        minutes = [
+            rivals.minutes_of([str(pretraining), str(folder)])
+            for folder in groups["pre-trained"].folders
+        ]
+        cells = (labels, f"{np.mean(minutes):.1f}", scratch.show(), tuned.show(), gain.show("+"))
+        lines.append("| " + " | ".join(map(str, cells)) + " |")
+    return lines
+
+
+def curves(args: argparse.Namespace, pretraining: Path) -> np.ndarray:
+    """UAR over minutes of training, a panel a number of labels, -> (h, w, 3) uint8."""
+    from matplotlib import figure, rc_context
+
+    before = rivals.minutes_of([str(pretraining)])
+    with rc_context(CHART):
+        picture = figure.Figure(figsize=(4 * len(args.labels), 3.4), layout="constrained")
+        panels = picture.subplots(1, len(args.labels), sharey=True, squeeze=False)[0]
+        for axes, labels in zip(panels, args.labels, strict=True):
+            for side, group in sides(args, labels).items():
+                start = before if side == "pre-trained" else 0.0
+                for i, folder in enumerate(group.folders):
+                    log = read_log(folder)
+                    minutes = start + np.cumsum([entry["epoch_s"] for entry in log]) / 60
+                    uar = [entry["test_uar"] for entry in log]
+                    axes.plot(minutes, uar, color=COLOURS[side], label=None if i else side)
+            axes.axvline(before, color="#888888", lw=1, ls=":")
+            axes.set_title(f"{labels} labels")
+            axes.set_xlabel("minutes, pre-training included")
+            axes.set_xlim(left=0)
+        panels[0].set_ylabel("UAR, %")
+        panels[0].legend(loc="lower right", frameon=False)
+        return pixels(picture)
+
+
+def build_parser() -> Parser:
+    """The options."""
+    parser = Parser("Pre-training against training from scratch, at equal labels and minutes.")
+    parser.add_argument("--faces", required=True, help="labelled, as --data_path of fine-tuning")
+    parser.add_argument("--unlabelled", help="to pre-train on (FACES/unlabelled)")
+    parser.add_argument("--labels", type=SIZE, nargs="+", default=[80, 560])
+    parser.add_argument("--seeds", type=COUNT, nargs="+", default=[0, 1])
+    parser.add_argument("--input_size", type=SIZE, default=48, help="side length in pixels")
+    parser.add_argument("--passes", type=SIZE, default=32000, help="images of a fine-tuning")
+    parser.add_argument("--pretrain", type=shlex.split, default=[], help="more of its options")
+    parser.add_argument("--finetune", type=shlex.split, default=[], help="more of its options")
+    parser.add_argument("--rival", default="resnet18", help="a model of timm")
+    parser.add_argument("--recipe", help="the rival's, LR:BATCH[:strong]; otherwise searched for")
+    parser.add_argument("--output_dir", type=Path, required=True)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run what is missing, then write the table and the curves."""
+    try:
+        args = build_parser().parse_args(argv)
+        args.output_dir = args.output_dir.absolute()
+        args.unlabelled = args.unlabelled or f"{args.faces}/unlabelled"
+        args.cores = sorted(os.sched_getaffinity(0))
+        args.count = len(
+            open_labelled(args.faces, size=drawn_size(args.input_size)).splits["train"]
+        )
+        pretraining = pretrain(args)
+        duels(args, pretraining)
+        lines = table(args, pretraining)
+        (args.output_dir / "table.md").write_text("\n".join(lines) + "\n")
+        save_png(curves(args, pretraining), args.output_dir / "curves.png")
+        print(*lines, sep="\n")
+    except BadInput as error:
+        print(f"contest.py: error: {error}", file=sys.stderr)
+        return BAD_INPUT
+    return DONE
+
+
+if __name__ == "__main__":
+    sys.exit(main())
