@@ -4,12 +4,11 @@
 PYTHON ?= python3
 RUN = .venv/bin/python
 # The recipes for small data, shortened to a few minutes of two cores.
-FACES = --input_size 48 --print_freq 1000
-PRETRAIN = @recipes/pretrain_small_faces.args $(FACES) --data_path synthetic-lab:2000 \
-	--epochs 12 --warmup_epochs 1 --save_ckpt_freq 100 --vis_freq 4
+PRETRAIN = @recipes/pretrain_small_faces.args --data_path synthetic-lab:2000 \
+	--epochs 12 --warmup_epochs 1 --save_ckpt_freq 100 --vis_freq 4 --print_freq 1000
 LABELS = --data_path synthetic-lab:800:400 --label_fraction 0.1
-FINETUNE = @recipes/small_faces_500.args $(FACES) $(LABELS) --epoch_repeats 20 \
-	--aug fer --reprob 0.25
+FINETUNE = @recipes/small_faces_500.args $(LABELS) --epochs 4 --epoch_repeats 20 \
+	--print_freq 1000
 # What pre-training has to beat: timm's ResNet-18 from scratch, for as many minutes in all.
 RIVAL = benchmarks/rivals.py --models resnet18 --recipe 1e-3:8:strong $(LABELS) --input_size 48 \
 	--minutes_of demo/pre-training demo/pre-trained/seed-0 --threads 1
