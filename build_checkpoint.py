@@ -125,8 +125,9 @@ def _without_effect(args: Options, saved: dict[str, Any]) -> list[str]:
     lines = []
     if args.eval and args.select != "test":
         lines.append(f"--select {args.select} has no effect: it chooses an epoch in training")
-    if args.teacher:
-        lines.append("--teacher has no effect: it teaches in training")
+    for option in ("teacher", "pseudo_labels"):
+        if getattr(args, option):
+            lines.append(f"--{option} has no effect: it teaches in training")
     if args.model_ema_eval and weights_key(args, saved) != "model_ema":
         lines.append(
             "--model_ema_eval has no effect: this checkpoint's results are of its "

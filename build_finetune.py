@@ -26,6 +26,7 @@ from datasets import (
 from datasets.duplicates import duplicates
 from datasets.finetune import choose_splits, in_classes, take_fraction, test_split
 from datasets.labelled import LabelledImages, describe, digest_of
+from datasets.pseudo import read_pseudo_labels, with_pseudo_labels
 from datasets.recognise import OFFICIAL, labelled_as
 from datasets.replace import check_readable
 from datasets.transforms import IMAGENET_MEAN, IMAGENET_STD, Normalise
@@ -63,6 +64,7 @@ class Data(NamedTuple):
     tests: dict[str, LabelledImages]  # "test", and "val" if it selects
     splits: dict[str, str]  # which of the owner's splits each of them is
     notes: list[str]
+    pseudo_labelled: int = 0  # images at the end of `train`
 
     @property
     def digest(self) -> str:
@@ -86,6 +88,7 @@ def open_data(
     rules, other_rules = _rules(args)
 
     def build() -> Data:
+        pseudo_labelled = 0
         own = open_labelled(
             args.data_path,
             args.data_set,
@@ -105,6 +108,10 @@ def open_data(
             )
             train = take_fraction(train, args.label_fraction, args.seed)
             check_readable(train.source)
+            if args.pseudo_labels and not args.knn:
+                more, lines = read_pseudo_labels(args.pseudo_labels, own.classes)
+                train, notes = with_pseudo_labels(train, more), [*notes, *lines]
+                pseudo_labelled = len(more)
         else:
             name, notes = test_split(tested or own, "--eval_data_path" if tested else "--data_path")
             tests, splits = {"test": (tested or own).splits[name]}, {"test": name}
@@ -112,7 +119,7 @@ def open_data(
         for images in tests.values():
             check_readable(images.source)
         tests = {} if args.disable_eval else tests
-        return Data(own, tested or own, train, tests, splits, notes)
+        return Data(own, tested or own, train, tests, splits, notes, pseudo_labelled)
 
     return same_everywhere(f"--data_path {args.data_path}", build, lambda data: data.digest)
 
@@ -205,6 +212,7 @@ def describe_data(args: argparse.Namespace, data: Data) -> dict[str, object]:
         "set": data.train_set.title,
         "rule": data.train_set.rule,
         "count": len(data.train),
+        "pseudo_labelled": data.pseudo_labelled,
         "digest": data.digest,
     }
 
@@ -255,6 +263,15 @@ def build_teacher(args: Options, run: Run, data: LabelledSet) -> Teacher | None:
         return teacher
 
     return same_everywhere(f"--teacher {args.teacher}", build, lambda teacher: teacher.digest)
+
+
+def learnt_from(args: Options, data: Data, teacher: Teacher | None) -> dict[str, str]:
+    """What eval.json says of classifiers that taught beside the labels."""
+    told = {"teacher": f"{teacher.description}; {teacher.digest}"} if teacher else {}
+    if data.pseudo_labelled:
+        count = f"{data.pseudo_labelled:,} of {len(data.train):,} training images"
+        told["pseudo_labels"] = f"{count}, {args.pseudo_labels}"
+    return told
 
 
 def build_loss(

@@ -121,12 +121,13 @@ def finetune(args: Options, run: "Run") -> None:
         global_batch=sampler.global_batch,
         lr=lr,
     )
+    sources = " and ".join(filter(None, (args.data_path, args.pseudo_labels)))
     drawn = ", all classes equally often" if balance else ""
     for line in (
         *report,
         build.describe_model(args, run, parameters, precision),
         *(teacher.lines if teacher else []),
-        step_line(sampler, args.data_path, lr) + drawn,
+        step_line(sampler, sources, lr) + drawn,
         *warmup_lines(args.warmup_epochs, args.epochs),
         *notes,
         *told,
@@ -160,7 +161,7 @@ def finetune(args: Options, run: "Run") -> None:
     loader = build_loader(dataset, sampler, **build.loading(args, run))
     run_epochs(trainer, observer, sampler, loader, lambda epoch: evaluator.measure(state))
     if data.tests:
-        taught = {"teacher": f"{teacher.description}; {teacher.digest}"} if teacher else {}
+        taught = build.learnt_from(args, data, teacher)
         for line in test_chosen(args, run, data, evaluator, state, report, taught):
             log.line(line)
     log.close()

@@ -13,7 +13,7 @@ import numpy as np
 from datasets.decode import printable
 from datasets.ferplus import PixelFaces
 from datasets.folder import ImageFiles
-from datasets.labelled import LabelledImages, Picked, Source
+from datasets.labelled import Joined, LabelledImages, Picked, Source
 
 MOST_FILES = 50_000  # to look at before a run; main_pack.py, which reads them all, has no limit
 READERS = 16  # threads, so that the waits of a network disk overlap
@@ -68,6 +68,8 @@ def _places(source: Source) -> list[Place]:
     if isinstance(source, Picked):
         places = _places(source.source)
         return [places[i] for i in source.indices] if places else []
+    if isinstance(source, Joined):
+        return [place for one in source.sources for place in _places(one)]
     if isinstance(source, ImageFiles):
         return [source.files[i] for i in range(len(source))]
     if isinstance(source, PixelFaces):

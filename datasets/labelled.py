@@ -76,6 +76,32 @@ class Picked:
         return self.source.name(int(self.indices[i]))
 
 
+class Joined:
+    """The images of several sources, one source after the other."""
+
+    def __init__(self, *sources: Source) -> None:
+        self.sources = sources
+        self._starts = np.cumsum([0, *map(len, sources)])
+        self.digest = digest_of(*(source.digest for source in sources), self._starts)
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    def image(self, i: int) -> np.ndarray:
+        """See Source."""
+        source, own = self._at(i)
+        return source.image(own)
+
+    def name(self, i: int) -> str:
+        """See Source."""
+        source, own = self._at(i)
+        return source.name(own)
+
+    def _at(self, i: int) -> tuple[Source, int]:
+        k = int(np.searchsorted(self._starts, i, side="right")) - 1
+        return self.sources[k], i - int(self._starts[k])
+
+
 class LabelledImages:
     """One split: a source, and for each image a class, perhaps a distribution over classes."""
 

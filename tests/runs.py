@@ -16,6 +16,7 @@ from unittest import mock
 import numpy as np
 import torch
 
+from engine_train import Trainer
 from util.program import run_program
 from util.stop import SIGNALS
 
@@ -201,6 +202,19 @@ def signal_at(arguments, text, number=signal.SIGTERM):
         raise AssertionError("".join(lines))
     lines.append(process.communicate(timeout=240)[0])
     return process.returncode, "".join(lines)
+
+
+def stop_in_mid_epoch(rank=0):
+    """SIGTERM in the first step of epoch 1, to this process; -> how to undo it."""
+    usual = Trainer._step
+
+    def step(trainer, *rest):
+        if (trainer.state.position.epoch, trainer.state.position.step) == (1, 0):
+            os.kill(os.getpid(), signal.SIGTERM)
+        return usual(trainer, *rest)
+
+    Trainer._step = step
+    return usual
 
 
 def log(folder):

@@ -1,8 +1,6 @@
 """Distillation: a teacher's share of the loss, what it sees, and runs that learn from one."""
 
 import math
-import os
-import signal
 
 import numpy as np
 import pytest
@@ -10,7 +8,17 @@ import torch
 from exported import export, refused
 from finetuned import EVERYTHING, RAF_NAMES, assert_close, config, evaluate, measured, results
 from layouts import write_folder
-from runs import assert_same_run, finetune_options, load, log, run, run_here, same, start_ranks
+from runs import (
+    assert_same_run,
+    finetune_options,
+    load,
+    log,
+    run,
+    run_here,
+    same,
+    start_ranks,
+    stop_in_mid_epoch,
+)
 from timm.data.mixup import Mixup
 from timm.data.random_erasing import RandomErasing
 from torch import nn
@@ -420,19 +428,6 @@ def test_classes_name_the_outputs_of_a_file_that_does_not(sets, finetune, tmp_pa
 
 
 # --- resuming, and several processes ---
-
-
-def stop_in_mid_epoch(rank=0):
-    """SIGTERM in the first step of epoch 1, to this process; -> how to undo it."""
-    usual = Trainer._step
-
-    def step(trainer, *rest):
-        if (trainer.state.position.epoch, trainer.state.position.step) == (1, 0):
-            os.kill(os.getpid(), signal.SIGTERM)
-        return usual(trainer, *rest)
-
-    Trainer._step = step
-    return usual
 
 
 @pytest.mark.parametrize("processes", [1, 2])

@@ -10,6 +10,7 @@ import re
 import pytest
 import torch
 from documents import all_code, commands, split_shell
+from finetuned import RAF_NAMES
 from runs import ROOT, load, run_here
 from shown import (
     check,
@@ -137,6 +138,10 @@ def places(sets, pretrained, finetune, photographs, tmp_path_factory):
     torch.save({"model": load(pretrained["vit"].parent)["model"]}, weights)
     fine = finetune("vit")
     best = fine / "checkpoint-best.pth"
+    pseudo = store.parent / "pseudo.csv"  # as main_predict.py writes it
+    faces = sorted((sets / "rafdb" / "basic" / "Image" / "aligned").iterdir())[:8]
+    header = ",".join(["path", *(f"p_{name}" for name in RAF_NAMES)])
+    pseudo.write_text("\n".join([header, *(f"{face},1,0,0,0,0,0,0" for face in faces)]) + "\n")
 
     def find(kind):
         return {
@@ -157,6 +162,9 @@ def places(sets, pretrained, finetune, photographs, tmp_path_factory):
             "runs/pretraining/checkpoint-last.pth": pretrained["vit"],
             "save_results/checkpoint-last.pth": pretrained[kind],
             "FILE": best,
+            "FILE.csv": pseudo,
+            "pseudo.csv": pseudo,
+            "runs/small/checkpoint-last.pth": finetune("resnet") / "checkpoint-last.pth",
             "save_results/checkpoint-best.pth": best,
             "rafdb/checkpoint-best.pth": best,
             "runs/rafdb/checkpoint-best.pth": best,

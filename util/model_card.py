@@ -257,6 +257,8 @@ def _training(card: Card, result: dict[str, Any]) -> str:
         lines.append(f"begun with {text(os.path.basename(begun))}")
     if isinstance(teacher := given.get("teacher"), str) and teacher:
         lines.append(f"distilled from {text(os.path.basename(teacher))}")
+    if isinstance(pseudo := given.get("pseudo_labels"), str) and pseudo:
+        lines.append(f"also trained on the pseudo-labels of {text(os.path.basename(pseudo))}")
     if data := result.get("train_data") or card.checkpoint.get("trained_on"):
         lines.append(f"trained on {text(data)}")
     told = "## Training\n\n" + ", ".join(lines) + "."

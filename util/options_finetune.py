@@ -212,7 +212,13 @@ def _add_augmentation(parser: Parser) -> None:
 
 
 def _add_distillation(parser: Parser) -> None:
-    group = parser.add_argument_group("distillation")
+    group = parser.add_argument_group("learning from a classifier")
+    group.add_argument(
+        "--pseudo_labels",
+        default="",
+        metavar="FILE.csv",
+        help="train on these images as well, with the probabilities that main_predict.py wrote",
+    )
     group.add_argument(
         "--teacher", default="", help="a fine-tuned checkpoint to learn from beside the labels"
     )
