@@ -4,8 +4,8 @@
 
 Two models train: alone, then beside `--others` endless loops. A step is forward, backward and
 AdamW in fp32. The ways compared: torch's own, threads that sleep where they would spin, threads
-that spin for a shorter time, and DDP with one process a core. Each is a program of its own, as the
-library reads its settings when it is loaded; in every round each of them has a turn.
+that spin for a shorter time, and DDP with one process per core. Each is a program of its own, as
+the library reads its settings when it is loaded; in every round each of them has a turn.
 
 With two cores and one loop, whatever uses both cores gets two thirds of them, so that 1.5 × the
 time is in proportion.
@@ -27,9 +27,10 @@ WAYS = {  # what GNU's OpenMP, which comes with torch, is told
     "torch's own": {},
     "OMP_WAIT_POLICY=passive": {"OMP_WAIT_POLICY": "passive"},
     "GOMP_SPINCOUNT=1000": {"GOMP_SPINCOUNT": "1000"},
-    "one process a core": {"PROCESS_A_CORE": "1"},
+    "one process per core": {"PROCESS_A_CORE": "1"},
 }
 MODELS = {"resnet18, 48 px": ("resnet18", 8), "mae_vit_tiny_patch16, 96 px": ("mae", 2)}
+SETTINGS = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "OMP_NUM_THREADS")
 WARMUP, STEPS = 2, 8
 
 
@@ -56,14 +57,14 @@ def build(name: str, batch: int, distribute: Callable) -> Callable[[], None]:
     return step
 
 
-def serve(rank: int, world: int, meeting: str) -> None:
+def serve(rank: int, world: int, rendezvous: str) -> None:
     """Time the model of every line read; with others, each has its share of the batch."""
     import torch
     import torch.distributed as dist
     from torch.nn.parallel import DistributedDataParallel
 
     torch.set_num_threads(int(os.environ["THREADS"]) // world)
-    store = dist.FileStore(meeting, world)
+    store = dist.FileStore(rendezvous, world)
     dist.init_process_group("gloo", store=store, rank=rank, world_size=world)
     wrap = DistributedDataParallel if world > 1 else (lambda model: model)
     steps = [build(name, batch // world, wrap) for name, batch in MODELS.values()]
@@ -86,11 +87,11 @@ def serve_all() -> None:
     """The program of one way."""
     world = int(os.environ["THREADS"]) if "PROCESS_A_CORE" in os.environ else 1
     with tempfile.TemporaryDirectory() as folder:
-        meeting, spawn = f"{folder}/meeting", multiprocessing.get_context("spawn")
-        others = [spawn.Process(target=serve, args=(r, world, meeting)) for r in range(1, world)]
+        rendezvous, spawn = f"{folder}/rendezvous", multiprocessing.get_context("spawn")
+        others = [spawn.Process(target=serve, args=(r, world, rendezvous)) for r in range(1, world)]
         for other in others:
             other.start()
-        serve(0, world, meeting)
+        serve(0, world, rendezvous)
         for other in others:
             other.join()
 
@@ -103,20 +104,21 @@ def endless() -> None:
 
 def start(way: str, threads: int) -> subprocess.Popen:
     """The program of a way."""
-    env = {**os.environ, **WAYS[way], "THREADS": str(threads), "PYTHONWARNINGS": "ignore"}
+    own = {name: value for name, value in os.environ.items() if name not in SETTINGS}
+    env = {**own, **WAYS[way], "THREADS": str(threads), "PYTHONWARNINGS": "ignore"}
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     return subprocess.Popen([sys.executable, __file__, "--serve"], env=env, **pipes)
 
 
 def ask(program: subprocess.Popen, model: int) -> float:
-    """Seconds a step."""
+    """Seconds per step."""
     program.stdin.write(f"{model}\n")
     program.stdin.flush()
     return json.loads(program.stdout.readline())
 
 
 def measure(threads: int, others: int, rounds: int) -> dict[tuple[int, str, int], float]:
-    """Median seconds a step by model, way and endless loops beside."""
+    """Median seconds per step by model, way and endless loops beside."""
     programs = {way: start(way, threads) for way in WAYS}
     seconds: dict[tuple[int, str, int], list[float]] = {}
     for _ in range(rounds):
@@ -137,16 +139,18 @@ def measure(threads: int, others: int, rounds: int) -> dict[tuple[int, str, int]
 
 def main() -> None:
     options = timing.parser(__doc__.splitlines()[0], rounds=5)
-    options.set_defaults(threads=os.cpu_count())
+    options.set_defaults(threads=2)
     options.add_argument("--others", type=int, default=1, help="endless loops beside")
     args = options.parse_args()
+    if any(batch % args.threads for _, batch in MODELS.values()):
+        options.error(f"--threads {args.threads}: does not divide the batches; take 1 or 2")
     report = timing.Report("A training step on a busy machine", args)
     seconds, rows = measure(args.threads, args.others, args.rounds), []
     for model, title in enumerate(MODELS):
         for way in WAYS:
             alone, beside = (1000 * seconds[model, way, n] for n in (0, args.others))
             rows.append([title, way, alone, beside, beside / alone])
-    report.table("Milliseconds a step", ["model", "way", "alone", "beside", "× alone"], rows)
+    report.table("Milliseconds per step", ["model", "way", "alone", "beside", "× alone"], rows)
     report.close()
 
 

@@ -2,14 +2,16 @@
 
     python benchmarks/contest.py --faces AVATARS --labels 80 560 --seeds 0 1 --output_dir CONTEST
 
-One pre-training on AVATARS/unlabelled, with a process on every core; then for each number of
-labels and each seed, on a core of its own, a fine-tuning of it and a plain timm classifier from
-scratch (`rivals.py`), which trains for as many minutes as pre-training and fine-tuning took
-together. Started again, it goes on where it was.
+One pre-training on AVATARS/unlabelled, on all cores; then for each number of labels and each seed,
+on a core of its own, a fine-tuning of it and a plain timm classifier from scratch (`rivals.py`),
+which trains for as many minutes as pre-training and fine-tuning took together. It is for CPUs.
+Started again, it continues.
 
 So with as many seeds as cores, both sides have the whole machine for the same time: as many
-networks as there are cores, and pre-training shared by all of them. Loading and testing are off
-the clock on both sides. What is compared is the last epoch: no choice among epochs enters.
+networks as there are cores, and pre-training shared by all of them. Tests are off the clock on both
+sides; reading images is on it for pre-training and fine-tuning, and off it for the rival. Its
+recipe is searched for with the first seed of each number of labels, off the clock, or given.
+What is compared is the last epoch: no choice among epochs enters.
 
 CONTEST/curves.png shows the mean class accuracy over the minutes, CONTEST/table.md its end.
 """
@@ -21,6 +23,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from queue import SimpleQueue
 
@@ -33,18 +36,22 @@ from datasets import drawn_size, open_labelled
 from util.drawing import CHART, pixels
 from util.errors import BAD_INPUT, DONE, BadInput
 from util.figures import save_png
+from util.files import write_json
 from util.options import COUNT, SIZE, Parser
 from util.rundir import read_json
 from util.summary import Group, Spread, group_runs, is_finished, read_log
 
 ROOT = Path(__file__).resolve().parents[1]
 PRETRAIN, FINETUNE = "pretrain_small_faces", "small_faces_500"  # recipes
+BATCH = 32  # images in a step of pre-training, on all processes
 LOOKS = 8  # at the test images in a fine-tuning, as many as a rival has
+# What has to be the same to continue; seeds, labels and rivals may be added.
+DECIDES_RESULT = ("faces", "unlabelled", "input_size", "passes", "pretrain", "finetune", "recipe")
 COLOURS = {"from scratch": "#d9730d", "pre-trained": "#3b82f6"}
 
 
 def run(command: Sequence[object], log: Path) -> None:
-    """Run a program of this project, with a thread; its words go to a file. Raises BadInput."""
+    """Run a program of this project, with a thread; its output goes to a file. Raises BadInput."""
     log.parent.mkdir(parents=True, exist_ok=True)
     words = [sys.executable, *map(str, command)]
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -54,55 +61,60 @@ def run(command: Sequence[object], log: Path) -> None:
         raise BadInput(f"{shlex.join(words)} failed: see {log}")
 
 
-def pretrain(args: argparse.Namespace) -> Path:
-    """The folder of the pre-training, done now unless it is there."""
-    folder = args.output_dir / "pre-training"
-    if not (folder / "checkpoint-last.pth").exists() or not is_done(folder):
-        launch = [
-            "-m",
-            "torch.distributed.run",
-            "--standalone",
-            "--nproc_per_node",
-            len(args.cores),
-        ]
-        options = [f"@recipes/{PRETRAIN}.args", "--input_size", args.input_size]
-        options += [*args.pretrain, "--data_path", args.unlabelled, "--output_dir", folder]
-        run([*launch, "main_pretrain.py", *options], args.output_dir / "pre-training.txt")
-    return folder
+def pretrain(args: argparse.Namespace) -> None:
+    """Pre-train with up to a process per core, the same images in every step however many."""
+    folder = pretraining(args)
+    if read_json(folder / "status.json").get("status") == "done":
+        return
+    processes = max(n for n in range(1, len(args.cores) + 1) if BATCH % n == 0)
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", processes]
+    options = [f"@recipes/{PRETRAIN}.args", "--input_size", args.input_size]
+    options += ["--batch_size", BATCH // processes, "--device", "cpu", *args.pretrain]
+    options += ["--data_path", args.unlabelled, "--output_dir", folder]
+    run([*launch, "main_pretrain.py", *options], args.output_dir / "pre-training.txt")
 
 
-def is_done(folder: Path) -> bool:
-    """Whether a run came to its end."""
-    return read_json(folder / "status.json").get("status") == "done"
+def pretraining(args: argparse.Namespace) -> Path:
+    """The folder of the pre-training."""
+    return args.output_dir / "pre-training"
 
 
-def duel(args: argparse.Namespace, labels: int, seed: int, pretraining: Path) -> None:
-    """A fine-tuning and its rival, one after the other."""
+def data_options(args: argparse.Namespace, labels: int) -> list[object]:
+    """What both sides are given."""
+    share = ["--label_fraction", labels / args.count]
+    return ["--data_path", args.faces, "--input_size", args.input_size, *share, "--device", "cpu"]
+
+
+def finetune(args: argparse.Namespace, labels: int, seed: int) -> None:
+    """From the pre-trained weights."""
     folder = args.output_dir / f"labels-{labels}"
-    data = ["--data_path", args.faces, "--input_size", args.input_size]
-    data += ["--label_fraction", labels / args.count]
     tuned = folder / "pre-trained" / f"seed-{seed}"
-    if not is_finished(tuned):
-        repeats = max(1, round(args.passes / (LOOKS * labels)))
-        options = [
-            f"@recipes/{FINETUNE}.args",
-            *data,
-            "--epochs",
-            LOOKS,
-            "--epoch_repeats",
-            repeats,
-        ]
-        options += [*args.finetune, "--finetune", pretraining / "checkpoint-last.pth"]
-        options += ["--seed", seed, "--output_dir", tuned]
-        run(["main_finetune.py", *options], folder / f"pre-trained-{seed}.txt")
-    options = [*data, "--models", args.rival, "--seeds", seed, "--minutes_of", pretraining, tuned]
-    options += ["--recipe", args.recipe] if args.recipe else []
+    if is_finished(tuned):
+        return
+    repeats = max(1, round(args.passes / (LOOKS * labels)))
+    options = [f"@recipes/{FINETUNE}.args", *data_options(args, labels)]
+    options += ["--epochs", LOOKS, "--epoch_repeats", repeats, *args.finetune]
+    options += ["--finetune", pretraining(args) / "checkpoint-last.pth"]
+    options += ["--seed", seed, "--output_dir", tuned]
+    run(["main_finetune.py", *options], folder / f"pre-trained-{seed}.txt")
+
+
+def from_scratch(args: argparse.Namespace, labels: int, seed: int) -> None:
+    """The rival, for as many minutes; other seeds with the recipe that the first has found."""
+    folder = args.output_dir / f"labels-{labels}"
+    recipe = args.recipe
+    if not recipe and seed != args.seeds[0]:
+        found = read_json(folder / args.rival / f"seed-{args.seeds[0]}" / "config.json")["options"]
+        recipe = f"{found['lr']}:{found['batch']}{':strong' * found['strong']}"
+    options = [*data_options(args, labels), "--models", args.rival, "--seeds", seed]
+    options += ["--minutes_of", pretraining(args), folder / "pre-trained" / f"seed-{seed}"]
+    options += ["--recipe", recipe] if recipe else []
     options += ["--threads", 1, "--output_dir", folder]
     run(["benchmarks/rivals.py", *options], folder / f"{args.rival}-{seed}.txt")
 
 
-def duels(args: argparse.Namespace, pretraining: Path) -> None:
-    """All of them, one at a time on every core."""
+def duels(args: argparse.Namespace) -> None:
+    """All of them, one at a time on every core. Raises the first BadInput."""
     free: SimpleQueue[int] = SimpleQueue()
     for core in args.cores:
         free.put(core)
@@ -110,14 +122,21 @@ def duels(args: argparse.Namespace, pretraining: Path) -> None:
     def settle() -> None:
         os.sched_setaffinity(0, {free.get()})  # of this thread, and of what it starts
 
-    def fight(labels: int, seed: int) -> None:
-        duel(args, labels, seed, pretraining)
-        print(f"{labels} labels, seed {seed}: done", flush=True)
-
+    first = [(labels, args.seeds[0]) for labels in args.labels]
+    others = [(labels, seed) for labels in args.labels for seed in args.seeds[1:]]
     with ThreadPoolExecutor(len(args.cores), initializer=settle) as pool:
-        wanted = [(labels, seed) for labels in args.labels for seed in args.seeds]
-        for ended in [pool.submit(fight, *pair) for pair in wanted]:
-            ended.result()
+        for work, pairs in (
+            (finetune, [*first, *others]),
+            (from_scratch, first),
+            (from_scratch, others),
+        ):
+            try:
+                for _ in pool.map(partial(work, args), *zip(*pairs, strict=True)):
+                    pass
+            except BadInput:
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
+            print(f"{work.__name__}: {len(pairs)} done", flush=True)
 
 
 def sides(args: argparse.Namespace, labels: int) -> dict[str, Group]:
@@ -130,7 +149,7 @@ def sides(args: argparse.Namespace, labels: int) -> dict[str, Group]:
     }
 
 
-def table(args: argparse.Namespace, pretraining: Path) -> list[str]:
+def table(args: argparse.Namespace) -> list[str]:
     """UAR in the last epoch, in %, as Markdown."""
     lines = [
         "| labels | minutes | from scratch | pre-trained | difference |",
@@ -141,7 +160,7 @@ def table(args: argparse.Namespace, pretraining: Path) -> list[str]:
         scratch, tuned = (groups[side].last("uar") for side in COLOURS)
         gain = Spread(tuple(b - a for a, b in zip(scratch.values, tuned.values, strict=True)))
         minutes = [
-            rivals.minutes_of([str(pretraining), str(folder)])
+            rivals.minutes_of([str(pretraining(args)), str(folder)])
             for folder in groups["pre-trained"].folders
         ]
         cells = (labels, f"{np.mean(minutes):.1f}", scratch.show(), tuned.show(), gain.show("+"))
@@ -149,11 +168,11 @@ def table(args: argparse.Namespace, pretraining: Path) -> list[str]:
     return lines
 
 
-def curves(args: argparse.Namespace, pretraining: Path) -> np.ndarray:
-    """UAR over minutes of training, a panel a number of labels, -> (h, w, 3) uint8."""
+def curves(args: argparse.Namespace) -> np.ndarray:
+    """UAR over minutes of training -> (h, w, 3) uint8, one panel per number of labels."""
     from matplotlib import figure, rc_context
 
-    before = rivals.minutes_of([str(pretraining)])
+    before = rivals.minutes_of([str(pretraining(args))])
     with rc_context(CHART):
         picture = figure.Figure(figsize=(4 * len(args.labels), 3.4), layout="constrained")
         panels = picture.subplots(1, len(args.labels), sharey=True, squeeze=False)[0]
@@ -191,21 +210,52 @@ def build_parser() -> Parser:
     return parser
 
 
+def settle_data(args: argparse.Namespace) -> None:
+    """Absolute paths, the labels that there are. Raises BadInput."""
+    for name in ("faces", "unlabelled"):
+        given = getattr(args, name)
+        if given and os.path.exists(given):
+            setattr(args, name, os.path.abspath(given))
+    drawn = args.unlabelled and args.unlabelled.startswith("synthetic")
+    args.unlabelled = args.unlabelled or f"{args.faces}/unlabelled"
+    if not drawn and not os.path.exists(args.unlabelled):
+        raise BadInput(f"--unlabelled {args.unlabelled}: no such folder; name one to pre-train on")
+    splits = open_labelled(args.faces, size=drawn_size(args.input_size)).splits
+    if not {"train", "test"} <= set(splits):
+        raise BadInput(f"--faces {args.faces}: has no splits train and test")
+    args.count = len(splits["train"])
+    if max(args.labels) > args.count:
+        raise BadInput(f"--labels {max(args.labels)}: {args.faces} has {args.count} for training")
+
+
+def check_unchanged(args: argparse.Namespace) -> None:
+    """What is there already was made with these options. Raises BadInput."""
+    now = {name: getattr(args, name) for name in DECIDES_RESULT}
+    path = args.output_dir / "contest.json"
+    then = read_json(path) or now
+    for name in DECIDES_RESULT:
+        if then.get(name) != now[name]:
+            raise BadInput(
+                f"{args.output_dir}: was begun with --{name} {then.get(name)}, now {now[name]}; "
+                "name another --output_dir, or remove that folder"
+            )
+    write_json(path, now)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run what is missing, then write the table and the curves."""
     try:
         args = build_parser().parse_args(argv)
         args.output_dir = args.output_dir.absolute()
-        args.unlabelled = args.unlabelled or f"{args.faces}/unlabelled"
         args.cores = sorted(os.sched_getaffinity(0))
-        args.count = len(
-            open_labelled(args.faces, size=drawn_size(args.input_size)).splits["train"]
-        )
-        pretraining = pretrain(args)
-        duels(args, pretraining)
-        lines = table(args, pretraining)
+        settle_data(args)
+        args.output_dir.mkdir(parents=True, exist_ok=True)
+        check_unchanged(args)
+        pretrain(args)
+        duels(args)
+        lines = table(args)
         (args.output_dir / "table.md").write_text("\n".join(lines) + "\n")
-        save_png(curves(args, pretraining), args.output_dir / "curves.png")
+        save_png(curves(args), args.output_dir / "curves.png")
         print(*lines, sep="\n")
     except BadInput as error:
         print(f"contest.py: error: {error}", file=sys.stderr)

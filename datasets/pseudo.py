@@ -15,83 +15,107 @@ from datasets.decode import printable
 from datasets.folder import FileList, ImageFiles
 from datasets.labelled import Joined, LabelledImages
 from datasets.labels import shared_classes
-from datasets.present import csv_rows, missing_note, present
+from datasets.present import csv_rows, present
 from datasets.replace import check_readable
 from util.errors import BadInput
 
 COLUMN = "p_"  # before a class's name
+BOX = {"face", "left", "top", "width", "height", "score"}  # of a face that was found
+CUT = "cut the faces out, and predict them with main_predict.py --detector none"
 
 
 def read_pseudo_labels(path: str, classes: Sequence[str]) -> tuple[LabelledImages, list[str]]:
     """Rows as `main_predict.py --detector none` writes them -> images with targets, lines to say.
 
-    Columns `path` and a `p_CLASS` for each of `classes`, matched by name; others are not used.
-    Paths are those of the folder the file lies in, or else of the current folder. Rows without
-    probabilities are left out. Raises BadInput.
+    Columns `path` and a `p_CLASS` for each of `classes`, matched by name. Paths start at the
+    folder of the file, or else at the current folder. Left out are rows without probabilities and
+    those most probably of a class that is not among `classes`. Raises BadInput.
     """
     where = f"--pseudo_labels {printable(path)}"
-    rows = list(csv_rows(path))
+    try:
+        rows = list(csv_rows(path))
+    except BadInput as error:
+        raise BadInput(f"--pseudo_labels {error}") from None
     header = rows[0][1] if rows else []
     if "path" not in header:
         raise BadInput(f"{where}: no column `path`; write it with main_predict.py, as a CSV file")
-    columns = {i: name[len(COLUMN) :] for i, name in enumerate(header) if name.startswith(COLUMN)}
-    ours, theirs = shared_classes(classes, list(columns.values()))
+    known = [name[len(COLUMN) :] for name in header if name.startswith(COLUMN)]
+    ours, theirs = shared_classes(classes, known)
     if lacking := [name for k, name in enumerate(classes) if k not in ours]:
         shown = printable(", ".join(COLUMN + name for name in lacking))
         raise BadInput(f"{where}: no column {shown}; the classifier must know all classes")
-    places = [list(columns)[k] for k in theirs]
-    names, targets, empty = [], [], 0
+    names, targets, empty, strange = [], [], 0, 0
     for number, cells in rows[1:]:
-        told = _told(cells, header, places, f"{where}, row {number}")
-        empty += told is None
-        if told is not None:
-            names.append(cells[header.index("path")])
-            targets.append(told)
+        row = dict(zip(header, cells, strict=False))
+        p = _probabilities(row, known, f"{where}, row {number}")
+        empty += p is None
+        strange += p is not None and p.argmax() not in theirs
+        if p is not None and p.argmax() in theirs:
+            names.append(_name(row, f"{where}, row {number}"))
+            targets.append(p[theirs] / p[theirs].sum())
+    notes = []
+    if empty:
+        notes.append(f"{where}: {empty:,} rows without probabilities are left out")
+    if strange:
+        notes.append(f"{where}: {strange:,} images of other classes are left out")
     if not names:
-        raise BadInput(f"{where}: no row with probabilities")
+        raise BadInput("; ".join([f"{where}: no row with probabilities of these classes", *notes]))
     if len(set(names)) < len(names):
-        raise BadInput(
-            f"{where}: several faces of one picture; cut the faces out, and predict them with "
-            "main_predict.py --detector none"
-        )
-    root, there = _root(path, names)
-    notes = missing_note(path, root, names, there)
-    files = FileList.of(root, map(os.fsencode, compress(names, there)))
+        raise BadInput(f"{where}: several faces of one picture; {CUT}")
+    files, there, missing = _present(path, names, where)
     p = np.array(targets, np.float32)[there]
     images = LabelledImages(ImageFiles(files), p.argmax(axis=1), p)
     check_readable(images.source, where)
-    if empty:
-        notes.append(f"{where}: {empty:,} rows without probabilities are left out")
-    return images, [_described(where, images, classes), *notes]
+    return images, [_described(where, images, classes), *missing, *notes]
 
 
-def _told(cells: list[str], header: list[str], places: list[int], where: str) -> np.ndarray | None:
-    """The probabilities of a row, made to sum to 1; None where it has none."""
-    texts = [cells[i].strip() if i < len(cells) else "" for i in places]
+def _probabilities(row: dict[str, str], known: list[str], where: str) -> np.ndarray | None:
+    """Of the classes `known`, in their order; None where a row has none."""
+    texts = [row.get(COLUMN + name, "").strip() for name in known]
     if not any(texts):
         return None
-    score = dict(zip(header, cells, strict=False)).get("score") or "1"
+    p = np.array([_number(text) for text in texts])
+    for name, text, value in zip(known, texts, p, strict=True):
+        if not 0 <= value <= 1:
+            shown = printable(text) or "empty"
+            raise BadInput(f"{where}: {COLUMN}{printable(name)} is {shown}, no probability")
+    if not p.any():
+        raise BadInput(f"{where}: all probabilities are 0")
+    return p
+
+
+def _number(text: str) -> float:
     try:
-        *p, found = map(float, (*texts, score))
+        return float(text)
     except ValueError:
-        p, found = [np.nan], 1
-    if found != 1:
-        raise BadInput(
-            f"{where}: a face that was found in a picture (score {printable(score)}); cut the "
-            "faces out, and predict them with main_predict.py --detector none"
-        )
-    p = np.array(p)
-    if not (np.isfinite(p).all() and (p >= 0).all() and p.sum() > 0):
-        raise BadInput(f"{where}: {printable(', '.join(texts))} are no probabilities")
-    return p / p.sum()
+        return np.nan
 
 
-def _root(path: str, names: list[str]) -> tuple[str, np.ndarray]:
-    """The folder that the names start from, absolute, and which of them are there."""
+def _name(row: dict[str, str], where: str) -> str:
+    """The path in a row. Raises BadInput for none, and for a face found in a larger picture."""
+    if not row.get("path"):
+        raise BadInput(f"{where}: has no path")
+    if set(row) >= BOX and _number(row["score"]) != 1:
+        score = printable(row["score"])
+        raise BadInput(f"{where}: a face found in a picture, score {score}; {CUT}")
+    return os.path.normpath(row["path"])
+
+
+def _present(path: str, names: list[str], where: str) -> tuple[FileList, np.ndarray, list[str]]:
+    """The files, which of the names are there (n,) bool, and a line on those that are not."""
     folders = [os.path.abspath(os.path.dirname(path)), os.getcwd()]
     found = [present(folder, names) for folder in folders]
-    best = max(range(2), key=lambda k: found[k].sum())  # the first where equal
-    return folders[best], found[best]
+    k = int(found[1].sum() > found[0].sum())
+    folder, there = folders[k], found[k]
+    files = FileList.of(folder, map(os.fsencode, compress(names, there)))
+    if there.all():
+        return files, there, []
+    first = printable(names[int(there.argmin())])
+    count = f"{where}: {int((~there).sum()):,} of {len(names):,} images are missing (first: {first}"
+    if 2 * len(files) < len(names):
+        tried = printable(" and ".join(folders))
+        raise BadInput(f"{count}); looked for below {tried}: paths start at one of these")
+    return files, there, [f"{count})"]
 
 
 def _described(where: str, images: LabelledImages, classes: Sequence[str]) -> str:

@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 
 from benchmarks import contest, rivals
@@ -31,12 +32,13 @@ def test_the_table_compares_last_epochs_seed_by_seed(tmp_path):
             leave_run(folder / f"resnet18/seed-{seed}", [80.0, scratch], 180)
             leave_run(folder / f"pre-trained/seed-{seed}", [70.0, scratch + gain + seed], 60)
     args = contest.build_parser().parse_args(f"--faces x --output_dir {tmp_path}".split())
-    _, _, few, many = contest.table(args, tmp_path / "pre-training")
+    _, _, few, many = contest.table(args)
     assert few == "| 80 | 3.0 | 45.00 ± 7.07 | 55.50 ± 7.78 | +10.50 ± 0.71 |"
     assert many == "| 560 | 3.0 | 45.00 ± 7.07 | 44.50 ± 7.78 | −0.50 ± 0.71 |"
-    picture = contest.curves(args, tmp_path / "pre-training")
+    picture = contest.curves(args)
     assert picture.shape[1] > 2 * picture.shape[0] * 0.9
-    assert len({tuple(pixel) for pixel in picture.reshape(-1, 3)[::7]}) > 10
+    drawn = {tuple(pixel) for pixel in picture.reshape(-1, 3).tolist()}
+    assert {tuple(bytes.fromhex(colour[1:])) for colour in contest.COLOURS.values()} <= drawn
 
 
 @pytest.mark.long
@@ -67,9 +69,36 @@ def test_it_trains_both_sides_for_the_same_minutes(tmp_path, capsys):
 
 
 def test_a_program_that_fails_is_named(tmp_path, capsys):
-    options = f"--faces synthetic-lab:32:16 --unlabelled {tmp_path}/none --output_dir {tmp_path}"
-    assert run(options) == 2
+    (tmp_path / "none").mkdir()
+    options = f"--faces synthetic-lab:32:16 --unlabelled {tmp_path}/none --labels 8"
+    assert run(f"{options} --output_dir {tmp_path}/out") == 2
     error = capsys.readouterr().err
     assert "main_pretrain.py" in error
-    assert f"see {tmp_path}/pre-training.txt" in error
-    assert "none" in (tmp_path / "pre-training.txt").read_text()
+    assert f"see {tmp_path}/out/pre-training.txt" in error
+    assert "none" in (tmp_path / "out/pre-training.txt").read_text()
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ("--faces synthetic-lab:32:16 --labels 8", "--unlabelled synthetic-lab:32:16/unlabelled"),
+        ("--faces synthetic-lab:32:16 --unlabelled synthetic", "--labels 560: synthetic-lab:32:16"),
+    ],
+)
+def test_bad_input_is_told_before_anything_runs(more, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(contest, "run", lambda *_: pytest.fail("ran"))
+    assert run(f"{more} --output_dir {tmp_path}") == 2
+    assert message in capsys.readouterr().err
+
+
+def test_it_continues_with_the_same_options_only(tmp_path, monkeypatch, capsys):
+    ran = []
+    monkeypatch.setattr(contest, "run", lambda command, log: ran.append(command))
+    monkeypatch.setattr(contest, "table", lambda args: [])
+    monkeypatch.setattr(contest, "curves", lambda args: np.zeros((2, 2, 3), np.uint8))
+    options = "--faces synthetic-lab:32:16 --unlabelled synthetic --labels 8 --recipe 1e-3:8"
+    assert run(f"{options} --output_dir {tmp_path}") == 0
+    programs = ["main_finetune.py"] * 2 + ["benchmarks/rivals.py"] * 2
+    assert [command[0] for command in ran[1:]] == programs
+    assert run(f"{options} --output_dir {tmp_path} --passes 9") == 2
+    assert "was begun with --passes 32000, now 9" in capsys.readouterr().err

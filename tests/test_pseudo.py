@@ -18,7 +18,7 @@ from engine_train import Trainer
 from util.errors import BAD_INPUT, DONE, RESUMABLE, BadInput
 
 CLASSES = ("Happy", "Sad", "Fear")
-HEADER = "path,face,score,label,status,p_sadness,p_fear,p_Anger,p_Happy"
+HEADER = "path,face,left,top,width,height,score,label,status,p_sadness,p_fear,p_Anger,p_Happy"
 
 
 def faces(folder, count=4):
@@ -38,9 +38,10 @@ def test_probabilities_are_matched_by_the_classes_names(tmp_path):
     faces(tmp_path / "more")
     path = written(
         tmp_path,
-        "more/2.png,0,1,Happy,ok,0.1,0.2,0.3,0.4",
-        "more/0.png,,,,unreadable,,,,",
-        "more/1.png,0,1.0,sadness,ok,0.5,0.0,0.0,0.5",
+        "./more/2.png,0,0,0,9,9,1,Happy,ok,0.1,0.2,0.3,0.4",
+        "more/3.png,0,0,0,9,9,1,Anger,ok,0.1,0.2,0.4,0.3",
+        "more/0.png,,,,,,,,unreadable,,,,",
+        "more/1.png,0,0,0,9,9,1.000000,sadness,ok,0.5,0.0,0.0,0.5",
     )
     images, lines = read_pseudo_labels(path, CLASSES)
     expected = [[0.4 / 0.7, 0.1 / 0.7, 0.2 / 0.7], [0.5, 0.5, 0]]
@@ -52,13 +53,14 @@ def test_probabilities_are_matched_by_the_classes_names(tmp_path):
     assert lines == [
         f"--pseudo_labels {path}: 2 images (Happy 2, Sad 0, Fear 0), on average 54 % sure",
         f"--pseudo_labels {path}: 1 rows without probabilities are left out",
+        f"--pseudo_labels {path}: 1 images of other classes are left out",
     ]
 
 
 def test_paths_start_at_the_file_or_at_the_current_folder(tmp_path, monkeypatch):
     (tmp_path / "lists").mkdir()
     faces(tmp_path / "more", 2)
-    rows = [f"more/{k}.png,0,1,Sad,ok,1,0,0,0" for k in range(2)]
+    rows = [f"more/{k}.png,0,0,0,9,9,1,Sad,ok,1,0,0,0" for k in range(2)]
     path = written(tmp_path / "lists", *rows)
     with pytest.raises(BadInput, match="missing"):
         read_pseudo_labels(path, CLASSES)
@@ -70,7 +72,7 @@ def test_paths_start_at_the_file_or_at_the_current_folder(tmp_path, monkeypatch)
     assert images.source.name(1) == str(tmp_path / "lists" / "more" / "1.png")
 
 
-GOOD = "more/0.png,0,1,Sad,ok,1,0,0,0"
+GOOD = "more/0.png,0,0,0,9,9,1,Sad,ok,1,0,0,0"
 
 
 @pytest.mark.parametrize(
@@ -79,26 +81,45 @@ GOOD = "more/0.png,0,1,Sad,ok,1,0,0,0"
         ("file,p_Happy", [GOOD], "no column `path`"),
         ("path,p_Happy,p_Anger", ["more/0.png,0.5,0.5"], "no column p_Sad, p_Fear"),
         (HEADER, [], "no row with probabilities"),
-        (HEADER, [GOOD, GOOD], "several faces of one picture"),
-        (HEADER, ["more/0.png,0,0.98,Sad,ok,1,0,0,0"], "row 2: a face that was found in a"),
-        (HEADER, [GOOD, "more/1.png,0,1,Sad,ok,1,0,0,x"], "row 3: x, 1, 0 are no prob"),
-        (HEADER, ["more/0.png,0,1,Sad,ok,-1,0,0,2"], "are no probabilities"),
-        (HEADER, ["more/0.png,0,1,Sad,ok,nan,0,0,1"], "are no probabilities"),
-        (HEADER, ["more/0.png,0,1,Sad,ok,0,0,1,0"], "are no probabilities"),
-        (HEADER, ["gone/0.png,0,1,Sad,ok,1,0,0,0"], "missing"),
+        (HEADER, ["more/0.png,0,0,0,9,9,1,A,ok,0,0,1,0"], "of these classes; .* other classes"),
+        (HEADER, [GOOD, "./" + GOOD], "several faces of one picture"),
+        (HEADER, ["more/0.png,0,0,0,9,9,0.1,Sad,ok,1,0,0,0"], "row 2: a face found in a picture"),
+        (HEADER, [GOOD, "more/1.png,0,0,0,9,9,1,Sad,ok,1,0,0,x"], "row 3: p_Happy is x, no prob"),
+        (HEADER, ["more/0.png,0,0,0,9,9,1,Sad,ok,-1,0,0,2"], "row 2: p_sadness is -1"),
+        (HEADER, ["more/0.png,0,0,0,9,9,1,Sad,ok,0.5,,0,0.5"], "row 2: p_fear is empty"),
+        (HEADER, ["more/0.png,0,0,0,9,9,1,Sad,ok,nan,0,0,1"], "p_sadness is nan"),
+        (HEADER, ["more/0.png,0,0,0,9,9,1,Sad,ok,0,0,0,0"], "all probabilities are 0"),
+        (HEADER, ["gone/0.png,0,0,0,9,9,1,Sad,ok,1,0,0,0"], "1 of 1 images are missing .*looked"),
+        ("p_Happy,p_Sad,p_Fear,path", ["1,0,0"], "row 2: has no path"),
     ],
 )
 def test_what_cannot_be_used_is_refused(header, rows, message, tmp_path):
     faces(tmp_path / "more")
-    with pytest.raises(BadInput, match=message):
-        read_pseudo_labels(written(tmp_path, *rows, header=header), CLASSES)
+    path = written(tmp_path, *rows, header=header)
+    with pytest.raises(BadInput, match=message) as caught:
+        read_pseudo_labels(path, CLASSES)
+    assert str(caught.value).startswith(f"--pseudo_labels {path}")
+
+
+def test_a_file_that_is_not_there_is_named():
+    with pytest.raises(BadInput, match=r"--pseudo_labels none\.csv"):
+        read_pseudo_labels("none.csv", CLASSES)
+
+
+def test_votes_stay_beside_pseudo_labels(tmp_path):
+    files = ImageFiles(list_images(faces(tmp_path / "more", 2)))
+    votes = LabelledImages(files, [0, 1], [[0.6, 0.4, 0], [0, 0.7, 0.3]])
+    more, _ = read_pseudo_labels(written(tmp_path, GOOD), CLASSES)
+    np.testing.assert_allclose(
+        with_pseudo_labels(votes, more).targets, [[0.6, 0.4, 0], [0, 0.7, 0.3], [0, 1, 0]]
+    )
 
 
 def test_joined_images_keep_their_order_and_their_targets(tmp_path):
     first = list_images(faces(tmp_path / "a", 2))
     known = LabelledImages(ImageFiles(first), [2, 1])
     faces(tmp_path / "more", 3)
-    rows = [f"more/{k}.png,0,1,Sad,ok,0.25,0,0,0.75" for k in (2, 0, 1)]
+    rows = [f"more/{k}.png,0,0,0,9,9,1,Sad,ok,0.25,0,0,0.75" for k in (2, 0, 1)]
     more, _ = read_pseudo_labels(written(tmp_path, *rows), CLASSES)
     both = with_pseudo_labels(known, more)
     assert isinstance(both.source, Joined)
@@ -109,7 +130,7 @@ def test_joined_images_keep_their_order_and_their_targets(tmp_path):
     np.testing.assert_array_equal(both.targets[:2], [[0, 0, 1], [0, 1, 0]])
     np.testing.assert_array_equal(both.targets[2:], [[0.75, 0.25, 0]] * 3)
     assert both.labels.tolist() == [2, 1, 0, 0, 0]
-    others = [f"more/{k}.png,0,1,Sad,ok,0.3,0,0,0.7" for k in (2, 0, 1)]
+    others = [f"more/{k}.png,0,0,0,9,9,1,Sad,ok,0.3,0,0,0.7" for k in (2, 0, 1)]
     less, _ = read_pseudo_labels(written(tmp_path, *others), CLASSES)
     assert len({both.digest, known.digest, with_pseudo_labels(known, less).digest}) == 3
 
@@ -147,14 +168,17 @@ def test_a_run_learns_from_pseudo_labels_and_says_so(sets, answered, tmp_path, c
     assert all(np.isfinite(line["train_loss"]) for line in log(tmp_path / "run"))
 
     best = tmp_path / "run" / "checkpoint-best.pth"
-    again = evaluate(best, tmp_path / "eval", f"--data_path {sets / 'rafdb'}")
+    again = evaluate(
+        best, tmp_path / "eval", f"--data_path {sets / 'rafdb'} --pseudo_labels {path}"
+    )
+    assert "--pseudo_labels has no effect" in capfd.readouterr().out
     assert_close(measured(again), measured(result))
     assert export(best, "safetensors", tmp_path / "exported") == DONE
     card = (tmp_path / "exported" / "README.md").read_text().replace("\\", "")
     assert "also trained on the pseudo-labels of more.csv" in card
 
 
-def test_it_goes_on_exactly_and_only_with_the_same_pseudo_labels(sets, answered, tmp_path, capfd):
+def test_it_resumes_exactly_and_only_with_the_same_pseudo_labels(sets, answered, tmp_path, capfd):
     run, path = answered
     whole, halves = tmp_path / "whole", tmp_path / "halves"
     more = f"--pseudo_labels {path} --epochs 2 --warmup_epochs 0"
