@@ -11,6 +11,8 @@ So with as many seeds as cores, both sides have the whole machine for the same t
 networks as there are cores, and pre-training shared by all of them. Tests are off the clock on both
 sides; reading images is on it for pre-training and fine-tuning, and off it for the rival. Its
 recipe is searched for with the first seed of each number of labels, off the clock, or given.
+With --pseudo_passes, the fine-tuned network then labels the unlabelled faces and is trained on
+them as well; that counts, too, labelling included.
 What is compared is the last epoch: no choice among epochs enters.
 
 CONTEST/curves.png shows the mean class accuracy over the minutes, CONTEST/table.md its end.
@@ -21,6 +23,7 @@ import os
 import shlex
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -46,8 +49,12 @@ PRETRAIN, FINETUNE = "pretrain_small_faces", "small_faces_500"  # recipes
 BATCH = 32  # images in a step of pre-training, on all processes
 LOOKS = 8  # at the test images in a fine-tuning, as many as a rival has
 # What has to be the same to continue; seeds, labels and rivals may be added.
-DECIDES_RESULT = ("faces", "unlabelled", "input_size", "passes", "pretrain", "finetune", "recipe")
-COLOURS = {"from scratch": "#d9730d", "pre-trained": "#3b82f6"}
+DECIDES_RESULT = (
+    *("faces", "unlabelled", "input_size", "recipe"),
+    *("pretrain", "finetune", "passes", "pseudo_passes"),
+)
+SCRATCH, TUNED, PSEUDO = "from scratch", "pre-trained", "with pseudo-labels"
+COLOURS = {SCRATCH: "#d9730d", TUNED: "#3b82f6", PSEUDO: "#2a9d63"}
 
 
 def run(command: Sequence[object], log: Path) -> None:
@@ -85,32 +92,65 @@ def data_options(args: argparse.Namespace, labels: int) -> list[object]:
     return ["--data_path", args.faces, "--input_size", args.input_size, *share, "--device", "cpu"]
 
 
+def place(args: argparse.Namespace, labels: int, side: str, seed: int) -> Path:
+    """The folder of a run."""
+    names = {SCRATCH: args.rival, TUNED: "pre-trained", PSEUDO: "pseudo-labelled"}
+    return args.output_dir / f"labels-{labels}" / names[side] / f"seed-{seed}"
+
+
 def finetune(args: argparse.Namespace, labels: int, seed: int) -> None:
-    """From the pre-trained weights."""
-    folder = args.output_dir / f"labels-{labels}"
-    tuned = folder / "pre-trained" / f"seed-{seed}"
-    if is_finished(tuned):
+    """From the pre-trained weights, and from those with pseudo-labels."""
+    folder = place(args, labels, TUNED, seed)
+    if not is_finished(folder):
+        repeats = max(1, round(args.passes / (LOOKS * labels)))
+        options = ["--epochs", LOOKS, "--epoch_repeats", repeats, *args.finetune, "--seed", seed]
+        options += ["--finetune", pretraining(args) / "checkpoint-last.pth"]
+        train(args, labels, folder, options)
+    after = place(args, labels, PSEUDO, seed)
+    if not args.pseudo_passes or is_finished(after):
         return
-    repeats = max(1, round(args.passes / (LOOKS * labels)))
-    options = [f"@recipes/{FINETUNE}.args", *data_options(args, labels)]
-    options += ["--epochs", LOOKS, "--epoch_repeats", repeats, *args.finetune]
-    options += ["--finetune", pretraining(args) / "checkpoint-last.pth"]
-    options += ["--seed", seed, "--output_dir", tuned]
-    run(["main_finetune.py", *options], folder / f"pre-trained-{seed}.txt")
+    begin = folder / "checkpoint-last.pth"
+    began, answers = time.perf_counter(), after.with_suffix(".csv")
+    options = ["--checkpoint", begin, "--detector", "none", "--device", "cpu", "--num_workers", 0]
+    options += [args.unlabelled, "--output", answers]
+    run(["main_predict.py", *options], after.with_suffix(".predict.txt"))
+    write_json(after.with_suffix(".json"), {"seconds": time.perf_counter() - began})
+    images = labels + len(answers.read_text().splitlines()) - 1
+    epochs = min(LOOKS, max(1, round(args.pseudo_passes / images)))
+    repeats = max(1, round(args.pseudo_passes / (epochs * images)))
+    options = ["--epochs", epochs, "--epoch_repeats", repeats, *args.finetune, "--seed", seed]
+    train(args, labels, after, [*options, "--finetune", begin, "--pseudo_labels", answers])
+
+
+def train(args: argparse.Namespace, labels: int, folder: Path, options: list[object]) -> None:
+    """One fine-tuning into a folder."""
+    command = ["main_finetune.py", f"@recipes/{FINETUNE}.args", *data_options(args, labels)]
+    run([*command, *options, "--output_dir", folder], folder.with_suffix(".txt"))
+
+
+def starts(args: argparse.Namespace, labels: int, seed: int) -> dict[str, float]:
+    """After how many minutes each part of our side begins, and at "end" ends."""
+    minutes = {TUNED: rivals.minutes_of([str(pretraining(args))])}
+    end = minutes[TUNED] + rivals.minutes_of([str(place(args, labels, TUNED, seed))])
+    if args.pseudo_passes:
+        after = place(args, labels, PSEUDO, seed)
+        minutes[PSEUDO] = end + read_json(after.with_suffix(".json"))["seconds"] / 60
+        end = minutes[PSEUDO] + rivals.minutes_of([str(after)])
+    return {SCRATCH: 0.0, **minutes, "end": end}
 
 
 def from_scratch(args: argparse.Namespace, labels: int, seed: int) -> None:
     """The rival, for as many minutes; other seeds with the recipe that the first has found."""
-    folder = args.output_dir / f"labels-{labels}"
-    recipe = args.recipe
+    folder, recipe = place(args, labels, SCRATCH, seed), args.recipe
     if not recipe and seed != args.seeds[0]:
-        found = read_json(folder / args.rival / f"seed-{args.seeds[0]}" / "config.json")["options"]
+        first = place(args, labels, SCRATCH, args.seeds[0])
+        found = read_json(first / "config.json")["options"]
         recipe = f"{found['lr']}:{found['batch']}{':strong' * found['strong']}"
     options = [*data_options(args, labels), "--models", args.rival, "--seeds", seed]
-    options += ["--minutes_of", pretraining(args), folder / "pre-trained" / f"seed-{seed}"]
+    options += ["--minutes", starts(args, labels, seed)["end"]]
     options += ["--recipe", recipe] if recipe else []
-    options += ["--threads", 1, "--output_dir", folder]
-    run(["benchmarks/rivals.py", *options], folder / f"{args.rival}-{seed}.txt")
+    options += ["--threads", 1, "--output_dir", folder.parent.parent]
+    run(["benchmarks/rivals.py", *options], folder.with_suffix(".txt"))
 
 
 def duels(args: argparse.Namespace) -> None:
@@ -140,51 +180,43 @@ def duels(args: argparse.Namespace) -> None:
 
 
 def sides(args: argparse.Namespace, labels: int) -> dict[str, Group]:
-    """The runs of both sides."""
-    folder = args.output_dir / f"labels-{labels}"
-    places = {"from scratch": folder / args.rival, "pre-trained": folder / "pre-trained"}
+    """The runs from scratch, and those of the parts of our side."""
+    wanted = [side for side in COLOURS if side != PSEUDO or args.pseudo_passes]
     return {
-        side: group_runs([place / f"seed-{seed}" for seed in args.seeds])[0]
-        for side, place in places.items()
+        side: group_runs([place(args, labels, side, seed) for seed in args.seeds])[0]
+        for side in wanted
     }
 
 
 def table(args: argparse.Namespace) -> list[str]:
-    """UAR in the last epoch, in %, as Markdown."""
-    lines = [
-        "| labels | minutes | from scratch | pre-trained | difference |",
-        "|---|---|---|---|---|",
-    ]
+    """UAR in the last epoch, in %, as Markdown; the difference is of what ended at one time."""
+    wanted = list(sides(args, args.labels[0]))
+    head = ["labels", "minutes", *wanted, "difference"]
+    rows = [head, ["---"] * len(head)]
     for labels in args.labels:
-        groups = sides(args, labels)
-        scratch, tuned = (groups[side].last("uar") for side in COLOURS)
-        gain = Spread(tuple(b - a for a, b in zip(scratch.values, tuned.values, strict=True)))
-        minutes = [
-            rivals.minutes_of([str(pretraining(args)), str(folder)])
-            for folder in groups["pre-trained"].folders
-        ]
-        cells = (labels, f"{np.mean(minutes):.1f}", scratch.show(), tuned.show(), gain.show("+"))
-        lines.append("| " + " | ".join(map(str, cells)) + " |")
-    return lines
+        last = [group.last("uar") for group in sides(args, labels).values()]
+        pairs = zip(last[0].values, last[-1].values, strict=True)
+        gain = Spread(tuple(ours - theirs for theirs, ours in pairs))
+        minutes = np.mean([starts(args, labels, seed)["end"] for seed in args.seeds])
+        shown = [spread.show() for spread in last]
+        rows.append([str(labels), f"{minutes:.1f}", *shown, gain.show("+")])
+    return ["| " + " | ".join(row) + " |" for row in rows]
 
 
 def curves(args: argparse.Namespace) -> np.ndarray:
     """UAR over minutes of training -> (h, w, 3) uint8, one panel per number of labels."""
     from matplotlib import figure, rc_context
 
-    before = rivals.minutes_of([str(pretraining(args))])
     with rc_context(CHART):
         picture = figure.Figure(figsize=(4 * len(args.labels), 3.4), layout="constrained")
         panels = picture.subplots(1, len(args.labels), sharey=True, squeeze=False)[0]
         for axes, labels in zip(panels, args.labels, strict=True):
             for side, group in sides(args, labels).items():
-                start = before if side == "pre-trained" else 0.0
-                for i, folder in enumerate(group.folders):
-                    log = read_log(folder)
+                for i, (seed, folder) in enumerate(zip(args.seeds, group.folders, strict=True)):
+                    log, start = read_log(folder), starts(args, labels, seed)[side]
                     minutes = start + np.cumsum([entry["epoch_s"] for entry in log]) / 60
                     uar = [entry["test_uar"] for entry in log]
                     axes.plot(minutes, uar, color=COLOURS[side], label=None if i else side)
-            axes.axvline(before, color="#888888", lw=1, ls=":")
             axes.set_title(f"{labels} labels")
             axes.set_xlabel("minutes, pre-training included")
             axes.set_xlim(left=0)
@@ -202,6 +234,9 @@ def build_parser() -> Parser:
     parser.add_argument("--seeds", type=COUNT, nargs="+", default=[0, 1])
     parser.add_argument("--input_size", type=SIZE, default=48, help="side length in pixels")
     parser.add_argument("--passes", type=SIZE, default=32000, help="images of a fine-tuning")
+    parser.add_argument(
+        "--pseudo_passes", type=COUNT, default=0, help="then, with pseudo-labels; 0: without"
+    )
     parser.add_argument("--pretrain", type=shlex.split, default=[], help="more of its options")
     parser.add_argument("--finetune", type=shlex.split, default=[], help="more of its options")
     parser.add_argument("--rival", default="resnet18", help="a model of timm")
@@ -220,6 +255,8 @@ def settle_data(args: argparse.Namespace) -> None:
     args.unlabelled = args.unlabelled or f"{args.faces}/unlabelled"
     if not drawn and not os.path.exists(args.unlabelled):
         raise BadInput(f"--unlabelled {args.unlabelled}: no such folder; name one to pre-train on")
+    if drawn and args.pseudo_passes:
+        raise BadInput("--pseudo_passes: needs image files to label; name a folder: --unlabelled")
     splits = open_labelled(args.faces, size=drawn_size(args.input_size)).splits
     if not {"train", "test"} <= set(splits):
         raise BadInput(f"--faces {args.faces}: has no splits train and test")

@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+from layouts import picture, save
 
 from benchmarks import contest, rivals
 from util.rundir import read_json
@@ -35,36 +36,51 @@ def test_the_table_compares_last_epochs_seed_by_seed(tmp_path):
     _, _, few, many = contest.table(args)
     assert few == "| 80 | 3.0 | 45.00 ± 7.07 | 55.50 ± 7.78 | +10.50 ± 0.71 |"
     assert many == "| 560 | 3.0 | 45.00 ± 7.07 | 44.50 ± 7.78 | −0.50 ± 0.71 |"
-    picture = contest.curves(args)
-    assert picture.shape[1] > 2 * picture.shape[0] * 0.9
-    drawn = {tuple(pixel) for pixel in picture.reshape(-1, 3).tolist()}
-    assert {tuple(bytes.fromhex(colour[1:])) for colour in contest.COLOURS.values()} <= drawn
+    chart = contest.curves(args)
+    more = f"--faces x --output_dir {tmp_path} --labels 80 --pseudo_passes 9"
+    for seed in (0, 1):
+        leave_run(tmp_path / f"labels-80/pseudo-labelled/seed-{seed}", [60.0], 30)
+        (tmp_path / f"labels-80/pseudo-labelled/seed-{seed}.json").write_text('{"seconds": 6}')
+    *_, longer = contest.table(contest.build_parser().parse_args(more.split()))
+    assert longer == ("| 80 | 3.6 | 45.00 ± 7.07 | 55.50 ± 7.78 | 60.00 ± 0.00 | +15.00 ± 7.07 |")
+    assert chart.shape[1] > 2 * chart.shape[0] * 0.9
+    drawn = {tuple(pixel) for pixel in chart.reshape(-1, 3).tolist()}
+    for side in (contest.SCRATCH, contest.TUNED):
+        assert tuple(bytes.fromhex(contest.COLOURS[side][1:])) in drawn
 
 
 @pytest.mark.long
 def test_it_trains_both_sides_for_the_same_minutes(tmp_path, capsys):
+    faces = tmp_path / "faces"
+    for k in range(12):
+        (faces / "unlabelled").mkdir(parents=True, exist_ok=True)
+        save(picture("Sad", k, "train", 32, True), faces / "unlabelled" / f"{k}.png")
     options = (
-        "--faces synthetic-lab:32:16 --unlabelled synthetic-lab:64 --labels 16 --seeds 1 "
-        f"--input_size 32 --passes 64 --recipe 1e-3:4 --output_dir {tmp_path}"
+        f"--faces synthetic-lab:32:16 --unlabelled {faces}/unlabelled --labels 16 --seeds 1 "
+        f"--input_size 32 --passes 64 --pseudo_passes 50 --output_dir {tmp_path / 'out'}"
     )
-    short = ["--pretrain", "--epochs 1 --warmup_epochs 0 --batch_size 8"]
-    assert contest.main([*options.split(), *short]) == 0
+    more = ["--pretrain", "--epochs 1 --warmup_epochs 0 --batch_size 4", "--recipe", "1e-3:4"]
+    assert contest.main([*options.split(), *more]) == 0
     said = capsys.readouterr().out
-    tuned, rival = (
-        tmp_path / "labels-16" / name / "seed-1" for name in ("pre-trained", "resnet18")
+    tuned, pseudo, rival = (
+        tmp_path / "out/labels-16" / name / "seed-1"
+        for name in ("pre-trained", "pseudo-labelled", "resnet18")
     )
-    minutes = rivals.minutes_of([str(tmp_path / "pre-training"), str(tuned)])
+    minutes = rivals.minutes_of([str(tmp_path / "out/pre-training"), str(tuned), str(pseudo)])
+    minutes += read_json(pseudo.with_suffix(".json"))["seconds"] / 60
     assert read_json(rival / "eval.json")["minutes"] == pytest.approx(minutes, abs=0.01)
     for folder in (tuned, rival):
         assert len(read_log(folder)) == contest.LOOKS
         assert read_json(folder / "config.json")["data"]["count"] == 16
-    assert str(tmp_path / "pre-training/checkpoint-last.pth") in str(
-        read_json(tuned / "config.json")["options"]["finetune"]
-    )
-    assert (tmp_path / "table.md").read_text() in said
-    assert (tmp_path / "curves.png").stat().st_size > 1000
+    assert len(read_log(pseudo)) == 2
+    assert read_json(pseudo / "config.json")["data"]["pseudo_labelled"] == 12
+    for folder, begin in ((tuned, tmp_path / "out/pre-training"), (pseudo, tuned)):
+        asked = read_json(folder / "config.json")["options"]
+        assert asked["finetune"] == str(begin / "checkpoint-last.pth")
+    assert (tmp_path / "out/table.md").read_text() in said
+    assert (tmp_path / "out/curves.png").exists()
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("eval.json")}
-    assert contest.main([*options.split(), *short]) == 0
+    assert contest.main([*options.split(), *more]) == 0
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("eval.json")} == before
 
 
@@ -94,11 +110,13 @@ def test_bad_input_is_told_before_anything_runs(more, message, tmp_path, monkeyp
 def test_it_continues_with_the_same_options_only(tmp_path, monkeypatch, capsys):
     ran = []
     monkeypatch.setattr(contest, "run", lambda command, log: ran.append(command))
+    monkeypatch.setattr(contest, "starts", lambda *_: {"end": 2.5})
     monkeypatch.setattr(contest, "table", lambda args: [])
     monkeypatch.setattr(contest, "curves", lambda args: np.zeros((2, 2, 3), np.uint8))
     options = "--faces synthetic-lab:32:16 --unlabelled synthetic --labels 8 --recipe 1e-3:8"
     assert run(f"{options} --output_dir {tmp_path}") == 0
     programs = ["main_finetune.py"] * 2 + ["benchmarks/rivals.py"] * 2
     assert [command[0] for command in ran[1:]] == programs
+    assert all(command[command.index("--minutes") + 1] == 2.5 for command in ran[3:])
     assert run(f"{options} --output_dir {tmp_path} --passes 9") == 2
     assert "was begun with --passes 32000, now 9" in capsys.readouterr().err
