@@ -27,7 +27,7 @@ WAYS = {  # what GNU's OpenMP, which comes with torch, is told
     "torch's own": {},
     "OMP_WAIT_POLICY=passive": {"OMP_WAIT_POLICY": "passive"},
     "GOMP_SPINCOUNT=1000": {"GOMP_SPINCOUNT": "1000"},
-    "one process per core": {"PROCESS_A_CORE": "1"},
+    "one process per core": {"PROCESS_PER_CORE": "1"},
 }
 MODELS = {"resnet18, 48 px": ("resnet18", 8), "mae_vit_tiny_patch16, 96 px": ("mae", 2)}
 SETTINGS = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "OMP_NUM_THREADS")
@@ -85,7 +85,7 @@ def serve(rank: int, world: int, rendezvous: str) -> None:
 
 def serve_all() -> None:
     """The program of one way."""
-    world = int(os.environ["THREADS"]) if "PROCESS_A_CORE" in os.environ else 1
+    world = int(os.environ["THREADS"]) if "PROCESS_PER_CORE" in os.environ else 1
     with tempfile.TemporaryDirectory() as folder:
         rendezvous, spawn = f"{folder}/rendezvous", multiprocessing.get_context("spawn")
         others = [spawn.Process(target=serve, args=(r, world, rendezvous)) for r in range(1, world)]

@@ -46,7 +46,7 @@ from util.summary import Group, Spread, group_runs, is_finished, read_log
 
 ROOT = Path(__file__).resolve().parents[1]
 PRETRAIN, FINETUNE = "pretrain_small_faces", "small_faces_500"  # recipes
-BATCH = 32  # images in a step of pre-training, on all processes
+BATCH = 32  # images per step of pre-training, over all processes
 LOOKS = 8  # at the test images in a fine-tuning, as many as a rival has
 # What has to be the same to continue; seeds, labels and rivals may be added.
 DECIDES_RESULT = (
@@ -69,7 +69,7 @@ def run(command: Sequence[object], log: Path) -> None:
 
 
 def pretrain(args: argparse.Namespace) -> None:
-    """Pre-train with up to a process per core, the same images in every step however many."""
+    """Pre-train on all cores; every step sees the same images on any number of them."""
     folder = pretraining(args)
     if read_json(folder / "status.json").get("status") == "done":
         return
@@ -99,17 +99,22 @@ def place(args: argparse.Namespace, labels: int, side: str, seed: int) -> Path:
 
 
 def finetune(args: argparse.Namespace, labels: int, seed: int) -> None:
-    """From the pre-trained weights, and from those with pseudo-labels."""
+    """From the pre-trained weights."""
     folder = place(args, labels, TUNED, seed)
-    if not is_finished(folder):
-        repeats = max(1, round(args.passes / (LOOKS * labels)))
-        options = ["--epochs", LOOKS, "--epoch_repeats", repeats, *args.finetune, "--seed", seed]
-        options += ["--finetune", pretraining(args) / "checkpoint-last.pth"]
-        train(args, labels, folder, options)
-    after = place(args, labels, PSEUDO, seed)
-    if not args.pseudo_passes or is_finished(after):
+    if is_finished(folder):
         return
-    begin = folder / "checkpoint-last.pth"
+    repeats = max(1, round(args.passes / (LOOKS * labels)))
+    options = ["--epochs", LOOKS, "--epoch_repeats", repeats, *args.finetune, "--seed", seed]
+    options += ["--finetune", pretraining(args) / "checkpoint-last.pth"]
+    train(args, labels, folder, options)
+
+
+def self_train(args: argparse.Namespace, labels: int, seed: int) -> None:
+    """From the fine-tuned weights, with their answers to the unlabelled faces."""
+    after = place(args, labels, PSEUDO, seed)
+    if is_finished(after):
+        return
+    begin = place(args, labels, TUNED, seed) / "checkpoint-last.pth"
     began, answers = time.perf_counter(), after.with_suffix(".csv")
     options = ["--checkpoint", begin, "--detector", "none", "--device", "cpu", "--num_workers", 0]
     options += [args.unlabelled, "--output", answers]
@@ -167,6 +172,7 @@ def duels(args: argparse.Namespace) -> None:
     with ThreadPoolExecutor(len(args.cores), initializer=settle) as pool:
         for work, pairs in (
             (finetune, [*first, *others]),
+            (self_train, [*first, *others] if args.pseudo_passes else []),
             (from_scratch, first),
             (from_scratch, others),
         ):
@@ -212,7 +218,7 @@ def curves(args: argparse.Namespace) -> np.ndarray:
         panels = picture.subplots(1, len(args.labels), sharey=True, squeeze=False)[0]
         for axes, labels in zip(panels, args.labels, strict=True):
             for side, group in sides(args, labels).items():
-                for i, (seed, folder) in enumerate(zip(args.seeds, group.folders, strict=True)):
+                for i, (seed, folder) in enumerate(zip(group.seeds, group.folders, strict=True)):
                     log, start = read_log(folder), starts(args, labels, seed)[side]
                     minutes = start + np.cumsum([entry["epoch_s"] for entry in log]) / 60
                     uar = [entry["test_uar"] for entry in log]

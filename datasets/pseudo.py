@@ -47,11 +47,14 @@ def read_pseudo_labels(path: str, classes: Sequence[str]) -> tuple[LabelledImage
     names, targets, empty, strange = [], [], 0, 0
     for number, cells in rows[1:]:
         row = dict(zip(header, cells, strict=False))
-        p = _probabilities(row, known, f"{where}, row {number}")
-        empty += p is None
-        strange += p is not None and p.argmax() not in theirs
-        if p is not None and p.argmax() in theirs:
-            names.append(_name(row, f"{where}, row {number}"))
+        place = f"{where}, row {number}"
+        p = _probabilities(row, known, place)
+        if p is None:
+            empty += 1
+        elif p.argmax() not in theirs:
+            strange += 1
+        else:
+            names.append(_name(row, place))
             targets.append(p[theirs] / p[theirs].sum())
     notes = []
     if empty:
