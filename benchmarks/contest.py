@@ -37,10 +37,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks import rivals
 from datasets import drawn_size, open_labelled
 from util.drawing import CHART, pixels
-from util.errors import BAD_INPUT, DONE, BadInput
+from util.errors import BadInput
 from util.figures import save_png
 from util.files import write_json
 from util.options import COUNT, SIZE, Parser
+from util.program import run_program
 from util.rundir import read_json
 from util.summary import Group, Spread, group_runs, is_finished, read_log
 
@@ -53,6 +54,7 @@ DECIDES_RESULT = (
     *("faces", "unlabelled", "input_size", "recipe"),
     *("pretrain", "finetune", "passes", "pseudo_passes"),
 )
+BEGUN = "contest.json"  # the options that a contest was begun with
 SCRATCH, TUNED, PSEUDO = "from scratch", "pre-trained", "with pseudo-labels"
 COLOURS = {SCRATCH: "#d9730d", TUNED: "#3b82f6", PSEUDO: "#2a9d63"}
 
@@ -251,8 +253,10 @@ def build_parser() -> Parser:
     return parser
 
 
-def settle_data(args: argparse.Namespace) -> None:
-    """Absolute paths, the labels that there are. Raises BadInput."""
+def check_options(args: argparse.Namespace) -> None:
+    """Absolute paths, the labels that there are, what was begun before. Raises BadInput."""
+    args.output_dir = args.output_dir.absolute()
+    args.cores = sorted(os.sched_getaffinity(0))
     for name in ("faces", "unlabelled"):
         given = getattr(args, name)
         if given and os.path.exists(given):
@@ -269,41 +273,30 @@ def settle_data(args: argparse.Namespace) -> None:
     args.count = len(splits["train"])
     if max(args.labels) > args.count:
         raise BadInput(f"--labels {max(args.labels)}: {args.faces} has {args.count} for training")
+    then = read_json(args.output_dir / BEGUN)
+    rivals.check_unchanged(args.output_dir, then or deciding(args), deciding(args))
 
 
-def check_unchanged(args: argparse.Namespace) -> None:
-    """What is there already was made with these options. Raises BadInput."""
-    now = {name: getattr(args, name) for name in DECIDES_RESULT}
-    path = args.output_dir / "contest.json"
-    then = read_json(path) or now
-    for name in DECIDES_RESULT:
-        if then.get(name) != now[name]:
-            raise BadInput(
-                f"{args.output_dir}: was begun with --{name} {then.get(name)}, now {now[name]}; "
-                "name another --output_dir, or remove that folder"
-            )
-    write_json(path, now)
+def deciding(args: argparse.Namespace) -> dict[str, object]:
+    """The options that have to be the same to continue."""
+    return {name: getattr(args, name) for name in DECIDES_RESULT}
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def work(args: argparse.Namespace) -> None:
     """Run what is missing, then write the table and the curves."""
-    try:
-        args = build_parser().parse_args(argv)
-        args.output_dir = args.output_dir.absolute()
-        args.cores = sorted(os.sched_getaffinity(0))
-        settle_data(args)
-        args.output_dir.mkdir(parents=True, exist_ok=True)
-        check_unchanged(args)
-        pretrain(args)
-        duels(args)
-        lines = table(args)
-        (args.output_dir / "table.md").write_text("\n".join(lines) + "\n")
-        save_png(curves(args), args.output_dir / "curves.png")
-        print(*lines, sep="\n")
-    except BadInput as error:
-        print(f"contest.py: error: {error}", file=sys.stderr)
-        return BAD_INPUT
-    return DONE
+    args.output_dir.mkdir(parents=True, exist_ok=True)
+    write_json(args.output_dir / BEGUN, deciding(args))
+    pretrain(args)
+    duels(args)
+    lines = table(args)
+    (args.output_dir / "table.md").write_text("\n".join(lines) + "\n")
+    save_png(curves(args), args.output_dir / "curves.png")
+    print(*lines, sep="\n")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The program; -> its exit code."""
+    return run_program(build_parser, check_options, work, argv)
 
 
 if __name__ == "__main__":

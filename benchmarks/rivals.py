@@ -25,7 +25,7 @@ import json
 import math
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
@@ -45,12 +45,13 @@ from engine_evaluate import Evaluation, TestSet, evaluate_model
 from engine_finetune import LOGGED, write_results
 from engine_train import Precision
 from util.distributed import Place, pick_device
-from util.errors import BAD_INPUT, DONE, BadInput
+from util.errors import BadInput
 from util.files import append_whole, write_json
 from util.metrics import evaluate
 from util.optim import adamw, parameter_groups
 from util.options import COUNT, SIZE, SOME, Parser
 from util.options import number as bounded
+from util.program import run_program
 from util.rundir import provenance, read_json
 from util.schedule import lr_at
 from util.summary import METRICS, is_finished, read_log
@@ -275,17 +276,23 @@ def is_done(folder: Path, args: argparse.Namespace) -> bool:
     """Whether a seed's result is there already. Raises BadInput if it is of other options."""
     if not is_finished(folder):
         return False
-    then, now = part(read_json(folder / "config.json"), "options"), options_of(args)
-    pairs = [(name, then.get(name), now[name]) for name in DECIDES_RESULT]
+    then = part(read_json(folder / "config.json"), "options")
+    now = {name: getattr(args, name) for name in DECIDES_RESULT}
     if args.recipe:
-        pairs.append(("recipe", Recipe(*map(then.get, Recipe._fields)), args.recipe))
-    for name, old, new in pairs:
-        if old != new:
+        now["recipe"] = args.recipe
+        then["recipe"] = Recipe(*map(then.get, Recipe._fields))
+    check_unchanged(folder, then, now)
+    return True
+
+
+def check_unchanged(folder: Path, then: Mapping, now: Mapping) -> None:
+    """Raises BadInput unless what is in a folder was made with the options of now."""
+    for name, value in now.items():
+        if then.get(name) != value:
             raise BadInput(
-                f"{folder}: was trained with --{name} {old}, now {new}; name another "
+                f"{folder}: was made with --{name} {then.get(name)}, now {value}; name another "
                 "--output_dir, or remove that folder"
             )
-    return True
 
 
 def open_data(
@@ -344,31 +351,34 @@ def build_parser() -> Parser:
     return parser
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def check_options(args: argparse.Namespace) -> None:
+    """What can be seen before training. Raises BadInput."""
+    args.minutes = minutes_of(args.minutes_of) if args.minutes_of else args.minutes
+    check_models(args.models, args.input_size)
+
+
+def work(args: argparse.Namespace) -> None:
     """Search the grid and train every seed of every model; print what came out."""
-    try:
-        args = build_parser().parse_args(argv)
-        args.minutes = minutes_of(args.minutes_of) if args.minutes_of else args.minutes
-        check_models(args.models, args.input_size)
-        if args.threads:
-            torch.set_num_threads(args.threads)
-        args.device = pick_device(args.device, Place())
-        for name in args.models:
-            folders = {seed: args.output_dir / name / f"seed-{seed}" for seed in args.seeds}
-            done = [seed for seed, folder in folders.items() if is_done(folder, args)]
-            if done:
-                print(f"{name}: done before: seeds {', '.join(map(str, done))}", flush=True)
-            if len(done) == len(folders):
-                continue
-            recipe = args.recipe or choose(name, args)
-            print(f"{name}: {recipe} for {args.minutes:.1f} minutes a seed", flush=True)
-            for seed in [seed for seed in folders if seed not in done]:
-                last = run_seed(name, recipe, seed, args)
-                print(f"{name}, seed {seed}: UAR {last['uar']:.2f} % at the end", flush=True)
-    except BadInput as error:
-        print(f"rivals.py: error: {error}", file=sys.stderr)
-        return BAD_INPUT
-    return DONE
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    args.device = pick_device(args.device, Place())
+    for name in args.models:
+        folders = {seed: args.output_dir / name / f"seed-{seed}" for seed in args.seeds}
+        done = [seed for seed, folder in folders.items() if is_done(folder, args)]
+        if done:
+            print(f"{name}: done before: seeds {', '.join(map(str, done))}", flush=True)
+        if len(done) == len(folders):
+            continue
+        recipe = args.recipe or choose(name, args)
+        print(f"{name}: {recipe} for {args.minutes:.1f} minutes a seed", flush=True)
+        for seed in [seed for seed in folders if seed not in done]:
+            last = run_seed(name, recipe, seed, args)
+            print(f"{name}, seed {seed}: UAR {last['uar']:.2f} % at the end", flush=True)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The program; -> its exit code."""
+    return run_program(build_parser, check_options, work, argv)
 
 
 if __name__ == "__main__":

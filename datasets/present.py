@@ -105,12 +105,13 @@ def missing_note(
     names: Sequence[str],
     there: np.ndarray,
     split: str = "",
+    advice: str = "unpack the images, or give the folder they lie in as --data_path",
 ) -> list[str]:
     """The line that says how many images named in the file `source` are missing; [] if none is.
 
     `names` were looked for below `root`, `there` (n,) bool is the answer of `present`; `split` is
-    theirs, if the file names those of several. Raises BadInput when most are missing: the path is
-    wrong then, or the images are not unpacked.
+    theirs, if the file names those of several. Raises BadInput, with the advice, when most are
+    missing: the path is wrong then, or the images are not unpacked.
     """
     missing = np.flatnonzero(~there)
     if not len(missing):
@@ -120,8 +121,7 @@ def missing_note(
     if 2 * len(missing) > len(names):
         raise BadInput(
             f"{printable(os.fspath(source))}: {count} it names are missing; the first was looked "
-            f"for at {printable(os.path.join(root, first))}: unpack the images, or give the folder "
-            "they lie in as --data_path"
+            f"for at {printable(os.path.join(root, first))}: {advice}"
         )
     file = printable(os.path.basename(source))
     return [f"{count} named in {file} are missing (first: {printable(first)})"]

@@ -15,12 +15,13 @@ from datasets.decode import printable
 from datasets.folder import FileList, ImageFiles
 from datasets.labelled import Joined, LabelledImages
 from datasets.labels import shared_classes
-from datasets.present import csv_rows, present
+from datasets.present import csv_rows, missing_note, present
 from datasets.replace import check_readable
 from util.errors import BadInput
 
 COLUMN = "p_"  # before a class's name
 BOX = {"face", "left", "top", "width", "height", "score"}  # of a face that was found
+START = "paths start at the folder of the file, or else at the current folder"
 CUT = "cut the faces out, and predict them with main_predict.py --detector none"
 
 
@@ -65,7 +66,7 @@ def read_pseudo_labels(path: str, classes: Sequence[str]) -> tuple[LabelledImage
         raise BadInput("; ".join([f"{where}: no row with probabilities of these classes", *notes]))
     if len(set(names)) < len(names):
         raise BadInput(f"{where}: several faces of one picture; {CUT}")
-    files, there, missing = _present(path, names, where)
+    files, there, missing = _present(path, names)
     p = np.array(targets, np.float32)[there]
     images = LabelledImages(ImageFiles(files), p.argmax(axis=1), p)
     check_readable(images.source, where)
@@ -104,21 +105,17 @@ def _name(row: dict[str, str], where: str) -> str:
     return os.path.normpath(row["path"])
 
 
-def _present(path: str, names: list[str], where: str) -> tuple[FileList, np.ndarray, list[str]]:
+def _present(path: str, names: list[str]) -> tuple[FileList, np.ndarray, list[str]]:
     """The files, which of the names are there (n,) bool, and a line on those that are not."""
     folders = [os.path.abspath(os.path.dirname(path)), os.getcwd()]
     found = [present(folder, names) for folder in folders]
     k = int(found[1].sum() > found[0].sum())
     folder, there = folders[k], found[k]
     files = FileList.of(folder, map(os.fsencode, compress(names, there)))
-    if there.all():
-        return files, there, []
-    first = printable(names[int(there.argmin())])
-    count = f"{where}: {int((~there).sum()):,} of {len(names):,} images are missing (first: {first}"
-    if 2 * len(files) < len(names):
-        tried = printable(" and ".join(folders))
-        raise BadInput(f"{count}); looked for below {tried}: paths start at one of these")
-    return files, there, [f"{count})"]
+    try:
+        return files, there, missing_note(path, folder, names, there, advice=START)
+    except BadInput as error:
+        raise BadInput(f"--pseudo_labels {error}") from None
 
 
 def _described(where: str, images: LabelledImages, classes: Sequence[str]) -> str:

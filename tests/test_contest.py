@@ -49,6 +49,27 @@ def test_the_table_compares_last_epochs_seed_by_seed(tmp_path):
         assert tuple(bytes.fromhex(contest.COLOURS[side][1:])) in drawn
 
 
+def test_seeds_in_any_order_give_the_same_curves(tmp_path):
+    leave_run(tmp_path / "pre-training", [0.0], 120)
+    for seed in (0, 1):
+        folder = tmp_path / "labels-80"
+        leave_run(folder / f"resnet18/seed-{seed}", [10.0, 20.0 + seed], 200)
+        leave_run(folder / f"pre-trained/seed-{seed}", [30.0, 40.0 + seed], 60 + 60 * seed)
+        leave_run(folder / f"pseudo-labelled/seed-{seed}", [50.0, 60.0 + seed], 30)
+        (folder / f"pseudo-labelled/seed-{seed}.json").write_text('{"seconds": 6}')
+    charts = [
+        contest.curves(contest.build_parser().parse(f"{common} --seeds {seeds}".split()))
+        for common in [f"--faces x --output_dir {tmp_path} --labels 80 --pseudo_passes 9"]
+        for seeds in ("0 1", "1 0")
+    ]
+    assert np.array_equal(*charts)
+
+
+def test_options_are_handed_on_as_they_stand():
+    words = ["--faces", "x", "--output-dir", "y", "--pretrain", "--epochs 3 --data_path 'a-b c'"]
+    assert contest.build_parser().parse(words).pretrain == ["--epochs", "3", "--data_path", "a-b c"]
+
+
 @pytest.mark.long
 def test_it_trains_both_sides_for_the_same_minutes(tmp_path, capsys):
     faces = tmp_path / "faces"
@@ -119,4 +140,4 @@ def test_it_continues_with_the_same_options_only(tmp_path, monkeypatch, capsys):
     assert [command[0] for command in ran[1:]] == programs
     assert all(command[command.index("--minutes") + 1] == 2.5 for command in ran[3:])
     assert run(f"{options} --output_dir {tmp_path} --passes 9") == 2
-    assert "was begun with --passes 32000, now 9" in capsys.readouterr().err
+    assert "was made with --passes 32000, now 9" in capsys.readouterr().err

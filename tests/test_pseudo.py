@@ -89,7 +89,11 @@ GOOD = "more/0.png,0,0,0,9,9,1,Sad,ok,1,0,0,0"
         (HEADER, ["more/0.png,0,0,0,9,9,1,Sad,ok,0.5,,0,0.5"], "row 2: p_fear is empty"),
         (HEADER, ["more/0.png,0,0,0,9,9,1,Sad,ok,nan,0,0,1"], "p_sadness is nan"),
         (HEADER, ["more/0.png,0,0,0,9,9,1,Sad,ok,0,0,0,0"], "all probabilities are 0"),
-        (HEADER, ["gone/0.png,0,0,0,9,9,1,Sad,ok,1,0,0,0"], "1 of 1 images are missing .*looked"),
+        (
+            HEADER,
+            ["gone/0.png,0,0,0,9,9,1,Sad,ok,1,0,0,0"],
+            "1 of 1 images it names are missing; .*/gone/0.png: paths start at",
+        ),
         ("p_Happy,p_Sad,p_Fear,path", ["1,0,0"], "row 2: has no path"),
     ],
 )

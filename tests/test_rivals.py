@@ -61,7 +61,7 @@ def test_a_recipe_that_is_given_is_not_searched_for(tmp_path, capsys):
         json.loads((tmp_path / "resnet18/seed-1/config.json").read_text())["options"]["lr"] == 2e-3
     )
     assert run(f"{options} --seeds 1 --recipe 1e-3:4:strong") == 2
-    assert "was trained with --recipe Recipe(lr=0.002, batch=4" in capsys.readouterr().err
+    assert "was made with --recipe Recipe(lr=0.002, batch=4" in capsys.readouterr().err
     for wrong in ("1e-3", "1e-3:1", "0:8", "1e-3:8:weak", "x:8"):
         assert run(f"{options} --seeds 2 --recipe {wrong}") == 2
         assert "--recipe" in capsys.readouterr().err
@@ -73,7 +73,7 @@ def test_finished_seeds_stand_and_other_options_are_refused(trained, capsys):
     assert run(f"{again} --minutes 0.005") == 0
     assert capsys.readouterr().out == "resnet18: done before: seeds 1, 2\n"
     assert run(f"{again} --minutes 0.01") == 2
-    assert "was trained with --minutes 0.005, now 0.01" in capsys.readouterr().err
+    assert "was made with --minutes 0.005, now 0.01" in capsys.readouterr().err
     assert {path: path.stat().st_mtime_ns for path in trained.rglob("*.json")} == before
 
 

@@ -99,10 +99,10 @@ class Parser(argparse.ArgumentParser):
 
 
 def underscored(arg: str) -> str:
-    """`--data-path=a-b` -> `--data_path=a-b`."""
-    if not arg.startswith("--"):
-        return arg
+    """`--data-path=a-b` -> `--data_path=a-b`; values, `"--epochs 3"` among them, as they are."""
     name, equals, value = arg.partition("=")
+    if not name.startswith("--") or any(map(str.isspace, name)):
+        return arg
     return "--" + name[2:].replace("-", "_") + equals + value
 
 
