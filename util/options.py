@@ -33,8 +33,9 @@ class Options(argparse.Namespace):
 class Parser(argparse.ArgumentParser):
     """Flags spelled with `_` or `-`, options from files (`@recipe.args`), errors as BadInput."""
 
-    def __init__(self, description: str) -> None:
-        super().__init__(description=description, allow_abbrev=False, fromfile_prefix_chars="@")
+    def __init__(self, description: str, **options: bool) -> None:
+        own = {"allow_abbrev": False, "fromfile_prefix_chars": "@"}
+        super().__init__(description=description, **own, **options)
         self.has_run = False  # whether --output_dir is a run's, whose status.json is the program's
 
     def parse(self, argv: Sequence[str]) -> Options:
@@ -111,7 +112,7 @@ def find_output_dir(argv: Sequence[str]) -> str:
 
     "" for an evaluation: it does not write there if that is the folder of a run.
     """
-    parser = Parser("")
+    parser = Parser("", add_help=False)  # help is the program's to give
     add_output_dir(parser)
     for name in ("--eval", "--knn"):
         flag(parser, name, False, "")
