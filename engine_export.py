@@ -31,9 +31,10 @@ from models_export import (
     timm_config,
     timm_form,
     vit_size,
+    without_decoder,
 )
 from models_hf import hf_form, image_processor
-from models_saved import Saved, SavedAutoencoder, SavedClassifier, open_saved
+from models_saved import Saved, SavedAutoencoder, SavedClassifier, SavedEncoder, open_saved
 from util.errors import Fault
 from util.files import write_file, write_json
 from util.hf_settings import CONFIG, PROCESSOR
@@ -231,8 +232,10 @@ def write_weights(path: Path, state: State, settings: dict[str, Any]) -> None:
 
 def write_own(saved: Saved, folder: Path) -> None:
     """`model.safetensors`, and `config.json` with its settings to read."""
-    settings = described(saved)
-    write_weights(folder / WEIGHTS, saved.model.state_dict(), settings)
+    settings, state = described(saved), saved.model.state_dict()
+    if isinstance(saved, SavedEncoder):  # whose decoder is new, and nothing to pass on
+        state = without_decoder(state)
+    write_weights(folder / WEIGHTS, state, settings)
     write_json(folder / CONFIG, {"model": saved.name, **settings})
 
 

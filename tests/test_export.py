@@ -28,8 +28,10 @@ import engine_onnx
 import main_export
 from models_export import plain_state
 from models_registry import create_classifier
-from models_saved import open_autoencoder, open_classifier, open_saved
+from models_saved import SavedEncoder, open_autoencoder, open_classifier, open_saved
 from util.errors import BAD_INPUT, FAULT, BadInput
+from util.layouts import DECODER
+from util.states import root
 from util.weights import load_pretrained
 
 HF_CLASSES = {
@@ -181,6 +183,16 @@ def test_an_exported_autoencoder_reconstructs_again(kind, exported):
     name = again.name.removeprefix("mae_")
     classifier = create_classifier(name, 4, again.preprocessing.input_size)
     load_pretrained(classifier, folder / "model.safetensors")
+
+
+def test_an_exported_encoder_stays_an_encoder(exported):
+    folder, saved = exported("encoder", "safetensors")
+    again = open_saved(folder / "model.safetensors")
+    assert type(again) is type(saved) is SavedEncoder
+    assert not any(root(name) in DECODER for name in load_file(folder / "model.safetensors"))
+    _, imgs = some_images(saved)
+    with torch.no_grad():
+        assert_same(again.model.forward_features(imgs), saved.model.forward_features(imgs))
 
 
 @pytest.mark.parametrize("to", ["hf", "timm"])
