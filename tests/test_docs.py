@@ -107,7 +107,7 @@ def test_options_shown_exist(command, places, monkeypatch):
         check_target(command.words)
     elif is_run(command):
         check(in_places(start, places(model_of(start))))
-    elif hasattr(importlib.import_module(start.program), "build_parser"):
+    elif "def build_parser" in (ROOT / f"{start.program.replace('.', '/')}.py").read_text():
         read(start)
     else:
         check_script(start, monkeypatch)
