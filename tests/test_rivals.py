@@ -2,6 +2,7 @@
 
 import csv
 import json
+import sys
 
 import pytest
 import torch
@@ -155,7 +156,8 @@ def test_strong_augmentation_changes_images_and_keeps_what_they_are():
         ("--minutes 1 --data_path {0}/nowhere", "nowhere"),
     ],
 )
-def test_bad_input_is_one_line(tmp_path, capsys, options, message):
+def test_bad_input_is_one_line(tmp_path, capsys, monkeypatch, options, message):
+    monkeypatch.setattr(sys, "argv", ["rivals.py"])
     options = options.format(tmp_path)
     assert run(f"{DATA} {options} --output_dir {tmp_path}") == 2
     (line,) = capsys.readouterr().err.splitlines()
