@@ -8,7 +8,7 @@ side. A dense image is one patch as large as the image (V = 1); a masked one is 
 patches (b = 8, 4, 2, 1 in the four stages). Normalisation, MLP and GRN work on the packed tensor as
 it is, and the stride-2 downsampling never leaves a patch; only the 7×7 depthwise convolution looks
 at neighbours, so only it needs to know where the patches lie. Removed cells count as zero: exactly
-submanifold sparse convolution (section 3.1), at the cost of the visible patches. `models_packed`
+submanifold sparse convolution (section 3.1), at the cost of the visible patches. `kernels.packed`
 says where that is, and has a block's passes for CPUs.
 """
 
@@ -17,15 +17,7 @@ import torch.nn.functional as F
 from timm.layers import DropPath, trunc_normal_
 from torch import Tensor, nn
 
-from models_masked import (
-    LayerNorm,
-    MaskedAutoencoder,
-    compute_type,
-    in_order,
-    run_block,
-    take_patches,
-)
-from models_packed import (
+from kernels.packed import (
     MLP,
     Canvas,
     Depthwise,
@@ -33,6 +25,14 @@ from models_packed import (
     find_neighbours,
     has_own_passes,
     whole_images,
+)
+from models_masked import (
+    LayerNorm,
+    MaskedAutoencoder,
+    compute_type,
+    in_order,
+    run_block,
+    take_patches,
 )
 from util.sizes import CONVNEXT_PATCH, ConvNeXtSize
 
@@ -89,7 +89,7 @@ class Block(nn.Module):
         )
 
     def _packed(self, x: Tensor, near: Neighbours) -> Tensor:
-        """The same with the passes of `models_packed`."""
+        """The same with the passes of `kernels.packed`."""
         n, c = len(x), x.shape[-1]
         y = x.to(compute_type(x)).reshape(-1, c)
         y = Depthwise.apply(y, self.dwconv.weight, self.dwconv.bias, near)

@@ -4,7 +4,7 @@ Deep Residual Learning for Image Recognition (He et al. 2016). Masked as in Desi
 Convolutional Networks: Sparse and Hierarchical Masked Modeling (Tian et al. 2023, SparK): masked
 cells stay zero through the stages and do not enter the batch norms' statistics. Layers and
 state-dict names are timm's, which are torchvision's, but for the classifier's `head`, here as in
-our other models, there `fc`. `models_gathered` has the masked stages' passes for CPUs.
+our other models, there `fc`. `kernels.gathered` has the masked stages' passes for CPUs.
 """
 
 import torch
@@ -12,10 +12,10 @@ import torch.nn.functional as F
 from timm.models.resnet import BasicBlock, Bottleneck, ResNet
 from torch import Tensor, nn
 
+from kernels.gathered import Layer, batch_norm, layer_on_rows
+from kernels.packed import Canvas, has_own_passes, on_canvas, whole_images
 from models_convnextv2 import Block, init_weights
-from models_gathered import Layer, batch_norm, layer_on_rows
 from models_masked import MaskedAutoencoder, in_order, take_tokens
-from models_packed import Canvas, has_own_passes, on_canvas, whole_images
 from util.sizes import RESNET_PATCHES, RESNET_STRIDES, ResNetSize
 
 
@@ -119,7 +119,7 @@ class ResNetEncoder(ResNet):
         return maps[first:]
 
     def _on_rows(self, x: Tensor, known: dict[int, Canvas], first: int) -> list[Tensor]:
-        """The stages after the stem's map (N, C, H, H), with the passes of `models_gathered`."""
+        """The stages after the stem's map (N, C, H, H), with the passes of `kernels.gathered`."""
         n, side, before, maps = len(x), x.shape[2], None, []
         rows = rows_of(x, known[side].cells)
         for i, stage in enumerate(self._stages()):

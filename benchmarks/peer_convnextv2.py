@@ -12,9 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from kernels.packed import REACH, Windows, correlate, with_zero_row
 from models_convnextv2 import FCMAE, Block
 from models_masked import compute_type
-from models_packed import REACH, Windows, correlate, with_zero_row
 
 
 class MaskedDense(nn.Module):

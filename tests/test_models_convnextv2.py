@@ -7,8 +7,8 @@ import pytest
 import timm
 import torch
 
+from kernels.packed import in_windows, on_canvas
 from models_convnextv2 import FCMAE, Block, ConvNeXtV2, ConvNeXtV2Encoder
-from models_packed import in_windows, on_canvas
 from models_registry import create_classifier, create_pretrain_model
 from util.sizes import CONVNEXTV2, ConvNeXtSize
 

@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from kernels.packed import Canvas, with_zero_row
 from models_masked import compute_type
-from models_packed import Canvas, with_zero_row
 
 Layer = Callable[[Tensor, nn.Conv2d, nn.BatchNorm2d], Tensor]
 K = 3  # a filter's side
