@@ -18,16 +18,16 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from inference.same_origin import OwnPages
 from util.errors import BadInput, Fault
 from util.options import Parser, number
 from util.options_predict import DETECTORS, FACE_MARGIN, check_margin
-from util.own_pages import OwnPages
 from util.program import run_program
 
 if TYPE_CHECKING:
     import gradio as gr
 
-    from engine_page import Checkpoints
+    from inference.page import Checkpoints
     from models_saved import Saved
 
 MOST_BYTES = 20 * 2**20  # of an uploaded picture
@@ -77,7 +77,7 @@ def work(args: argparse.Namespace) -> None:
     except ImportError:
         raise BadInput("gradio is not installed: pip install -r requirements-app.txt") from None
     from datasets.faces import open_detector
-    from engine_page import Checkpoints, faces_in
+    from inference.page import Checkpoints, faces_in
     from util.distributed import Place, pick_device
 
     checkpoints = Checkpoints(args.checkpoints, pick_device(args.device, Place()))
@@ -168,7 +168,7 @@ def add_expressions(checkpoints: "Checkpoints", find: "Callable", examples: list
     """Picture in; faces, a bar for each expression and what the model looks at out."""
     import gradio as gr
 
-    from engine_page import look
+    from inference.page import look
 
     with gr.Row():
         with gr.Column():
@@ -215,7 +215,7 @@ def add_masks(checkpoints: "Checkpoints", find: "Callable", examples: list[str])
     """Picture in; original, masked, reconstructed and pasted out, as the slider says."""
     import gradio as gr
 
-    from engine_page import hide
+    from inference.page import hide
 
     with gr.Row():
         with gr.Column(scale=2):

@@ -11,7 +11,7 @@ from timm.data.random_erasing import RandomErasing
 from timm.utils import ModelEmaV3
 from torch import nn
 
-import engine_run
+import training.run
 from datasets import (
     Augment,
     LabelledSet,
@@ -30,8 +30,6 @@ from datasets.pseudo import read_pseudo_labels, with_pseudo_labels
 from datasets.recognise import OFFICIAL, labelled_as
 from datasets.replace import check_readable
 from datasets.transforms import IMAGENET_MEAN, IMAGENET_STD, Normalise
-from engine_distill import Teacher
-from engine_evaluate import TestSet
 from engine_finetune import (
     ClassifierLoss,
     Evaluator,
@@ -39,10 +37,12 @@ from engine_finetune import (
     layer_rates,
     reset_head,
 )
-from engine_run import Run, same_everywhere
 from engine_train import Precision, TrainState
 from models_registry import create_classifier, normalise_head_input
 from models_saved import open_classifier
+from training.distill import Teacher
+from training.evaluate import TestSet
+from training.run import Run, same_everywhere
 from util.distributed import Place
 from util.errors import BadInput
 from util.optim import create_optimizer, parameter_groups
@@ -357,7 +357,7 @@ def travels_along(args: argparse.Namespace, data: LabelledSet) -> dict[str, obje
 
 def loading(args: argparse.Namespace, run: Run) -> dict[str, object]:
     """How data workers are to work."""
-    return engine_run.loading(run, args.num_workers, args.pin_mem, args.dist_timeout)
+    return training.run.loading(run, args.num_workers, args.pin_mem, args.dist_timeout)
 
 
 def build_evaluator(

@@ -13,11 +13,11 @@ from timm.loss import SoftTargetCrossEntropy
 from torch import Tensor, nn
 
 from datasets.transforms import Normalise
-from engine_distill import Teacher
-from engine_evaluate import Evaluation, TestSet, evaluate_model
 from engine_train import Precision, TrainState
 from models_convnextv2 import ConvNeXtV2
 from models_resnet import ResNetClassifier
+from training.distill import Teacher
+from training.evaluate import Evaluation, TestSet, evaluate_model
 from util.figures import save_png
 from util.figures_results import class_figure, confusion_figure, reliability_figure
 from util.files import write_json

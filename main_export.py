@@ -14,8 +14,8 @@ import sys
 from contextlib import ExitStack
 from pathlib import Path
 
+from export.model_card import LICENCE
 from util.errors import BadInput
-from util.model_card import LICENCE
 from util.options import Parser, add_saved
 from util.program import run_program
 
@@ -75,7 +75,7 @@ def check_output(folder: Path) -> None:
 
 def work(args: argparse.Namespace) -> None:
     """Open, write, compare, describe; only then the files get their place."""
-    from engine_export import card_of, export, note_of
+    from export.write import card_of, export, note_of
     from models_saved import open_saved
     from util.files import creating, write_file
     from util.weights import find_source

@@ -24,13 +24,13 @@ from util.schedule import lr_at, scaled_lr, step_lr_at
 if TYPE_CHECKING:
     from build_finetune import Data
     from engine_finetune import Evaluator
-    from engine_run import Run
     from engine_train import TrainState
+    from training.run import Run
 
 
 def work(args: argparse.Namespace) -> None:
     """Fine-tune or evaluate in the run's folder, with the other processes."""
-    from engine_run import run_in_folder
+    from training.run import run_in_folder
 
     job = evaluate if args.eval else classify_by_neighbours if args.knn else finetune
     run_in_folder(args.output_dir, launch(args), lambda run: job(args, run))
@@ -44,8 +44,9 @@ def finetune(args: Options, run: "Run") -> None:
     import build_finetune as build
     from datasets import FinetuneDataset, build_loader
     from datasets.sampler import GlobalBatchSampler
-    from engine_observe import BadImages
-    from engine_run import (
+    from engine_train import Precision, Trainer
+    from training.observe import BadImages
+    from training.run import (
         distribute,
         find_beginning,
         go_to,
@@ -56,7 +57,6 @@ def finetune(args: Options, run: "Run") -> None:
         warmup_lines,
         write_config,
     )
-    from engine_train import Precision, Trainer
 
     torch.manual_seed(args.seed)
     if run.device.type == "mps" and args.grad_checkpointing and args.drop_path:
@@ -193,8 +193,8 @@ def test_chosen(
 ) -> list[str]:
     """Evaluate the best epoch beside the last; write what `--eval` writes; -> lines to say."""
     from build_finetune import about
-    from engine_evaluate import doubt_order
     from engine_finetune import write_results
+    from training.evaluate import doubt_order
     from util.checkpoint import BEST, read_checkpoint
     from util.distributed import on_main
     from util.metrics import summary_lines
@@ -240,9 +240,9 @@ def evaluate(args: Options, run: "Run") -> None:
     """`--eval`: test a fine-tuned checkpoint as it was trained; print and write the results."""
     import build_checkpoint as checkpoint
     import build_finetune as build
-    from engine_evaluate import doubt_order
     from engine_finetune import write_results
     from engine_train import Precision
+    from training.evaluate import doubt_order
     from util.metrics import summary_lines
     from util.weights import load_pretrained
 
@@ -288,10 +288,10 @@ def classify_by_neighbours(args: Options, run: "Run") -> None:
     """`--knn`: test images by the training images nearest to them in a backbone's features."""
     import build_checkpoint as checkpoint
     import build_finetune as build
-    from engine_evaluate import judge
     from engine_finetune import write_results
-    from engine_probe import Probe, knn
     from engine_train import Precision
+    from training.evaluate import judge
+    from training.probe import Probe, knn
     from util.metrics import summary_lines
 
     saved = checkpoint.read_finetune(args)

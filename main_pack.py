@@ -204,8 +204,8 @@ def write(args: argparse.Namespace, parts: "Parts", data: "ToPack", stop: "StopR
     """Decode what is missing, and write it in its order."""
     from tqdm import tqdm
 
-    from engine_observe import MAX_BAD_SHARE
-    from engine_run import worker_count
+    from training.observe import MAX_BAD_SHARE
+    from training.run import worker_count
     from util.distributed import Place
     from util.log import duration
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     import torch
 
     from datasets.pictures import Found
-    from engine_predict import Prediction
+    from inference.predict import Prediction
 
 
 def work(args: argparse.Namespace) -> None:
@@ -33,9 +33,9 @@ def work(args: argparse.Namespace) -> None:
     from datasets.faces import open_detector
     from datasets.filetypes import skipped_line
     from datasets.pictures import Pictures, list_pictures
-    from engine_predict import Predictor, face_margin, predict_pictures, whole_line
-    from engine_run import worker_count
+    from inference.predict import Predictor, face_margin, predict_pictures, whole_line
     from models_saved import open_classifier
+    from training.run import worker_count
     from util.distributed import Place, pick_device
 
     paths, skipped = list_pictures(args.images)
@@ -156,7 +156,7 @@ class Beside:
 
     def _draw(self, picture: "Found", prediction: "Prediction") -> None:
         from datasets.decode import UnreadableImage, load_rgb
-        from util.annotate import annotated, file_name
+        from inference.annotate import annotated, file_name
 
         p = prediction.probabilities.max(axis=1, initial=0)
         named = zip(labels_of(prediction, self._classes), p, strict=True)

@@ -50,8 +50,8 @@ if TYPE_CHECKING:
     from datasets import PretrainDataset
     from datasets.sampler import GlobalBatchSampler
     from datasets.transforms import Normalise
-    from engine_probe import Probe
-    from engine_run import Run
+    from training.probe import Probe
+    from training.run import Run
     from util.log import NullLog
 
 FCMAE_DEFAULTS = {
@@ -194,7 +194,7 @@ def model_options(args: argparse.Namespace) -> dict[str, object]:
 
 def work(args: argparse.Namespace) -> None:
     """Pre-train in the run's folder, with the other processes."""
-    from engine_run import run_in_folder
+    from training.run import run_in_folder
 
     run_in_folder(args.output_dir, launch(args), lambda run: pretrain(args, run))
 
@@ -204,9 +204,11 @@ def pretrain(args: argparse.Namespace, run: "Run") -> None:
     import torch
 
     from datasets.transforms import Normalise
-    from engine_observe import BadImages
     from engine_pretrain import MaskedLoss, Reconstructions, Resolution, begin_with_weights
-    from engine_run import (
+    from engine_train import Precision, Trainer, TrainState
+    from models_registry import create_pretrain_model
+    from training.observe import BadImages
+    from training.run import (
         distribute,
         find_beginning,
         go_to,
@@ -217,8 +219,6 @@ def pretrain(args: argparse.Namespace, run: "Run") -> None:
         warmup_lines,
         write_config,
     )
-    from engine_train import Precision, Trainer, TrainState
-    from models_registry import create_pretrain_model
     from util.optim import adamw, parameter_groups
 
     torch.manual_seed(args.seed)
@@ -313,7 +313,7 @@ def build_data(
     from datasets import Images, PretrainDataset, build_loader, drawn_size, open_images
     from datasets.replace import check_readable
     from datasets.sampler import GlobalBatchSampler
-    from engine_run import loading, same_everywhere
+    from training.run import loading, same_everywhere
 
     cache = run.output / "file_list.bin" if run.folder else None
 
@@ -358,8 +358,8 @@ def build_probe(
     from datasets.duplicates import duplicates
     from datasets.finetune import choose_splits
     from datasets.labelled import describe
-    from engine_probe import Probe
-    from engine_run import loading, same_everywhere
+    from training.probe import Probe
+    from training.run import loading, same_everywhere
 
     data = same_everywhere(
         f"--probe_data_path {args.probe_data_path}",

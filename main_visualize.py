@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from datasets.labelled import LabelledSet
-    from engine_visualize import Data, Viewer
+    from inference.visualize import Data, Viewer
     from models_masked import MaskedAutoencoder
     from models_saved import Saved
 
@@ -180,9 +180,9 @@ def draw_curves(runs: list[str]) -> "np.ndarray":
 
 def open_model(args: Options) -> Opened:
     """The checkpoint, the images, and which figures are asked for, else all that it allows."""
-    from engine_run import worker_count
-    from engine_visualize import Viewer
+    from inference.visualize import Viewer
     from models_saved import SavedAutoencoder, SavedClassifier, open_saved
+    from training.run import worker_count
     from util.distributed import Place, pick_device
 
     device = pick_device(args.device, Place())
@@ -267,7 +267,7 @@ def open_without_labels(args: Options, saved: "Saved") -> tuple["Data", Drawn]:
     """Images alone."""
     from datasets import drawn_size, open_images
     from datasets.replace import check_readable
-    from engine_visualize import Data
+    from inference.visualize import Data
 
     trained = trained_with(saved.checkpoint, args.checkpoint)
     source, notes, margin = open_images(
@@ -291,7 +291,7 @@ def open_with_labels(args: Options, saved: "Saved", name: str) -> tuple["Data", 
     from datasets.finetune import in_classes
     from datasets.labelled import describe
     from datasets.replace import check_readable
-    from engine_visualize import Data
+    from inference.visualize import Data
     from models_saved import SavedClassifier
 
     trained = trained_with(saved.checkpoint, args.checkpoint)

@@ -42,10 +42,10 @@ from datasets import PretrainDataset, build_loader, open_images
 from datasets.sampler import GlobalBatchSampler
 from datasets.synthetic import SyntheticFaces
 from datasets.transforms import Normalise, centre_crop
-from engine_probe import Features, knn
 from engine_train import Precision
 from models_masked import MaskedAutoencoder
 from models_registry import compile_blocks, create_pretrain_model
+from training.probe import Features, knn
 from util.optim import adamw, parameter_groups, set_rates
 from util.schedule import lr_at, resolution_at
 

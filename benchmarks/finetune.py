@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models_export import TIMM_CONVNEXT, renamed
+from export.weights import TIMM_CONVNEXT, renamed
 from models_registry import create_classifier
 
 CLASSES = 7

@@ -41,9 +41,9 @@ from datasets import LabelledSet, PlainImages, build_test_loader, drawn_size, op
 from datasets.finetune import choose_splits, hold_out, take_fraction
 from datasets.labelled import LabelledImages
 from datasets.transforms import Normalise
-from engine_evaluate import Evaluation, TestSet, evaluate_model
 from engine_finetune import LOGGED, write_results
 from engine_train import Precision
+from training.evaluate import Evaluation, TestSet, evaluate_model
 from util.distributed import Place, pick_device
 from util.errors import BadInput
 from util.files import append_whole, write_json

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING
 import timing
 
 if TYPE_CHECKING:
-    from engine_observe import Saver
     from engine_train import TrainState
+    from training.observe import Saver
 
 
 def main() -> None:
@@ -33,9 +33,9 @@ def main() -> None:
     import torch
 
     torch.set_num_threads(args.threads)
-    from engine_observe import Saver
     from engine_train import TrainState
     from models_registry import create_classifier
+    from training.observe import Saver
     from util.checkpoint import LAST, save_checkpoint
     from util.optim import adamw, parameter_groups
 

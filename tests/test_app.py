@@ -16,8 +16,8 @@ from runs import ROOT, free_port, run_here, start
 
 import app
 from datasets.faces import open_detector
-from engine_page import Checkpoints, faces_in, look
-from engine_predict import Predictor
+from inference.page import Checkpoints, faces_in, look
+from inference.predict import Predictor
 from models_saved import open_classifier
 from util.errors import BAD_INPUT, DONE, FAULT, BadInput
 

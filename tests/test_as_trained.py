@@ -20,8 +20,8 @@ import main_pretrain
 import main_visualize
 from datasets import open_labelled
 from datasets.faces import open_detector
-from engine_page import faces_in
-from engine_predict import Predictor
+from inference.page import faces_in
+from inference.predict import Predictor
 from models_saved import open_autoencoder, open_classifier, open_saved
 from util.errors import BAD_INPUT, DONE
 from util.options import Options

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from transformers import ViTConfig, ViTForImageClassification
 
-from models_attention import attention_map, attention_rollout, grad_cam
+from inference.explanation import attention_map, attention_rollout, grad_cam
 from models_registry import create_classifier, create_pretrain_model, normalise_head_input
 
 SIZE, GRID = 64, 4

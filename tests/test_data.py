@@ -14,8 +14,8 @@ from datasets import build_loader, build_pretrain_dataset
 from datasets.replace import check_readable
 from datasets.sampler import GlobalBatchSampler
 from datasets.transforms import Normalise, centre_crop, crop_and_resize, random_crop_box
-from engine_observe import BadImages
 from engine_pretrain import MaskedLoss
+from training.observe import BadImages
 from util.distributed import Place
 from util.errors import BadInput
 from util.log import RunLog

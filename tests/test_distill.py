@@ -26,11 +26,11 @@ from torch import nn
 import main_finetune
 from datasets.labels import ORDERS, shared_classes
 from datasets.transforms import Normalise
-from engine_distill import Teacher
 from engine_finetune import ClassifierLoss
 from engine_train import Trainer
 from models_registry import create_classifier
 from models_saved import Preprocessing, SavedClassifier, open_classifier
+from training.distill import Teacher
 from util.errors import BAD_INPUT, DONE, RESUMABLE, BadInput
 
 NAMES = ("Happy", "Sad", "Fear", "Anger")

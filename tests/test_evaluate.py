@@ -13,18 +13,18 @@ from timm.models.vision_transformer import VisionTransformer
 from timm.utils import ModelEmaV3
 from torch import nn
 
-import engine_evaluate
-import engine_probe
+import training.evaluate
+import training.probe
 from datasets import PlainImages, build_test_loader, plain
 from datasets.folder import ImageFiles, list_images
 from datasets.labelled import LabelledImages
 from datasets.transforms import Normalise
-from engine_evaluate import collect, evaluate_model, probabilities
 from engine_finetune import Evaluator
-from engine_probe import Features, Probe, knn, linear
 from engine_train import Position, Precision, TrainState
 from models_convnextv2 import FCMAE, ConvNeXtV2
 from models_mae import MaskedAutoencoderViT, ViTClassifier
+from training.evaluate import collect, evaluate_model, probabilities
+from training.probe import Features, Probe, knn, linear
 from util.distributed import Place
 from util.errors import Fault
 from util.sizes import ConvNeXtSize, ViTSize
@@ -64,7 +64,7 @@ def a_split(folder, place=Place(), common=(0, 1, 2)):  # noqa: B008
     """The folder as a split, without images whose class is not among `common`."""
     images = labelled(folder)
     images = images.take(np.flatnonzero(np.isin(images.labels, common)))
-    return engine_evaluate.TestSet(images, loader_of(images, place), CLASSES, common)
+    return training.evaluate.TestSet(images, loader_of(images, place), CLASSES, common)
 
 
 class Stub(nn.Module):
@@ -225,7 +225,7 @@ def test_the_best_is_chosen_on_the_split_and_the_weights_named(folder, by_ema):
     part = images.take(np.arange(9))
     splits = {
         "test": a_split(folder),
-        "val": engine_evaluate.TestSet(part, loader_of(part), CLASSES, (0, 1, 2)),
+        "val": training.evaluate.TestSet(part, loader_of(part), CLASSES, (0, 1, 2)),
     }
     evaluator = Evaluator(splits, "val", by_ema, PIXELS, EXACT, flip=False)
     scores = evaluator.measure(state)
@@ -330,7 +330,7 @@ def test_a_probe_measures_a_frozen_model_and_leaves_its_mode(folder):
 
 
 def test_a_large_training_set_is_thinned_class_by_class(folder, monkeypatch):
-    monkeypatch.setattr(engine_probe, "MOST_IMAGES", 12)
+    monkeypatch.setattr(training.probe, "MOST_IMAGES", 12)
     train, test = probe_of(folder).sets
     assert train.counts(3).tolist() == [round(12 / COUNT * n) for n in np.bincount(LABELS)]
     assert len(test) == COUNT

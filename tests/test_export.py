@@ -23,10 +23,10 @@ from runs import run_here
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-import engine_export
-import engine_onnx
+import export.onnx_graph
+import export.write
 import main_export
-from models_export import plain_state
+from export.weights import plain_state
 from models_registry import create_classifier
 from models_saved import SavedEncoder, open_autoencoder, open_classifier, open_saved
 from util.errors import BAD_INPUT, FAULT, BadInput
@@ -49,7 +49,7 @@ HF_CLASSES = {
 def test_onnxruntime_answers_for_any_number_of_images(kind, exported, tmp_path, monkeypatch, capfd):
     """All there is to say of an ONNX file, which takes long to make."""
     if kind == "mae":  # as if it were too large for one file
-        monkeypatch.setattr(engine_onnx, "ONE_FILE", 0)
+        monkeypatch.setattr(export.onnx_graph, "ONE_FILE", 0)
     folder, saved = exported(kind, "onnx")
     assert capfd.readouterr().err == ""
     assert (folder / "model.onnx.data").exists() == (kind == "mae")
@@ -320,12 +320,12 @@ def test_an_export_that_answers_otherwise_is_no_export(
 ):
     of_config = damage in (renamed, other_eps)
     name = "write_json" if of_config else "write_weights"
-    write = getattr(engine_export, name)
+    write = getattr(export.write, name)
 
     def broken(path, content, *rest):
-        write(path, damage(content) if path.name != engine_export.PROCESSOR else content, *rest)
+        write(path, damage(content) if path.name != export.write.PROCESSOR else content, *rest)
 
-    monkeypatch.setattr(engine_export, name, broken)
+    monkeypatch.setattr(export.write, name, broken)
     assert export(checkpoint("pooled"), to, tmp_path / "out") == FAULT
     said = "the classes have other names or another order; nothing was written"
     if damage is not renamed:
@@ -338,7 +338,7 @@ def test_an_export_that_fails_half_way_leaves_nothing(checkpoint, tmp_path, monk
     def full(path, value):
         raise OSError(28, "No space left on device", str(path))
 
-    monkeypatch.setattr(engine_export, "write_json", full)
+    monkeypatch.setattr(export.write, "write_json", full)
     assert export(checkpoint("pooled"), "timm", tmp_path / "out") == FAULT
     assert "No space left on device" in refused(capfd)
     assert list(tmp_path.iterdir()) == []

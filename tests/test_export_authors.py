@@ -13,7 +13,7 @@ from finetuned import RAF_NAMES
 from torch import nn
 
 from datasets.transforms import Normalise
-from models_export import s2d_form
+from export.weights import s2d_form
 from models_registry import create_classifier, create_pretrain_model
 from models_saved import Preprocessing, SavedClassifier, open_classifier, open_saved
 from util.errors import BAD_INPUT, DONE, BadInput

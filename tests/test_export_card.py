@@ -15,12 +15,12 @@ from exported import HOSTILE, export, run_card, run_docs
 from PIL import Image
 from runs import load
 
-from models_export import TimmForm, timm_config
-from models_hf import image_processor
+from export.huggingface import image_processor
+from export.model_card import Card, model_card
+from export.model_code import code_for
+from export.weights import TimmForm, timm_config
 from models_saved import Preprocessing, open_saved
 from util.errors import DONE
-from util.model_card import Card, model_card
-from util.model_code import code_for
 
 # Pictures: what the settings tell the libraries to do
 

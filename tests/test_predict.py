@@ -1,4 +1,4 @@
-"""A trained classifier on pictures: `engine_predict` and `main_predict.py`."""
+"""A trained classifier on pictures: `inference.predict` and `main_predict.py`."""
 
 import csv
 import errno
@@ -21,9 +21,9 @@ from skimage.data import astronaut, lfw_subset
 import main_predict
 from datasets.faces import cut_face, open_detector
 from datasets.pictures import list_pictures
-from engine_predict import Predictor
+from inference.annotate import annotated, file_name
+from inference.predict import Predictor
 from models_saved import open_classifier
-from util.annotate import annotated, file_name
 from util.errors import BAD_INPUT, DONE, FAULT, BadInput, Fault
 from util.predictions import RowWriter
 

@@ -12,9 +12,9 @@ from runs import ROOT, assert_same_run, finish, launched, load, log, run_here
 import main_pretrain
 from datasets import build_loader, build_pretrain_dataset
 from datasets.sampler import GlobalBatchSampler
-from engine_observe import RunObserver
 from models_mae import sincos_position_embedding
 from models_registry import create_pretrain_model
+from training.observe import RunObserver
 from util.errors import BAD_INPUT, DONE, RESUMABLE
 from util.schedule import resolution_at
 

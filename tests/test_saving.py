@@ -14,9 +14,9 @@ import torch
 from runs import ROOT, load, pretrain, same, status
 from torch import nn
 
-import engine_observe
-from engine_observe import RunObserver, Saver
+import training.observe
 from engine_train import Position, StepResult, TrainState
+from training.observe import RunObserver, Saver
 from util.checkpoint import save_checkpoint
 from util.errors import BadInput, Fault, Stopped
 from util.hostcopy import HostCopy, tensors_of
@@ -62,7 +62,7 @@ class Disk:
 @pytest.fixture
 def disk(monkeypatch):
     disk = Disk()
-    monkeypatch.setattr(engine_observe, "save_checkpoint", disk.save)
+    monkeypatch.setattr(training.observe, "save_checkpoint", disk.save)
     return disk
 
 
@@ -267,7 +267,7 @@ THREADS = """
 import os, sys, torch
 from pathlib import Path
 from torch import nn
-from engine_observe import Saver
+from training.observe import Saver
 from engine_train import TrainState
 from util.stop import StopRequest
 

@@ -138,7 +138,9 @@ def test_help_lists_all_options_of_the_program(path):
 
 def test_training_does_not_wait_for_what_comes_after_it():
     late = "[m for m in ('sklearn', 'matplotlib', 'torch.utils.tensorboard') if m in sys.modules]"
-    code = f"import sys, build_finetune, engine_run, engine_pretrain, engine_probe; print({late})"
+    code = (
+        f"import sys, build_finetune, training.run, engine_pretrain, training.probe; print({late})"
+    )
     run = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True
     )

@@ -11,7 +11,7 @@ from runs import load, run_here
 import main_visualize
 from datasets.decode import UnreadableImage
 from engine_pretrain import reconstruct
-from engine_visualize import Data, Viewer, in_turn, pick_images
+from inference.visualize import Data, Viewer, in_turn, pick_images
 from models_saved import open_autoencoder, open_saved
 from util.errors import BAD_INPUT, BadInput, Fault
 from util.figures import ratio_grid

@@ -24,8 +24,8 @@ from runs import (
 )
 from torch import nn
 
-from engine_observe import Saver
 from engine_train import MAX_SKIPPED, TrainState
+from training.observe import Saver
 from util.checkpoint import BEST, newest_checkpoint, numbered_checkpoints, read_checkpoint
 from util.errors import BadInput
 from util.stop import StopRequest

@@ -20,8 +20,8 @@ from datasets import build_loader
 from datasets.loader import Reporting, collate
 from datasets.pretrain import PretrainDataset
 from datasets.sampler import GlobalBatchSampler
-from engine_observe import RunObserver
 from engine_train import Precision, Trainer, TrainState
+from training.observe import RunObserver
 from util import peers
 from util.distributed import Place
 from util.errors import BadInput, Fault, Lost

@@ -6,7 +6,7 @@ is taken. Names are those that transformers' releases before 5 use; newer ones r
 
 from typing import Any, NamedTuple
 
-from models_export import (
+from export.weights import (
     classes_of,
     is_convnext,
     is_vit,

@@ -13,13 +13,13 @@ from datasets.decode import UnreadableImage
 from datasets.finetune import PlainImages, stratified
 from datasets.labelled import LabelledImages, Source
 from datasets.loader import build_test_loader
-from engine_evaluate import TestSet, collect, evaluate_model, probabilities
 from engine_finetune import result_figures
 from engine_pretrain import reconstruct, shown_with
 from engine_train import Precision
-from models_attention import attention_map
+from inference.explanation import attention_map
 from models_mae import ViTClassifier
 from models_saved import Saved
+from training.evaluate import TestSet, collect, evaluate_model, probabilities
 from util.distributed import Place
 from util.errors import BadInput, Fault
 from util.figures import Verdict, attention_grid, overlay, ratio_grid

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from models_export import classes_of, described, is_vit, timm_form
+from export.weights import classes_of, described, is_vit, timm_form
 from models_saved import Saved, SavedClassifier
 from util.files import write_json
 

@@ -12,9 +12,9 @@ from tqdm import tqdm
 
 from datasets.decode import load_rgb
 from datasets.faces import Detector, cut_face, whole_picture
-from engine_predict import Predictor, face_margin, whole_line
 from engine_pretrain import reconstruct, shown_with
-from models_attention import attention_map
+from inference.explanation import attention_map
+from inference.predict import Predictor, face_margin, whole_line
 from models_saved import (
     Peeked,
     Saved,

@@ -12,9 +12,9 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
 from datasets.sampler import GlobalBatchSampler
-from engine_observe import RunObserver, Saver
 from engine_train import Trainer, TrainState
 from models_registry import compile_blocks
+from training.observe import RunObserver, Saver
 from util import distributed
 from util.checkpoint import (
     StepParts,

@@ -19,8 +19,11 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from datasets.synthetic import SyntheticFaces
-from engine_onnx import read_onnx, write_onnx
-from models_export import (
+from export.huggingface import hf_form, image_processor
+from export.model_card import Card, model_card
+from export.model_code import COMMANDS, command_use, python_use
+from export.onnx_graph import read_onnx, write_onnx
+from export.weights import (
     S2D_PLACEHOLDER,
     classes_of,
     described,
@@ -33,14 +36,11 @@ from models_export import (
     vit_size,
     without_decoder,
 )
-from models_hf import hf_form, image_processor
-from models_saved import Saved, SavedAutoencoder, SavedClassifier, SavedEncoder, open_saved
+from models_saved import Saved, SavedAutoencoder, SavedClassifier, open_saved
 from util.errors import Fault
 from util.files import write_file, write_json
 from util.hf_settings import CONFIG, PROCESSOR
 from util.layouts import describe
-from util.model_card import Card, model_card
-from util.model_code import COMMANDS, command_use, python_use
 from util.states import State
 
 WEIGHTS = "model.safetensors"
