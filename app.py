@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING
 
 from inference.same_origin import OwnPages
 from util.errors import BadInput, Fault
-from util.options import Parser, number
-from util.options_predict import DETECTORS, FACE_MARGIN, check_margin
+from util.options.parser import Parser, number
+from util.options.predict import DETECTORS, FACE_MARGIN, check_margin
 from util.program import run_program
 
 if TYPE_CHECKING:
@@ -130,7 +130,7 @@ def open_page(page: "gr.Blocks", port: int) -> None:
 def drawn_faces(folder: str) -> list[str]:
     """A few faces that the demo's models have not seen, of the kind they know; -> paths."""
     from datasets.synthetic import SyntheticFaces
-    from util.figures import save_png
+    from util.report.figures import save_png
 
     faces = SyntheticFaces(EXAMPLES, size=256, split="test", lab=True)
     paths = [str(Path(folder, f"drawn-{i + 1}.png")) for i in range(EXAMPLES)]
@@ -298,7 +298,7 @@ def uploaded(payload: "gr.data_classes.ImageData | None") -> str | None:
 
 def message(text: str) -> str:
     """A line of the page; names and reasons come from anywhere."""
-    from util.markup import text as safe
+    from util.report.html import text as safe
 
     return f"<p>{safe(text)}</p>"
 

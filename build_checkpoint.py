@@ -12,9 +12,9 @@ from datasets.labels import canonical
 from models_saved import Known, known_use
 from util.checkpoint import read_checkpoint
 from util.distributed import on_main
-from util.options import Options
-from util.options_finetune import check_input_size, usual_crop
-from util.options_trained import OF_IMAGES, OF_WEIGHTS, as_trained, trained_with
+from util.options.finetune import check_input_size, usual_crop
+from util.options.parser import Options
+from util.options.trained import OF_IMAGES, OF_WEIGHTS, as_trained, trained_with
 from util.weights import find_source, load_pretrained, read_source
 
 

@@ -46,9 +46,9 @@ from training.run import Run, same_everywhere
 from util.distributed import Place
 from util.errors import BadInput
 from util.optim import create_optimizer, parameter_groups
-from util.options import Options
-from util.options_finetune import mixes
-from util.options_trained import OF_DATA, difference_lines, differences, trained_with
+from util.options.finetune import mixes
+from util.options.parser import Options
+from util.options.trained import OF_DATA, difference_lines, differences, trained_with
 from util.sizes import family
 
 # Of --aug fer: torchvision's RandomErasing as published, where timm's limits are 1/3 and 10/3.

@@ -18,11 +18,11 @@ from models_convnextv2 import ConvNeXtV2
 from models_resnet import ResNetClassifier
 from training.distill import Teacher
 from training.evaluate import Evaluation, TestSet, evaluate_model
-from util.figures import save_png
-from util.figures_results import class_figure, confusion_figure, reliability_figure
 from util.files import write_json
 from util.optim import convnext_layers, decayed_rate, resnet_layers, vit_layers
 from util.predictions import write_predictions
+from util.report.charts import class_figure, confusion_figure, reliability_figure
+from util.report.figures import save_png
 
 # Metrics in log.txt under their official short names.
 LOGGED = {"loss": "log_loss", "acc1": "accuracy", "uar": "uar", "f1": "macro_f1"}

@@ -12,12 +12,12 @@ from datasets import PretrainDataset
 from datasets.transforms import Normalise
 from models_masked import MaskedAutoencoder
 from util.checkpoint import read_checkpoint
-from util.figures import reconstruction_grid, save_png
-from util.layouts import DECODER, root
 from util.log import NullLog
-from util.options_trained import trained_with
+from util.options.trained import trained_with
+from util.report.figures import reconstruction_grid, save_png
 from util.seeding import FIGURE, generator
 from util.weights import load_pretrained
+from util.weights.layouts import DECODER, root
 
 Batch = tuple[Tensor, Tensor, list[str]]  # (N, 3, S, S) uint8, (N, L) noise, problems
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from export.model_card import LICENCE
 from util.errors import BadInput
-from util.options import Parser, add_saved
+from util.options.parser import Parser, add_saved
 from util.program import run_program
 
 PACKAGES = {  # of requirements-export.txt

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING
 
 from util.errors import BadInput
 from util.evaluation_dir import is_training, set_aside
-from util.options import Options, launch, saving, start
-from util.options_evaluation import made_by
-from util.options_finetune import DECIDES_RESULT, build_parser, check_options
-from util.options_trained import difference_lines, differences
+from util.options.evaluation import made_by
+from util.options.finetune import DECIDES_RESULT, build_parser, check_options
+from util.options.parser import Options, launch, saving, start
+from util.options.trained import difference_lines, differences
 from util.program import run_program
 from util.schedule import lr_at, scaled_lr, step_lr_at
 

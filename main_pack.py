@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from util.errors import BadInput, Fault, Stopped
-from util.options import COUNT, RATE, SIZE, Parser
+from util.options.parser import COUNT, RATE, SIZE, Parser
 from util.program import run_program
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from util.errors import BadInput, Fault
-from util.options_predict import build_parser, check_options, find_format
+from util.options.predict import build_parser, check_options, find_format
 from util.predictions import NO_FACE, OK, UNREADABLE, RowWriter, inert, open_rows
 from util.program import run_program
 

@@ -13,7 +13,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from util.errors import BadInput
-from util.options import (
+from util.options.parser import (
     COUNT,
     RATE,
     RATIO,
@@ -31,7 +31,7 @@ from util.options import (
     saving,
     start,
 )
-from util.options_trained import difference_lines, differences
+from util.options.trained import difference_lines, differences
 from util.program import run_program
 from util.schedule import lr_at, resolution_at, scaled_lr
 from util.sizes import (

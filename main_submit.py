@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from util.errors import DONE, RESUMABLE, BadInput, Fault
-from util.options import COUNT, SIZE, Parser, find_output_dir, number
+from util.options.parser import COUNT, SIZE, Parser, find_output_dir, number
 from util.program import run_program
 from util.stop import StopRequest
 

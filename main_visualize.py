@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from util.errors import BadInput
 from util.evaluation_dir import Drawn, evaluation_folder, tests_other_images
-from util.options import COUNT, RATE, RATIO, SEED, SIZE, Options, Parser, add_saved, number
-from util.options_trained import OF_DATA, difference_lines, differences, trained_with
+from util.options.parser import COUNT, RATE, RATIO, SEED, SIZE, Options, Parser, add_saved, number
+from util.options.trained import OF_DATA, difference_lines, differences, trained_with
 from util.program import run_program
 
 if TYPE_CHECKING:
@@ -117,8 +117,8 @@ class Opened(NamedTuple):
 
 def work(args: Options) -> None:
     """Draw one figure after the other, write each at once, then the report if there is one."""
-    from util.figures import save_png
-    from util.report import write_report
+    from util.report.figures import save_png
+    from util.report.page import write_report
 
     of_model = args.checkpoint and set(args.figures or FIGURES) != {"curves"}
     opened = open_model(args) if of_model else None
@@ -164,7 +164,7 @@ def draw(args: Options, opened: Opened | None) -> Iterator[tuple[str, "np.ndarra
 
 def draw_curves(runs: list[str]) -> "np.ndarray":
     """The logs of several runs in the same panels."""
-    from util.figures_curves import compared_curves
+    from util.report.curves import compared_curves
     from util.summary import read_log, short_names
 
     paths = list(dict.fromkeys(Path(os.path.abspath(run)) for run in runs))

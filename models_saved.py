@@ -14,8 +14,12 @@ from models_masked import MaskedAutoencoder
 from models_registry import create_classifier, create_pretrain_model, normalise_head_input
 from util.checkpoint import read_checkpoint
 from util.errors import BadInput
-from util.hf_settings import described_beside
-from util.layouts import (
+from util.options.trained import INTERPOLATIONS, trained_with
+from util.safe_json import number, part
+from util.sizes import RESNET_PATCHES, patch_step
+from util.weights import check_alone, load_pretrained, pick_state, read_source
+from util.weights.hf_settings import described_beside
+from util.weights.layouts import (
     DECODER,
     Architecture,
     count,
@@ -23,12 +27,8 @@ from util.layouts import (
     head_classes,
     translate,
 )
-from util.layouts_foreign import TRANSFORMERS
-from util.options_trained import INTERPOLATIONS, trained_with
-from util.sizes import RESNET_PATCHES, patch_step
-from util.states import State, root
-from util.untrusted import number, part
-from util.weights import check_alone, load_pretrained, pick_state, read_source
+from util.weights.layouts_foreign import TRANSFORMERS
+from util.weights.states import State, root
 
 LARGEST = 4096  # pixels a side of an input
 

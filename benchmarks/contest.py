@@ -36,12 +36,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks import rivals
 from datasets import drawn_size, open_labelled
-from util.drawing import CHART, pixels
 from util.errors import BadInput
-from util.figures import save_png
 from util.files import write_json
-from util.options import COUNT, SIZE, Parser
+from util.options.parser import COUNT, SIZE, Parser
 from util.program import run_program
+from util.report.drawing import CHART, pixels
+from util.report.figures import save_png
 from util.rundir import read_json
 from util.summary import Group, Spread, group_runs, is_finished, read_log
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from util.errors import BAD_INPUT, DONE, FAULT, RESUMABLE, BadInput
-from util.options import COUNT, SIZE, Parser, underscored
+from util.options.parser import COUNT, SIZE, Parser, underscored
 
 if TYPE_CHECKING:
     from util.summary import Group, Spread
@@ -96,7 +96,7 @@ def expand(passed: Sequence[str]) -> tuple[dict[str, str], str]:
 
 def check_same_options(summary: Path, options: dict[str, str]) -> None:
     """Seeds of different options have no mean: raises BadInput when OUT holds such."""
-    from util.untrusted import parse_object, part, read_text
+    from util.safe_json import parse_object, part, read_text
 
     then = part(parse_object(read_text(summary)), "options")
     names = [name for name in {**then, **options} if then.get(name) != options.get(name)]
@@ -115,8 +115,8 @@ def check_same_options(summary: Path, options: dict[str, str]) -> None:
 
 def run_seed(passed: Sequence[str], seed: int, folder: Path, processes: int) -> int:
     """One run, unless it is finished already; -> its exit code, told unless 0."""
+    from util.safe_json import parse_object, read_text
     from util.summary import is_finished
-    from util.untrusted import parse_object, read_text
 
     if is_finished(folder):
         tell(f"seed {seed}: finished before, in {folder}")
@@ -221,7 +221,7 @@ def table(group: "Group", published: str) -> list[str]:
 
 def write_page(output: Path, group: "Group") -> Path:
     """OUT/report.html on all finished seeds."""
-    from util.report import write_report
+    from util.report.page import write_report
 
     return write_report(*group.folders, page=output / "report.html")
 

@@ -49,13 +49,13 @@ from util.errors import BadInput
 from util.files import append_whole, write_json
 from util.metrics import evaluate
 from util.optim import adamw, parameter_groups
-from util.options import COUNT, SIZE, SOME, Parser
-from util.options import number as bounded
+from util.options.parser import COUNT, SIZE, SOME, Parser
+from util.options.parser import number as bounded
 from util.program import run_program
 from util.rundir import provenance, read_json
+from util.safe_json import number, part
 from util.schedule import lr_at
 from util.summary import METRICS, is_finished, read_log
-from util.untrusted import number, part
 
 MODELS = ("resnet18", "resnet50", "convnextv2_atto", "vit_tiny_patch16_224")
 # With few labels a batch of 8 can be far better than one of 32: batch norm then adds more noise.

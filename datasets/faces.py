@@ -13,7 +13,7 @@ import numpy as np
 
 from datasets.labelled import crop_face
 from util.errors import BadInput
-from util.options_predict import DETECTORS
+from util.options.predict import DETECTORS
 
 Point = tuple[float, float]  # x, y
 

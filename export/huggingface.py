@@ -18,10 +18,10 @@ from export.weights import (
 )
 from models_saved import Preprocessing, Saved, SavedAutoencoder, SavedClassifier, SavedEncoder
 from util.errors import BadInput
-from util.hf_settings import EPS, RESAMPLE
-from util.layouts_foreign import to_transformers_convnext, to_transformers_vit
 from util.sizes import kept_patches
-from util.states import State, root
+from util.weights.hf_settings import EPS, RESAMPLE
+from util.weights.layouts_foreign import to_transformers_convnext, to_transformers_vit
+from util.weights.states import State, root
 
 MASK_RATIO = 0.75  # for an encoder that came without its settings
 

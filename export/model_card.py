@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from util.options_trained import difference_lines
-from util.untrusted import number, parse_object, part, read_text
+from util.options.trained import difference_lines
+from util.safe_json import number, parse_object, part, read_text
 
 CLIP = 200  # characters of any one value
 MOST_LINES = 30  # of a list

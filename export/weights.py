@@ -1,6 +1,6 @@
 """What exporting asks of a saved model, and the model as timm, MAE-SFER and S2D know it.
 
-Translations go the other way than those of util/layouts.py.
+Translations go the other way than those of util/weights/layouts.py.
 """
 
 import math
@@ -15,10 +15,10 @@ from models_mae import MaskedAutoencoderViT, ViTClassifier
 from models_resnet import MaskedResNet
 from models_saved import Preprocessing, Saved, SavedAutoencoder, SavedClassifier
 from util.errors import BadInput
-from util.layouts import DECODER
-from util.options_trained import OF_DATA, is_resolved
+from util.options.trained import OF_DATA, is_resolved
 from util.sizes import CLASSIFIER_SIZES, VIT, Size, family, find_size
-from util.states import State, renamed, root
+from util.weights.layouts import DECODER
+from util.weights.states import State, renamed, root
 
 TIMM_CONVNEXT = [
     (r"^downsample_layers\.0\.", "stem."),

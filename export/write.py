@@ -39,9 +39,9 @@ from export.weights import (
 from models_saved import Saved, SavedAutoencoder, SavedClassifier, open_saved
 from util.errors import Fault
 from util.files import write_file, write_json
-from util.hf_settings import CONFIG, PROCESSOR
-from util.layouts import describe
-from util.states import State
+from util.weights.hf_settings import CONFIG, PROCESSOR
+from util.weights.layouts import describe
+from util.weights.states import State
 
 WEIGHTS = "model.safetensors"
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image, ImageDraw
 
-from util.drawing import clipped, font
+from util.report.drawing import clipped, font
 
 LONG_SIDE = 2048  # pixels of what is written: enough to look at
 LONGEST_LABEL, LONGEST_NAME = 40, 80  # characters

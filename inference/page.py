@@ -25,7 +25,7 @@ from models_saved import (
     peek,
 )
 from util.errors import BadInput
-from util.figures import overlay, reconstruction_grid
+from util.report.figures import overlay, reconstruction_grid
 
 ENDINGS = (".pth", ".pt", ".safetensors")
 MOST_FACES = 12  # of one picture

@@ -9,7 +9,7 @@ import torch
 from datasets.pictures import Found
 from engine_train import Precision
 from models_saved import Saved, SavedClassifier
-from util.options_predict import MARGIN
+from util.options.predict import MARGIN
 
 
 def face_margin(saved: Saved, given: float | None) -> tuple[float, str]:

@@ -22,8 +22,8 @@ from models_saved import Saved
 from training.evaluate import TestSet, collect, evaluate_model, probabilities
 from util.distributed import Place
 from util.errors import BadInput, Fault
-from util.figures import Verdict, attention_grid, overlay, ratio_grid
-from util.figures_features import FEWEST, feature_figure, project
+from util.report.features import FEWEST, feature_figure, project
+from util.report.figures import Verdict, attention_grid, overlay, ratio_grid
 from util.seeding import FIGURE, generator
 
 MOST_POINTS = 2000  # in a map: more take long and hide each other

@@ -11,7 +11,7 @@ import runpy
 import sys
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from typing import NamedTuple
 
 from runs import CLASSIFIERS, FAMILIES, ROOT, SMALL_FINETUNE, run_here, start_ranks
@@ -21,7 +21,7 @@ import main_finetune
 from benchmarks import reproduce
 
 # What the work of a program is called where it is not `work`.
-WORK = {"util.report": "make", "util.download": "run"}
+WORK = {"util.download": "run"}
 # What "…" at the end of a command stands for: put before the options shown, so that those win.
 MORE = {
     "main_pretrain": "--data_path /path/to/images",
@@ -84,11 +84,23 @@ def find_start(words: tuple[str, ...]) -> Start | None:
     elif words[0] == "python":
         words = words[2:] if words[1] == "-m" else words[1:]
     program = words[0].removesuffix(".py").replace("/", ".")
-    if not (ROOT / f"{program.replace('.', '/')}.py").is_file():
+    if not source_of(program).is_file():
         return None
     more = MORE.get(program, "").split() if shortened else []
     options = [word.replace("@recipes", f"@{ROOT}/recipes") for word in words[1:]]
     return Start(program, [*more, *options], processes)
+
+
+def source_of(program: str) -> Path:
+    """Where a program's code stands: a module, or the `__main__` of a package."""
+    path = ROOT / program.replace(".", "/")
+    return path / "__main__.py" if path.is_dir() else path.with_suffix(".py")
+
+
+def module_of(program: str) -> ModuleType:
+    """The module of a program."""
+    source = source_of(program).relative_to(ROOT).with_suffix("")
+    return importlib.import_module(".".join(source.parts))
 
 
 def read(start: Start) -> argparse.Namespace:
@@ -96,7 +108,7 @@ def read(start: Start) -> argparse.Namespace:
 
     None of a script that keeps its parser to itself: those are for `check_script`.
     """
-    module, options = importlib.import_module(start.program), start.options
+    module, options = module_of(start.program), start.options
     if not hasattr(module, "build_parser") or options == ["--help"]:
         return argparse.Namespace()
     if module is reproduce:
@@ -110,7 +122,7 @@ def check(start: Start) -> argparse.Namespace:
     """Let the program refuse or complete its options, before its work begins. Raises BadInput."""
     args = read(start)
     training = "main_finetune" if start.program == "benchmarks.reproduce" else start.program
-    module = importlib.import_module(training)
+    module = module_of(training)
     if start.options == ["--help"]:
         assert module.build_parser().format_help()
     elif hasattr(module, "check_options"):
@@ -130,7 +142,7 @@ def check_script(start: Start, monkeypatch) -> None:
         parse(parser, *given)
         raise Parsed
 
-    path = ROOT / f"{start.program.replace('.', '/')}.py"
+    path = source_of(start.program)
     monkeypatch.setattr(argparse.ArgumentParser, "parse_args", parse_and_leave)
     monkeypatch.setattr(sys, "argv", [str(path), *start.options])
     monkeypatch.syspath_prepend(path.parent)
@@ -181,7 +193,7 @@ def in_places(start: Start, places: dict[str, Path | str]) -> Start:
 
 def run_start(start: Start, folder: Path, monkeypatch) -> list[int]:
     """Do the work in a folder, in this process where it is one; the exit codes."""
-    module = importlib.import_module(start.program)
+    module = module_of(start.program)
     monkeypatch.setattr(sys, "argv", [f"{start.program}.py", *start.options])
     monkeypatch.chdir(folder)
     if start.processes > 1:

@@ -24,9 +24,9 @@ from inference.page import faces_in
 from inference.predict import Predictor
 from models_saved import open_autoencoder, open_classifier, open_saved
 from util.errors import BAD_INPUT, DONE
-from util.options import Options
-from util.options_trained import differences, trained_with
-from util.report import write_report
+from util.options.parser import Options
+from util.options.trained import differences, trained_with
+from util.report.page import write_report
 
 ORDER = "Sad,Anger,Happy"
 

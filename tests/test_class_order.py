@@ -17,7 +17,7 @@ from util.class_order import (
     word_order,
 )
 from util.metrics import evaluate
-from util.options import Parser, class_names
+from util.options.parser import Parser, class_names
 
 AFFECTNET, RAFDB, FERPLUS = ORDERS["affectnet"], ORDERS["rafdb"], ORDERS["ferplus"]
 RAFDB_SIZES = (329, 74, 160, 1185, 478, 162, 680)

@@ -1,12 +1,12 @@
-"""util.figures_curves: the curves of one run, and of several beside each other."""
+"""util.report.curves: the curves of one run, and of several beside each other."""
 
 import xml.etree.ElementTree as ET
 
 import numpy as np
 import pytest
 
-from util.drawing import PALETTE
-from util.figures_curves import compared_curves, learning_curves
+from util.report.curves import compared_curves, learning_curves
+from util.report.drawing import PALETTE
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,6 @@ A command that this test does not know fails: see `CANNOT_RUN` for those that ar
 for the paths that documents show, and tests/shown.py for what makes a run small.
 """
 
-import importlib
 import re
 
 import pytest
@@ -18,6 +17,7 @@ from shown import (
     find_start,
     in_places,
     model_of,
+    module_of,
     read,
     result,
     run_start,
@@ -26,7 +26,7 @@ from shown import (
 
 import main_pack
 from util.errors import BadInput
-from util.options import underscored
+from util.options.parser import underscored
 
 THEIRS = ("rafdb", "ferplus", "affectnet7", "finetune_affectnet", "pretrain_convnextv2")
 EXPORT = "python main_export.py --checkpoint runs/rafdb/checkpoint-best.pth"
@@ -249,7 +249,7 @@ def test_python_shown_runs(block, places, tmp_path, monkeypatch):
 def parsers():
     """Of all programs that have one to ask for."""
     names = [*PROGRAMS, "util.report", "util.download", "benchmarks.reproduce"]
-    return {name: importlib.import_module(name).build_parser() for name in names}
+    return {name: module_of(name).build_parser() for name in names}
 
 
 def names_of(parser):

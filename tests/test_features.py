@@ -1,12 +1,12 @@
-"""util.figures_features: the map is the same again, keeps neighbours, and is drawn by class."""
+"""util.report.features: the map is the same again, keeps neighbours, and is drawn by class."""
 
 import warnings
 
 import numpy as np
 import pytest
 
-from util.drawing import PALETTE
-from util.figures_features import feature_figure, project
+from util.report.drawing import PALETTE
+from util.report.features import feature_figure, project
 
 
 def clusters(n=60, dims=80, seed=0):

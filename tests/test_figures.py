@@ -1,9 +1,9 @@
-"""util.figures: grids of reconstructions and of what a model looks at."""
+"""util.report.figures: grids of reconstructions and of what a model looks at."""
 
 import numpy as np
 import pytest
 
-from util.figures import (
+from util.report.figures import (
     COLUMNS,
     GAP,
     MARGIN,

@@ -1,12 +1,12 @@
-"""util.figures_results: the charts of an evaluation say what eval.json says."""
+"""util.report.charts: the charts of an evaluation say what eval.json says."""
 
 import warnings
 
 import numpy as np
 import pytest
 
-from util.drawing import DPI
-from util.figures_results import (
+from util.metrics import BINS, calibration, evaluate
+from util.report.charts import (
     F1,
     GAP,
     RECALL,
@@ -15,7 +15,7 @@ from util.figures_results import (
     confusion_figure,
     reliability_figure,
 )
-from util.metrics import BINS, calibration, evaluate
+from util.report.drawing import DPI
 
 
 @pytest.mark.parametrize("k", [2, 7])

@@ -14,10 +14,10 @@ from datasets.transforms import IMAGENET_MEAN, IMAGENET_STD
 from models_registry import create_classifier
 from models_saved import open_classifier, open_saved
 from util.errors import DONE, BadInput
-from util.hf_settings import check_config, described_beside
-from util.layouts import Architecture
-from util.layouts_foreign import to_transformers_vit
 from util.weights import load_pretrained
+from util.weights.hf_settings import check_config, described_beside
+from util.weights.layouts import Architecture
+from util.weights.layouts_foreign import to_transformers_vit
 
 NAMES = ("happy", "sad", "neutral")
 CONFIG = {"num_attention_heads": 3, "hidden_act": "gelu", "layer_norm_eps": 1e-6}

@@ -17,9 +17,9 @@ from models_mae import MaskedAutoencoderViT, ViTClassifier
 from models_registry import create_classifier, create_pretrain_model, normalise_head_input
 from models_saved import SavedAutoencoder, SavedEncoder, open_classifier, open_saved
 from util.errors import BadInput
-from util.layouts import translate
 from util.sizes import ViTSize
 from util.weights import load_pretrained
+from util.weights.layouts import translate
 
 SHALLOW = ViTSize(192, 2, 3, 16)
 IMAGES = torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))

@@ -14,9 +14,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from util import report
-from util.figures import reconstruction_grid, save_png
-from util.report import write_report
+from util.report.figures import reconstruction_grid, save_png
+from util.report.page import write_report
 
 ROOT = Path(__file__).resolve().parents[1]
 VOID = {"meta", "img", "br", "hr", "input", "link"}
@@ -239,12 +238,13 @@ def test_page_stays_small_and_says_so(run, monkeypatch):
     data = (run / "figures" / "reconstruction-0009.png").read_bytes()
     for epoch in range(10, 30):
         (run / "figures" / f"reconstruction-{epoch:04d}.png").write_bytes(data)
-    monkeypatch.setattr(report, "FIGURE_BYTES", 6 * max(sizes.values()))
+    room = 6 * max(sizes.values())
+    monkeypatch.setattr("util.report.page.FIGURE_BYTES", room)
     page = Page(write_report(run))
     found = page.pictures()
     assert found[0] == data
     assert 3 <= len(found) <= 6
-    assert sum(map(len, found)) <= report.FIGURE_BYTES
+    assert sum(map(len, found)) <= room
     assert f"{23 - len(found)} of 23 files" in page.text
 
 

@@ -1,12 +1,12 @@
-"""util.report_figures: figures in their order, with what they say, as far as there is room."""
+"""util.report.figure_section: pictures in their order, with what they say, while there is room."""
 
 import re
 
 import numpy as np
 import pytest
 
-from util.figures import save_png
-from util.report_figures import CAPTIONS, WIDE, figures_section
+from util.report.figure_section import CAPTIONS, WIDE, figures_section
+from util.report.figures import save_png
 
 HOSTILE = "<b onload=x>&"
 

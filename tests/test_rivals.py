@@ -12,7 +12,7 @@ from runs import run_here
 import main_finetune
 from benchmarks import rivals
 from datasets.labelled import digest_of
-from util.report import write_report
+from util.report.page import write_report
 from util.summary import is_finished, read_log
 
 DATA = "--data_path synthetic-lab:32:16 --input_size 32 --label_fraction 0.5"

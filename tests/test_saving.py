@@ -18,8 +18,8 @@ import training.observe
 from engine_train import Position, StepResult, TrainState
 from training.observe import RunObserver, Saver
 from util.checkpoint import save_checkpoint
+from util.checkpoint_snapshot import HostCopy, tensors_of
 from util.errors import BadInput, Fault, Stopped
-from util.hostcopy import HostCopy, tensors_of
 from util.log import Meter, NullLog
 from util.stop import StopRequest
 from util.trace import StepTrace

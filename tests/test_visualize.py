@@ -14,10 +14,10 @@ from engine_pretrain import reconstruct
 from inference.visualize import Data, Viewer, in_turn, pick_images
 from models_saved import open_autoencoder, open_saved
 from util.errors import BAD_INPUT, BadInput, Fault
-from util.figures import ratio_grid
-from util.layouts import DECODER
+from util.report.figures import ratio_grid
 from util.seeding import FIGURE, generator
-from util.states import root
+from util.weights.layouts import DECODER
+from util.weights.states import root
 
 CHARTS = ("confusion_matrix", "classes", "reliability")
 

@@ -18,7 +18,7 @@ from datasets.labels import shared_classes
 from datasets.transforms import Normalise
 from models_saved import SavedClassifier
 from util.errors import BadInput
-from util.untrusted import number, part
+from util.safe_json import number, part
 
 
 def distillation_loss(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:

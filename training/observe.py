@@ -14,10 +14,10 @@ from util.checkpoint import (
     numbered_checkpoints,
     save_checkpoint,
 )
+from util.checkpoint_snapshot import HostCopy
 from util.distributed import gather_objects, on_main
 from util.errors import BadInput, Fault, Stopped
 from util.files import remove_unfinished
-from util.hostcopy import HostCopy
 from util.log import Meter, NullLog, duration, peak_memory
 from util.program import BEGAN
 from util.trace import StepTrace

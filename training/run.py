@@ -28,9 +28,9 @@ from util.distributed import Launch, Place, on_main
 from util.errors import BadInput, Fault, Stopped
 from util.files import write_json
 from util.log import Meter, NullLog, RunLog
-from util.options import MOST, Saving, Start
-from util.peers import explain, kill_workers
-from util.report import write_report
+from util.options.parser import MOST, Saving, Start
+from util.process_failures import explain, kill_workers
+from util.report.page import write_report
 from util.rundir import RunDir, provenance
 from util.stop import StopRequest
 from util.trace import StepTrace

@@ -8,7 +8,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from util.errors import BadInput, Fault, Stopped
-from util.meeting import meet
+from util.rendezvous import meet
 
 if TYPE_CHECKING:
     import torch

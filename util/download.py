@@ -21,7 +21,7 @@ from urllib.parse import urlsplit
 
 from util.errors import BadInput
 from util.files import write_file
-from util.options import Parser
+from util.options.parser import Parser
 from util.program import run_program
 
 # gdown and torch (in util.checkpoint) are imported where a file is fetched or checked: programs

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from util.errors import BadInput
-from util.options_trained import OF_DATA
-from util.untrusted import parse_object, part, read_text
+from util.options.trained import OF_DATA
+from util.safe_json import parse_object, part, read_text
 
 BEST, LAST = "checkpoint-best.pth", "checkpoint-last.pth"  # of a run
 CONFIG = "config.json"

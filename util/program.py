@@ -11,10 +11,10 @@ import traceback
 from collections.abc import Callable
 from contextlib import suppress
 
-from util import peers
+from util import process_failures
 from util.distributed import leave, met_others, own_rank
 from util.errors import BAD_INPUT, DONE, FAULT, RESUMABLE, BadInput, Fault, Stopped
-from util.options import Parser, find_output_dir
+from util.options.parser import Parser, find_output_dir
 from util.rundir import note_status
 
 BEGAN = time.monotonic()  # programs import this before anything that takes long
@@ -41,7 +41,7 @@ def run_program(
     reason = one_line(reason)
     together = code in (DONE, RESUMABLE)
     if not together:
-        peers.kill_workers()
+        process_failures.kill_workers()
     if began:
         # Reference cycles would hold on to the folder's lock, and to DDP, which aborts at exit.
         gc.unfreeze()
@@ -82,12 +82,12 @@ def speaks(code: int, reason: str) -> bool:
         return own_rank(local=True) == 0
     rank = own_rank()
     if code in (FAULT, BAD_INPUT):
-        peers.tell_end(rank, code, reason)
+        process_failures.tell_end(rank, code, reason)
     if rank == 0:
-        peers.may_speak()  # so that no other does
+        process_failures.may_speak()  # so that no other does
         return True
     time.sleep(2)
-    return code in (FAULT, BAD_INPUT) and peers.may_speak()
+    return code in (FAULT, BAD_INPUT) and process_failures.may_speak()
 
 
 def attempt(
@@ -112,7 +112,7 @@ def attempt(
 
 def told(error: Exception) -> tuple[int, str]:
     """The exit code and the reason that an exception stands for; a traceback where it is a bug."""
-    error = peers.explain(error) or error
+    error = process_failures.explain(error) or error
     for kind, code in ((BadInput, BAD_INPUT), (Stopped, RESUMABLE), (Fault, FAULT)):
         if isinstance(error, kind):
             return code, str(error)

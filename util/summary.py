@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from util.untrusted import number, parse_object, part, read_text
+from util.safe_json import number, parse_object, part, read_text
 
 METRICS = {"accuracy": "accuracy", "uar": "UAR", "macro_f1": "macro-F1"}  # key: for people
 SEED = re.compile(r"seed-(\d{1,18})")

@@ -18,9 +18,12 @@ import main_export
 import main_pack
 import main_pretrain
 from datasets import open_images, open_labelled
-from util import download, options_finetune, options_predict, report
+from util import download
 from util.errors import BAD_INPUT, DONE, BadInput
+from util.options import finetune as options_finetune
+from util.options import predict as options_predict
 from util.program import run_program
+from util.report import __main__ as report
 from util.rundir import RunDir
 from util.weights import find_source
 

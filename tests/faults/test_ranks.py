@@ -13,7 +13,7 @@ import torch
 from injection import at_step, errors, run_with
 from runs import ROOT, assert_same_run, finish, free_port, load, run_two, small_run, status
 
-from util import meeting, peers
+from util import process_failures, rendezvous
 from util.errors import BadInput, Fault, Lost
 
 TIMEOUT = 5  # seconds, --dist_timeout where it is waited for; no slow start may take as long
@@ -150,23 +150,23 @@ def signal_at_random(number, victim, when, rank):
 
 
 def test_errors_of_other_kinds_are_not_laid_at_another_process():
-    assert peers.explain(ValueError("gloomy")) is None
-    assert peers.explain(RuntimeError("CUDA out of memory")) is None
+    assert process_failures.explain(ValueError("gloomy")) is None
+    assert process_failures.explain(RuntimeError("CUDA out of memory")) is None
 
 
 def test_the_cause_is_told_before_its_consequences(monkeypatch):
     lost = RuntimeError("[gloo/pair.cc:5] Connection closed by peer [10.0.0.2]:7. GLHF!")
-    heard = {2: (1, f"{peers.LOST} (Timed out)"), 3: (1, "the loss was not finite")}
-    monkeypatch.setattr(peers, "ends", lambda: heard)
+    heard = {2: (1, f"{process_failures.LOST} (Timed out)"), 3: (1, "the loss was not finite")}
+    monkeypatch.setattr(process_failures, "ends", lambda: heard)
 
     def said():
-        ended = peers.explain(lost)
+        ended = process_failures.explain(lost)
         return type(ended), str(ended).partition("hangs ")[2] or str(ended)
 
     closed = "(Connection closed by peer [10.0.0.2]:7)"
     assert said() == (Fault, f"{closed}; process 3: the loss was not finite")
     del heard[3]
-    assert said() == (Fault, f"{closed}; process 2: {peers.LOST} (Timed out)")
+    assert said() == (Fault, f"{closed}; process 2: {process_failures.LOST} (Timed out)")
     heard.clear()
     assert said() == (Fault, f"{closed}; its own message, or the launcher's, says why")
     heard[1] = (2, "--data_path: 20 files in a row are no images")
@@ -179,7 +179,7 @@ def meet_all(store, world, absent=(), timeout=20):
 
     def one(rank):
         try:
-            said[rank] = meeting.meet(store, rank, world, timeout)
+            said[rank] = rendezvous.meet(store, rank, world, timeout)
         except Lost as error:
             said[rank] = str(error)
 
@@ -193,20 +193,20 @@ def meet_all(store, world, absent=(), timeout=20):
 
 def test_processes_started_again_do_not_take_those_before_for_each_other(monkeypatch):
     """torchrun gives the next attempt the store of the one before, with its addresses in it."""
-    monkeypatch.setattr(meeting, "met", [])
+    monkeypatch.setattr(rendezvous, "met", [])
     store = torch.distributed.HashStore()
     names = [meet_all(store, 3) for _ in range(5)]
     assert all(len(set(of_one)) == 1 for of_one in names)
     assert len({of_one[0] for of_one in names}) == 5
-    assert [process.pid for process in meeting.met] == [os.getpid()] * 3
+    assert [process.pid for process in rendezvous.met] == [os.getpid()] * 3
     more = meet_all(store, 5)  # as torchrun --nnodes 1:4 may
     assert len(set(more)) == 1
-    assert len(meeting.met) == 5
+    assert len(rendezvous.met) == 5
 
 
 @pytest.mark.parametrize("before", [0, 1])
 def test_a_process_that_never_comes_is_named(before, monkeypatch):
-    monkeypatch.setattr(meeting, "met", [])
+    monkeypatch.setattr(rendezvous, "met", [])
     store = torch.distributed.HashStore()
     for _ in range(before):  # what it left in an earlier attempt is not taken for an answer
         meet_all(store, 3)

@@ -22,7 +22,7 @@ from datasets.pretrain import PretrainDataset
 from datasets.sampler import GlobalBatchSampler
 from engine_train import Precision, Trainer, TrainState
 from training.observe import RunObserver
-from util import peers
+from util import process_failures
 from util.distributed import Place
 from util.errors import BadInput, Fault, Lost
 from util.log import NullLog
@@ -85,17 +85,17 @@ def test_a_worker_that_ends_or_fails_is_told_in_one_line_at_once(act, said):
     with pytest.raises((RuntimeError, Lost)) as error:
         # One that ends as if all were well is only missed after the time-out.
         list(batches_with(act, timeout=2 if act is sys.exit else 60))
-    assert re.search(said, str(peers.explain(error.value)))
-    assert "\n" not in str(peers.explain(error.value))
+    assert re.search(said, str(process_failures.explain(error.value)))
+    assert "\n" not in str(process_failures.explain(error.value))
     assert time.monotonic() - began < 30
-    peers.kill_workers()
+    process_failures.kill_workers()
 
 
 def test_a_worker_that_is_gone_is_not_called_slow():
     """The alarm may go off in the middle of torch's own report."""
     error = RuntimeError("DataLoader worker (pid(s) 7) exited unexpectedly")
     error.__cause__ = RuntimeError("DataLoader timed out after 2.1 seconds")
-    assert str(peers.explain(error)).startswith("a data worker ended")
+    assert str(process_failures.explain(error)).startswith("a data worker ended")
 
 
 def test_bad_input_found_by_a_worker_is_still_bad_input():
@@ -108,9 +108,9 @@ def test_bad_input_found_by_a_worker_is_still_bad_input():
 def test_a_worker_that_hangs_is_given_up_and_not_waited_for(act):
     with pytest.raises(RuntimeError) as error:
         list(batches_with(act, timeout=1))
-    assert re.search(r"brought nothing for 1(\.05)? s", str(peers.explain(error.value)))
+    assert re.search(r"brought nothing for 1(\.05)? s", str(process_failures.explain(error.value)))
     began = time.monotonic()
-    peers.kill_workers()
+    process_failures.kill_workers()
     assert time.monotonic() - began < 10
     assert multiprocessing.active_children() == []
 

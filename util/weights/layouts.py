@@ -12,9 +12,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from util.layouts_foreign import from_foreign
 from util.sizes import CONVNEXTV2, RESNET, VIT
-from util.states import State, renamed, root
+from util.weights.layouts_foreign import from_foreign
+from util.weights.states import State, renamed, root
 
 # First components of names, and whole ones: an attention's `blocks.0.attn.proj` is no `proj`.
 DECODER = {"mask_token", "proj", "pred", "decoder"}  # and MAE's:

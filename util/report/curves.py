@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from util.drawing import CHART, PALETTE, PLAIN, clipped, drawable, pixels, short
-from util.untrusted import number
+from util.report.drawing import CHART, PALETTE, PLAIN, clipped, drawable, pixels, short
+from util.safe_json import number
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

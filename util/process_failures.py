@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 from util.distributed import met_others, own_rank
 from util.errors import BAD_INPUT, BadInput, Fault, Lost
-from util.meeting import met
+from util.rendezvous import met
 
 T = TypeVar("T")
 

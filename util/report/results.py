@@ -2,9 +2,9 @@
 
 from collections.abc import Sequence
 
-from util.markup import grid, numbers, section, text
+from util.report.html import grid, numbers, section, text
+from util.safe_json import number, part
 from util.summary import METRICS, Group, conditions, describe_test, paired_difference
-from util.untrusted import number, part
 
 MOST_CLASSES = 200  # in a table
 MOST_LINES = 40  # about the data

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from util.drawing import CHART, PALETTE, clipped, pixels
+from util.report.drawing import CHART, PALETTE, clipped, pixels
 
 COMPONENTS = 50  # t-SNE works on, as its authors advise (section 4.2)
 PERPLEXITY = 30

@@ -5,8 +5,20 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from util.drawing import CHART, DARK, DPI, GREY, INK, PLAIN, clipped, drawable, font, pixels, wrap
 from util.metrics import BINS, COVERAGE, calibration
+from util.report.drawing import (
+    CHART,
+    DARK,
+    DPI,
+    GREY,
+    INK,
+    PLAIN,
+    clipped,
+    drawable,
+    font,
+    pixels,
+    wrap,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -5,23 +5,19 @@ mailed, archived with the weights and read on a phone. It is made from what the 
 can be made again at any time; everything read is taken as untrusted text.
 """
 
-import argparse
 import statistics
 from collections.abc import Callable
 from pathlib import Path
 from string import Template
 
-from util.drawing import short
-from util.errors import BadInput, Fault
-from util.figures_curves import learning_curves
 from util.files import write_file
-from util.markup import numbers, section, text
-from util.options import Parser
-from util.program import run_program
-from util.report_figures import figures_section
-from util.report_results import comparison, result_section
+from util.report.curves import learning_curves
+from util.report.drawing import short
+from util.report.figure_section import figures_section
+from util.report.html import numbers, section, text
+from util.report.results import comparison, result_section
+from util.safe_json import number, parse_object, part, read_text
 from util.summary import SEED, group_runs, read_log, read_result
-from util.untrusted import number, parse_object, part, read_text
 
 FIGURE_BYTES = 6_900_000  # of PNG; base64 makes 9.2 MB of it, and the page stays below 10
 STATUS = {
@@ -152,27 +148,3 @@ def _duration(seconds: float) -> str:
         if count or parts:
             parts.append(f"{count} {unit}")
     return " ".join(parts[:2]) or "0 s"
-
-
-def build_parser() -> Parser:
-    """What `python -m util.report` takes."""
-    parser = Parser("Write report.html.")
-    parser.add_argument("output_dir", nargs="+", help="the --output_dir of one or several runs")
-    parser.add_argument("--output", help="the page (default: report.html in the first)")
-    return parser
-
-
-def make(command: argparse.Namespace) -> None:
-    """Make the page of the runs named on the command line."""
-    named = ", ".join(command.output_dir)
-    try:
-        path = write_report(*command.output_dir, page=command.output)
-    except OSError as error:
-        raise Fault(f"{named}: cannot write the page: {error}") from None
-    if path is None:
-        raise BadInput(f"{named}: no such directory")
-    print(path)
-
-
-if __name__ == "__main__":
-    raise SystemExit(run_program(build_parser, lambda _: None, make))

@@ -3,7 +3,7 @@
 import argparse
 
 from util.errors import BadInput
-from util.options import COUNT, SIZE, Parser, add_saved, number
+from util.options.parser import COUNT, SIZE, Parser, add_saved, number
 
 DETECTORS = ("mtcnn", "none")
 MARGIN = 0.15  # assumed of models that do not say how faces were cut in training

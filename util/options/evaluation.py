@@ -11,8 +11,8 @@ from util.evaluation_dir import (
     own_checkpoint,
     own_folder,
 )
-from util.options import Options, Parser, class_names, flag
-from util.options_trained import OF_DATA, OF_IMAGES
+from util.options.parser import Options, Parser, class_names, flag
+from util.options.trained import OF_DATA, OF_IMAGES
 
 # Options that, when given, make it a different evaluation; with --knn, also those that choose what
 # it learns from.

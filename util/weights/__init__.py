@@ -1,6 +1,6 @@
 """Weights of any known layout into a model, exactly or not at all.
 
-A model is known here by its state dict only; layouts are translated by util/layouts.py.
+A model is known here by its state dict only; layouts are translated by util/weights/layouts.py.
 """
 
 import difflib
@@ -14,8 +14,9 @@ from torch import Tensor, nn
 
 from util.checkpoint import read_checkpoint
 from util.errors import BadInput
-from util.hf_settings import check_config
-from util.layouts import (
+from util.positions import sincos_position_embedding
+from util.weights.hf_settings import check_config
+from util.weights.layouts import (
     DECODER,
     ENCODER,
     HEAD,
@@ -24,9 +25,8 @@ from util.layouts import (
     head_classes,
     translate,
 )
-from util.layouts_foreign import S2D_ADDS, TRANSFORMERS
-from util.positions import sincos_position_embedding
-from util.states import State, root
+from util.weights.layouts_foreign import S2D_ADDS, TRANSFORMERS
+from util.weights.states import State, root
 
 OTHER_KEYS = ("model_ema", "state_dict", "state_dict_ema", "model_state_dict")
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from util.markup import text
+from util.report.html import text
 
 CAPTIONS = {  # of the files that programs write, in the order in which they are shown
     "confusion_matrix": (

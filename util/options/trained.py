@@ -8,9 +8,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from util.errors import BadInput
-from util.options import MOST, Options
+from util.options.parser import MOST, Options
+from util.safe_json import number
 from util.sizes import CLASSIFIER_SIZES, ViTSize
-from util.untrusted import number
 
 # The weights are of these: with another value they mean nothing.
 OF_WEIGHTS = ("model", "patch_size", "cls_token", "linear_probe")

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from util.errors import BadInput
-from util.layouts import Architecture
+from util.safe_json import number, parse_object, part, read_text
 from util.sizes import VIT
-from util.untrusted import number, parse_object, part, read_text
+from util.weights.layouts import Architecture
 
 CONFIG, PROCESSOR = "config.json", "preprocessor_config.json"
 EPS = 1e-6  # of every LayerNorm of our models; transformers' settings say 1e-12 by themselves

@@ -4,7 +4,8 @@ import argparse
 
 from util.errors import BadInput
 from util.evaluation_dir import check_results, holds_run
-from util.options import (
+from util.options.evaluation import add_evaluation, made_by, resolve_evaluation
+from util.options.parser import (
     RATE,
     SIZE,
     SOME,
@@ -17,8 +18,7 @@ from util.options import (
     number,
     refuse_for_resnet,
 )
-from util.options_evaluation import add_evaluation, made_by, resolve_evaluation
-from util.options_trained import INTERPOLATIONS
+from util.options.trained import INTERPOLATIONS
 from util.sizes import CLASSIFIER_SIZES, family, find_size, patch_step
 
 SHARE = number(float, low=0, high=1)

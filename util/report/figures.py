@@ -11,8 +11,8 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageDraw
 
-from util.drawing import GREY, INK, clipped, drawable, font, wrap
 from util.files import write_file
+from util.report.drawing import GREY, INK, clipped, drawable, font, wrap
 
 COLUMNS = ("original", "masked", "reconstructed", "pasted")
 GAP, MARGIN = 4, 16  # pixels; the margin stands between two blocks, too

@@ -1,0 +1,32 @@
+"""`python -m util.report OUTPUT_DIR` writes OUTPUT_DIR/report.html, the page about a run."""
+
+import argparse
+
+from util.errors import BadInput, Fault
+from util.options import Parser
+from util.program import run_program
+from util.report.page import write_report
+
+
+def build_parser() -> Parser:
+    """The options."""
+    parser = Parser("Write report.html.")
+    parser.add_argument("output_dir", nargs="+", help="the --output_dir of one or several runs")
+    parser.add_argument("--output", help="the page (default: report.html in the first)")
+    return parser
+
+
+def work(args: argparse.Namespace) -> None:
+    """Make the page of the runs named on the command line."""
+    named = ", ".join(args.output_dir)
+    try:
+        path = write_report(*args.output_dir, page=args.output)
+    except OSError as error:
+        raise Fault(f"{named}: cannot write the page: {error}") from None
+    if path is None:
+        raise BadInput(f"{named}: no such directory")
+    print(path)
+
+
+if __name__ == "__main__":
+    raise SystemExit(run_program(build_parser, lambda _: None, work))
