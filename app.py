@@ -76,7 +76,7 @@ def work(args: argparse.Namespace) -> None:
         import gradio  # noqa: F401
     except ImportError:
         raise BadInput("gradio is not installed: pip install -r requirements-app.txt") from None
-    from datasets.faces import open_detector
+    from datasets.faces.detection import open_detector
     from inference.page import Checkpoints, faces_in
     from util.distributed import Place, pick_device
 
@@ -129,7 +129,7 @@ def open_page(page: "gr.Blocks", port: int) -> None:
 
 def drawn_faces(folder: str) -> list[str]:
     """A few faces that the demo's models have not seen, of the kind they know; -> paths."""
-    from datasets.synthetic import SyntheticFaces
+    from datasets.synthetic.generator import SyntheticFaces
     from util.report.figures import save_png
 
     faces = SyntheticFaces(EXAMPLES, size=256, split="test", lab=True)

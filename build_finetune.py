@@ -27,9 +27,9 @@ from datasets.duplicates import duplicates
 from datasets.finetune import choose_splits, in_classes, take_fraction, test_split
 from datasets.labelled import LabelledImages, describe, digest_of
 from datasets.pseudo import read_pseudo_labels, with_pseudo_labels
-from datasets.recognise import OFFICIAL, labelled_as
-from datasets.replace import check_readable
+from datasets.registry import OFFICIAL, labelled_as
 from datasets.transforms import IMAGENET_MEAN, IMAGENET_STD, Normalise
+from datasets.unreadable import check_readable
 from engine_finetune import (
     ClassifierLoss,
     Evaluator,

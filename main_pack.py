@@ -22,8 +22,8 @@ from util.program import run_program
 
 if TYPE_CHECKING:
     from datasets import LabelledSet
-    from datasets.pack import ToPack
-    from datasets.parts import Parts
+    from datasets.packed.pack import ToPack
+    from datasets.packed.store_writer import Parts
     from util.stop import StopRequest
 
 
@@ -73,7 +73,7 @@ def work(args: argparse.Namespace) -> None:
 
 def verify(folder: Path) -> None:
     """Check all bytes of a store, and say so."""
-    from datasets.packed import PackedImages, is_store
+    from datasets.packed.store import PackedImages, is_store
 
     if not is_store(folder):
         raise BadInput(f"--verify {folder}: is no packed store")
@@ -84,10 +84,10 @@ def verify(folder: Path) -> None:
 
 def pack(args: argparse.Namespace) -> None:
     """Write the store, or what is missing of it."""
-    from datasets.pack import finish
-    from datasets.packed import PackedImages
-    from datasets.parts import Parts, is_packed
-    from datasets.replace import check_readable
+    from datasets.packed.pack import finish
+    from datasets.packed.store import PackedImages
+    from datasets.packed.store_writer import Parts, is_packed
+    from datasets.unreadable import check_readable
     from util.stop import StopRequest
 
     folder = Path(os.path.expanduser(args.output))
@@ -123,8 +123,8 @@ def open_data(
     to say of them if there are no labels.
     """
     from datasets import open_images, open_labelled
-    from datasets.pack import ToPack
-    from datasets.recognise import labelled_as
+    from datasets.packed.pack import ToPack
+    from datasets.registry import labelled_as
 
     name = args.data_set
     if name == "auto":
@@ -164,8 +164,8 @@ def make_plan(
     args: argparse.Namespace, labelled: "LabelledSet | None", data: "ToPack"
 ) -> dict[str, object]:
     """All that determines the bytes of a store."""
-    from datasets.packed import FORMAT, VERSION
-    from datasets.recognise import settings
+    from datasets.packed.store import FORMAT, VERSION
+    from datasets.registry import settings
 
     names = ("label_rule", "label_order", "face_margin")
     given = {name: getattr(args, name) for name in names}
@@ -185,7 +185,7 @@ def announce(
 ) -> None:
     """Say what is going to be written. Raises BadInput where the disk has no room for it."""
     from datasets.labelled import describe
-    from datasets.packed import gigabytes
+    from datasets.packed.store import gigabytes
 
     unlabelled = [f"{len(data):,} images without labels", *notes]
     for line in describe(labelled) if labelled else unlabelled:

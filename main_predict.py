@@ -22,7 +22,7 @@ from util.program import run_program
 if TYPE_CHECKING:
     import torch
 
-    from datasets.pictures import Found
+    from datasets.faces.pictures import Found
     from inference.predict import Prediction
 
 
@@ -30,9 +30,9 @@ def work(args: argparse.Namespace) -> None:
     """Whatever is wrong with the options is found before the first picture is read."""
     from tqdm import tqdm
 
-    from datasets.faces import open_detector
+    from datasets.faces.detection import open_detector
+    from datasets.faces.pictures import Pictures, list_pictures
     from datasets.filetypes import skipped_line
-    from datasets.pictures import Pictures, list_pictures
     from inference.predict import Predictor, face_margin, predict_pictures, whole_line
     from models_saved import open_classifier
     from training.run import worker_count

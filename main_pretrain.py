@@ -311,8 +311,8 @@ def build_data(
     Also what to print of the images, and the margin that faces are cut with.
     """
     from datasets import Images, PretrainDataset, build_loader, drawn_size, open_images
-    from datasets.replace import check_readable
     from datasets.sampler import GlobalBatchSampler
+    from datasets.unreadable import check_readable
     from training.run import loading, same_everywhere
 
     cache = run.output / "file_list.bin" if run.folder else None

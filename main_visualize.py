@@ -246,7 +246,7 @@ def possible_ratios(given: list[float] | None, model: "MaskedAutoencoder") -> li
 
 def open_data(args: Options, saved: "Saved") -> tuple["Data", Drawn]:
     """The images of `--data_path` and their labels, which only a classifier cannot do without."""
-    from datasets.recognise import labelled_as
+    from datasets.registry import labelled_as
     from models_saved import SavedClassifier
 
     classifies = isinstance(saved, SavedClassifier)
@@ -266,7 +266,7 @@ def open_data(args: Options, saved: "Saved") -> tuple["Data", Drawn]:
 def open_without_labels(args: Options, saved: "Saved") -> tuple["Data", Drawn]:
     """Images alone."""
     from datasets import drawn_size, open_images
-    from datasets.replace import check_readable
+    from datasets.unreadable import check_readable
     from inference.visualize import Data
 
     trained = trained_with(saved.checkpoint, args.checkpoint)
@@ -290,7 +290,7 @@ def open_with_labels(args: Options, saved: "Saved", name: str) -> tuple["Data", 
     from datasets.duplicates import duplicates
     from datasets.finetune import in_classes
     from datasets.labelled import describe
-    from datasets.replace import check_readable
+    from datasets.unreadable import check_readable
     from inference.visualize import Data
     from models_saved import SavedClassifier
 

@@ -30,7 +30,7 @@ from torchvision.datasets import ImageFolder
 from datasets import PretrainDataset, build_loader, open_images
 from datasets.decode import load_rgb
 from datasets.sampler import GlobalBatchSampler
-from datasets.synthetic import SyntheticFaces
+from datasets.synthetic.generator import SyntheticFaces
 from datasets.transforms import (
     IMAGENET_MEAN,
     IMAGENET_STD,

@@ -40,7 +40,7 @@ from torch.utils.data import DataLoader
 
 from datasets import PretrainDataset, build_loader, open_images
 from datasets.sampler import GlobalBatchSampler
-from datasets.synthetic import SyntheticFaces
+from datasets.synthetic.generator import SyntheticFaces
 from datasets.transforms import Normalise, centre_crop
 from engine_train import Precision
 from models_masked import MaskedAutoencoder

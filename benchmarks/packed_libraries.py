@@ -17,9 +17,9 @@ import numpy as np
 from timing import Report, alternate, parser, pin
 
 from datasets.labelled import digest_of
-from datasets.pack import finish
-from datasets.packed import PackedImages
-from datasets.parts import Parts
+from datasets.packed.pack import finish
+from datasets.packed.store import PackedImages
+from datasets.packed.store_writer import Parts
 from datasets.transforms import crop_and_resize, random_crop_box
 
 Read = Callable[[int], np.ndarray]

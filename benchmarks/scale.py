@@ -106,7 +106,7 @@ def make_files(root: Path, count: int, each: int = FILES_A_FOLDER) -> Path:
 
 def time_listing(data: Path, scratch: Path) -> list[float]:
     """Seconds for a folder and for class folders, each anew and from the cache."""
-    from datasets.classfolder import read
+    from datasets.fer.class_folder import read
     from datasets.folder import list_images
 
     seconds = []

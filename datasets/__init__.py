@@ -6,19 +6,19 @@ from pathlib import Path
 from typing import NamedTuple
 
 from datasets.augment import Augment, face_augment, plain, random_augment
-from datasets.classfolder import unused_beside
 from datasets.decode import printable
+from datasets.fer.class_folder import unused_beside
 from datasets.filetypes import skipped_line
 from datasets.finetune import FinetuneDataset, PlainImages
 from datasets.folder import FileList, ImageFiles, list_images
 from datasets.labelled import LabelledSet, Source, describe
 from datasets.listfile import read_list
 from datasets.loader import build_loader, build_test_loader
-from datasets.packed import PackedImages, is_store
+from datasets.packed.store import PackedImages, is_store
 from datasets.pretrain import PretrainDataset
-from datasets.recognise import open_labelled, recognised
-from datasets.splits import split_called
-from datasets.synthetic import SyntheticFaces, parse_synthetic
+from datasets.registry import open_labelled, recognised
+from datasets.split_names import split_called
+from datasets.synthetic.generator import SyntheticFaces, parse_synthetic
 from datasets.wrapped import wrapped_notes
 from util.errors import BadInput
 

@@ -11,7 +11,7 @@ from itertools import combinations
 import numpy as np
 
 from datasets.decode import printable
-from datasets.ferplus import PixelFaces
+from datasets.fer.ferplus import PixelFaces
 from datasets.folder import ImageFiles
 from datasets.labelled import Joined, LabelledImages, Picked, Source
 

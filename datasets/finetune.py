@@ -13,7 +13,7 @@ from datasets.augment import Augment
 from datasets.decode import UnreadableImage, printable
 from datasets.labelled import LabelledImages, LabelledSet, Source
 from datasets.labels import shared_classes
-from datasets.replace import read_or_replace
+from datasets.unreadable import read_or_replace
 from util.errors import BadInput
 from util.seeding import AUGMENT, SPLIT, borrowed_globals, generator
 

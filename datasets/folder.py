@@ -17,6 +17,7 @@ from contextlib import suppress
 
 import numpy as np
 
+from datasets.annotation_files import spread
 from datasets.decode import load_rgb, printable
 from datasets.filetypes import (
     HEIF_ENDINGS,
@@ -30,8 +31,7 @@ from datasets.filetypes import (
     reads_heif,
 )
 from datasets.listfile import bad, check_entries, read_list
-from datasets.present import spread
-from datasets.splits import split_called
+from datasets.split_names import split_called
 from util.errors import BadInput
 
 CACHE_VERSION = 3

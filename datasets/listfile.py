@@ -6,10 +6,10 @@ import os
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+from datasets.annotation_files import spread
 from datasets.decode import printable
 from datasets.filetypes import is_image
-from datasets.present import spread
-from datasets.splits import split_called
+from datasets.split_names import split_called
 from util.errors import BadInput
 
 PATHS = ("path", "file", "filename", "image", "img", "image_path", "subdirectory_filepath")

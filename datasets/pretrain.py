@@ -9,8 +9,8 @@ from torch.utils.data import Dataset
 
 from datasets.decode import UnreadableImage
 from datasets.labelled import Source
-from datasets.replace import read_or_replace
 from datasets.transforms import centre_crop, crop_and_resize, random_crop_box
+from datasets.unreadable import read_or_replace
 from util.seeding import SAMPLE, generator
 
 

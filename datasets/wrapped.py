@@ -6,13 +6,13 @@ loose images, so it is looked for, and said.
 
 from pathlib import Path
 
-from datasets.classfolder import child
-from datasets.classnames import few
+from datasets.annotation_files import first_entries
 from datasets.decode import printable
+from datasets.fer.class_folder import child
+from datasets.fer.class_names import few
 from datasets.filetypes import is_hidden, is_image
-from datasets.present import first_entries
-from datasets.recognise import layouts
-from datasets.splits import split_called
+from datasets.registry import layouts
+from datasets.split_names import split_called
 
 CALLED = {"rafdb": "RAF-DB", "affectnet": "AffectNet", "ferplus": "FERPlus", "fer2013": "FER2013"}
 DEPTH = 2  # folders to look down

@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from datasets.synthetic import SyntheticFaces
+from datasets.synthetic.generator import SyntheticFaces
 from export.huggingface import hf_form, image_processor
 from export.model_card import Card, model_card
 from export.model_code import COMMANDS, command_use, python_use

@@ -11,7 +11,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from datasets.decode import load_rgb
-from datasets.faces import Detector, cut_face, whole_picture
+from datasets.faces.detection import Detector, cut_face, whole_picture
 from engine_pretrain import reconstruct, shown_with
 from inference.explanation import attention_map
 from inference.predict import Predictor, face_margin, whole_line

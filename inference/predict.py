@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from datasets.pictures import Found
+from datasets.faces.pictures import Found
 from engine_train import Precision
 from models_saved import Saved, SavedClassifier
 from util.options.predict import MARGIN

@@ -12,7 +12,7 @@ from PIL import Image
 from runs import ROOT, load, run_here
 
 import main_export
-from datasets.synthetic import SyntheticFaces
+from datasets.synthetic.generator import SyntheticFaces
 from models_saved import open_saved
 from util.errors import DONE
 

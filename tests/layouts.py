@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from datasets.labels import EXPRESSIONS, ORDERS
-from datasets.synthetic import CLASSES, SyntheticFaces
+from datasets.synthetic.generator import CLASSES, SyntheticFaces
 
 SIDE = 64  # pixels a face is drawn at
 USAGES = {"train": "Training", "val": "PublicTest", "test": "PrivateTest"}

@@ -11,7 +11,7 @@ from itertools import cycle
 import numpy as np
 from PIL import Image
 
-from datasets.synthetic import SyntheticFaces
+from datasets.synthetic.generator import SyntheticFaces
 
 FACE = 64  # pixels
 WHOLE_FACE = 1 / 6  # the margin that makes a box of the 2017 lists the drawn picture

@@ -16,10 +16,10 @@ from layouts_affectnet import (
 from PIL import Image
 
 from datasets import open_labelled
-from datasets.affectnet import DEFAULT_MARGIN, read, recognise
+from datasets.annotation_files import csv_rows, present
+from datasets.fer.affectnet import DEFAULT_MARGIN, read, recognise
 from datasets.labelled import describe
 from datasets.labels import EXPRESSIONS
-from datasets.present import csv_rows, present
 from util.errors import BadInput
 
 COUNTS = {"train": (2, 3, 1, 2, 1, 1, 2, 3), "test": (1,) * 8}

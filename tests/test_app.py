@@ -15,7 +15,7 @@ import torch
 from runs import ROOT, free_port, run_here, start
 
 import app
-from datasets.faces import open_detector
+from datasets.faces.detection import open_detector
 from inference.page import Checkpoints, faces_in, look
 from inference.predict import Predictor
 from models_saved import open_classifier

@@ -19,7 +19,7 @@ import main_predict
 import main_pretrain
 import main_visualize
 from datasets import open_labelled
-from datasets.faces import open_detector
+from datasets.faces.detection import open_detector
 from inference.page import faces_in
 from inference.predict import Predictor
 from models_saved import open_autoencoder, open_classifier, open_saved

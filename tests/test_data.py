@@ -11,9 +11,9 @@ from torchvision.transforms import RandomResizedCrop
 from torchvision.transforms import functional as tvf
 
 from datasets import build_loader, build_pretrain_dataset
-from datasets.replace import check_readable
 from datasets.sampler import GlobalBatchSampler
 from datasets.transforms import Normalise, centre_crop, crop_and_resize, random_crop_box
+from datasets.unreadable import check_readable
 from engine_pretrain import MaskedLoss
 from training.observe import BadImages
 from util.distributed import Place

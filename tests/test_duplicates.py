@@ -19,7 +19,7 @@ from datasets import duplicates as module
 from datasets import open_labelled
 from datasets.duplicates import duplicates
 from datasets.labelled import FaceFiles, LabelledImages
-from datasets.parts import Parts
+from datasets.packed.store_writer import Parts
 
 
 @pytest.fixture(scope="module")

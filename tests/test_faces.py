@@ -10,7 +10,7 @@ from odd_images import noise
 from PIL import Image
 from skimage.data import astronaut, lfw_subset
 
-from datasets.faces import Face, cut_face, open_detector, tilt
+from datasets.faces.detection import Face, cut_face, open_detector, tilt
 from datasets.labelled import crop_face
 from util.errors import BadInput
 

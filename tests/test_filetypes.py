@@ -9,8 +9,8 @@ from PIL import Image, features
 
 from datasets import filetypes, open_images, open_labelled
 from datasets.decode import UnreadableImage, load_rgb
+from datasets.faces.pictures import list_pictures
 from datasets.folder import list_images
-from datasets.pictures import list_pictures
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (24, 32, 3), np.uint8)
 # What Pillow can write, so that a test can.

@@ -17,10 +17,10 @@ from layouts import (
 from layouts_affectnet import write_affectnet_csv
 from PIL import Image
 
-from datasets import classfolder, ferplus, rafdb
-from datasets.classnames import name_classes
+from datasets.fer import class_folder, ferplus, rafdb
+from datasets.fer.class_names import name_classes
 from datasets.labels import EXPRESSIONS, ORDERS
-from datasets.recognise import open_labelled, recognised
+from datasets.registry import open_labelled, recognised
 from util.errors import BadInput
 
 
@@ -372,7 +372,7 @@ def test_fer2013_beside_ferplus_is_read_only_when_asked_for(tmp_path):
 )
 def test_folders_named_after_expressions_get_canonical_names_and_order(tmp_path, names):
     root = write_folder(tmp_path, {"train": 2, "test": 1}, names, drawn=False)
-    data = classfolder.read(root)
+    data = class_folder.read(root)
     assert data.classes == EXPRESSIONS
     for images in data.splits.values():
         for i, label in enumerate(images.labels):

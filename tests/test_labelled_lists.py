@@ -12,7 +12,7 @@ from datasets import open_images, open_labelled
 from datasets.duplicates import duplicates
 from datasets.folder import FileList, ImageFiles
 from datasets.listfile import read_list
-from datasets.replace import check_readable
+from datasets.unreadable import check_readable
 from util.errors import BAD_INPUT, DONE, BadInput
 
 NAMES = ["happy/a.png", "sad/b c.png", "happy/d.png", "sad/e.png"]

@@ -16,9 +16,10 @@ from PIL import Image
 from runs import launched, run_here, start
 
 import main_pack
-from datasets import open_images, open_labelled, parts
-from datasets.pack import ToPack
-from datasets.packed import JOURNAL, PackedImages
+from datasets import open_images, open_labelled
+from datasets.packed import store_writer
+from datasets.packed.pack import ToPack
+from datasets.packed.store import JOURNAL, PackedImages
 from util.errors import BAD_INPUT, FAULT, RESUMABLE, BadInput
 
 SHORT = ["--short_side", "40", "--data_set", "none"]
@@ -42,8 +43,8 @@ def faces(tmp_path_factory):
 @pytest.fixture
 def small_parts(monkeypatch):
     """Several parts, and a journal that is written after every image."""
-    monkeypatch.setattr(parts, "PART_BYTES", 80_000)
-    monkeypatch.setattr(parts, "KEEP_EVERY", 0.0)
+    monkeypatch.setattr(store_writer, "PART_BYTES", 80_000)
+    monkeypatch.setattr(store_writer, "KEEP_EVERY", 0.0)
 
 
 def pack(data, output, *more, workers=0):
@@ -124,7 +125,12 @@ def kill_at(monkeypatch, number):
 
         return call
 
-    for module, name in ((os, "fsync"), (os, "replace"), (os, "unlink"), (parts.Parts, "add")):
+    for module, name in (
+        (os, "fsync"),
+        (os, "replace"),
+        (os, "unlink"),
+        (store_writer.Parts, "add"),
+    ):
         monkeypatch.setattr(module, name, dying(getattr(module, name)))
     return count
 

@@ -17,8 +17,8 @@ import main_pack
 import main_pretrain
 from datasets import build_finetune_dataset, build_pretrain_dataset, open_images, open_labelled
 from datasets.labelled import describe
-from datasets.packed import MANIFEST, PackedImages, manifest_digest
-from datasets.recognise import recognised
+from datasets.packed.store import MANIFEST, PackedImages, manifest_digest
+from datasets.registry import recognised
 from util.errors import BAD_INPUT, BadInput
 
 ALL = ("rafdb", "affectnet", "ferplus", "fer2013", "folder", "all", "synthetic")
@@ -304,7 +304,7 @@ def test_an_index_that_leaves_the_parts_is_refused_even_where_hashes_fit(store):
     index = np.load(store / "index.npy")
     index[-1, 1] *= 2
     np.save(store / "index.npy", index)
-    from datasets.packed import file_digest
+    from datasets.packed.store import file_digest
 
     files = json.loads((store / MANIFEST).read_text())["files"]
     spoil_manifest(store, files=files | {"index.npy": file_digest(store / "index.npy")})

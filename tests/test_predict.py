@@ -19,8 +19,8 @@ from runs import run_here
 from skimage.data import astronaut, lfw_subset
 
 import main_predict
-from datasets.faces import cut_face, open_detector
-from datasets.pictures import list_pictures
+from datasets.faces.detection import cut_face, open_detector
+from datasets.faces.pictures import list_pictures
 from inference.annotate import annotated, file_name
 from inference.predict import Predictor
 from models_saved import open_classifier

@@ -5,7 +5,7 @@ from layouts import save, write_folder
 from PIL import Image
 
 from datasets import open_images, open_labelled
-from datasets.splits import split_called
+from datasets.split_names import split_called
 from util.errors import BadInput
 
 FACE = Image.new("RGB", (8, 8))

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from datasets.labels import EXPRESSIONS
-from datasets.synthetic import (
+from datasets.synthetic.generator import (
     SyntheticFaces,
     draw,
     parse_synthetic,
@@ -50,7 +50,7 @@ def test_image_is_a_function_of_seed_split_and_index():
 
 def test_another_process_draws_the_same():
     code = (
-        "import hashlib; from datasets.synthetic import SyntheticFaces as F;"
+        "import hashlib; from datasets.synthetic.generator import SyntheticFaces as F;"
         "f = F(9, 64, 7, 'test');"
         "print(hashlib.sha256(b''.join(f.image(i).tobytes() for i in range(6))).hexdigest())"
     )

@@ -14,7 +14,7 @@ import main_finetune
 import main_pack
 from datasets import decode, open_images
 from datasets.decode import UnreadableImage, load_rgb
-from datasets.packed import PackedImages
+from datasets.packed.store import PackedImages
 from util.errors import BAD_INPUT, DONE, FAULT
 
 READABLE = GOOD + 6

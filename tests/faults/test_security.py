@@ -29,7 +29,7 @@ import main_pack
 import main_predict
 import main_pretrain
 from datasets import open_labelled
-from datasets.packed import INDEX, PackedImages, file_digest, manifest_digest, part_name
+from datasets.packed.store import INDEX, PackedImages, file_digest, manifest_digest, part_name
 from util import download
 from util.checkpoint import read_checkpoint
 from util.download import DRIVE, RELEASED, cached_path, fetch

@@ -3,8 +3,8 @@
 import numpy as np
 from PIL import Image
 
-from datasets.hair import Actions, Identity, Tones
-from datasets.paint import DARK, SIDES, WHITE, Canvas, curve, ellipse, mix, ribbon
+from datasets.synthetic.identity import Actions, Identity, Tones
+from datasets.synthetic.paint import DARK, SIDES, WHITE, Canvas, curve, ellipse, mix, ribbon
 
 
 class Mouth:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from datasets.paint import (
+from datasets.synthetic.paint import (
     DARK,
     SIDES,
     WHITE,

@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 
 from datasets.augment import Augment
 from datasets.decode import UnreadableImage, load_rgb, printable
-from datasets.faces import Detector, Face, cut_face, open_detector
+from datasets.faces.detection import Detector, Face, cut_face, open_detector
 from datasets.filetypes import skipped_line
 from datasets.folder import FileList, images_below
 from datasets.loader import Loader, Reporting

@@ -10,11 +10,11 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
-from datasets import packed
 from datasets.decode import UnreadableImage
 from datasets.duplicates import shared
 from datasets.labelled import LabelledSet, Source, digest_of
-from datasets.parts import Parts
+from datasets.packed import store
+from datasets.packed.store_writer import Parts
 from util.files import replacing, write_file
 from util.stop import shield_worker
 
@@ -105,17 +105,17 @@ def finish(
     kept = np.array([not isinstance(item, str) for item in parts.images])
     sizes = np.array([item[:2] for item in parts.images if not isinstance(item, str)], np.int64)
     ends = np.cumsum(3 * sizes.prod(axis=1))
-    arrays = {packed.INDEX: np.column_stack([ends - 3 * sizes.prod(axis=1), sizes])}
+    arrays = {store.INDEX: np.column_stack([ends - 3 * sizes.prod(axis=1), sizes])}
     if labelled:
         images = labelled.splits.values()
-        arrays[packed.LABELS] = np.concatenate([split.labels for split in images])[kept]
+        arrays[store.LABELS] = np.concatenate([split.labels for split in images])[kept]
         if all(split.targets is not None for split in images):
-            arrays[packed.TARGETS] = np.concatenate([split.targets for split in images])[kept]
+            arrays[store.TARGETS] = np.concatenate([split.targets for split in images])[kept]
     for name, array in arrays.items():
         with replacing(folder / name) as file:
             np.save(file, array)
     encoded = (os.fsencode(name) + b"\0" for name in compress(names, kept))
-    write_file(folder / packed.NAMES, b"".join(encoded))
+    write_file(folder / store.NAMES, b"".join(encoded))
     ends_of = np.cumsum(list(splits.values()))[:-1]
     of_split = np.split(kept, ends_of)
     manifest = {
@@ -140,11 +140,11 @@ def finish(
         ],
         "parts": parts.full,
         "files": {
-            name: packed.file_digest(folder / name) for name in sorted([*arrays, packed.NAMES])
+            name: store.file_digest(folder / name) for name in sorted([*arrays, store.NAMES])
         },
     }
-    manifest["digest"] = packed.manifest_digest(manifest)
-    write_file(folder / packed.MANIFEST, json.dumps(manifest, indent=1) + "\n")
+    manifest["digest"] = store.manifest_digest(manifest)
+    write_file(folder / store.MANIFEST, json.dumps(manifest, indent=1) + "\n")
     parts.close(whole=True)
 
 

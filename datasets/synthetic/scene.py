@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageFilter
 
-from datasets.paint import WHITE, Canvas, curve, ellipse, mix, ribbon
+from datasets.synthetic.paint import WHITE, Canvas, curve, ellipse, mix, ribbon
 
 GRID = 64  # side of the shading, in cells: it is smooth, so it needs no more
 BACKGROUNDS = ("gradient", "shapes", "texture")

@@ -12,14 +12,14 @@ from pathlib import Path
 
 import numpy as np
 
-from datasets.classnames import few, name_classes
+from datasets.annotation_files import listing
 from datasets.decode import printable
+from datasets.fer.class_names import few, name_classes
 from datasets.filetypes import is_hidden, is_image, skipped_line
 from datasets.folder import FileList, ImageFiles, list_images
 from datasets.labelled import LabelledImages, LabelledSet
 from datasets.labels import expression
-from datasets.present import listing
-from datasets.splits import split_called
+from datasets.split_names import split_called
 from util.errors import BadInput
 
 # Names of data sets, without case, blanks and signs: a folder called so is no class.

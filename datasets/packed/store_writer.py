@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from datasets.duplicates import digest
-from datasets.packed import ANEW, JOURNAL, MANIFEST, file_digest, part_name, read_manifest
+from datasets.packed.store import ANEW, JOURNAL, MANIFEST, file_digest, part_name, read_manifest
 from util.errors import BadInput
 from util.files import flush_folder
 

@@ -7,7 +7,7 @@ it, `FER2013{Train,Valid,Test}/` with PNG files and a `label.csv`: image name, a
 columns are found by the names of `fer2013new.csv`.
 
 Five ways of making labels of votes are in use, and results differ with them: `--label_rule`, see
-datasets/votes.py.
+datasets/fer/votes.py.
 """
 
 import os
@@ -17,12 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from datasets.classfolder import child
-from datasets.decode import printable
-from datasets.folder import FileList, ImageFiles
-from datasets.labelled import LabelledImages, LabelledSet, Picked, Source, digest_of
-from datasets.labels import ORDERS
-from datasets.present import (
+from datasets.annotation_files import (
     bad_row,
     columns,
     csv_rows,
@@ -33,7 +28,12 @@ from datasets.present import (
     repeated,
     repeated_note,
 )
-from datasets.votes import DEFAULT_RULE, RULES
+from datasets.decode import printable
+from datasets.fer.class_folder import child
+from datasets.fer.votes import DEFAULT_RULE, RULES
+from datasets.folder import FileList, ImageFiles
+from datasets.labelled import LabelledImages, LabelledSet, Picked, Source, digest_of
+from datasets.labels import ORDERS
 from util.errors import BadInput
 
 CLASSES = ORDERS["ferplus"]

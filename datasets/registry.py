@@ -7,29 +7,29 @@ from pathlib import Path
 
 import numpy as np
 
-from datasets.affectnet import DEFAULT_MARGIN
-from datasets.affectnet import published as affectnet_counts
-from datasets.affectnet import read as read_affectnet
-from datasets.affectnet import recognise as recognise_affectnet
-from datasets.classfolder import child, subfolders
-from datasets.classfolder import read as read_folder
-from datasets.classfolder import recognise as recognise_folder
+from datasets.annotation_files import listing
 from datasets.decode import printable
-from datasets.ferplus import DEFAULT_RULE, FOLDERS, read_fer2013, recognise_fer2013
-from datasets.ferplus import read as read_ferplus
-from datasets.ferplus import recognise as recognise_ferplus
+from datasets.fer.affectnet import DEFAULT_MARGIN
+from datasets.fer.affectnet import published as affectnet_counts
+from datasets.fer.affectnet import read as read_affectnet
+from datasets.fer.affectnet import recognise as recognise_affectnet
+from datasets.fer.class_folder import child, subfolders
+from datasets.fer.class_folder import read as read_folder
+from datasets.fer.class_folder import recognise as recognise_folder
+from datasets.fer.ferplus import DEFAULT_RULE, FOLDERS, read_fer2013, recognise_fer2013
+from datasets.fer.ferplus import read as read_ferplus
+from datasets.fer.ferplus import recognise as recognise_ferplus
+from datasets.fer.labelled_list import has_labels
+from datasets.fer.labelled_list import read as read_list
+from datasets.fer.rafdb import LISTS
+from datasets.fer.rafdb import read as read_rafdb
+from datasets.fer.rafdb import recognise as recognise_rafdb
 from datasets.filetypes import is_hidden, is_image
 from datasets.labelled import LabelledImages, LabelledSet
-from datasets.labelledlist import has_labels
-from datasets.labelledlist import read as read_list
 from datasets.labels import EXPRESSIONS
-from datasets.packed import PackedImages, is_store, read_manifest
-from datasets.present import listing
-from datasets.rafdb import LISTS
-from datasets.rafdb import read as read_rafdb
-from datasets.rafdb import recognise as recognise_rafdb
-from datasets.splits import split_called
-from datasets.synthetic import SyntheticFaces, parse_synthetic
+from datasets.packed.store import PackedImages, is_store, read_manifest
+from datasets.split_names import split_called
+from datasets.synthetic.generator import SyntheticFaces, parse_synthetic
 from util.errors import BadInput
 
 # What has a layout of its own. Class folders may be anything, and are tried only after these.

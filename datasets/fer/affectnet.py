@@ -18,7 +18,22 @@ from pathlib import Path
 
 import numpy as np
 
-from datasets.affectnet_layouts import (
+from datasets.annotation_files import (
+    bad_row,
+    by_stem,
+    columns,
+    csv_rows,
+    integer,
+    listing,
+    missing_note,
+    present,
+    repeated,
+    repeated_note,
+    spread,
+    twice_note,
+)
+from datasets.decode import printable
+from datasets.fer.affectnet_layouts import (
     CSV,
     ENDINGS,
     EXPRESSION,
@@ -33,26 +48,11 @@ from datasets.affectnet_layouts import (
     is_header,
     whats_missing,
 )
-from datasets.decode import printable
 from datasets.filetypes import is_hidden, is_image
 from datasets.folder import FileList, ImageFiles
 from datasets.labelled import FaceFiles, LabelledImages, LabelledSet
 from datasets.labels import ORDERS
 from datasets.listfile import BOX
-from datasets.present import (
-    bad_row,
-    by_stem,
-    columns,
-    csv_rows,
-    integer,
-    listing,
-    missing_note,
-    present,
-    repeated,
-    repeated_note,
-    spread,
-    twice_note,
-)
 from util.errors import BadInput
 
 # Ours, not published: a detector's box ends close to brows and chin. This keeps both whole under

@@ -2,7 +2,7 @@
 
 A folder of `part-00000.bin`, … (pixels, image after image), `index.npy` (offset, height, width of
 each), `names.bin`, `labels.npy` and `targets.npy` where there are such, and `manifest.json`, which
-holds the hash of every other file and of itself. `datasets.pack` writes it.
+holds the hash of every other file and of itself. `datasets.packed.pack` writes it.
 """
 
 import hashlib

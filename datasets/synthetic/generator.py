@@ -9,7 +9,6 @@ unit jittered on its own and none of them quite at rest.
     python -m datasets.synthetic --output docs/synthetic_faces.png
 """
 
-import argparse
 import re
 from dataclasses import replace
 from typing import NamedTuple
@@ -17,11 +16,11 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from datasets.face import Actions, draw_face, relief
-from datasets.hair import STYLES, Identity, draw_glasses
 from datasets.labels import EXPRESSIONS
-from datasets.paint import Canvas, mix
-from datasets.scene import (
+from datasets.synthetic.face import Actions, draw_face, relief
+from datasets.synthetic.identity import STYLES, Identity, draw_glasses
+from datasets.synthetic.paint import Canvas, mix
+from datasets.synthetic.scene import (
     BACKGROUNDS,
     OCCLUSIONS,
     Condition,
@@ -328,21 +327,3 @@ def _with_expression(faces: SyntheticFaces, index: int, label: int) -> np.ndarra
     condition = replace(sample_condition(rng), occlusion="none", blur=0.0, noise=0.5)
     actions = sample_actions(rng, label)
     return draw(sample_identity(faces.seed, identity), condition, actions, faces.size, rng)
-
-
-def main() -> None:
-    """Draw the contact sheet."""
-    parser = argparse.ArgumentParser(description="Draw a contact sheet of the synthetic faces.")
-    parser.add_argument("--output", default="docs/synthetic_faces.png", help="a PNG file")
-    parser.add_argument("--rows", type=int, default=6)
-    parser.add_argument("--cell", type=int, default=112, help="side of a face in pixels")
-    parser.add_argument("--seed", type=int, default=1)
-    args = parser.parse_args()
-    sheet = contact_sheet(args.rows, args.cell, args.seed)
-    # A palette keeps the file small; fitted to the sheet and dithered, it does not show.
-    palette = sheet.quantize(256, kmeans=3)
-    sheet.quantize(256, palette=palette).save(args.output, optimize=True)
-
-
-if __name__ == "__main__":
-    main()

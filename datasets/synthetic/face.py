@@ -10,7 +10,7 @@ right side – from 0 (at rest) to about 1 (full).
 import numpy as np
 from PIL import Image
 
-from datasets.hair import (
+from datasets.synthetic.identity import (
     Actions,
     Identity,
     Tones,
@@ -18,8 +18,18 @@ from datasets.hair import (
     draw_front_hair,
     draw_glasses,
 )
-from datasets.mouth import Mouth, draw_beard, draw_mouth
-from datasets.paint import DARK, SIDES, WHITE, Canvas, curve, ellipse, mirrored, mix, ribbon
+from datasets.synthetic.mouth import Mouth, draw_beard, draw_mouth
+from datasets.synthetic.paint import (
+    DARK,
+    SIDES,
+    WHITE,
+    Canvas,
+    curve,
+    ellipse,
+    mirrored,
+    mix,
+    ribbon,
+)
 
 
 def draw_face(canvas: Canvas, who: Identity, actions: Actions, gaze: np.ndarray) -> None:

@@ -1,0 +1,26 @@
+"""A contact sheet of the synthetic faces.
+
+python -m datasets.synthetic --output docs/synthetic_faces.png
+"""
+
+import argparse
+
+from datasets.synthetic.generator import contact_sheet
+
+
+def main() -> None:
+    """Draw it."""
+    parser = argparse.ArgumentParser(description="Draw a contact sheet of the synthetic faces.")
+    parser.add_argument("--output", default="docs/synthetic_faces.png", help="a PNG file")
+    parser.add_argument("--rows", type=int, default=6)
+    parser.add_argument("--cell", type=int, default=112, help="side length of a face in pixels")
+    parser.add_argument("--seed", type=int, default=1)
+    args = parser.parse_args()
+    sheet = contact_sheet(args.rows, args.cell, args.seed)
+    # A palette keeps the file small; fitted to the sheet and dithered, it does not show.
+    palette = sheet.quantize(256, kmeans=3)
+    sheet.quantize(256, palette=palette).save(args.output, optimize=True)
+
+
+if __name__ == "__main__":
+    main()
