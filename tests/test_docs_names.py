@@ -8,6 +8,7 @@ from fnmatch import fnmatch
 import pytest
 from documents import PAGES, all_code, anchors, first_cells, links
 from runs import ROOT
+from test_structure import SOURCES
 
 README = ROOT / "README.md"
 
@@ -70,8 +71,7 @@ def strings_of(path):
 
 
 def test_messages_explained_are_messages_of_the_programs():
-    modules = [*ROOT.glob("*.py"), *ROOT.glob("util/*.py"), *ROOT.glob("datasets/*.py")]
-    said = [text for path in modules for text in strings_of(path)]
+    said = [text for path in SOURCES for text in strings_of(path)]
     unknown = []
     for message in first_cells(ROOT / "docs" / "troubleshooting.md"):
         parts = [p.strip(" :,;") for p in re.split(r"…|\([^)]*\)|\d+", message)]

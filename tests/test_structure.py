@@ -1,10 +1,12 @@
-"""The shape of the code: floors, where `args` stops, flags that do something, imports that wait."""
+"""The shape of the code: levels, where `args` stops, flags that do something, imports that wait."""
 
 import ast
 import importlib
 import re
 import subprocess
 import sys
+from collections import Counter
+from pathlib import Path
 
 import pytest
 from runs import ROOT
@@ -18,18 +20,25 @@ import main_pretrain
 import main_visualize
 from main_pretrain import build_parser
 
-FLOORS = {"main": 3, "build": 3, "app": 3, "engine": 2, "models": 1, "datasets": 1, "util": 0}
+# By the first part of a module's name. Programs are above everything.
+LEVELS = {
+    **dict.fromkeys(("main", "build", "app"), 4),
+    **dict.fromkeys(("export", "inference"), 3),
+    **dict.fromkeys(("engine", "training"), 2),
+    **dict.fromkeys(("models", "kernels", "datasets"), 1),
+    "util": 0,
+}
+FOLDERS = ("export", "inference", "training", "kernels", "datasets", "util")
 SOURCES = sorted(
-    path
-    for path in [*ROOT.glob("*.py"), *ROOT.glob("util/*.py"), *ROOT.glob("datasets/*.py")]
-    if path.name != "conftest.py"
+    [*ROOT.glob("*.py"), *(p for name in FOLDERS for p in (ROOT / name).rglob("*.py"))]
 )
 MAINS = [path for path in SOURCES if path.name.startswith("main_")]
 
 
-def floor(module):
-    """The floor of a dotted module name; None for one that is not ours."""
-    return FLOORS.get(module.split(".")[0].split("_")[0])
+def level(module):
+    """The level of a dotted module name; None for one that is not ours."""
+    first, *_, last = module.split(".") * 2
+    return 4 if last == "__main__" else LEVELS.get(first.split("_")[0])
 
 
 def imports(tree):
@@ -46,16 +55,16 @@ def module_name(path):
 
 @pytest.mark.parametrize("path", SOURCES, ids=module_name)
 def test_imports_go_downward_and_never_in_a_circle(path):
-    own = floor(module_name(path))
-    assert own is not None, f"{path.name} is in no room"
+    own = level(module_name(path))
+    assert own is not None, f"{path.name} is on no level"
     for name in imports(ast.parse(path.read_text())):
-        below = floor(name)
+        below = level(name)
         assert below is None or below <= own, f"{path.name} imports {name} from above"
 
 
-def test_no_floor_has_a_circle():
+def test_no_level_has_a_circle():
     graph = {
-        module_name(path): {n for n in imports(ast.parse(path.read_text())) if floor(n) is not None}
+        module_name(path): {n for n in imports(ast.parse(path.read_text())) if level(n) is not None}
         for path in SOURCES
     }
     done, under_way = set(), []
@@ -73,10 +82,10 @@ def test_no_floor_has_a_circle():
         visit(name)
 
 
-@pytest.mark.parametrize("path", [p for p in SOURCES if floor(module_name(p)) < 3], ids=module_name)
+@pytest.mark.parametrize("path", [p for p in SOURCES if level(module_name(p)) < 4], ids=module_name)
 def test_args_stops_at_the_mains(path):
     """Below the mains only option handling itself may touch the namespace."""
-    if module_name(path).startswith("util.options.parser") or module_name(path) == "util.program":
+    if module_name(path).startswith("util.options") or module_name(path) == "util.program":
         return
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, (ast.FunctionDef, ast.Lambda)):
@@ -100,12 +109,12 @@ def test_args_stops_at_the_mains(path):
 def test_every_flag_is_read(main):
     """By the program, the file that builds its parts, or the options' own bundles."""
     more = {
-        "main_finetune": ["build_finetune", "build_checkpoint", "util/options_finetune"],
-        "main_predict": ["util/options_predict"],
+        "main_finetune": ["build_finetune", "build_checkpoint", "util/options/finetune"],
+        "main_predict": ["util/options/predict"],
     }
     places = more.get(main.__name__, [])
     read = set()
-    for name in (main.__name__, *places, "util/options"):
+    for name in (main.__name__, *places, "util/options/parser"):
         for node in ast.walk(ast.parse((ROOT / f"{name}.py").read_text())):
             if isinstance(node, ast.Attribute) and getattr(node.value, "id", "") == "args":
                 read.add(node.attr)
@@ -150,6 +159,12 @@ def test_training_does_not_wait_for_what_comes_after_it():
 @pytest.mark.parametrize("path", SOURCES, ids=module_name)
 def test_modules_are_short(path):
     assert len(path.read_text().splitlines()) <= 400
+
+
+def test_folders_hold_few_modules():
+    count = Counter(path.parent.relative_to(ROOT) for path in SOURCES)
+    assert count[Path()] <= 20
+    assert [folder for folder, modules in count.items() if modules > 25] == []
 
 
 OFFICIAL = [

@@ -3,7 +3,7 @@
 import argparse
 
 from util.errors import BadInput, Fault
-from util.options import Parser
+from util.options.parser import Parser
 from util.program import run_program
 from util.report.page import write_report
 
