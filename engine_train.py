@@ -19,12 +19,12 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
+from training.transfer import on_device, to_device
 from util.distributed import Place, sum_over_ranks, take_from_main
 from util.errors import BadInput, Fault
 from util.optim import set_rates
 from util.seeding import seed_globals
 from util.stop import StopRequest, undisturbed
-from util.transfer import on_device, to_device
 
 MAX_SKIPPED = 5  # steps in a row whose loss or gradient is not finite
 

@@ -16,13 +16,13 @@ from torch import nn
 
 import training.observe
 from engine_train import Position, StepResult, TrainState
+from training.checkpoint_snapshot import HostCopy, tensors_of
 from training.observe import RunObserver, Saver
+from training.trace import StepTrace
 from util.checkpoint import save_checkpoint
-from util.checkpoint_snapshot import HostCopy, tensors_of
 from util.errors import BadInput, Fault, Stopped
 from util.log import Meter, NullLog
 from util.stop import StopRequest
-from util.trace import StepTrace
 
 
 def make_state(width=4):

@@ -13,6 +13,7 @@ from datasets.labelled import LabelledImages
 from datasets.labels import first_id, parse_order
 from datasets.transforms import Normalise
 from engine_train import Precision
+from training.transfer import on_device
 from util.class_order import (
     better_order,
     option_text,
@@ -22,7 +23,6 @@ from util.class_order import (
 )
 from util.distributed import gather_objects, on_main
 from util.metrics import evaluate
-from util.transfer import on_device
 
 
 @torch.no_grad()

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from engine_train import Position, StepResult, Trainer, TrainState
+from training.checkpoint_snapshot import HostCopy
+from training.trace import StepTrace
 from util.checkpoint import (
     BEST,
     LAST,
@@ -14,13 +16,11 @@ from util.checkpoint import (
     numbered_checkpoints,
     save_checkpoint,
 )
-from util.checkpoint_snapshot import HostCopy
 from util.distributed import gather_objects, on_main
 from util.errors import BadInput, Fault, Stopped
 from util.files import remove_unfinished
 from util.log import Meter, NullLog, duration, peak_memory
 from util.program import BEGAN
-from util.trace import StepTrace
 
 MAX_BAD_SHARE = 0.05
 MAX_FAILED_SAVES = 3  # in a row

@@ -15,6 +15,7 @@ from datasets.sampler import GlobalBatchSampler
 from engine_train import Trainer, TrainState
 from models_registry import compile_blocks
 from training.observe import RunObserver, Saver
+from training.trace import StepTrace
 from util import distributed
 from util.checkpoint import (
     StepParts,
@@ -33,7 +34,6 @@ from util.process_failures import explain, kill_workers
 from util.report.page import write_report
 from util.rundir import RunDir, provenance
 from util.stop import StopRequest
-from util.trace import StepTrace
 from util.weights import find_source
 
 T = TypeVar("T")
