@@ -22,12 +22,12 @@ ONE_CORE = OMP_NUM_THREADS=1 $(RUN)
 	$(RUN) -m pip install --quiet -r requirements.txt
 	touch $@
 
-.venv/dev: .venv/run requirements-dev.txt requirements-app.txt requirements-detect.txt
-	$(RUN) -m pip install --quiet -r requirements-dev.txt
+.venv/dev: .venv/run requirements/dev.txt requirements/app.txt requirements/detect.txt
+	$(RUN) -m pip install --quiet -r requirements/dev.txt
 	touch $@
 
-.venv/app: .venv/run requirements-app.txt requirements-detect.txt
-	$(RUN) -m pip install --quiet -r requirements-app.txt
+.venv/app: .venv/run requirements/app.txt requirements/detect.txt
+	$(RUN) -m pip install --quiet -r requirements/app.txt
 	touch $@
 
 # Two processes or runs at a time, one a core: that is faster than one on both.

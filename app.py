@@ -2,7 +2,7 @@
 
     python app.py --checkpoints FOLDER
 
-Needs `pip install -r requirements-app.txt`. It is for this machine alone: pictures are neither sent
+Needs `pip install -r requirements/app.txt`. It is for this machine alone: pictures are neither sent
 anywhere nor kept.
 """
 
@@ -75,7 +75,7 @@ def work(args: argparse.Namespace) -> None:
     try:
         import gradio  # noqa: F401
     except ImportError:
-        raise BadInput("gradio is not installed: pip install -r requirements-app.txt") from None
+        raise BadInput("gradio is not installed: pip install -r requirements/app.txt") from None
     from datasets.faces.detection import open_detector
     from inference.page import Checkpoints, faces_in
     from util.distributed import Place, pick_device

@@ -19,7 +19,7 @@ from util.errors import BadInput
 from util.options.parser import Parser, add_saved
 from util.program import run_program
 
-PACKAGES = {  # of requirements-export.txt
+PACKAGES = {  # of requirements/export.txt
     "onnx": ("onnx", "onnxscript", "onnxruntime"),
     "safetensors": (),
     "timm": (),
@@ -49,7 +49,7 @@ def check_options(args: argparse.Namespace) -> None:
     lacking = [name for name in PACKAGES[args.to] if not importlib.util.find_spec(name)]
     if lacking:
         raise BadInput(
-            f"--to {args.to}: needs {', '.join(lacking)}: pip install -r requirements-export.txt"
+            f"--to {args.to}: needs {', '.join(lacking)}: pip install -r requirements/export.txt"
         )
     if args.license and not re.fullmatch(LICENCE, args.license):
         raise BadInput(

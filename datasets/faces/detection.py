@@ -67,7 +67,7 @@ class Mtcnn:
         except ImportError as error:
             raise BadInput(
                 f"--detector mtcnn: needs {error.name or error}; pip install -r "
-                "requirements-detect.txt, or --detector none for pictures that are faces already"
+                "requirements/detect.txt, or --detector none for pictures that are faces already"
             ) from None
         # Several processes look for faces beside each other, and OpenCV's threads survive no fork.
         cv2.setNumThreads(1)
@@ -77,7 +77,7 @@ class Mtcnn:
         except cv2.error as error:
             raise BadInput(
                 f"--detector mtcnn: OpenCV {cv2.__version__} cannot run it ({error}); "
-                "pip install -r requirements-detect.txt"
+                "pip install -r requirements/detect.txt"
             ) from None
 
     def __call__(self, image: np.ndarray) -> list[Face]:
