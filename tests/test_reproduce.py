@@ -1,4 +1,4 @@
-"""benchmarks/reproduce.py and util.summary: seeds run once each, and their numbers added up."""
+"""main_reproduce.py and util.summary: seeds run once each, and their numbers added up."""
 
 import json
 import os
@@ -11,11 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks import reproduce
+import main_reproduce as reproduce
 from util.summary import Spread, group_runs, paired_difference
 
 ROOT = Path(__file__).resolve().parents[1]
-SCRIPT = ROOT / "benchmarks" / "reproduce.py"
+SCRIPT = ROOT / "main_reproduce.py"
 
 # A stand-in for main_finetune.py: notes its command line, and ends as `--end` says.
 FAKE = """
@@ -72,7 +72,7 @@ def calls(folder):
 
 
 def start(*argv):
-    """What reproduce.py's main would do with these words."""
+    """What main_reproduce.py's main would do with these words."""
     return reproduce.reproduce(["@recipe.args", "--output-dir", "out", *argv])
 
 
@@ -220,7 +220,7 @@ def test_help_needs_nothing_heavy():
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
 def test_being_asked_to_stop_is_left_to_the_run(here, number):
     code = (
-        "import sys; from pathlib import Path; from benchmarks import reproduce\n"
+        "import sys; from pathlib import Path; import main_reproduce as reproduce\n"
         "reproduce.MAIN = Path('fake.py'); sys.exit(reproduce.main())"
     )
     command = [sys.executable, "-c", code, "--output_dir", "out", "--end", "wait"]

@@ -20,7 +20,7 @@ from engine_train import Trainer
 from util.program import run_program
 from util.stop import SIGNALS
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 FAMILIES = {
     "mae": "--model mae_vit_tiny_patch16 --decoder_embed_dim 32 --decoder_depth 1 "
     "--decoder_num_heads 2 --input_size 48",

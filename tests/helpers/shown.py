@@ -18,7 +18,7 @@ from runs import CLASSIFIERS, FAMILIES, ROOT, SMALL_FINETUNE, run_here, start_ra
 from torch.distributed.run import get_args_parser
 
 import main_finetune
-from benchmarks import reproduce
+import main_reproduce as reproduce
 
 # What the work of a program is called where it is not `work`.
 WORK = {"util.download": "run"}
@@ -26,7 +26,7 @@ WORK = {"util.download": "run"}
 MORE = {
     "main_pretrain": "--data_path /path/to/images",
     "main_finetune": "--data_path /path/to/RAF-DB --finetune mae_vit_base_300e",
-    "benchmarks.reproduce": "--data_path /path/to/RAF-DB --finetune mae_vit_base_300e "
+    "main_reproduce": "--data_path /path/to/RAF-DB --finetune mae_vit_base_300e "
     "--output_dir OUT",
 }
 # Put behind them, to make the run small; `small` has what goes by the model's family.
@@ -40,7 +40,7 @@ SMALL = {
     "datasets.synthetic": "--rows 2 --cell 32",
     "util.report": "--output page.html",
 }
-SMALL["benchmarks.reproduce"] = f"{SMALL['main_finetune']} --seeds 0"
+SMALL["main_reproduce"] = f"{SMALL['main_finetune']} --seeds 0"
 PROGRESSIVE = {
     "vit": "--input_size 48 --progressive 32:48",
     "convnext": "--input_size 96 --progressive 64:96",
@@ -52,7 +52,7 @@ TRAINING = {  # small models by family
         "resnet": FAMILIES["resnet"],
     },
     "main_finetune": CLASSIFIERS,
-    "benchmarks.reproduce": CLASSIFIERS,
+    "main_reproduce": CLASSIFIERS,
 }
 WRITES = ("--output", "--output_dir", "--log_dir", "--annotated", "--features")
 
@@ -121,7 +121,7 @@ def read(start: Start) -> argparse.Namespace:
 def check(start: Start) -> argparse.Namespace:
     """Let the program refuse or complete its options, before its work begins. Raises BadInput."""
     args = read(start)
-    training = "main_finetune" if start.program == "benchmarks.reproduce" else start.program
+    training = "main_finetune" if start.program == "main_reproduce" else start.program
     module = module_of(training)
     if start.options == ["--help"]:
         assert module.build_parser().format_help()

@@ -1,6 +1,6 @@
 """Run a recipe over seeds and set mean ± deviation beside the published number.
 
-    python benchmarks/reproduce.py @recipes/rafdb_vit_base.args --seeds 0 1 2 \\
+    python main_reproduce.py @recipes/rafdb_vit_base.args --seeds 0 1 2 \\
         --data_path … --finetune … --output_dir OUT [--processes N] [any option of main_finetune.py]
 
 Each seed is a run of its own in OUT/seed-N. A finished one is not run again, and the same command
@@ -16,15 +16,13 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 from util.errors import BAD_INPUT, DONE, FAULT, RESUMABLE, BadInput
 from util.options.parser import COUNT, SIZE, Parser, underscored
 
 if TYPE_CHECKING:
     from util.summary import Group, Spread
 
-MAIN = Path(__file__).resolve().parents[1] / "main_finetune.py"
+MAIN = Path(__file__).resolve().parent / "main_finetune.py"
 PUBLISHED = re.compile(r"\s*#\s*Published:\s*(.+?)\s*")
 NUMBER = re.compile(r"(accuracy|UAR|macro-F1)\s+([\d.]+(?: or [\d.]+)?)\s*%", re.IGNORECASE)
 STATUS = {"bad_input": BAD_INPUT, "resumable": RESUMABLE}
@@ -239,7 +237,7 @@ def main() -> int:
         code, reason = BAD_INPUT, str(error)
     except OSError as error:
         code, reason = FAULT, str(error)
-    print(f"reproduce.py: error: {reason}", file=sys.stderr)
+    print(f"main_reproduce.py: error: {reason}", file=sys.stderr)
     return code
 
 
