@@ -1,7 +1,7 @@
 """What README.md and docs/*.md show is run, on small settings; what they name exists.
 
 A command that this test does not know fails: see `CANNOT_RUN` for those that are not run, `places`
-for the paths that documents show, and tests/shown.py for what makes a run small.
+for the paths that documents show, and tests/helpers/shown.py for what makes a run small.
 """
 
 import re
