@@ -12,6 +12,7 @@ from timm.utils import ModelEmaV3
 from torch import nn
 
 import training.run
+from backbones import family_of
 from datasets import (
     Augment,
     LabelledSet,
@@ -49,7 +50,6 @@ from util.optim import create_optimizer, parameter_groups
 from util.options.finetune import mixes
 from util.options.parser import Options
 from util.options.trained import OF_DATA, difference_lines, differences, trained_with
-from util.sizes import family
 
 # Of --aug fer: torchvision's RandomErasing as published, where timm's limits are 1/3 and 10/3.
 FER_ERASING = {"max_area": 0.25, "max_aspect": 3.3}
@@ -145,16 +145,11 @@ def _rules(args: argparse.Namespace) -> tuple[dict[str, str | None], dict[str, s
 
 def build_model(args: argparse.Namespace, classes: int) -> nn.Module:
     """The classifier as it is before anything is loaded, on the host."""
-    options, kind = {"drop_path": args.drop_path}, family(args.model)
-    if kind == "convnextv2":
-        options["head_init_scale"] = args.head_init_scale
-    if kind == "mae":
-        options["patch_size"] = args.patch_size
-        options["global_pool"] = "token" if args.cls_token else "avg"
-    model = create_classifier(args.model, classes, args.input_size, **options)
+    own = family_of(args.model).classifier_options(args)
+    model = create_classifier(args.model, classes, args.input_size, drop_path=args.drop_path, **own)
     if args.head_init_std is not None:
         reset_head(model, args.head_init_std)
-    if args.freeze_pos_embed and kind == "mae":
+    if args.freeze_pos_embed:
         model.pos_embed.requires_grad_(False)
     model.set_grad_checkpointing(args.grad_checkpointing)
     return model

@@ -14,12 +14,10 @@ from torch import Tensor, nn
 
 from datasets.transforms import Normalise
 from engine_train import Precision, TrainState
-from models_convnextv2 import ConvNeXtV2
-from models_resnet import ResNetClassifier
 from training.distill import Teacher
 from training.evaluate import Evaluation, TestSet, evaluate_model
 from util.files import write_json
-from util.optim import convnext_layers, decayed_rate, resnet_layers, vit_layers
+from util.optim import decayed_rate
 from util.predictions import write_predictions
 from util.report.charts import class_figure, confusion_figure, reliability_figure
 from util.report.figures import save_png
@@ -83,13 +81,7 @@ def freeze_backbone(model: nn.Module) -> None:
 
 def layer_rates(model: nn.Module, decay: float, grouped: bool) -> Callable[[str], float]:
     """Each parameter's share of the learning rate: less the nearer it is to the input."""
-    if isinstance(model, ConvNeXtV2):
-        depths = tuple(len(stage) for stage in model.stages)
-        return decayed_rate(convnext_layers(depths, grouped), decay)
-    if isinstance(model, ResNetClassifier):
-        stages = (model.layer1, model.layer2, model.layer3, model.layer4)
-        return decayed_rate(resnet_layers(tuple(map(len, stages))), decay)
-    return decayed_rate(vit_layers(len(model.blocks)), decay)
+    return decayed_rate(model.layer_numbers(grouped), decay)
 
 
 class Evaluator:

@@ -13,24 +13,8 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from util.errors import BadInput
-from util.options.parser import (
-    COUNT,
-    RATE,
-    RATIO,
-    SIZE,
-    SOME,
-    Parser,
-    add_machine,
-    add_output,
-    add_training,
-    fill_defaults,
-    flag,
-    launch,
-    refuse_for_resnet,
-    rise,
-    saving,
-    start,
-)
+from util.options.parser import fill_defaults, launch, refuse_for_resnet, saving, start
+from util.options.pretrain import build_parser
 from util.options.trained import difference_lines, differences
 from util.program import run_program
 from util.schedule import lr_at, resolution_at, scaled_lr
@@ -73,54 +57,6 @@ FAMILY_DEFAULTS = {
     "convnextv2": FCMAE_DEFAULTS,
     "resnet": {**FCMAE_DEFAULTS, "patch_size": RESNET_STRIDES[-1]},
 }
-
-
-def build_parser() -> Parser:
-    """All options; those without a default here take the one of the model's family."""
-    parser = Parser(
-        "Masked pre-training of ViT (MAE), ConvNeXt V2 (FCMAE) and ResNet on face images."
-    )
-    group = parser.add_argument_group("model")
-    group.add_argument(
-        "--model", default="mae_vit_base_patch16", help="mae_vit_*, convnextv2_* or resnet*"
-    )
-    group.add_argument("--input_size", type=SIZE, default=224, help="pixels a side")
-    group.add_argument(
-        "--progressive",
-        type=rise,
-        metavar="LOW:HIGH",
-        help="begin with small images: pixels a side, up to --input_size in the last third",
-    )
-    group.add_argument(
-        "--patch_size", type=SIZE, help="side length of a patch in pixels (ResNet: 8, 16 or 32)"
-    )
-    group.add_argument("--mask_ratio", type=RATIO, help="share masked (MAE 0.75, FCMAE 0.6)")
-    group.add_argument(
-        "--predict_ratio",
-        type=SOME,
-        default=1.0,
-        help="share of the masked patches that MAE's decoder predicts (1)",
-    )
-    flag(group, "--norm_pix_loss", None, "normalise each target patch (MAE off, FCMAE on)")
-    group.add_argument("--decoder_embed_dim", type=SIZE, default=512)
-    group.add_argument("--decoder_depth", type=SIZE, help="blocks (MAE 8, FCMAE 1)")
-    group.add_argument("--decoder_num_heads", type=SIZE, help="of MAE's decoder (16)")
-    group = parser.add_argument_group("data")
-    group.add_argument(
-        "--data_path",
-        default="synthetic",
-        help="folder of images, list of files, packed store, or synthetic[:COUNT] (default)",
-    )
-    group.add_argument("--crop_pct", type=SOME, help="centre shown in pictures (0.875)")
-    group.add_argument("--face_margin", type=RATE, help="around AffectNet's face boxes, a share")
-    add_training(parser, min_lr=0.0, warmup_epochs=40)
-    add_machine(parser)
-    add_output(parser)
-    group = parser.add_argument_group("what one sees meanwhile")
-    group.add_argument("--vis_freq", type=COUNT, default=10, help="epochs between pictures")
-    group.add_argument("--probe_data_path", help="a labelled set to try the frozen features on")
-    group.add_argument("--probe_freq", type=SIZE, default=10, help="epochs between these trials")
-    return parser
 
 
 def check_options(args: argparse.Namespace) -> None:

@@ -230,7 +230,7 @@ def draw_model(args: Options, opened: Opened) -> Iterator[tuple[str, "np.ndarray
 
 def possible_ratios(given: list[float] | None, model: "MaskedAutoencoder") -> list[float]:
     """The mask ratios given, else of the usual ones those that keep and remove some patches."""
-    from util.sizes import kept_patches
+    from util.patch_counts import kept_patches
 
     ratios = []
     for ratio in sorted(set(given or RATIOS)):

@@ -12,11 +12,14 @@ submanifold sparse convolution (section 3.1), at the cost of the visible patches
 says where that is, and has a block's passes for CPUs.
 """
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from timm.layers import DropPath, trunc_normal_
 from torch import Tensor, nn
 
+from backbones.convnextv2 import CONVNEXT_PATCH, ConvNeXtSize
 from kernels.packed import (
     MLP,
     Canvas,
@@ -34,7 +37,6 @@ from models_masked import (
     run_block,
     take_patches,
 )
-from util.sizes import CONVNEXT_PATCH, ConvNeXtSize
 
 
 class GRN(nn.Module):
@@ -183,6 +185,9 @@ class ConvNeXtV2Encoder(nn.Module):
 class ConvNeXtV2(ConvNeXtV2Encoder):
     """The classifier: the dense encoder, global average pooling, LayerNorm, a linear head."""
 
+    compiled = (Block,)
+    explained_by = "Grad-CAM"
+
     def __init__(
         self,
         size: ConvNeXtSize,
@@ -209,9 +214,42 @@ class ConvNeXtV2(ConvNeXtV2Encoder):
         """(N, C, H, W) -> logits (N, num_classes)."""
         return self.head(self.forward_features(imgs))
 
+    def own_options(self) -> dict[str, object]:
+        """Options of fine-tuning that only this family has, and that its weights depend on."""
+        return {}
+
+    def layer_numbers(self, grouped: bool = False) -> Callable[[str], int]:
+        """See `convnext_layers`."""
+        return convnext_layers(tuple(map(len, self.stages)), grouped)
+
+
+def convnext_layers(depths: tuple[int, ...], grouped: bool) -> Callable[[str], int]:
+    """A ConvNeXt parameter's layer, counted by blocks or (`grouped`) as if there were twelve.
+
+    Grouped, three blocks of the long third stage are one layer (the official code's rule for Base
+    and Large).
+    """
+    before = [sum(depths[:stage]) for stage in range(len(depths))]
+    last = 12 if grouped else sum(depths)
+
+    def layer(name: str) -> int:
+        part, *rest = name.split(".")
+        if part not in ("downsample_layers", "stages"):
+            return last + 1
+        stage = int(rest[0])
+        if not grouped:  # a downsampling, the stem too, goes with the block after it
+            return before[stage] + 1 + (int(rest[1]) if part == "stages" else 0)
+        if part == "downsample_layers":
+            return (0, 2, 3, 12)[stage]
+        return (1, 2, 3 + int(rest[1]) // 3, 12)[stage]
+
+    return layer
+
 
 class FCMAE(MaskedAutoencoder):
     """The packed encoder and a one-block dense decoder (section 3)."""
+
+    compiled = (Block,)
 
     def __init__(
         self,

@@ -4,15 +4,17 @@ Masked Autoencoders Are Scalable Vision Learners (He et al. 2022). State-dict na
 the official release, so that weights travel without translation. Blocks are timm's.
 """
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from timm.layers import Attention as TimmAttention
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
+from backbones.vit import ViTSize
 from models_masked import LayerNorm, MaskedAutoencoder, run_block, take_patches
 from util.positions import sincos_position_embedding
-from util.sizes import ViTSize
 
 CACHED_SCORES = 1_500_000  # of attention, computed at once on a CPU
 
@@ -31,7 +33,9 @@ class PatchEmbed(nn.Module):
 
 
 class MaskedAutoencoderViT(MaskedAutoencoder):
-    """A ViT on the visible patches and a lighter one that predicts the removed (section 3)."""
+    """A ViT on the visible patches and a lighter one that predicts the masked ones (section 3)."""
+
+    compiled = (Block,)
 
     def __init__(
         self,
@@ -104,6 +108,11 @@ class MaskedAutoencoderViT(MaskedAutoencoder):
         for block in self.blocks:
             x = run_block(self.grad_checkpointing, block, x)
         return self.norm(x)
+
+    def own_options(self) -> dict[str, object]:
+        """See MaskedAutoencoder."""
+        heads = int(self.decoder_blocks[0].attn.num_heads)
+        return {"patch_size": self.patch_size, "decoder_num_heads": heads}
 
     def kernels(self, device: torch.device, dtype: torch.dtype) -> str:
         """See MaskedAutoencoder."""
@@ -179,6 +188,9 @@ def block_tail(block: Block, x: Tensor, start: int) -> Tensor:
 class ViTClassifier(VisionTransformer):
     """timm's ViT with MAE's pooling: the mean of the patch tokens, or the class token."""
 
+    compiled = (Block,)
+    explained_by = "attention rollout"
+
     def __init__(
         self,
         size: ViTSize,
@@ -213,6 +225,27 @@ class ViTClassifier(VisionTransformer):
     def forward(self, imgs: Tensor) -> Tensor:
         """(N, C, H, W) -> logits (N, num_classes)."""
         return self.head(self.forward_features(imgs))
+
+    def own_options(self) -> dict[str, object]:
+        """Options of fine-tuning that only this family has."""
+        patch, _ = self.patch_embed.patch_size
+        return {"patch_size": patch, "cls_token": self.global_pool == "token"}
+
+    def layer_numbers(self, grouped: bool = False) -> Callable[[str], int]:
+        """See `vit_layers`."""
+        return vit_layers(len(self.blocks))
+
+
+def vit_layers(depth: int) -> Callable[[str], int]:
+    """A ViT parameter's layer: 0 for what makes tokens, b + 1 for block b, depth + 1 after."""
+
+    def layer(name: str) -> int:
+        first, *rest = name.split(".")
+        if first in ("cls_token", "pos_embed", "patch_embed"):
+            return 0
+        return int(rest[0]) + 1 if first == "blocks" else depth + 1
+
+    return layer
 
 
 def transformer(dim: int, depth: int, heads: int) -> nn.ModuleList:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from util.sizes import kept_patches, predicted_patches
+from util.patch_counts import kept_patches, predicted_patches
 
 # Both papers' epsilon; torch's own default is 1e-5.
 LayerNorm = partial(nn.LayerNorm, eps=1e-6)
@@ -64,6 +64,7 @@ class MaskedAutoencoder(nn.Module):
     """
 
     predict_ratio = 1.0  # share of the masked patches that the loss is of
+    compiled: tuple[type, ...] = ()  # its blocks, see `compile_blocks`
 
     def __init__(
         self,
@@ -158,6 +159,10 @@ class MaskedAutoencoder(nn.Module):
     def kernels(self, device: torch.device, dtype: torch.dtype) -> str:
         """Which of several equal computations is the faster there and is used, for people."""
         raise TypeError(f"{type(self).__name__} must define kernels")
+
+    def own_options(self) -> dict[str, object]:
+        """Options of pre-training that only this family has, and that its weights depend on."""
+        return {}
 
     def _shuffle(
         self, imgs: Tensor, mask_ratio: float | None, noise: Tensor | None

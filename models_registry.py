@@ -2,20 +2,15 @@
 
 import torch
 from timm.layers import DropPath
-from timm.models.vision_transformer import Block as ViTBlock
 from torch import nn
 
-from models_convnextv2 import FCMAE, ConvNeXtV2
-from models_convnextv2 import Block as ConvNeXtBlock
-from models_mae import MaskedAutoencoderViT, ViTClassifier
+from backbones import family_of, model_names, size_of
 from models_masked import MaskedAutoencoder
-from models_resnet import MaskedResNet, ResNetClassifier
-from util.sizes import CLASSIFIER_SIZES, PRETRAIN_SIZES, family, find_size
 
 
 def list_models(kind: str = "pretrain") -> list[str]:
     """Names for `create_pretrain_model` ("pretrain") or `create_classifier` ("classifier")."""
-    return list({"pretrain": PRETRAIN_SIZES, "classifier": CLASSIFIER_SIZES}[kind])
+    return model_names(masked={"pretrain": True, "classifier": False}[kind])
 
 
 def create_pretrain_model(name: str, input_size: int = 224, **options: object) -> MaskedAutoencoder:
@@ -26,9 +21,8 @@ def create_pretrain_model(name: str, input_size: int = 224, **options: object) -
     ResNet also patch_size, for ViT decoder_num_heads and predict_ratio. Raises BadInput for an
     unknown name, ValueError for sizes that do not fit together.
     """
-    size = find_size(name, PRETRAIN_SIZES)
-    classes = {"convnextv2": FCMAE, "resnet": MaskedResNet, "mae": MaskedAutoencoderViT}
-    return classes[family(name)](size, input_size=input_size, **options)
+    network = family_of(name, masked=True).network(masked=True)
+    return network(size_of(name), input_size=input_size, **options)
 
 
 def create_classifier(
@@ -39,12 +33,10 @@ def create_classifier(
     Options: in_chans, drop_path; for ViT patch_size and global_pool ("avg" or "token"); for
     ConvNeXt V2 head_init_scale. ConvNeXt V2 takes images of any multiple of 32, ResNet of any size.
     """
-    size = find_size(name.removeprefix("mae_"), CLASSIFIER_SIZES)
-    if family(name) == "convnextv2":
-        return ConvNeXtV2(size, num_classes, **options)
-    if family(name) == "resnet":
-        return ResNetClassifier(size, num_classes, **options)
-    return ViTClassifier(size, num_classes, input_size=input_size, **options)
+    family = family_of(name)
+    if family.fixed_input:
+        options["input_size"] = input_size
+    return family.network(masked=False)(size_of(name), num_classes, **options)
 
 
 def normalise_head_input(model: nn.Module) -> None:
@@ -57,13 +49,14 @@ def compile_blocks(model: nn.Module) -> None:
     """Have torch.compile fuse what lies between a block's matrix products; names do not change.
 
     Equal blocks share what is compiled once, which takes seconds where a whole model takes minutes
-    and is not faster. The model has to be on its device.
+    and is not faster. The model has to be on its device; its class says in `compiled` which modules
+    are blocks.
     """
     torch._dynamo.config.recompile_limit = 64  # block widths × batch sizes × resolutions
     # Between blocks gradients are sent early enough; it would cut each block in two.
     torch._dynamo.config.optimize_ddp = False
     for module in model.modules():
-        if isinstance(module, (ViTBlock, ConvNeXtBlock)):
+        if isinstance(module, model.compiled):
             device = next(module.parameters()).device
             for name, child in module.named_children():
                 if isinstance(child, DropPath):

@@ -7,16 +7,18 @@ state-dict names are timm's, which are torchvision's, but for the classifier's `
 our other models, there `fc`. `kernels.gathered` has the masked stages' passes for CPUs.
 """
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from timm.models.resnet import BasicBlock, Bottleneck, ResNet
 from torch import Tensor, nn
 
+from backbones.resnet import RESNET_PATCHES, RESNET_STRIDES, ResNetSize
 from kernels.gathered import Layer, batch_norm, layer_on_rows
 from kernels.packed import Canvas, has_own_passes, on_canvas, whole_images
 from models_convnextv2 import Block, init_weights
 from models_masked import MaskedAutoencoder, in_order, take_tokens
-from util.sizes import RESNET_PATCHES, RESNET_STRIDES, ResNetSize
 
 
 def convolve(x: Tensor, conv: nn.Conv2d) -> Tensor:
@@ -140,6 +142,9 @@ class ResNetEncoder(ResNet):
 class ResNetClassifier(ResNetEncoder):
     """Global average pooling and a linear head. Images may have any size."""
 
+    compiled = ()
+    explained_by = "Grad-CAM"
+
     def __init__(
         self, size: ResNetSize, num_classes: int, in_chans: int = 3, drop_path: float = 0.0
     ) -> None:
@@ -161,6 +166,27 @@ class ResNetClassifier(ResNetEncoder):
     def forward(self, imgs: Tensor) -> Tensor:
         """(N, C, H, W) -> logits (N, num_classes)."""
         return self.head(self.forward_features(imgs))
+
+    def own_options(self) -> dict[str, object]:
+        """Options of fine-tuning that only this family has."""
+        return {}
+
+    def layer_numbers(self, grouped: bool = False) -> Callable[[str], int]:
+        """See `resnet_layers`."""
+        return resnet_layers(tuple(map(len, self._stages())))
+
+
+def resnet_layers(depths: tuple[int, ...]) -> Callable[[str], int]:
+    """A ResNet parameter's layer: 0 for the stem, b + 1 for block b, one more for the head."""
+    before = [sum(depths[:stage]) for stage in range(len(depths) + 1)]
+
+    def layer(name: str) -> int:
+        part, *rest = name.split(".")
+        if part.startswith("layer"):
+            return before[int(part.removeprefix("layer")) - 1] + int(rest[0]) + 1
+        return before[-1] + 1 if part == "head" else 0
+
+    return layer
 
 
 class MaskedResNet(MaskedAutoencoder):
@@ -194,6 +220,10 @@ class MaskedResNet(MaskedAutoencoder):
         for part in (self.proj, self.decoder, self.pred):
             init_weights(part)
         nn.init.normal_(self.mask_token, std=0.02)
+
+    def own_options(self) -> dict[str, object]:
+        """See MaskedAutoencoder."""
+        return {"patch_size": self.patch_size}
 
     def kernels(self, device: torch.device, dtype: torch.dtype) -> str:
         """See MaskedAutoencoder."""

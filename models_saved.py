@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
+from backbones.family import DECODER, OWN_OPTIONS
 from datasets.augment import Augment, plain
 from datasets.labels import canonical
 from datasets.transforms import IMAGENET_MEAN, IMAGENET_STD, Normalise
@@ -16,19 +17,11 @@ from util.checkpoint import read_checkpoint
 from util.errors import BadInput
 from util.options.trained import INTERPOLATIONS, trained_with
 from util.safe_json import number, part
-from util.sizes import RESNET_PATCHES, patch_step
+from util.states import State, root
 from util.weights import check_alone, load_pretrained, pick_state, read_source
 from util.weights.hf_settings import described_beside
-from util.weights.layouts import (
-    DECODER,
-    Architecture,
-    count,
-    describe,
-    head_classes,
-    translate,
-)
+from util.weights.layouts import Architecture, describe, head_classes, translate
 from util.weights.layouts_foreign import TRANSFORMERS
-from util.weights.states import State, root
 
 LARGEST = 4096  # pixels a side of an input
 
@@ -166,12 +159,8 @@ def _classifier(source: str | Path, opened: _Opened, classes: Sequence[str]) -> 
     if (own := _classes(settings)) and canonical(names) != canonical(own):
         notes = [*notes, f"classes as in --classes; the checkpoint says {', '.join(own)}"]
     preprocessing = _preprocessing(source, opened)
-    options = {}
-    if held.family == "ViT":
-        options["patch_size"] = held.patch
-        options["global_pool"] = "avg" if "fc_norm.weight" in weights else "token"
-    name = held.name.removeprefix("mae_")
-    size = preprocessing.input_size
+    options = held.family.options_of_classifier(weights, held.patch)
+    name, size = held.classifier, preprocessing.input_size
     model = _built(source, lambda: create_classifier(name, total, size, **options))
     if "head.1.weight" in weights:
         normalise_head_input(model)  # trained with --linear_probe
@@ -180,19 +169,17 @@ def _classifier(source: str | Path, opened: _Opened, classes: Sequence[str]) -> 
 
 
 def _autoencoder(source: str | Path, opened: _Opened) -> SavedAutoencoder:
-    weights, vit = opened.weights, opened.held.family == "ViT"
-    given = {"decoder_num_heads": 16, **_options(opened.settings)}
-    names = [n for n in PRETRAINED_WITH if vit or n != "decoder_num_heads"]
-    options = {name: given[name] for name in names if given.get(name) is not None}
+    weights, family = opened.weights, opened.held.family
+    given = {**family.pretrain_defaults, **_options(opened.settings)}
+    known = [n for n in PRETRAINED_WITH if n not in OWN_OPTIONS or n in family.pretrain_options]
+    options = {name: given[name] for name in known if given.get(name) is not None}
     for name, value in options.items():
         if not PRETRAINED_WITH[name](value):
             raise BadInput(f"{source}: a {name} that is not understood: {value!r:.40}")
-    options["decoder_depth"] = count(weights, "decoder_blocks" if vit else "decoder")
-
-    def width() -> int:
-        return len(weights["decoder_norm.weight"]) if vit else weights["mask_token"].numel()
-
-    return SavedAutoencoder(*_pretrained(source, opened, width, options))
+    options["decoder_depth"] = family.decoder_depth(weights)
+    return SavedAutoencoder(
+        *_pretrained(source, opened, lambda: weights["mask_token"].numel(), options)
+    )
 
 
 def _encoder(source: str | Path, opened: _Opened) -> SavedEncoder:
@@ -205,7 +192,7 @@ def _pretrained(
     """The fields of what pre-training left, whose decoder has this width."""
     saved, held = opened.checkpoint, opened.held
     preprocessing = _preprocessing(source, opened)
-    if held.family != "ConvNeXt V2":
+    if "patch_size" in held.family.pretrain_options:
         options["patch_size"] = _masked_patch(opened)
     size = preprocessing.input_size
     model = _built(
@@ -238,10 +225,13 @@ def known_use(source: str | Path, saved: dict[str, Any], key: str = "", prefix: 
         return Known(own, _classes(saved), ())
     held, weights = opened.held, opened.weights
     trained: dict[str, Any] = {"model": held.name}
-    if held.family == "ViT":
-        trained |= {"patch_size": held.patch, "input_size": _input_size(weights, held)}
-        if head_classes(weights):
-            trained["cls_token"] = "fc_norm.weight" not in weights
+    if held.family.free_patch:
+        trained["patch_size"] = held.patch
+    if held.family.fixed_input:
+        trained["input_size"] = _input_size(weights, held)
+    if head_classes(weights):
+        built = held.family.options_of_classifier(weights, held.patch)
+        trained |= {"cls_token": built["global_pool"] == "token"} if "global_pool" in built else {}
     notes = list(opened.notes)
     if isinstance(opened.settings.get("preprocessing"), dict):
         preprocessing = _preprocessing(source, opened)
@@ -350,7 +340,8 @@ def _preprocessing(source: str | Path, opened: _Opened) -> Preprocessing:
     )
     share = 1 if made.crop_pct is None else number(made.crop_pct)
     size = made.input_size
-    step = patch_step(held.name, _masked_patch(opened), not head_classes(opened.weights))
+    masked = not head_classes(opened.weights)
+    step = held.family.patch_step(held.name, _masked_patch(opened), masked)
     fits = type(size) is int and 0 < size <= LARGEST and size % step == 0
     fits = fits and (made.face_margin is None or (number(made.face_margin) or 0) >= 0)
     fits = fits and made.interpolation in INTERPOLATIONS
@@ -361,13 +352,8 @@ def _preprocessing(source: str | Path, opened: _Opened) -> Preprocessing:
 
 def _masked_patch(opened: _Opened) -> int:
     """Side length in pixels of a ViT's patch, or of the patches that were masked."""
-    if opened.held.family == "ViT":
-        return opened.held.patch
-    pred = opened.weights.get("pred.weight")  # (p * p * 3, D, 1, 1)
-    if pred is not None and pred.ndim:
-        return math.isqrt(len(pred) // 3)
     given = _options(opened.settings).get("patch_size")
-    return given if given in RESNET_PATCHES else RESNET_PATCHES[-1]
+    return opened.held.family.masked_patch(opened.weights, opened.held.patch, given)
 
 
 def _input_size(weights: State, held: Architecture) -> int | None:

@@ -6,22 +6,20 @@ is taken. Names are those that transformers' releases before 5 use; newer ones r
 
 from typing import Any, NamedTuple
 
+from backbones import size_of
+from backbones.convnextv2 import with_last_norm
 from export.weights import (
     classes_of,
-    is_convnext,
-    is_vit,
-    patch_of,
+    family,
     plain_state,
-    size_of,
-    with_last_norm,
     without_decoder,
 )
 from models_saved import Preprocessing, Saved, SavedAutoencoder, SavedClassifier, SavedEncoder
 from util.errors import BadInput
-from util.sizes import kept_patches
+from util.patch_counts import kept_patches
+from util.states import State, root
 from util.weights.hf_settings import EPS, RESAMPLE
 from util.weights.layouts_foreign import to_transformers_convnext, to_transformers_vit
-from util.weights.states import State, root
 
 MASK_RATIO = 0.75  # for an encoder that came without its settings
 
@@ -38,9 +36,9 @@ def hf_form(saved: Saved) -> HFForm:
 
     Raises BadInput for a ResNet.
     """
-    if not (is_vit(saved) or is_convnext(saved)):
+    form = FORMS.get(family(saved).transformers)
+    if form is None:
         raise BadInput(f"--to hf: takes ViT and ConvNeXt V2; export {saved.name} --to timm or onnx")
-    form = _hf_vit if is_vit(saved) else _hf_convnext
     config, state = form(saved)
     if classes := classes_of(saved):
         config["id2label"] = {str(k): name for k, name in enumerate(classes)}
@@ -49,7 +47,7 @@ def hf_form(saved: Saved) -> HFForm:
 
 
 def _hf_convnext(saved: Saved) -> HFForm:
-    size, classes = size_of(saved), classes_of(saved)
+    size, classes = size_of(saved.name), classes_of(saved)
     state = with_last_norm(without_decoder(plain_state(saved.model)))
     state = to_transformers_convnext(state)
     config = {
@@ -70,7 +68,7 @@ def _hf_convnext(saved: Saved) -> HFForm:
 
 def _hf_vit(saved: Saved) -> HFForm:
     """ViT for the class token; BEiT's pooling of patches; ViTMAE for what was pre-trained."""
-    size = size_of(saved)
+    size = size_of(saved.name)
     config = {
         "hidden_size": size.dim,
         "num_hidden_layers": size.depth,
@@ -79,7 +77,7 @@ def _hf_vit(saved: Saved) -> HFForm:
         "hidden_act": "gelu",
         "layer_norm_eps": EPS,
         "image_size": saved.preprocessing.input_size,
-        "patch_size": patch_of(saved),
+        "patch_size": saved.model.own_options()["patch_size"],
         "num_channels": 3,
         "hidden_dropout_prob": 0.0,
         "attention_probs_dropout_prob": 0.0,
@@ -130,6 +128,9 @@ def _hf_mae(saved: Saved, config: dict[str, Any], state: State) -> HFForm:
         "decoder_num_attention_heads": int(model.decoder_blocks[0].attn.num_heads),
     }
     return HFForm(config, _under(state, "vit"))
+
+
+FORMS = {"vit": _hf_vit, "convnextv2": _hf_convnext}  # see Family.transformers
 
 
 def _their_mask_ratio(patches: int, ratio: float) -> float:

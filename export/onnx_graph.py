@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from export.weights import classes_of, described, is_vit, timm_form
+from export.weights import classes_of, described, family, timm_form
 from models_saved import Saved, SavedClassifier
 from util.files import write_json
 
@@ -23,7 +23,7 @@ class Deployed(nn.Module):
         super().__init__()
         self.normalise = saved.preprocessing.normalise
         self.model, self.classifies = saved.model, isinstance(saved, SavedClassifier)
-        if is_vit(saved) and not self.classifies:  # whose masking is of no use here
+        if family(saved).timm_features and not self.classifies:
             import timm
 
             form = timm_form(saved)

@@ -4,34 +4,26 @@ Translations go the other way than those of util/weights/layouts.py.
 """
 
 import math
+import re
 from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
+from backbones import family_of, size_of
+from backbones.family import DECODER, Family
 from datasets.labels import ORDERS, canonical
 from datasets.transforms import IMAGENET_MEAN
-from models_mae import MaskedAutoencoderViT, ViTClassifier
-from models_resnet import MaskedResNet
-from models_saved import Preprocessing, Saved, SavedAutoencoder, SavedClassifier
+from models_saved import (
+    Preprocessing,
+    Saved,
+    SavedAutoencoder,
+    SavedClassifier,
+    SavedEncoder,
+)
 from util.errors import BadInput
 from util.options.trained import OF_DATA, is_resolved
-from util.sizes import CLASSIFIER_SIZES, VIT, Size, family, find_size
-from util.weights.layouts import DECODER
-from util.weights.states import State, renamed, root
-
-TIMM_CONVNEXT = [
-    (r"^downsample_layers\.0\.", "stem."),
-    (r"^downsample_layers\.(\d)\.", r"stages.\1.downsample."),
-    (r"^stages\.(\d)\.(\d+)\.", r"stages.\1.blocks.\2."),
-    (r"\.dwconv\.", ".conv_dw."),
-    (r"\.pwconv([12])\.", r".mlp.fc\1."),
-    (r"\.grn\.gamma$", ".mlp.grn.weight"),
-    (r"\.grn\.beta$", ".mlp.grn.bias"),
-    (r"^norm\.", "head.norm."),
-    (r"^head\.(weight|bias)$", r"head.fc.\1"),
-]
-
+from util.states import State, root
 
 # The ViTs of the original MAE-SFER: the file name by which its loader knows pre-trained weights,
 # and the side length of a patch in pixels, which in its vit_small_fixedpe_patch16_224 is 32.
@@ -57,35 +49,15 @@ def classes_of(saved: Saved) -> tuple[str, ...]:
     return getattr(saved, "classes", ())
 
 
-def patch_of(saved: Saved) -> int:
-    """Side length in pixels of a ViT's patch, or of the patches that are masked."""
-    model = saved.model
-    return model.patch_embed.patch_size[0] if isinstance(model, ViTClassifier) else model.patch_size
-
-
-def size_of(saved: Saved) -> Size:
-    """The dimensions of its encoder."""
-    return find_size(saved.name.removeprefix("mae_"), CLASSIFIER_SIZES)
-
-
-def features_of(saved: Saved) -> int:
-    """How many numbers stand for an image before the head."""
-    return size_of(saved).dim if is_vit(saved) else size_of(saved).dims[-1]
+def family(saved: Saved) -> Family:
+    """What kind of network it is."""
+    return family_of(saved.name)
 
 
 def vit_size(saved: Saved) -> str:
-    """tiny, small, …; "" for a convolutional network."""
-    return next((name for name, size in VIT.items() if size is size_of(saved)), "")
-
-
-def is_vit(saved: Saved) -> bool:
-    """Else it is a convolutional network."""
-    return isinstance(saved.model, ViTClassifier | MaskedAutoencoderViT)
-
-
-def is_convnext(saved: Saved) -> bool:
-    """Whether it is a ConvNeXt V2."""
-    return family(saved.name) == "convnextv2"
+    """tiny, small, …; "" for other networks than ViTs."""
+    named = re.fullmatch(r"(?:mae_)?vit_(\w+)_patch\d+", saved.name)
+    return named[1] if named else ""
 
 
 def plain_state(model: nn.Module) -> State:
@@ -109,30 +81,14 @@ def without_decoder(state: State) -> State:
     return {name: value for name, value in state.items() if root(name) not in DECODER}
 
 
-def with_last_norm(state: State) -> State:
-    """A ConvNeXt's. FCMAE has none after pooling; fine-tuning begins with this one."""
-    if "norm.weight" in state:
-        return state
-    width = len(state["stages.3.0.dwconv.bias"])
-    return {**state, "norm.weight": torch.ones(width), "norm.bias": torch.zeros(width)}
-
-
 def timm_form(saved: Saved) -> TimmForm:
     """A classifier; or an encoder with as many classes as none, a ViT's pooling the patches."""
     import timm
 
-    state, classes = without_decoder(plain_state(saved.model)), classes_of(saved)
-    if is_vit(saved):
-        architecture, pool = f"{saved.name.removeprefix('mae_')}_224", "avg"
-        arguments = {"img_size": saved.preprocessing.input_size, "patch_size": patch_of(saved)}
-        if isinstance(saved.model, ViTClassifier):
-            pool = saved.model.global_pool
-        arguments |= {"global_pool": pool, "fc_norm": "fc_norm.weight" in state}
-    elif is_convnext(saved):
-        architecture, arguments = saved.name, {}
-        state = renamed(with_last_norm(state), TIMM_CONVNEXT)
-    else:
-        architecture, arguments, state = saved.name, {}, renamed(state, [(r"^head\.", "fc.")])
+    own, classes = family(saved), classes_of(saved)
+    state = own.to_timm(without_decoder(plain_state(saved.model)))
+    architecture = own.timm_name(saved.name)
+    arguments = own.timm_arguments(saved.model, saved.preprocessing.input_size)
     # Of its small ConvNeXts the MLPs are 1×1 convolutions, and a GRN's vectors are vectors.
     with torch.device("meta"):
         wanted = timm.create_model(architecture, num_classes=len(classes), **arguments).state_dict()
@@ -147,21 +103,21 @@ def described(saved: Saved, plain_head: bool = False) -> dict[str, Any]:
     """
     model, preprocessing = saved.model, saved.preprocessing
     args = {"model": saved.name, "input_size": preprocessing.input_size}
-    if is_vit(saved) or isinstance(saved.model, MaskedResNet):
-        args["patch_size"] = patch_of(saved)
+    own = model.own_options()
+    if isinstance(saved, SavedEncoder):
+        own.pop("decoder_num_heads", None)  # of the new decoder
     if isinstance(saved, SavedClassifier):
         args["linear_probe"] = isinstance(model.head, nn.Sequential) and not plain_head
         args["crop_pct"] = preprocessing.crop_pct
         args["test_interpolation"] = preprocessing.interpolation
         args["imagenet_default_mean_and_std"] = tuple(preprocessing.mean) == IMAGENET_MEAN
-        args["cls_token"] = is_vit(saved) and model.global_pool == "token"
+        args["cls_token"] = False
+    args |= own
     # What its images and labels are, for who opens it again.
     args |= _of_data(saved)
     if isinstance(saved, SavedAutoencoder):
         args["mask_ratio"] = float(model.mask_ratio)
         args["norm_pix_loss"] = bool(model.norm_pix_loss)
-        if is_vit(saved):
-            args["decoder_num_heads"] = int(model.decoder_blocks[0].attn.num_heads)
     seen = {
         **preprocessing._asdict(),
         "mean": list(preprocessing.mean),
@@ -242,7 +198,7 @@ def token_vit_size(saved: Saved, to: str, patches: dict[str, int]) -> str:
     if size not in patches:
         names = ", ".join(f"ViT-{s.title()}" for s in patches)
         raise BadInput(f"--to {to}: takes {names} only; this checkpoint is {saved.name}")
-    if (patch := patch_of(saved)) != patches[size]:
+    if (patch := saved.model.own_options()["patch_size"]) != patches[size]:
         theirs = f"its ViT-{size.title()} has {patches[size]}-pixel patches"
         raise BadInput(f"--to {to}: {theirs}, this checkpoint {patch}-pixel ones")
     if (side := saved.preprocessing.input_size) != 224:
@@ -259,18 +215,16 @@ def timm_config(saved: Saved, form: TimmForm) -> dict[str, Any]:
     """`config.json` as `timm.create_model("local-dir:…")` reads it."""
     classes, preprocessing = classes_of(saved), saved.preprocessing
     size, whole = preprocessing.input_size, preprocessing.crop_pct is None
-    first, last = ("stem.0", "head.fc") if is_convnext(saved) else ("conv1", "fc")
-    if is_vit(saved):
-        first, last = "patch_embed.proj", "head"
+    first, last = family(saved).timm_ends
     config = {
         "architecture": form.architecture,
         "num_classes": len(classes),
-        "num_features": features_of(saved),
+        "num_features": size_of(saved.name).features,
         "model_args": form.arguments,
         "pretrained_cfg": {
             "custom_load": False,
             "input_size": [3, size, size],
-            "fixed_input_size": is_vit(saved),
+            "fixed_input_size": family(saved).fixed_input,
             "pool_size": None,
             "interpolation": preprocessing.interpolation,
             "crop_pct": 1.0 if whole else preprocessing.crop_pct,

@@ -27,7 +27,7 @@ from export.weights import (
     S2D_PLACEHOLDER,
     classes_of,
     described,
-    is_convnext,
+    family,
     mae_sfer_form,
     other_use,
     s2d_form,
@@ -39,9 +39,9 @@ from export.weights import (
 from models_saved import Saved, SavedAutoencoder, SavedClassifier, open_saved
 from util.errors import Fault
 from util.files import write_file, write_json
+from util.states import State
 from util.weights.hf_settings import CONFIG, PROCESSOR
 from util.weights.layouts import describe
-from util.weights.states import State
 
 WEIGHTS = "model.safetensors"
 
@@ -191,7 +191,7 @@ def card_of(
 
 def note_of(saved: Saved, to: str) -> str:
     """What is different there from here; "" if nothing is."""
-    if to in ("timm", "hf") and is_convnext(saved) and not classes_of(saved):
+    if to in ("timm", "hf") and family(saved).new_norm == "norm" and not classes_of(saved):
         return NEW_NORM
     if to == "mae-sfer" and isinstance(saved, SavedClassifier) and (other := other_use(saved)):
         return OTHER_USE.format(other)

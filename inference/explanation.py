@@ -14,9 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models_convnextv2 import ConvNeXtV2
 from models_mae import Attention, ViTClassifier
-from models_resnet import ResNetClassifier
 
 
 def attention_map(model: nn.Module, x: Tensor, target: Tensor | None = None) -> Tensor:
@@ -29,9 +27,10 @@ def attention_map(model: nn.Module, x: Tensor, target: Tensor | None = None) -> 
     """
     # In fp32, whatever the caller computes in: rollout multiplies as many matrices as blocks.
     with evaluating(model), torch.no_grad(), torch.autocast(x.device.type, enabled=False):
-        if isinstance(model, ViTClassifier):
+        method = getattr(model, "explained_by", "")
+        if method == "attention rollout":
             heat = attention_rollout(model, x)
-        elif isinstance(model, ConvNeXtV2 | ResNetClassifier):
+        elif method == "Grad-CAM":
             heat = grad_cam(model, x, target)
         else:
             raise TypeError(f"a {type(model).__name__} is no classifier whose attention is known")
@@ -71,11 +70,10 @@ def attention_rollout(model: ViTClassifier, x: Tensor) -> Tensor:
     return rows.unflatten(1, model.patch_embed.grid_size)
 
 
-def grad_cam(
-    model: ConvNeXtV2 | ResNetClassifier, x: Tensor, target: Tensor | None = None
-) -> Tensor:
+def grad_cam(model: nn.Module, x: Tensor, target: Tensor | None = None) -> Tensor:
     """(N, 3, H, W) -> (N, H/32, W/32): the last stage's channels, each weighted by its gradient.
 
+    The model is a convolutional classifier: `head(pool(encode(x)))`.
     Gradients are those of the target's logit, averaged over the cells; what speaks against the
     target counts as nothing.
     """

@@ -12,10 +12,10 @@ import requests
 from released import CONTENT, weights, whole
 from runs import ROOT, free_port
 
+from backbones import model_names
 from util import download
 from util.download import DRIVE, RELEASED, cached_path, fetch, main
 from util.errors import BAD_INPUT, DONE, BadInput
-from util.sizes import PRETRAIN_SIZES
 
 NAME = "mae_vit_tiny_300e"
 pytestmark = pytest.mark.usefixtures("only_here")
@@ -82,7 +82,7 @@ def refusal(**options):
 def test_every_released_name_is_of_a_model_of_ours_and_has_its_own_file():
     assert len(RELEASED) == 8
     for name, released in RELEASED.items():
-        assert released.model in PRETRAIN_SIZES
+        assert released.model in model_names(masked=True)
         assert name.startswith(released.model.split("_patch")[0])
         assert released.epochs is None or name.endswith(f"_{released.epochs}e")
     assert {len(released.drive_id) for released in RELEASED.values()} == {33}

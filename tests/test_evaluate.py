@@ -15,6 +15,8 @@ from torch import nn
 
 import training.evaluate
 import training.probe
+from backbones.convnextv2 import ConvNeXtSize
+from backbones.vit import ViTSize
 from datasets import PlainImages, build_test_loader, plain
 from datasets.folder import ImageFiles, list_images
 from datasets.labelled import LabelledImages
@@ -27,7 +29,6 @@ from training.evaluate import collect, evaluate_model, probabilities
 from training.probe import Features, Probe, knn, linear
 from util.distributed import Place
 from util.errors import Fault
-from util.sizes import ConvNeXtSize, ViTSize
 
 CLASSES = ("a", "b", "c")
 COUNT, BAD = 23, (4, 17)

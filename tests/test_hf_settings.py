@@ -10,6 +10,7 @@ from exported import export
 from nasty import NASTY
 from safetensors.torch import save_file
 
+from backbones import family_of
 from datasets.transforms import IMAGENET_MEAN, IMAGENET_STD
 from models_registry import create_classifier
 from models_saved import open_classifier, open_saved
@@ -275,7 +276,7 @@ OF_PIXELS += ("image_processor_type",)
 
 @pytest.mark.parametrize("key", [*KEYS, *OF_PIXELS])
 def test_any_value_is_read_or_is_bad_input(key, beside):
-    held = Architecture("ViT", 192, (12,), 16, 3)
+    held = Architecture(family_of("vit_tiny_patch16"), 192, (12,), 16, 3)
     for base in (SQUARE, EDGE, CONVNEXT) if key in OF_PIXELS else (SQUARE,):
         for junk in [*JUNK, *({"height": j, "width": j, "shortest_edge": j} for j in JUNK)]:
             path = beside({**CONFIG, key: junk}, {**base, key: junk})

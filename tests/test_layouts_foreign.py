@@ -13,11 +13,11 @@ import torch
 import transformers
 from safetensors.torch import load_file
 
+from backbones.vit import ViTSize
 from models_mae import MaskedAutoencoderViT, ViTClassifier
 from models_registry import create_classifier, create_pretrain_model, normalise_head_input
 from models_saved import SavedAutoencoder, SavedEncoder, open_classifier, open_saved
 from util.errors import BadInput
-from util.sizes import ViTSize
 from util.weights import load_pretrained
 from util.weights.layouts import translate
 

@@ -7,10 +7,10 @@ import pytest
 import timm
 import torch
 
+from backbones.convnextv2 import SIZES, ConvNeXtSize
 from kernels.packed import in_windows, on_canvas
 from models_convnextv2 import FCMAE, Block, ConvNeXtV2, ConvNeXtV2Encoder
 from models_registry import create_classifier, create_pretrain_model
-from util.sizes import CONVNEXTV2, ConvNeXtSize
 
 SMALL = ConvNeXtSize((1, 2, 1, 1), (3, 4, 5, 6))
 
@@ -235,7 +235,7 @@ def test_the_dense_network_equals_timms(name, width):
     for n, p in theirs.named_parameters():
         error = (gradients[n] - p.grad).norm() / p.grad.norm()
         assert error < 1e-4, n
-    assert ours.forward_features(imgs).shape == (2, CONVNEXTV2[name[11:]].dims[-1])
+    assert ours.forward_features(imgs).shape == (2, SIZES[name].dims[-1])
 
 
 def test_whole_images_are_packed_in_training_unless_a_layer_is_wrapped(monkeypatch):
@@ -284,11 +284,11 @@ def test_state_dict_names_and_shapes_are_the_official_ones():
 def test_sizes_are_the_published_ones():
     """Parameters with a 1000-class head, in millions (ConvNeXt V2, table 14)."""
     published = (3.7, 5.2, 9.1, 15.6, 28.6, 89, 198, 660)
-    for size, millions in zip(CONVNEXTV2, published, strict=True):
+    for name, millions in zip(SIZES, published, strict=True):
         with torch.device("meta"):
-            model = create_classifier(f"convnextv2_{size}", 1000)
+            model = create_classifier(name, 1000)
         count = sum(p.numel() for p in model.parameters()) / 1e6
-        assert count == pytest.approx(millions, rel=0.01), size
+        assert count == pytest.approx(millions, rel=0.01), name
 
 
 def test_gradient_checkpointing_changes_no_gradient():

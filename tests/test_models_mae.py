@@ -4,12 +4,13 @@ import pytest
 import torch
 from timm.models.vision_transformer import VisionTransformer
 
+from backbones.vit import ViTSize
 from benchmarks.peer_mae import renamed, to_transformers
 from models_mae import MaskedAutoencoderViT, sincos_position_embedding
 from models_masked import take_tokens
 from models_registry import create_classifier, create_pretrain_model, list_models
 from util.errors import BadInput
-from util.sizes import ViTSize, predicted_patches
+from util.patch_counts import predicted_patches
 
 SIZES = {
     "narrow": (ViTSize(48, 2, 3, 8), 32, 64, 2, 4),

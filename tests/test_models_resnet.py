@@ -10,10 +10,10 @@ from torch import nn
 import main_finetune
 import main_pretrain
 import models_resnet
+from backbones.resnet import SIZES
 from models_registry import create_classifier, create_pretrain_model
 from models_saved import SavedEncoder, open_saved
 from util.errors import BAD_INPUT, BadInput
-from util.sizes import RESNET
 from util.weights import load_pretrained
 
 SIZE, WIDTH = 64, 16
@@ -182,7 +182,7 @@ def test_statistics_are_of_the_visible_cells():
     torch.testing.assert_close(model.encoder.bn1.running_var, 0.9 + 0.1 * values.var(1))
 
 
-@pytest.mark.parametrize("name", RESNET)
+@pytest.mark.parametrize("name", SIZES)
 def test_whole_images_are_classified_as_by_timm(name):
     torch.manual_seed(0)
     theirs = timm.create_model(name, num_classes=7).double()

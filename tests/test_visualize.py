@@ -16,8 +16,8 @@ from models_saved import open_autoencoder, open_saved
 from util.errors import BAD_INPUT, BadInput, Fault
 from util.report.figures import ratio_grid
 from util.seeding import FIGURE, generator
+from util.states import root
 from util.weights.layouts import DECODER
-from util.weights.states import root
 
 CHARTS = ("confusion_matrix", "classes", "reliability")
 

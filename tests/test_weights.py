@@ -14,11 +14,11 @@ from safetensors.torch import save_file
 from timm.models.convnext import checkpoint_filter_fn
 from torch import nn
 
+from backbones.vit import ViTSize
 from models_mae import MaskedAutoencoderViT, ViTClassifier
 from models_registry import create_classifier, create_pretrain_model
 from util.checkpoint import Damaged, read_checkpoint
 from util.errors import BadInput
-from util.sizes import ViTSize
 from util.weights import load_pretrained, read_source
 
 VIT = ViTSize(192, 2, 3, 16)  # shallow, for speed

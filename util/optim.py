@@ -72,54 +72,6 @@ def create_optimizer(
         raise BadInput(f"--opt {name}: {error}; adamw, adam, sgd and lars are usual") from error
 
 
-def vit_layers(depth: int) -> Callable[[str], int]:
-    """A ViT parameter's layer: 0 for what makes tokens, b + 1 for block b, depth + 1 after."""
-
-    def layer(name: str) -> int:
-        first, *rest = name.split(".")
-        if first in ("cls_token", "pos_embed", "patch_embed"):
-            return 0
-        return int(rest[0]) + 1 if first == "blocks" else depth + 1
-
-    return layer
-
-
-def convnext_layers(depths: tuple[int, ...], grouped: bool) -> Callable[[str], int]:
-    """A ConvNeXt parameter's layer, counted by blocks or (`grouped`) as if there were twelve.
-
-    Grouped, three blocks of the long third stage are one layer (the official code's rule for Base
-    and Large).
-    """
-    before = [sum(depths[:stage]) for stage in range(len(depths))]
-    last = 12 if grouped else sum(depths)
-
-    def layer(name: str) -> int:
-        part, *rest = name.split(".")
-        if part not in ("downsample_layers", "stages"):
-            return last + 1
-        stage = int(rest[0])
-        if not grouped:  # a downsampling, the stem too, goes with the block after it
-            return before[stage] + 1 + (int(rest[1]) if part == "stages" else 0)
-        if part == "downsample_layers":
-            return (0, 2, 3, 12)[stage]
-        return (1, 2, 3 + int(rest[1]) // 3, 12)[stage]
-
-    return layer
-
-
-def resnet_layers(depths: tuple[int, ...]) -> Callable[[str], int]:
-    """A ResNet parameter's layer: 0 for the stem, b + 1 for block b, one more for the head."""
-    before = [sum(depths[:stage]) for stage in range(len(depths) + 1)]
-
-    def layer(name: str) -> int:
-        part, *rest = name.split(".")
-        if part.startswith("layer"):
-            return before[int(part.removeprefix("layer")) - 1] + int(rest[0]) + 1
-        return before[-1] + 1 if part == "head" else 0
-
-    return layer
-
-
 def decayed_rate(layer: Callable[[str], int], decay: float) -> Callable[[str], float]:
     """The share of the learning rate: 1 for the last layer, times `decay` for each one before."""
     last = layer("head.weight")

@@ -26,8 +26,7 @@ WORK = {"util.download": "run"}
 MORE = {
     "main_pretrain": "--data_path /path/to/images",
     "main_finetune": "--data_path /path/to/RAF-DB --finetune mae_vit_base_300e",
-    "main_reproduce": "--data_path /path/to/RAF-DB --finetune mae_vit_base_300e "
-    "--output_dir OUT",
+    "main_reproduce": "--data_path /path/to/RAF-DB --finetune mae_vit_base_300e --output_dir OUT",
 }
 # Put behind them, to make the run small; `small` has what goes by the model's family.
 SMALL = {

@@ -27,17 +27,34 @@ NEIGHBOURS_BY = ("label_fraction", "select", "val_fraction", "seed")
 def add_evaluation(parser: Parser) -> None:
     """Add the group to fine-tuning's parser."""
     group = parser.add_argument_group("evaluation")
-    flag(group, "--eval", False, "only evaluate")
-    flag(group, "--knn", False, "only classify by nearest neighbours among frozen features")
+    flag(
+        group,
+        "--eval",
+        False,
+        "only evaluate the model of --finetune, else the best one in --output_dir",
+    )
+    flag(
+        group,
+        "--knn",
+        False,
+        "only classify test images by the nearest training images in --finetune's features",
+    )
     group.add_argument(
         "--classes",
         type=class_names,
         default=(),
-        help="A,B,…: names of outputs (--eval, --teacher)",
+        metavar="A,B,…",
+        help="class names in the order of the model's outputs, if the checkpoint that --eval tests, "
+        "or that of --teacher, lacks them",
     )
     flag(group, "--eval_flip", False, "average the answers for an image and its mirror image")
-    flag(group, "--dist_eval", True, "share the test images out among processes")
-    flag(group, "--disable_eval", False, "do not evaluate")
+    flag(
+        group,
+        "--dist_eval",
+        True,
+        "split the test images among the processes; results are the same (default: True)",
+    )
+    flag(group, "--disable_eval", False, "train without evaluation; no best epoch is chosen")
 
 
 def resolve_evaluation(args: Options) -> None:

@@ -5,23 +5,17 @@ import argparse
 from util.errors import BadInput
 from util.evaluation_dir import check_results, holds_run
 from util.options.evaluation import add_evaluation, made_by, resolve_evaluation
-from util.options.parser import (
-    RATE,
-    SIZE,
-    SOME,
-    Parser,
-    add_machine,
-    add_output,
-    add_training,
-    fill_defaults,
-    flag,
-    number,
-    refuse_for_resnet,
+from util.options.finetune_groups import (
+    add_augmentation,
+    add_data,
+    add_distillation,
+    add_model,
+    add_optimizer,
 )
+from util.options.groups import add_machine, add_output, add_training
+from util.options.parser import Parser, fill_defaults, flag, refuse_for_resnet
 from util.options.trained import INTERPOLATIONS
 from util.sizes import CLASSIFIER_SIZES, family, find_size, patch_step
-
-SHARE = number(float, low=0, high=1)
 
 # What the official scripts default to.
 FAMILY_DEFAULTS = {
@@ -63,6 +57,14 @@ LINEAR_DEFAULTS = {
     "aug": "randaug",
     "aa": "",
     "cls_token": True,
+}
+# The defaults of shared options in words, for --help.
+USUAL = {
+    "epochs": "ViT 50, others 100; linear probe 90",
+    "warmup_epochs": "ViT 5, ConvNeXt V2 20; ResNet, linear probe 10",
+    "blr": "ViT 1e-3, others 5e-4; linear probe 0.1",
+    "min_lr": "1e-6; linear probe 0",
+    "weight_decay": "0.05; linear probe 0",
 }
 FROZEN_DEFAULTS = {"layer_decay": 1.0, "drop_path": 0.0}
 # The original MAE-SFER's `main_rafdb.py`: docs/published.md.
@@ -111,147 +113,21 @@ DECIDES_RESULT = (
 
 def build_parser() -> Parser:
     """All options; those without a default here take one that depends on others."""
-    parser = Parser("Fine-tune a pre-trained model on labelled faces, and evaluate it.")
-    _add_model(parser)
-    _add_data(parser)
-    _add_augmentation(parser)
-    _add_distillation(parser)
-    add_training(parser, min_lr=None, warmup_epochs=None)
-    _add_optimizer(parser)
+    parser = Parser(
+        "Fine-tune a pre-trained model on labelled faces, and evaluate it. Options may also come "
+        "from a file, such as @recipes/rafdb_vit_base.args; options after it override it."
+    )
+    add_model(parser)
+    add_data(parser)
+    add_augmentation(parser)
+    add_distillation(parser)
+    add_training(parser, min_lr=None, warmup_epochs=None, usual=USUAL)
+    add_optimizer(parser)
     add_evaluation(parser)
-    add_machine(parser)
-    flag(parser, "--use_amp", None, "True is --amp auto, False is --amp off")
-    add_output(parser)
+    machine = add_machine(parser)
+    flag(machine, "--use_amp", None, "ConvNeXt V2's option: True is --amp auto, False is --amp off")
+    add_output(parser, "checkpoint to resume from if --output_dir has none")
     return parser
-
-
-def _add_model(parser: Parser) -> None:
-    group = parser.add_argument_group("model")
-    group.add_argument(
-        "--model", default="vit_base_patch16", help="(mae_)vit_*, convnextv2_* or resnet*"
-    )
-    group.add_argument(
-        "--finetune", default="", help="a checkpoint, or a released name, to begin with"
-    )
-    group.add_argument("--model_key", default="model|module", help="its entry with the weights")
-    group.add_argument("--model_prefix", default="", help="what their names begin with")
-    group.add_argument("--cache_dir", help="where released weights are kept")
-    group.add_argument("--input_size", type=SIZE, default=224, help="pixels a side")
-    group.add_argument("--patch_size", type=SIZE, help="pixels a side of a ViT's patch")
-    group.add_argument("--nb_classes", type=SIZE, help="7 or 8 for AffectNet (8)")
-    group.add_argument("--drop_path", type=number(float, low=0, below=1))
-    flag(group, "--cls_token", None, "classify by a ViT's class token")
-    group.add_argument("--global_pool", dest="cls_token", action="store_false", default=None)
-    group.add_argument("--head_init_scale", type=RATE, default=0.001, help="of ConvNeXt V2's head")
-    group.add_argument(
-        "--head_init_std", type=number(float, above=0), help="std of a new head (--finetune: 2e-5)"
-    )
-    flag(group, "--freeze_pos_embed", None, "do not train a ViT's position embedding")
-    flag(group, "--freeze_backbone", False, "train only the head")
-    flag(group, "--linear_probe", False, "MAE's linear probing: frozen, batch norm, LARS")
-
-
-def _add_data(parser: Parser) -> None:
-    group = parser.add_argument_group("data")
-    group.add_argument(
-        "--data_path",
-        default="synthetic",
-        help="data set, labelled list, packed store, synthetic[:TRAIN[:TEST]]",
-    )
-    group.add_argument(
-        "--data_set",
-        default="auto",
-        help="auto, rafdb, affectnet, ferplus, fer2013, folder, list or synthetic",
-    )
-    group.add_argument("--eval_data_path", help="test on this set instead, on the common classes")
-    group.add_argument("--label_rule", help="FERPlus: argmax, argmax10, unique, majority or votes")
-    group.add_argument("--label_order", help="numbered classes: names in their order")
-    group.add_argument("--face_margin", type=RATE, help="around AffectNet's face boxes, a share")
-    group.add_argument("--label_fraction", type=SOME, default=1.0, help="of the training images")
-    group.add_argument("--epoch_repeats", type=SIZE, default=1, help="passes per epoch")
-    flag(group, "--balance", None, "draw all classes equally often (on for AffectNet)")
-    group.add_argument("--select", choices=("test", "val"), default="test", help="chooses the best")
-    group.add_argument("--val_fraction", type=number(float, above=0, below=1), default=0.1)
-
-
-def _add_augmentation(parser: Parser) -> None:
-    group = parser.add_argument_group("augmentation")
-    group.add_argument("--aug", choices=("fer", "randaug", "none"))
-    group.add_argument("--aa", help="randaug: timm's policy, '' for none")
-    group.add_argument(
-        "--crop_scale", type=SOME, default=0.08, help="randaug: smallest crop's area"
-    )
-    group.add_argument("--color_jitter", type=RATE, help="fer: 0.25; randaug: only without --aa")
-    group.add_argument(
-        "--train_interpolation",
-        choices=(*INTERPOLATIONS, "random"),
-        help="of training images (fer: bilinear, else bicubic; random: randaug only)",
-    )
-    group.add_argument(
-        "--test_interpolation",
-        choices=INTERPOLATIONS,
-        help="of test images (fer: bilinear, else bicubic); kept in the checkpoint",
-    )
-    group.add_argument("--crop_pct", type=SOME, help="centre tested on (randaug 0.875; else all)")
-    flag(group, "--imagenet_default_mean_and_std", True, "False: 0.5 and 0.5")
-    group.add_argument("--smoothing", type=number(float, low=0, below=1), help="of labels (0.1)")
-    group.add_argument("--reprob", type=SHARE, help="random erasing (fer: 0.5; else 0.25)")
-    group.add_argument(
-        "--remode",
-        choices=("pixel", "rand", "const"),
-        help="fill of erased areas (fer: const, else pixel)",
-    )
-    group.add_argument("--recount", type=SIZE, default=1, help="areas erased at the most")
-    flag(group, "--resplit", False, "erase nothing in the first half of a batch")
-    group.add_argument("--mixup", type=RATE, default=0.0, help="alpha; 0: off")
-    group.add_argument("--cutmix", type=RATE, default=0.0, help="alpha; 0: off")
-    group.add_argument("--cutmix_minmax", type=SHARE, nargs=2, help="sides; overrides --cutmix")
-    group.add_argument("--mixup_prob", type=SHARE, default=1.0)
-    group.add_argument("--mixup_switch_prob", type=SHARE, default=0.5)
-    group.add_argument("--mixup_mode", choices=("batch", "pair", "elem"), default="batch")
-
-
-def _add_distillation(parser: Parser) -> None:
-    group = parser.add_argument_group("learning from a classifier")
-    group.add_argument(
-        "--pseudo_labels",
-        default="",
-        metavar="FILE.csv",
-        help="train on these images as well, with the probabilities that main_predict.py wrote",
-    )
-    group.add_argument(
-        "--teacher", default="", help="a fine-tuned checkpoint to learn from beside the labels"
-    )
-    group.add_argument("--distill_weight", type=SOME, help="the teacher's share of the loss (0.5)")
-    group.add_argument(
-        "--distill_temperature",
-        type=number(float, above=0),
-        help="softmax temperature of teacher and student (3)",
-    )
-
-
-def _add_optimizer(parser: Parser) -> None:
-    group = parser.add_argument_group("optimizer")
-    group.add_argument("--opt", help="adamw, lars, or a name timm knows: adam, sgd, …")
-    group.add_argument("--opt_eps", type=RATE)
-    group.add_argument("--opt_betas", type=number(float, low=0, below=1), nargs="+")
-    group.add_argument("--momentum", type=number(float, low=0, below=1), default=0.9)
-    group.add_argument("--layer_decay", type=number(float, above=0))
-    group.add_argument("--layer_decay_type", choices=("single", "group"), default="single")
-    group.add_argument(
-        "--weight_decay_end", type=RATE, help="weight decay follows a cosine to this"
-    )
-    steps = number(int, low=-1)
-    group.add_argument("--warmup_steps", type=steps, default=-1, help="> 0: instead of epochs")
-    group.add_argument("--schedule", choices=("cosine", "step"), default="cosine")
-    group.add_argument(
-        "--step_epochs", type=RATE, nargs="+", default=[], help="when the rate falls"
-    )
-    group.add_argument("--step_factor", type=SHARE, default=0.1, help="what it is multiplied by")
-    flag(group, "--model_ema", False, "keep a running average of the weights")
-    group.add_argument("--model_ema_decay", type=SHARE, default=0.9999)
-    flag(group, "--model_ema_force_cpu", False, "keep it in main memory")
-    flag(group, "--model_ema_eval", False, "evaluate it too, and choose the best epoch by it")
 
 
 def check_options(args: argparse.Namespace) -> None:

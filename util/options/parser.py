@@ -1,4 +1,4 @@
-"""Command-line options: the parser, checked types, and the groups that programs share.
+"""Command-line options: the parser, checked types, and what programs make of shared options.
 
 Needs nothing but the standard library, so that `--help` and a mistyped flag answer at once.
 """
@@ -183,60 +183,33 @@ def class_names(text: str) -> tuple[str, ...]:
 SEED = number(int, low=0, high=2**63 - 1)
 COUNT, SIZE, RATE = number(int, low=0), number(int, low=1), number(float, low=0)
 RATIO, SOME = number(float, above=0, below=1), number(float, above=0, high=1)
+SHARE = number(float, low=0, high=1)
 
 
 def flag(group: argparse._ActionsContainer, name: str, default: bool | None, text: str) -> None:
     """A boolean option, accepted bare and as True/False."""
-    group.add_argument(name, type=boolean, nargs="?", const=True, default=default, help=text)
-
-
-# --- groups ---
-
-
-def add_training(parser: Parser, min_lr: float | None, warmup_epochs: float | None) -> None:
-    """Batches, optimizer and schedule."""
-    group = parser.add_argument_group("training")
-    group.add_argument("--batch_size", type=SIZE, default=64, help="images a process, a step part")
     group.add_argument(
-        "--accum_iter",
-        "--update_freq",
-        type=SIZE,
-        default=1,
-        help="micro-batches accumulated before an optimizer step",
+        name,
+        type=boolean,
+        nargs="?",
+        const=True,
+        default=default,
+        metavar="True|False",
+        help=text,
     )
-    group.add_argument("--epochs", type=SIZE)
-    group.add_argument("--start_epoch", type=COUNT, default=0, help="where a new run begins")
-    group.add_argument("--warmup_epochs", type=RATE, default=warmup_epochs)
-    group.add_argument("--blr", type=RATE, help="learning rate for 256 images a step")
-    group.add_argument("--lr", type=RATE, help="learning rate as it is (instead of --blr)")
-    group.add_argument("--min_lr", type=RATE, default=min_lr, help="where the cosine ends")
-    group.add_argument("--weight_decay", type=RATE, help="of matrices and filters (0.05)")
-    group.add_argument("--clip_grad", type=number(float, above=0), help="largest gradient norm")
-    group.add_argument("--seed", type=SEED, default=0)
 
 
-def add_machine(parser: Parser) -> None:
-    """Device, precision, workers, processes."""
-    group = parser.add_argument_group("machine")
-    group.add_argument("--device", default="auto", help="auto, cuda, mps or cpu")
+# --- shared options, and those that belong together as one value ---
+
+
+def add_output_dir(group: argparse._ActionsContainer) -> None:
+    """The one option that `find_output_dir` needs too."""
     group.add_argument(
-        "--amp",
-        choices=("auto", "bf16", "fp16", "tf32", "off"),
-        default="auto",
-        help="auto: bf16 on GPUs that have it, else fp16; off (fp32) on the CPU",
+        "--output_dir",
+        default="./output_dir",
+        metavar="DIR",
+        help="folder for checkpoints, logs, figures and results (default: %(default)s)",
     )
-    flag(group, "--compile", False, "compile the blocks (torch.compile): starts slower")
-    flag(group, "--grad_checkpointing", False, "recompute activations to save memory")
-    group.add_argument("--num_workers", type=COUNT, help="data workers a process (by the cores)")
-    flag(group, "--pin_mem", True, "pinned memory for copies to a GPU")
-    group.add_argument("--no_pin_mem", dest="pin_mem", action="store_false")
-    group = parser.add_argument_group("processes (set by launchers)")
-    seconds = number(float, above=0, high=10**7)
-    group.add_argument("--dist_timeout", type=seconds, default=600, help="seconds")
-    group.add_argument("--dist_url", default="env://")
-    group.add_argument("--world_size", type=SIZE, default=1)
-    group.add_argument("--local_rank", type=number(int, low=-1), default=-1)
-    flag(group, "--dist_on_itp", False, "take ranks from Open MPI")
 
 
 def launch(args: argparse.Namespace) -> Launch:
@@ -249,37 +222,6 @@ def launch(args: argparse.Namespace) -> Launch:
         args.dist_url,
         args.dist_timeout,
     )
-
-
-def add_saved(parser: Parser, what: str) -> None:
-    """`--checkpoint`, a trained model to be used, and what it takes to open those of others."""
-    parser.add_argument("--checkpoint", help=f"{what}: a file or a released name")
-    parser.add_argument(
-        "--classes", type=class_names, default=(), help="A,B,…: for files that do not name theirs"
-    )
-    parser.add_argument("--cache_dir", help="where released weights are kept")
-
-
-def add_output_dir(group: argparse._ActionsContainer) -> None:
-    """The one option that `find_output_dir` needs too."""
-    group.add_argument("--output_dir", default="./output_dir", help="everything is written here")
-
-
-def add_output(parser: Parser) -> None:
-    """What is written, and going on from it."""
-    group = parser.add_argument_group("output and resuming")
-    parser.has_run = True
-    add_output_dir(group)
-    group.add_argument("--log_dir", help="TensorBoard events (default: --output_dir)")
-    group.add_argument("--print_freq", type=SIZE, default=20, help="steps between log lines")
-    flag(group, "--save_ckpt", True, "save checkpoints")
-    group.add_argument("--save_ckpt_freq", type=SIZE, default=1, help="epochs between kept ones")
-    group.add_argument("--save_ckpt_num", type=COUNT, default=3, help="how many to keep (0: all)")
-    group.add_argument("--save_steps", type=COUNT, default=0, help="also save every N steps")
-    group.add_argument("--resume", default="", help="checkpoint to go on from in a new output_dir")
-    flag(group, "--auto_resume", True, "go on from output_dir's own newest checkpoint")
-    flag(group, "--override_resume", False, "go on although options have changed")
-    group.add_argument("--profile", type=COUNT, default=0, help="trace N steps to trace.json")
 
 
 class Saving(NamedTuple):

@@ -7,10 +7,10 @@ one uses it; an option on the command line is obeyed and reported as different, 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from backbones import find_family
 from util.errors import BadInput
 from util.options.parser import MOST, Options
 from util.safe_json import number
-from util.sizes import CLASSIFIER_SIZES, ViTSize
 
 # The weights are of these: with another value they mean nothing.
 OF_WEIGHTS = ("model", "patch_size", "cls_token", "linear_probe")
@@ -77,11 +77,12 @@ def trained_with(checkpoint: Mapping[str, Any], source: object) -> dict[str, Any
         found["test_interpolation"] = found.get("test_interpolation") or "bicubic"
     else:
         found["imagenet_default_mean_and_std"] = True  # all pre-training
-    size = CLASSIFIER_SIZES.get(str(found.get("model")).removeprefix("mae_"))
-    if not isinstance(size, ViTSize):
+    name = str(found.get("model"))
+    family = find_family(name)
+    if not (family and "cls_token" in family.finetune_options):
         found.pop("cls_token", None)
-    if "patch_size" in found and found["patch_size"] is None and isinstance(size, ViTSize):
-        found["patch_size"] = size.patch
+    if "patch_size" in found and found["patch_size"] is None and family and family.free_patch:
+        found["patch_size"] = family.patch_step(name, None, masked=False)
     return found
 
 

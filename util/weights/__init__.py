@@ -12,21 +12,21 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from backbones.family import DECODER
 from util.checkpoint import read_checkpoint
 from util.errors import BadInput
 from util.positions import sincos_position_embedding
+from util.states import State, root
 from util.weights.hf_settings import check_config
 from util.weights.layouts import (
-    DECODER,
-    ENCODER,
     HEAD,
     Architecture,
     describe,
+    encoder_roots,
     head_classes,
     translate,
 )
 from util.weights.layouts_foreign import S2D_ADDS, TRANSFORMERS
-from util.weights.states import State, root
 
 OTHER_KEYS = ("model_ema", "state_dict", "state_dict_ema", "model_state_dict")
 
@@ -188,10 +188,10 @@ def check_architecture(
     what = f"{source}: holds {held}, but --model is {wanted}"
     if not held.size:
         raise BadInput(f"{what}; none of our models is like it, the nearest is {held.option}")
-    misnamed = (held.size, held.patch) == ("small", 32)
+    misnamed = (held.classifier, held.patch) == ("vit_small_patch16", 32)
     note = " (MAE-SFER's own vit_small_patch16 is one of these)" if misnamed else ""
     other_patch = held._replace(patch=wanted.patch) == wanted
-    if other_patch and held.family != "ViT":
+    if other_patch and not held.family.free_patch:
         kernels = f"{held.patch}×{held.patch} instead of {wanted.patch}×{wanted.patch}"
         raise BadInput(f"{what}: its first convolution is {kernels}; none of our models is like it")
     use = f"--patch_size {held.patch}" if other_patch else held.option
@@ -266,11 +266,11 @@ def parts(
         # A decoder is whole or not there: half of one would be neither trained nor new.
         decoder = any(root(name) in DECODER for name in weights)
         pooled = {"norm"} if "fc_norm.weight" in weights else set()  # a classifier's, after pooling
-        return pooled if decoder else DECODER | pooled, ENCODER | DECODER
+        return pooled if decoder else DECODER | pooled, encoder_roots() | DECODER
     if keep_head:
         # With both norms, one before and one after pooling, a ViT is another than ours.
-        return set(), ENCODER | HEAD | {"norm", "fc_norm"}
-    return {"head", "fc_norm" if wanted.family == "ViT" else "norm"}, ENCODER
+        return set(), encoder_roots() | HEAD | {"norm", "fc_norm"}
+    return {"head", wanted.family.new_norm}, encoder_roots()
 
 
 def check_exact(

@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 
 from util.errors import BadInput
 from util.safe_json import number, parse_object, part, read_text
-from util.sizes import VIT
 from util.weights.layouts import Architecture
 
 CONFIG, PROCESSOR = "config.json", "preprocessor_config.json"
@@ -37,8 +36,8 @@ def check_config(source: str | Path, held: Architecture) -> None:
     """
     config = _beside(source, CONFIG)
     wanted: dict[str, tuple] = {"hidden_act": ("gelu", "gelu_python")}
-    if held.family == "ViT" and held.size:
-        wanted["num_attention_heads"] = (VIT[held.size].heads,)
+    if heads := getattr(held.size, "heads", None):
+        wanted["num_attention_heads"] = (heads,)
     for name, values in wanted.items():
         if name in config and config[name] not in values:
             raise BadInput(

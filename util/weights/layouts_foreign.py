@@ -8,7 +8,7 @@ import re
 import torch
 from torch import Tensor
 
-from util.weights.states import Pairs, State, renamed, root, to_ours, to_theirs
+from util.states import Pairs, State, renamed, root, to_ours, to_theirs
 
 TRANSFORMERS = "transformers"  # the layout in words begins so
 

@@ -1,10 +1,12 @@
 """States of weights, which are dicts of names to tensors, and renaming them by tables."""
 
 import re
+from typing import TYPE_CHECKING
 
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
 
-State = dict[str, Tensor]
+State = dict[str, "Tensor"]
 Renames = list[tuple[str, str]]  # patterns and what replaces them
 # Our name and another library's. {} is a number; what ends in a dot is the start of names.
 Pairs = list[tuple[str, str]]
@@ -13,6 +15,12 @@ Pairs = list[tuple[str, str]]
 def root(name: str) -> str:
     """The first component of a dotted name."""
     return name.partition(".")[0]
+
+
+def count(state: State, prefix: str) -> int:
+    """How many numbers follow `prefix.` in the names."""
+    numbers = (re.match(rf"{re.escape(prefix)}\.(\d+)\.", name) for name in state)
+    return len({match[1] for match in numbers if match})
 
 
 def renamed(state: State, renames: Renames) -> State:

@@ -1,0 +1,232 @@
+"""Groups of options that several programs share, and texts of options that some of them share."""
+
+import argparse
+
+from util.options.parser import (
+    COUNT,
+    RATE,
+    SEED,
+    SIZE,
+    Parser,
+    add_output_dir,
+    class_names,
+    flag,
+    number,
+)
+
+# For --help.
+DEVICE = "auto, cuda, mps or cpu; auto: a CUDA GPU, else an Apple GPU (mps), else the CPU"
+WORKERS = "data-loading processes, 0: none (default: as many as CPU cores, at most 10)"
+FACE_MARGIN = "AffectNet: margin added on each side of the face box, as a share of its longer side"
+LABEL_RULE = "FERPlus: how votes become labels: argmax, argmax10, unique, majority or votes"
+LABEL_ORDER = (
+    "what numbered class folders or labels stand for: class names in order (A,B,…), or the order "
+    "of rafdb, affectnet, ferplus or fer2013"
+)
+
+
+def add_training(
+    parser: Parser, min_lr: float | None, warmup_epochs: float | None, usual: dict[str, str]
+) -> None:
+    """Batches, optimizer and schedule; `usual` are defaults in words, for `--help`."""
+    group = parser.add_argument_group("training")
+    group.add_argument(
+        "--batch_size",
+        type=SIZE,
+        default=64,
+        help="images per micro-batch of each process, that is per GPU (default: %(default)s)",
+    )
+    group.add_argument(
+        "--accum_iter",
+        "--update_freq",
+        type=SIZE,
+        default=1,
+        help="micro-batches accumulated per optimizer step (default: %(default)s)",
+    )
+    group.add_argument(
+        "--epochs", type=SIZE, help=f"number of epochs to train (default: {usual['epochs']})"
+    )
+    group.add_argument(
+        "--start_epoch",
+        type=COUNT,
+        default=0,
+        help="epoch at which a new run enters the schedule (default: %(default)s)",
+    )
+    group.add_argument(
+        "--warmup_epochs",
+        type=RATE,
+        default=warmup_epochs,
+        help="epochs over which the learning rate rises linearly from 0, fractions allowed "
+        f"(default: {usual['warmup_epochs']})",
+    )
+    group.add_argument(
+        "--blr",
+        type=RATE,
+        help="base learning rate: the peak is --blr × images per step / 256 "
+        f"(default: {usual['blr']})",
+    )
+    group.add_argument("--lr", type=RATE, help="peak learning rate, used as given instead of --blr")
+    group.add_argument(
+        "--min_lr",
+        type=RATE,
+        default=min_lr,
+        help=f"learning rate at the end of the cosine schedule (default: {usual['min_lr']})",
+    )
+    group.add_argument(
+        "--weight_decay",
+        type=RATE,
+        help="weight decay, not applied to biases, norms, tokens and position embeddings "
+        f"(default: {usual['weight_decay']})",
+    )
+    group.add_argument(
+        "--clip_grad",
+        type=number(float, above=0),
+        help="maximum gradient norm, for clipping (default: no clipping)",
+    )
+    group.add_argument("--seed", type=SEED, default=0, help="random seed (default: %(default)s)")
+
+
+def add_machine(parser: Parser) -> argparse._ArgumentGroup:
+    """Device, precision, workers, processes; -> the group of the first three."""
+    group = parser.add_argument_group("device, precision and data loading")
+    group.add_argument("--device", default="auto", help=f"{DEVICE} (default: %(default)s)")
+    group.add_argument(
+        "--amp",
+        choices=("auto", "bf16", "fp16", "tf32", "off"),
+        default="auto",
+        help="precision; auto: bf16 on CUDA GPUs that support it, else fp16, and fp32 on other "
+        "devices; off: fp32; tf32: fp32 with TF32 matrix products, CUDA only (default: auto)",
+    )
+    flag(
+        group,
+        "--compile",
+        False,
+        "compile the model's blocks with torch.compile: slower start, faster steps in bf16",
+    )
+    flag(
+        group,
+        "--grad_checkpointing",
+        False,
+        "recompute activations in the backward pass: saves memory, slows training",
+    )
+    group.add_argument(
+        "--num_workers",
+        type=COUNT,
+        help="data-loading workers per process, 0: none (default: the process's share of the CPU "
+        "cores, at most 10)",
+    )
+    flag(group, "--pin_mem", True, "pin host memory for faster copies to a GPU (default: True)")
+    group.add_argument(
+        "--no_pin_mem", dest="pin_mem", action="store_false", help="same as --pin_mem False"
+    )
+    others = parser.add_argument_group("distributed training (usually set by the launcher)")
+    seconds = number(float, above=0, high=10**7)
+    others.add_argument(
+        "--dist_timeout",
+        type=seconds,
+        default=600,
+        help="seconds that a process waits for the others before it gives up (default: 600)",
+    )
+    others.add_argument(
+        "--dist_url",
+        default="env://",
+        help="where the processes meet; env://: at $MASTER_ADDR:$MASTER_PORT (default: env://)",
+    )
+    others.add_argument(
+        "--world_size",
+        type=SIZE,
+        default=1,
+        help="number of processes under SLURM's srun; ignored elsewhere (default: %(default)s)",
+    )
+    others.add_argument(
+        "--local_rank",
+        type=number(int, low=-1),
+        default=-1,
+        help="rank of this process on its machine, if the launcher sets no LOCAL_RANK",
+    )
+    flag(others, "--dist_on_itp", False, "read ranks from Open MPI's environment (mpirun)")
+    return group
+
+
+def add_saved(parser: Parser, what: str) -> None:
+    """`--checkpoint`, a trained model to be used, and what it takes to open those of others."""
+    parser.add_argument("--checkpoint", metavar="FILE", help=what)
+    parser.add_argument(
+        "--classes",
+        type=class_names,
+        default=(),
+        metavar="A,B,…",
+        help="class names in the order of the model's outputs, if the checkpoint lacks them",
+    )
+    add_cache_dir(parser)
+
+
+def add_cache_dir(group: argparse._ActionsContainer) -> None:
+    """Where released weights are kept."""
+    group.add_argument(
+        "--cache_dir",
+        metavar="DIR",
+        help="folder for downloaded weights (default: $MAE_SFER_CACHE, else ~/.cache/mae_sfer)",
+    )
+
+
+def add_output(parser: Parser, resume: str) -> None:
+    """What is written, and resuming; `resume` is the help text of that option."""
+    group = parser.add_argument_group("output and resuming")
+    parser.has_run = True
+    add_output_dir(group)
+    group.add_argument(
+        "--log_dir", metavar="DIR", help="folder for TensorBoard events (default: --output_dir)"
+    )
+    group.add_argument(
+        "--print_freq",
+        type=SIZE,
+        default=20,
+        metavar="N",
+        help="print a log line every N optimizer steps (default: %(default)s)",
+    )
+    flag(group, "--save_ckpt", True, "save checkpoints (default: True)")
+    group.add_argument(
+        "--save_ckpt_freq",
+        type=SIZE,
+        default=1,
+        metavar="N",
+        help="keep checkpoint-EPOCH.pth every N epochs; checkpoint-last.pth is written after every "
+        "epoch (default: %(default)s)",
+    )
+    group.add_argument(
+        "--save_ckpt_num",
+        type=COUNT,
+        default=3,
+        metavar="N",
+        help="keep the newest N files checkpoint-EPOCH.pth; 0: all (default: %(default)s)",
+    )
+    group.add_argument(
+        "--save_steps",
+        type=COUNT,
+        default=0,
+        metavar="N",
+        help="also write checkpoint-last.pth every N steps of an epoch; 0: off (default: "
+        "%(default)s)",
+    )
+    group.add_argument("--resume", default="", metavar="FILE", help=resume)
+    flag(
+        group,
+        "--auto_resume",
+        True,
+        "resume from the newest checkpoint in --output_dir, if there is one (default: True)",
+    )
+    flag(
+        group,
+        "--override_resume",
+        False,
+        "resume even if options that affect the result have changed",
+    )
+    group.add_argument(
+        "--profile",
+        type=COUNT,
+        default=0,
+        metavar="N",
+        help="trace N steps, after the first ten, to OUTPUT_DIR/trace.json; 0: off (default: "
+        "%(default)s)",
+    )

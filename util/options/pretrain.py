@@ -1,0 +1,139 @@
+"""The options of pre-training."""
+
+from util.options.groups import FACE_MARGIN, add_machine, add_output, add_training
+from util.options.parser import COUNT, RATE, RATIO, SIZE, SOME, Parser, flag, rise
+
+# The defaults of shared options in words, for --help.
+USUAL = {
+    "epochs": "MAE 400, others 800",
+    "warmup_epochs": "40",
+    "blr": "MAE 1e-3, others 1.5e-4",
+    "min_lr": "0",
+    "weight_decay": "0.05",
+}
+
+
+def build_parser() -> Parser:
+    """All options; those without a default here take the one of the model's family."""
+    parser = Parser(
+        "Pre-train a ViT (MAE), ConvNeXt V2 (FCMAE) or ResNet on face images by masking patches. "
+        "Options may also come from a file, such as @recipes/pretrain_mae_vit_base.args; options "
+        "after it override it."
+    )
+    _add_model(parser)
+    _add_data(parser)
+    add_training(parser, min_lr=0.0, warmup_epochs=40, usual=USUAL)
+    add_machine(parser)
+    add_output(
+        parser,
+        "checkpoint to resume from if --output_dir has none, or weights (a file or a released "
+        "name) to start a new schedule with",
+    )
+    _add_monitoring(parser)
+    return parser
+
+
+def _add_model(parser: Parser) -> None:
+    group = parser.add_argument_group("model")
+    group.add_argument(
+        "--model",
+        default="mae_vit_base_patch16",
+        help="mae_vit_{tiny,small,base,large}_patch16, mae_vit_huge_patch14, "
+        "convnextv2_{atto,femto,pico,nano,tiny,base,large,huge} or resnet{18,34,50} (default: "
+        "%(default)s)",
+    )
+    group.add_argument(
+        "--input_size",
+        type=SIZE,
+        default=224,
+        help="side length of the images in pixels (default: %(default)s)",
+    )
+    group.add_argument(
+        "--progressive",
+        type=rise,
+        metavar="LOW:HIGH",
+        help="start with smaller images, for speed: side length LOW pixels, growing to HIGH (which "
+        "must be --input_size) for the last third of the epochs",
+    )
+    group.add_argument(
+        "--patch_size",
+        type=SIZE,
+        help="side length of a patch in pixels, for ViT (default: 16; huge 14) or ResNet (8, 16 or "
+        "32; default: 32)",
+    )
+    group.add_argument(
+        "--mask_ratio",
+        type=RATIO,
+        help="share of the patches that are masked (default: MAE 0.75, others 0.6)",
+    )
+    group.add_argument(
+        "--predict_ratio",
+        type=SOME,
+        default=1.0,
+        help="MAE: share of the masked patches to predict; less is faster (default: %(default)s)",
+    )
+    flag(
+        group,
+        "--norm_pix_loss",
+        None,
+        "predict each patch's pixels normalised by their own mean and deviation (default: MAE "
+        "False, others True)",
+    )
+    group.add_argument(
+        "--decoder_embed_dim",
+        type=SIZE,
+        default=512,
+        help="width of the decoder, in channels (default: %(default)s)",
+    )
+    group.add_argument(
+        "--decoder_depth",
+        type=SIZE,
+        help="number of blocks in the decoder (default: MAE 8, others 1)",
+    )
+    group.add_argument(
+        "--decoder_num_heads",
+        type=SIZE,
+        help="number of attention heads in MAE's decoder (default: 16)",
+    )
+
+
+def _add_data(parser: Parser) -> None:
+    group = parser.add_argument_group("data")
+    group.add_argument(
+        "--data_path",
+        default="synthetic",
+        metavar="PATH",
+        help="folder of images, list of files, labelled data set, packed store, or "
+        "synthetic[:COUNT] for so many synthetic faces (default: synthetic)",
+    )
+    group.add_argument("--face_margin", type=RATE, help=f"{FACE_MARGIN} (default: 0.15)")
+
+
+def _add_monitoring(parser: Parser) -> None:
+    group = parser.add_argument_group("monitoring")
+    group.add_argument(
+        "--vis_freq",
+        type=COUNT,
+        default=10,
+        metavar="N",
+        help="draw reconstructions every N epochs and after the last; 0: never (default: "
+        "%(default)s)",
+    )
+    group.add_argument(
+        "--crop_pct",
+        type=SOME,
+        help="centre-crop ratio of the reconstructed images, a share of the shorter side; training "
+        "ignores it (default: 0.875; 1 above 224 px)",
+    )
+    group.add_argument(
+        "--probe_data_path",
+        metavar="PATH",
+        help="labelled data set to test the frozen features on, by kNN and a linear classifier",
+    )
+    group.add_argument(
+        "--probe_freq",
+        type=SIZE,
+        default=10,
+        metavar="N",
+        help="run this test every N epochs and after the last (default: %(default)s)",
+    )
