@@ -172,6 +172,7 @@ class Trainer:
         state: TrainState,
         model: nn.Module,
         batch_loss: Callable[[nn.Module, Any], Tensor],
+        *,
         lr_at: Callable[[float], float],
         precision: Precision,
         place: Place,

@@ -204,7 +204,7 @@ def write(args: argparse.Namespace, parts: "Parts", data: "ToPack", stop: "StopR
     """Decode what is missing, and write it in its order."""
     from tqdm import tqdm
 
-    from training.observe import MAX_BAD_SHARE
+    from training.bad_images import MAX_BAD_SHARE
     from training.run import worker_count
     from util.distributed import Place
     from util.log import duration

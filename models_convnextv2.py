@@ -7,7 +7,7 @@ There is one encoder. Its tensors are *packed*, (N, V, b, b, C): V patches an im
 side. A dense image is one patch as large as the image (V = 1); a masked one is its visible 32×32
 patches (b = 8, 4, 2, 1 in the four stages). Normalisation, MLP and GRN work on the packed tensor as
 it is, and the stride-2 downsampling never leaves a patch; only the 7×7 depthwise convolution looks
-at neighbours, so only it needs to know where the patches lie. Removed cells count as zero: exactly
+at neighbours, so only it needs to know where the patches lie. Masked cells count as zero: exactly
 submanifold sparse convolution (section 3.1), at the cost of the visible patches. `kernels.packed`
 says where that is, and has a block's passes for CPUs.
 """
@@ -153,7 +153,7 @@ class ConvNeXtV2Encoder(nn.Module):
         self.grad_checkpointing = enable
 
     def encode(self, imgs: Tensor, visible: Tensor | None = None) -> Tensor:
-        """(N, C, H, W), kept patch numbers (N, V) -> (N, V, 1, 1, D), reading only those patches.
+        """(N, C, H, W), visible patches (N, V) -> (N, V, 1, 1, D), from the pixels of those alone.
 
         Without `visible`: the dense pass, -> (N, 1, H/32, W/32, D). Raises ValueError when the
         image is not square and a multiple of 32 where patches are given, or of 32 at all.
@@ -283,13 +283,16 @@ class FCMAE(MaskedAutoencoder):
         """(N, C, H, W) -> (N, D): the mean over all cells of the dense pass."""
         return self.encoder(imgs).mean(dim=(1, 2, 3))
 
-    def predict(self, imgs: Tensor, ids: Tensor, keep: int, start: int) -> Tensor:
+    def forward_encoder(self, imgs: Tensor, visible: Tensor) -> Tensor:
+        """(N, C, H, W), numbers of the visible patches (N, V) -> (N, V, 1, 1, D)."""
+        return self.encoder(imgs, visible)
+
+    def forward_decoder(self, latent: Tensor, ids: Tensor, start: int) -> Tensor:
         """See MaskedAutoencoder. Cells stay in shuffled order: `near` knows where they are."""
-        n, length = ids.shape
-        x = self.encoder(imgs, ids[:, :keep])
-        x = F.linear(x, self.proj.weight.flatten(1), self.proj.bias)
-        removed = self.mask_token.to(x.dtype).view(-1).expand(n, length - keep, 1, 1, -1)
-        x, near = torch.cat([x, removed], dim=1), find_neighbours(ids, self.grid, 1)
+        (n, length), visible = ids.shape, latent.shape[1]
+        x = F.linear(latent, self.proj.weight.flatten(1), self.proj.bias)
+        masked = self.mask_token.to(x.dtype).view(-1).expand(n, length - visible, 1, 1, -1)
+        x, near = torch.cat([x, masked], dim=1), find_neighbours(ids, self.grid, 1)
         for block in self.decoder:
             x = block(x, near)
         return F.linear(x[:, start:].flatten(2), self.pred.weight.flatten(1), self.pred.bias)

@@ -98,8 +98,8 @@ class MaskedAutoencoderViT(MaskedAutoencoder):
             scaled = sincos_position_embedding(embed.shape[2], self.grid, full).to(embed)
             setattr(self, name, None if self.grid == full else scaled)
 
-    def encode(self, imgs: Tensor, visible: Tensor) -> Tensor:
-        """(N, C, H, W), kept patch numbers (N, V) -> (N, 1 + V, D), the class token first."""
+    def forward_encoder(self, imgs: Tensor, visible: Tensor) -> Tensor:
+        """(N, C, H, W), numbers of the visible patches (N, V) -> (N, 1 + V, D), class token first."""
         n, pos = len(imgs), self.pos_embed if self.scaled_pos is None else self.scaled_pos
         x = self.patch_embed(take_patches(imgs, visible, self.patch_size))
         x = x + pos[0, 1:][visible]
@@ -120,31 +120,26 @@ class MaskedAutoencoderViT(MaskedAutoencoder):
         return f"attention {'by the fused kernel' if fused else 'step by step'}"
 
     def forward_features(self, imgs: Tensor) -> Tensor:
-        """(N, C, H, W) -> (N, D): the mean of the patch tokens, nothing removed."""
+        """(N, C, H, W) -> (N, D): the mean of the patch tokens, nothing masked."""
         everything = torch.arange(self.num_patches, device=imgs.device).expand(len(imgs), -1)
-        return self.encode(imgs, everything)[:, 1:].mean(dim=1)
+        return self.forward_encoder(imgs, everything)[:, 1:].mean(dim=1)
 
-    def decode(self, x: Tensor, ids: Tensor, start: int) -> Tensor:
-        """(N, 1 + V, D), shuffled patch numbers (N, M) -> (N, M - start, p*p*C), ids[:, start:].
+    def forward_decoder(self, latent: Tensor, ids: Tensor, start: int) -> Tensor:
+        """(N, 1 + V, D), patch numbers (N, M) -> (N, M - start, p*p*C), see MaskedAutoencoder.
 
         Tokens stay in shuffled order: attention does not care, and the wanted ones are the tail.
-        A patch that is not in `ids` has no token.
         """
-        x = self.decoder_embed(x)
+        x = self.decoder_embed(latent)
         n, visible, width = x.shape[0], x.shape[1] - 1, x.shape[2]
-        removed = self.mask_token.to(x.dtype).expand(n, ids.shape[1] - visible, width)
+        masked = self.mask_token.to(x.dtype).expand(n, ids.shape[1] - visible, width)
         scaled = self.scaled_decoder_pos
         pos = self.decoder_pos_embed if scaled is None else scaled
         pos = torch.cat([pos[:, :1].expand(n, -1, -1), pos[0, 1:][ids]], dim=1)
-        x = torch.cat([x, removed], dim=1) + pos
+        x = torch.cat([x, masked], dim=1) + pos
         for block in self.decoder_blocks[:-1]:
             x = run_block(self.grad_checkpointing, block, x)
         x = run_block(self.grad_checkpointing, block_tail, self.decoder_blocks[-1], x, 1 + start)
         return self.decoder_pred(self.decoder_norm(x))
-
-    def predict(self, imgs: Tensor, ids: Tensor, keep: int, start: int) -> Tensor:
-        """See MaskedAutoencoder."""
-        return self.decode(self.encode(imgs, ids[:, :keep]), ids, start)
 
 
 class Attention(TimmAttention):

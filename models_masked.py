@@ -1,7 +1,8 @@
-"""What MAE and FCMAE share: which patches are kept, the target, the loss, the reconstruction.
+"""What masked autoencoders share: the mask, the target, the loss, the reconstruction.
 
 Masked Autoencoders Are Scalable Vision Learners (He et al. 2022), section 3.
-A mask is 1 where a patch is removed. L is the number of patches, p their side, C the channels.
+A mask is 1 where a patch is masked. L is the number of patches, p their side length in pixels, C
+the channels.
 """
 
 from collections.abc import Callable
@@ -18,9 +19,13 @@ from util.patch_counts import kept_patches, predicted_patches
 LayerNorm = partial(nn.LayerNorm, eps=1e-6)
 
 
+# What an encoder leaves to its decoder: tokens, or the maps of several stages.
+Latent = Tensor | list[Tensor]
+
+
 class Reconstruction(NamedTuple):
     pred: Tensor  # (N, L, p*p*C), all patches, in target space
-    mask: Tensor  # (N, L), 1 = removed
+    mask: Tensor  # (N, L), 1 = masked
 
 
 def take_patches(imgs: Tensor, ids: Tensor, p: int) -> Tensor:
@@ -56,11 +61,9 @@ def run_block(recompute: bool, block: Callable[..., Tensor], *inputs: object) ->
 
 
 class MaskedAutoencoder(nn.Module):
-    """Masks patches, asks the subclass's `predict` for the masked ones, scores them.
+    """Masks patches, predicts them from the visible ones, and scores the prediction.
 
-    Subclasses implement `predict(imgs, ids, keep, start) -> (N, M - start, p*p*C)`: of the patches
-    `ids` (N, M) those from `start` on, seeing only the pixels of `ids[:, :keep]`; and `kernels`.
-    M is L, or less where only a share of the masked patches is predicted.
+    Subclasses implement `forward_encoder`, `forward_decoder` and `kernels`.
     """
 
     predict_ratio = 1.0  # share of the masked patches that the loss is of
@@ -82,7 +85,7 @@ class MaskedAutoencoder(nn.Module):
         self.grad_checkpointing = False
 
     def set_resolution(self, size: int) -> None:
-        """Take images of `size` pixels a side from now on; weights and state dict stay.
+        """Take images with a side length of `size` pixels from now on; weights and state dict stay.
 
         Raises ValueError when that is not a multiple of the patch.
         """
@@ -133,28 +136,55 @@ class MaskedAutoencoder(nn.Module):
         `noise` (N, L): the patches with the smallest noise stay visible, those that follow are
         predicted: all masked ones, or the share `predict_ratio`. Drawn when None.
         """
-        ids, keep = self._shuffle(imgs, mask_ratio, noise)
+        ids, keep = self.random_masking(imgs, mask_ratio, noise)
         # The order is random, so its first masked patches are a random choice of them.
         ids = ids[:, : keep + predicted_patches(self.num_patches - keep, self.predict_ratio)]
-        target = take_patches(imgs, ids[:, keep:], self.patch_size).flatten(2)
-        if self.norm_pix_loss:
-            target = self.normalise_patches(target)[0]
-        pred = self.predict(imgs, ids, keep, start=keep)
-        # Every image has equally many of them: the plain mean is the papers' masked mean.
-        return (pred.to(target.dtype) - target).square().mean()
+        latent = self.forward_encoder(imgs, ids[:, :keep])
+        pred = self.forward_decoder(latent, ids, start=keep)
+        return self.forward_loss(imgs, pred, ids[:, keep:])
 
     def reconstruct(
         self, imgs: Tensor, mask_ratio: float | None = None, noise: Tensor | None = None
     ) -> Reconstruction:
         """(N, C, H, W) normalised images -> predictions for all patches and the mask."""
-        ids, keep = self._shuffle(imgs, mask_ratio, noise)
+        ids, keep = self.random_masking(imgs, mask_ratio, noise)
         restore = ids.argsort(dim=1)
-        pred = take_tokens(self.predict(imgs, ids, keep, start=0), restore)
-        return Reconstruction(pred, (restore >= keep).to(imgs.dtype))
+        pred = self.forward_decoder(self.forward_encoder(imgs, ids[:, :keep]), ids, start=0)
+        return Reconstruction(take_tokens(pred, restore), (restore >= keep).to(imgs.dtype))
 
-    def predict(self, imgs: Tensor, ids: Tensor, keep: int, start: int) -> Tensor:
-        """See the class."""
-        raise TypeError(f"{type(self).__name__} must define predict")
+    def random_masking(
+        self, imgs: Tensor, mask_ratio: float | None, noise: Tensor | None
+    ) -> tuple[Tensor, int]:
+        """Patch numbers in random order (N, L), the visible ones first, and how many these are."""
+        n, _, h, w = imgs.shape
+        if h != self.input_size or w != self.input_size:
+            raise ValueError(f"images are {h}x{w}, the model is set to {self.input_size}")
+        if noise is None:
+            noise = torch.rand(n, self.num_patches, device=imgs.device)
+        keep = kept_patches(self.num_patches, self.mask_ratio if mask_ratio is None else mask_ratio)
+        return noise.argsort(dim=1, stable=True), keep
+
+    def forward_encoder(self, imgs: Tensor, visible: Tensor) -> Latent:
+        """(N, C, H, W), numbers of the visible patches (N, V) -> what `forward_decoder` takes.
+
+        Pixels of other patches are not seen.
+        """
+        raise TypeError(f"{type(self).__name__} must define forward_encoder")
+
+    def forward_decoder(self, latent: Latent, ids: Tensor, start: int) -> Tensor:
+        """Predictions for the patches `ids[:, start:]`, (N, M - start, p*p*C), in their order.
+
+        `ids` (N, M): the visible patches, then masked ones: all, or those that are predicted.
+        """
+        raise TypeError(f"{type(self).__name__} must define forward_decoder")
+
+    def forward_loss(self, imgs: Tensor, pred: Tensor, ids: Tensor) -> Tensor:
+        """(N, C, H, W), predictions (N, M, p*p*C) for the patches `ids` (N, M) -> scalar."""
+        target = take_patches(imgs, ids, self.patch_size).flatten(2)
+        if self.norm_pix_loss:
+            target = self.normalise_patches(target)[0]
+        # Every image has equally many of them: the plain mean is the papers' masked mean.
+        return (pred.to(target.dtype) - target).square().mean()
 
     def kernels(self, device: torch.device, dtype: torch.dtype) -> str:
         """Which of several equal computations is the faster there and is used, for people."""
@@ -163,15 +193,3 @@ class MaskedAutoencoder(nn.Module):
     def own_options(self) -> dict[str, object]:
         """Options of pre-training that only this family has, and that its weights depend on."""
         return {}
-
-    def _shuffle(
-        self, imgs: Tensor, mask_ratio: float | None, noise: Tensor | None
-    ) -> tuple[Tensor, int]:
-        """Patch numbers (N, L), the kept ones first, and how many are kept."""
-        n, _, h, w = imgs.shape
-        if h != self.input_size or w != self.input_size:
-            raise ValueError(f"images are {h}x{w}, the model is set to {self.input_size}")
-        if noise is None:
-            noise = torch.rand(n, self.num_patches, device=imgs.device)
-        keep = kept_patches(self.num_patches, self.mask_ratio if mask_ratio is None else mask_ratio)
-        return noise.argsort(dim=1, stable=True), keep

@@ -233,13 +233,19 @@ class MaskedResNet(MaskedAutoencoder):
         """(N, C, H, W) -> (N, D): the mean over all cells of the dense pass."""
         return self.encoder.stages(imgs)[-1].mean(dim=(2, 3))
 
-    def predict(self, imgs: Tensor, ids: Tensor, keep: int, start: int) -> Tensor:
-        """See MaskedAutoencoder."""
+    def forward_encoder(self, imgs: Tensor, visible: Tensor) -> list[Tensor]:
+        """(N, C, H, W), numbers of the visible patches (N, V) -> which are visible (N, 1, g, g),
+        and the maps of the stages that the decoder sees.
+        """
         n, g, p = len(imgs), self.grid, self.patch_size
-        visible = ids[:, :keep]
         there = imgs.new_zeros(n, g * g).scatter_(1, visible, 1).view(n, 1, g, g)
         pixels = imgs * there.repeat_interleave(p, dim=2).repeat_interleave(p, dim=3)
-        maps = self.encoder.stages(pixels, visible, g, self.first)
+        return [there, *self.encoder.stages(pixels, visible, g, self.first)]
+
+    def forward_decoder(self, latent: list[Tensor], ids: Tensor, start: int) -> Tensor:
+        """See MaskedAutoencoder."""
+        there, *maps = latent
+        g = self.grid
         fine, *coarse = map(convolve, maps, self.proj)
         x = torch.where(there > 0, fine, self.mask_token.to(fine.dtype))
         for other in coarse:

@@ -8,6 +8,7 @@ many short calls from Python would suffer most if the writing thread kept Python
 """
 
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -18,7 +19,7 @@ import timing
 
 if TYPE_CHECKING:
     from engine_train import TrainState
-    from training.observe import Saver
+    from training.saver import Saver
 
 
 def main() -> None:
@@ -35,7 +36,7 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     from engine_train import TrainState
     from models_registry import create_classifier
-    from training.observe import Saver
+    from training.saver import Saver
     from util.checkpoint import LAST, save_checkpoint
     from util.optim import adamw, parameter_groups
 
@@ -59,7 +60,8 @@ def main() -> None:
         peer, ours = Path(folder) / "synchronous", Path(folder) / "ours"
         for path in (peer, ours):
             path.mkdir()
-        saver = Saver(ours, {}, every=1, keep=0, epochs=1)
+        begun, warn = state.position, print
+        saver = Saver(ours, {}, every=1, keep=0, epochs=1, begun=begun, warn=warn, give_up=sys.exit)
         save_checkpoint(state.state_dict(), peer)
         saver.save(state)
         saver.wait()

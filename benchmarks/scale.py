@@ -294,11 +294,11 @@ def run_rank(
         state,
         run,
         lambda model, imgs: model(imgs),
-        lambda _: 1e-4,
-        precision,
-        place,
-        StopRequest(),
-        accum,
+        lr_at=lambda _: 1e-4,
+        precision=precision,
+        place=place,
+        stop=StopRequest(),
+        accum=accum,
     )
     imgs = torch.randn(batch_size, 3, 224, 224)
     trainer.settle_buckets(imgs)

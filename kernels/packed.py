@@ -22,7 +22,7 @@ CHUNK = 400_000
 
 
 class Canvas(NamedTuple):
-    """For the library's convolution: all images in full, removed cells zero."""
+    """For the library's convolution: all images in full, masked cells zero."""
 
     cells: Tensor  # (R,): each row's place on (N, side, side)
     side: int

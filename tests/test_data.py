@@ -15,7 +15,7 @@ from datasets.sampler import GlobalBatchSampler
 from datasets.transforms import Normalise, centre_crop, crop_and_resize, random_crop_box
 from datasets.unreadable import check_readable
 from engine_pretrain import MaskedLoss
-from training.observe import BadImages
+from training.bad_images import BadImages
 from util.distributed import Place
 from util.errors import BadInput
 from util.log import RunLog

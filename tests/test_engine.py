@@ -39,10 +39,8 @@ def make_trainer(batch_loss, accum=1, place=Place(), stop=None, **options):  # n
     ema = ModelEmaV3(model, 0.5) if norm else None
     state = TrainState(model, optimizer, precision.scaler, ema=ema)
     run = DistributedDataParallel(model) if place.world > 1 else model
-    stop = stop or StopRequest()
-    return Trainer(
-        state, run, batch_loss, lambda epoch: 0.1, precision, place, stop, accum, **options
-    )
+    options = {"place": place, "stop": stop or StopRequest(), "accum": accum, **options}
+    return Trainer(state, run, batch_loss, lr_at=lambda _: 0.1, precision=precision, **options)
 
 
 def square(model, batch):

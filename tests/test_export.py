@@ -139,7 +139,7 @@ def test_transformers_vitmae_model_is_the_encoder(kind, exported):
         keep = theirs.shape[1] - 1
         assert 0 < keep < saved.model.num_patches
         ids = noise.argsort(dim=1)
-        assert_same(theirs, saved.model.encode(imgs, ids[:, :keep]))
+        assert_same(theirs, saved.model.forward_encoder(imgs, ids[:, :keep]))
 
 
 def test_transformers_convnextv2_model_is_fcmaes_encoder(exported):

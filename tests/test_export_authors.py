@@ -146,7 +146,7 @@ def test_s2d_begins_with_every_tensor_of_a_pre_trained_encoder(tmp_path):
     for name, value in named.items():
         assert torch.equal(ours.state_dict()[name], value), name
     tokens = theirs.forward_features(imgs := imgs_of())[:, 0]
-    own = ours.encode(imgs, torch.arange(196).expand(2, -1))[:, 0]
+    own = ours.forward_encoder(imgs, torch.arange(196).expand(2, -1))[:, 0]
     torch.testing.assert_close(tokens, own, atol=1e-5, rtol=1e-5)
     reads_s2d_back(path, ours)
 

@@ -134,7 +134,7 @@ def test_predicting_all_is_the_default_and_what_it_was():
     one, _ = build_pair("narrow", True, predict_ratio=1)
     imgs, noise = torch.randn(2, 3, 32, 32), torch.rand(2, 16)
     ids = noise.argsort(1)
-    pred = model.decode(model.encode(imgs, ids[:, :4]), ids, 4)
+    pred = model.forward_decoder(model.forward_encoder(imgs, ids[:, :4]), ids, 4)
     target = model.normalise_patches(take_tokens(model.patchify(imgs), ids[:, 4:]))[0]
     loss = model(imgs, noise=noise)
     assert torch.equal(loss, (pred - target).square().mean())

@@ -14,7 +14,7 @@ from datasets import build_loader, build_pretrain_dataset
 from datasets.sampler import GlobalBatchSampler
 from models_mae import sincos_position_embedding
 from models_registry import create_pretrain_model
-from training.observe import RunObserver
+from training.observer import RunObserver
 from util.errors import BAD_INPUT, DONE, RESUMABLE
 from util.schedule import resolution_at
 

@@ -20,8 +20,11 @@ class Remembers(MaskedAutoencoder):
             self.known = self.normalise_patches(self.known)[0]
         self.modes = []
 
-    def predict(self, imgs: Tensor, ids: Tensor, keep: int, start: int) -> Tensor:
+    def forward_encoder(self, imgs: Tensor, visible: Tensor) -> Tensor:
         self.modes.append(self.training)
+        return imgs
+
+    def forward_decoder(self, latent: Tensor, ids: Tensor, start: int) -> Tensor:
         return torch.stack([known[i] for known, i in zip(self.known, ids, strict=True)])[:, start:]
 
 

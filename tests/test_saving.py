@@ -14,10 +14,11 @@ import torch
 from runs import ROOT, load, pretrain, same, status
 from torch import nn
 
-import training.observe
+import training.saver
 from engine_train import Position, StepResult, TrainState
 from training.checkpoint_snapshot import HostCopy, tensors_of
-from training.observe import RunObserver, Saver
+from training.observer import RunObserver
+from training.saver import Saver
 from training.trace import StepTrace
 from util.checkpoint import save_checkpoint
 from util.errors import BadInput, Fault, Stopped
@@ -42,7 +43,9 @@ def train(state):
 
 def make_saver(folder, keep=0, warn=print, stop=None):
     ask = (stop or StopRequest()).ask
-    return Saver(folder, {"args": {"lr": [0.1]}}, 1, keep, 9, Position(), warn, ask)
+    own = {"args": {"lr": [0.1]}}
+    begun = Position()
+    return Saver(folder, own, every=1, keep=keep, epochs=9, begun=begun, warn=warn, give_up=ask)
 
 
 class Disk:
@@ -62,7 +65,7 @@ class Disk:
 @pytest.fixture
 def disk(monkeypatch):
     disk = Disk()
-    monkeypatch.setattr(training.observe, "save_checkpoint", disk.save)
+    monkeypatch.setattr(training.saver, "save_checkpoint", disk.save)
     return disk
 
 
@@ -159,15 +162,15 @@ def make_observer(saver, log=None):
     return RunObserver(
         log or Lines(),
         saver,
-        Meter(1),
-        lambda: None,
-        "cpu",
-        4,
-        9,
-        8,
-        1,
-        0,
-        StepTrace(Path(), 0, print),
+        meter=Meter(1),
+        at_lines=lambda: None,
+        device_type="cpu",
+        steps=4,
+        epochs=9,
+        global_batch=8,
+        print_freq=1,
+        save_steps=0,
+        trace=StepTrace(Path(), 0, print),
     )
 
 
@@ -267,7 +270,7 @@ THREADS = """
 import os, sys, torch
 from pathlib import Path
 from torch import nn
-from training.observe import Saver
+from training.saver import Saver
 from engine_train import TrainState
 from util.stop import StopRequest
 
@@ -278,7 +281,10 @@ torch.set_num_threads(2)
 model = nn.Linear(2000, 2000)
 state = TrainState(model, torch.optim.SGD(model.parameters()), torch.amp.GradScaler("cpu"))
 model(torch.ones(64, 2000)).sum().backward()
-saver = Saver(Path(sys.argv[1]), {}, 1, 0, 9, state.position, print, StopRequest().ask)
+end = StopRequest().ask
+saver = Saver(
+    Path(sys.argv[1]), {}, every=1, keep=0, epochs=9, begun=state.position, warn=print, give_up=end
+)
 before = threads()
 for _ in range(2):
     state.position.next_epoch()

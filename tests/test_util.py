@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from models_registry import create_pretrain_model
-from util.checkpoint import find_start, newest_checkpoint, save_checkpoint
+from training.resume import find_start
+from util.checkpoint import newest_checkpoint, save_checkpoint
 from util.distributed import Place, find_place, pick_device
 from util.errors import FAULT, BadInput
 from util.files import creating, replacing

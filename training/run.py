@@ -14,27 +14,19 @@ from torch.utils.data import DataLoader
 from datasets.sampler import GlobalBatchSampler
 from engine_train import Trainer, TrainState
 from models_registry import compile_blocks
-from training.observe import RunObserver, Saver
+from training.observer import RunObserver
+from training.saver import Saver
 from training.trace import StepTrace
 from util import distributed
-from util.checkpoint import (
-    StepParts,
-    check_same_run,
-    find_start,
-    first_line,
-    has_training_state,
-    read_checkpoint,
-)
 from util.distributed import Launch, Place, on_main
 from util.errors import BadInput, Fault, Stopped
 from util.files import write_json
 from util.log import Meter, NullLog, RunLog
-from util.options.parser import MOST, Saving, Start
+from util.options.parser import Saving
 from util.process_failures import explain, kill_workers
 from util.report.page import write_report
 from util.rundir import RunDir, provenance
 from util.stop import StopRequest
-from util.weights import find_source
 
 T = TypeVar("T")
 
@@ -66,70 +58,6 @@ def run_in_folder(output_dir: str, launch: Launch, work: Callable[[Run], None]) 
             with suppress(OSError):  # it may be standard output that cannot be written
                 print(f"warning: the run is done, but not all was written: {error}")
         folder.release()
-
-
-class Beginning(NamedTuple):
-    """Where a run begins."""
-
-    path: Path | None  # of the training state to resume; None for a new run
-    weights: Path | None  # of weights alone, by `--resume`, to begin a new schedule with
-    notes: list[str]  # lines that say which and why
-
-
-def find_beginning(run: Run, start: Start) -> Beginning:
-    """A training state or weights to begin with, or nothing; equal on all ranks."""
-
-    def find() -> Beginning:
-        path, notes = find_start(run.output, start.auto_resume, start.resume)
-        if not (start.resume and path == Path(start.resume)):
-            return Beginning(path, None, notes)
-        path = find_source(start.resume)
-        if has_training_state(read_checkpoint(path, peek=True)):
-            return Beginning(path, None, notes)
-        told = f"a new schedule, beginning with the weights of --resume {start.resume}"
-        return Beginning(None, path, [*notes[:-1], told])
-
-    return on_main(find)
-
-
-def go_to(
-    path: Path | None,
-    start: Start,
-    state: TrainState,
-    identity: dict[str, object],
-    sampler: GlobalBatchSampler,
-) -> list[str]:
-    """Bring `state` to where the run begins; -> lines that say so."""
-    if path is None:
-        state.position.epoch = start.start_epoch
-        return []
-    saved = read_checkpoint(path)
-    parts = StepParts(sampler.batch_size, sampler.accum, sampler.place.world)
-    try:
-        note = check_same_run(path, saved, identity, parts, start.override_resume)
-        at = [saved[name] for name in ("epoch", "step")]
-        if not all(type(n) is int and -1 <= n <= MOST for n in at):
-            raise ValueError(f"epoch and step {at}")
-        state.load_state_dict(saved)
-    except BadInput:
-        raise
-    except (RuntimeError, ValueError, LookupError, TypeError, AttributeError) as error:
-        what = f"holds no training state of such a run ({misfit(error)})"
-        raise BadInput(f"{path}: {what}; name another checkpoint") from None
-    position = state.position
-    if position.step and saved["run"].get("global_batch") != identity["global_batch"]:
-        position.step, position.sums = 0, type(position.sums)()  # steps are of another size now
-    at = f"at epoch {position.epoch}, step {position.step}"
-    return [*([note] if note else []), at]
-
-
-def misfit(error: Exception) -> str:
-    """What an exception says; of a state dict's, what differs, which is below its first line."""
-    first, *rest = str(error).splitlines() or [""]
-    if rest and first.startswith("Error(s) in loading state_dict"):
-        more = f"; and {len(rest) - 2} more" if len(rest) > 2 else ""
-        return "; ".join(line.strip() for line in rest[:2]) + more
-    return first_line(error)
 
 
 def open_log(run: Run, log_dir: str | None, state: TrainState, steps: int) -> NullLog:
@@ -241,25 +169,25 @@ def observe(
     saver = Saver(
         folder,
         extra,
-        saving.save_ckpt_freq,
-        saving.save_ckpt_num,
-        epochs,
-        state.position,
-        log.line,
-        run.stop.ask,
+        every=saving.save_ckpt_freq,
+        keep=saving.save_ckpt_num,
+        epochs=epochs,
+        begun=state.position,
+        warn=log.line,
+        give_up=run.stop.ask,
     )
     return RunObserver(
         log,
         saver if saving.save_ckpt else None,
-        Meter((epochs - state.position.epoch) * sampler.steps - state.position.step),
-        at_lines,
-        run.device.type,
-        sampler.steps,
-        epochs,
-        sampler.global_batch,
-        saving.print_freq,
-        saving.save_steps,
-        StepTrace(run.output / "trace.json", saving.profile if run.folder else 0, log.line),
+        meter=Meter((epochs - state.position.epoch) * sampler.steps - state.position.step),
+        at_lines=at_lines,
+        device_type=run.device.type,
+        steps=sampler.steps,
+        epochs=epochs,
+        global_batch=sampler.global_batch,
+        print_freq=saving.print_freq,
+        save_steps=saving.save_steps,
+        trace=StepTrace(run.output / "trace.json", saving.profile if run.folder else 0, log.line),
     )
 
 

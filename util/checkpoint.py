@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import math
 import os
 import pickle
 import re
@@ -20,15 +19,6 @@ from util.errors import BadInput
 from util.files import replacing
 
 LAST, BEST = "checkpoint-last.pth", "checkpoint-best.pth"
-
-# What older releases did where they did not say so.
-UNNAMED_BEFORE = {
-    "test_interpolation": "bicubic",
-    "freeze_pos_embed": False,
-    "joint_jitter": False,
-    "predict_ratio": 1.0,
-    "epoch_repeats": 1,
-}
 
 # What stands as JSON text beside the weights of an exported safetensors file.
 DESCRIBED = ("args", "classes", "preprocessing")
@@ -257,96 +247,3 @@ def check_container(path: Path, checksums: bool = True) -> str:
 def first_line(error: Exception) -> str:
     """An exception's message, as one short line."""
     return (str(error).strip() or type(error).__name__).splitlines()[0][:120]
-
-
-def find_start(folder: Path, auto_resume: bool, resume: str) -> tuple[Path | None, list[str]]:
-    """The checkpoint a run begins from, and lines that tell why.
-
-    In this order: the newest good one of its own folder (`auto_resume`), so that the same command
-    goes on where it was; else `resume`; else none. Raises BadInput rather than overwrite a run.
-    """
-    notes = []
-    try:
-        found = newest_checkpoint(folder) if auto_resume else None
-    except Damaged as error:
-        if not resume:
-            raise
-        found, notes = None, [f"warning: {error}"]
-    if found:
-        notes = [f"warning: passed over {problem}" for problem in found.damaged]
-        return found.path, [*notes, f"going on from {found.path}"]
-    if resume:
-        return Path(resume), [*notes, f"going on from --resume {resume}"]
-    if not auto_resume and (folder / LAST).exists():
-        raise BadInput(
-            f"--output_dir {folder}: holds a run that --auto_resume False would overwrite; "
-            "name another folder, or move its checkpoints away"
-        )
-    return None, ["starting from nothing"]
-
-
-def has_training_state(saved: dict[str, Any]) -> bool:
-    """Whether a checkpoint of ours can be resumed; others hold weights at the most."""
-    return {"model", "optimizer", "epoch", "step", "run"} <= saved.keys()
-
-
-class StepParts(NamedTuple):
-    """What the images of an optimizer step come from."""
-
-    batch_size: int
-    accum: int
-    processes: int
-
-
-def batch_change(saved: dict[str, Any], step: StepParts) -> str:
-    """How many images a step has and had, and what would make it so again."""
-    total, options = saved["run"]["global_batch"], saved.get("args", {})
-    b, a = (options.get(name) or 1 for name in ("batch_size", "accum_iter"))
-    own, rest = divmod(total, step.processes)
-    if rest:
-        number = greatest_divisor(total, step.processes)
-        advice = f"{total} cannot be shared out to {step.processes} processes, start {number}"
-    else:
-        batch = greatest_divisor(own, step.batch_size)
-        advice = f"--batch_size {batch} --accum_iter {own // batch} would make it so again"
-    return (
-        f"a step is --batch_size {step.batch_size} × --accum_iter {step.accum} × {step.processes} "
-        f"processes = {math.prod(step)} images and was {b} × {a} × {total // (b * a)} = {total}: "
-        f"{advice}"
-    )
-
-
-def greatest_divisor(number: int, limit: int) -> int:
-    """The greatest one that is not above a limit."""
-    return next((n for n in range(min(number, limit), 0, -1) if number % n == 0), 1)
-
-
-def check_same_run(
-    path: Path, saved: dict[str, Any], run: dict[str, Any], step: StepParts, override: bool
-) -> str:
-    """Compare what determines a result in a checkpoint and in this run; -> a line on differences.
-
-    More epochs than before are fine. Raises BadInput that lists everything else, unless
-    overridden; and for a checkpoint that no training of ours wrote.
-    """
-    if not has_training_state(saved):
-        raise BadInput(f"{path}: weights, but no training state to resume")
-    before = {**UNNAMED_BEFORE, **saved["run"]}
-    before.setdefault("head_init_std", run.get("head_init_std"))  # of no effect any more
-    changed = {k: (before.get(k), v) for k, v in run.items() if before.get(k) != v}
-    if "epochs" in changed and (changed["epochs"][0] or 0) < changed["epochs"][1]:
-        longer = changed.pop("epochs")
-        note = f"note: --epochs {longer[0]} -> {longer[1]}, the schedule is stretched"
-    else:
-        note = ""
-    if not changed:
-        return note
-    listed = ", ".join(f"{name} {old} -> {new}" for name, (old, new) in changed.items())
-    if changed.get("global_batch", (None, None))[0]:
-        listed += f" ({batch_change(saved, step)})"
-    if "model" in changed or not override:
-        raise BadInput(
-            f"{path}: from a run with other options ({listed}); use those, another --output_dir, "
-            "or --override_resume to go on all the same"
-        )
-    return f"{note} warning: going on with changed options: {listed}".strip()

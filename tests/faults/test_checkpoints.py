@@ -25,7 +25,7 @@ from runs import (
 from torch import nn
 
 from engine_train import MAX_SKIPPED, TrainState
-from training.observe import Saver
+from training.saver import Saver
 from util.checkpoint import BEST, newest_checkpoint, numbered_checkpoints, read_checkpoint
 from util.errors import BadInput
 from util.stop import StopRequest
@@ -56,7 +56,16 @@ def save_on_and_on(folder, reports):
     if found := newest_checkpoint(folder):
         assert not found.damaged
         state.load_state_dict(found.checkpoint)
-    saver = Saver(folder, {}, 2, 2, 10**9, state.position, print, StopRequest().ask)
+    saver = Saver(
+        folder,
+        {},
+        every=2,
+        keep=2,
+        epochs=10**9,
+        begun=state.position,
+        warn=print,
+        give_up=StopRequest().ask,
+    )
     while True:
         train(state)
         saver.save(state, best=state.position.epoch % 3 == 0)
@@ -153,7 +162,16 @@ def test_killed_while_saving_it_goes_on_from_the_checkpoint_before(undisturbed, 
 def saved(tmp_path_factory):
     """A folder with the checkpoints of two epochs, the newest twice."""
     folder, state = tmp_path_factory.mktemp("saved"), make_state()
-    saver = Saver(folder, {}, 1, 0, 9, state.position, print, StopRequest().ask)
+    saver = Saver(
+        folder,
+        {},
+        every=1,
+        keep=0,
+        epochs=9,
+        begun=state.position,
+        warn=print,
+        give_up=StopRequest().ask,
+    )
     for _ in range(2):
         train(state)
         saver.save(state)

@@ -14,7 +14,7 @@ from runs import load, log, pretrain, small_run, start_ranks
 
 import engine_pretrain
 import engine_train
-from util.checkpoint import StepParts, batch_change
+from training.resume import StepParts, batch_change
 
 STEPS = 12  # an epoch of `small_run`: 90 images in global batches of 8
 

@@ -21,7 +21,7 @@ from datasets.loader import Reporting, collate
 from datasets.pretrain import PretrainDataset
 from datasets.sampler import GlobalBatchSampler
 from engine_train import Precision, Trainer, TrainState
-from training.observe import RunObserver
+from training.observer import RunObserver
 from util import process_failures
 from util.distributed import Place
 from util.errors import BadInput, Fault, Lost
@@ -233,11 +233,11 @@ def trainer_of(model, accum=1):
         state,
         model,
         lambda model, x: model(x).mean(),
-        lambda epoch: 0.1,
-        Precision("off", torch.device("cpu")),
-        Place(),
-        StopRequest(),
-        accum,
+        lr_at=lambda epoch: 0.1,
+        precision=Precision("off", torch.device("cpu")),
+        place=Place(),
+        stop=StopRequest(),
+        accum=accum,
     )
 
 

@@ -31,30 +31,30 @@ def add_evaluation(parser: Parser) -> None:
         group,
         "--eval",
         False,
-        "only evaluate the model of --finetune, else the best one in --output_dir",
+        "only evaluate: test the model of --finetune, else the best checkpoint in --output_dir",
     )
     flag(
         group,
         "--knn",
         False,
-        "only classify test images by the nearest training images in --finetune's features",
+        "only evaluate: classify by the nearest training images among the features of --finetune",
     )
     group.add_argument(
         "--classes",
         type=class_names,
         default=(),
         metavar="A,B,…",
-        help="class names in the order of the model's outputs, if the checkpoint that --eval tests, "
-        "or that of --teacher, lacks them",
+        help="class names in the order of the model's outputs, if the checkpoint of --eval or "
+        "--teacher lacks them",
     )
-    flag(group, "--eval_flip", False, "average the answers for an image and its mirror image")
+    flag(group, "--eval_flip", False, "average the predictions for an image and its mirror image")
     flag(
         group,
         "--dist_eval",
         True,
-        "split the test images among the processes; results are the same (default: True)",
+        "divide the test images among the processes; results are the same (default: True)",
     )
-    flag(group, "--disable_eval", False, "train without evaluation; no best epoch is chosen")
+    flag(group, "--disable_eval", False, "train without evaluation: no results, no best epoch")
 
 
 def resolve_evaluation(args: Options) -> None:

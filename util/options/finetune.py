@@ -125,7 +125,7 @@ def build_parser() -> Parser:
     add_optimizer(parser)
     add_evaluation(parser)
     machine = add_machine(parser)
-    flag(machine, "--use_amp", None, "ConvNeXt V2's option: True is --amp auto, False is --amp off")
+    flag(machine, "--use_amp", None, "True: same as --amp auto; False: same as --amp off")
     add_output(parser, "checkpoint to resume from if --output_dir has none")
     return parser
 

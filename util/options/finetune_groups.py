@@ -11,7 +11,7 @@ def add_model(parser: Parser) -> None:
     group.add_argument(
         "--model",
         default="vit_base_patch16",
-        help="vit_{tiny,small,base,large}_patch16, vit_huge_patch14 (mae_vit_… is the same), "
+        help="vit_{tiny,small,base,large}_patch16 or vit_huge_patch14 (also written mae_vit_…), "
         "convnextv2_{atto,femto,pico,nano,tiny,base,large,huge} or resnet{18,34,50} (default: "
         "%(default)s)",
     )
@@ -19,8 +19,8 @@ def add_model(parser: Parser) -> None:
         "--finetune",
         default="",
         metavar="FILE",
-        help="weights to start from, or the model that --eval and --knn test: a checkpoint file or "
-        "a released name (python -m util.download --list)",
+        help="weights to start from, or the model to test with --eval or --knn: a checkpoint file "
+        "or a released name (see python -m util.download --list)",
     )
     group.add_argument(
         "--model_key",
@@ -33,7 +33,8 @@ def add_model(parser: Parser) -> None:
         "--model_prefix",
         default="",
         metavar="PREFIX",
-        help="load only weights whose names begin with this, and remove it (default: none)",
+        help="load only weights whose names begin with this, and strip it from them (default: "
+        "none)",
     )
     add_cache_dir(group)
     group.add_argument(
@@ -50,41 +51,55 @@ def add_model(parser: Parser) -> None:
     group.add_argument(
         "--nb_classes",
         type=SIZE,
-        help="number of classes: 7 or 8 for AffectNet (default: 8); other data sets only check it",
+        help="number of classes: 7 or 8 for AffectNet (default: 8); only checked for other data "
+        "sets",
     )
     group.add_argument(
         "--drop_path",
         type=number(float, low=0, below=1),
-        help="drop-path (stochastic depth) rate (default: ViT 0.1; others, frozen backbones 0)",
+        help="drop-path (stochastic depth) rate (default: 0.1 for ViT; 0 for others and with a "
+        "frozen backbone)",
     )
-    flag(group, "--cls_token", None, "classify by a ViT's class token, not by its mean patch token")
+    flag(
+        group,
+        "--cls_token",
+        None,
+        "classify by a ViT's class token instead of the mean of its patch tokens (default: "
+        "only with --linear_probe)",
+    )
     group.add_argument(
         "--global_pool",
         dest="cls_token",
         action="store_false",
         default=None,
-        help="classify by a ViT's mean patch token: the default, same as --cls_token False",
+        help="classify by the mean of a ViT's patch tokens: same as --cls_token False",
     )
     group.add_argument(
         "--head_init_scale",
         type=RATE,
         default=0.001,
-        help="scale of a new ConvNeXt V2 head's weights; ignored with --finetune (default: "
-        "%(default)s)",
+        help="factor for the initial weights of ConvNeXt V2's head; ignored with --finetune "
+        "(default: %(default)s)",
     )
     group.add_argument(
         "--head_init_std",
         type=number(float, above=0),
-        help="standard deviation of a new head's weights (default: with --finetune 2e-5, linear "
-        "probe 0.01)",
+        help="standard deviation of the head's initial weights (default: 2e-5 with --finetune, "
+        "0.01 with --linear_probe)",
     )
     flag(group, "--freeze_pos_embed", None, "do not train a ViT's position embedding")
-    flag(group, "--freeze_backbone", False, "train only the head (needs --finetune)")
+    flag(
+        group,
+        "--freeze_backbone",
+        False,
+        "train only the head, on frozen features (needs --finetune)",
+    )
     flag(
         group,
         "--linear_probe",
         False,
-        "train only the head by MAE's protocol: batch norm before it, LARS (needs --finetune)",
+        "linear probing as in MAE: train only the head, after a batch norm, with LARS (needs "
+        "--finetune)",
     )
 
 
@@ -95,8 +110,8 @@ def add_data(parser: Parser) -> None:
         "--data_path",
         default="synthetic",
         metavar="PATH",
-        help="data set, labelled list, packed store, or synthetic[:TRAIN[:TEST]] for so many "
-        "synthetic faces (default: synthetic)",
+        help="data set, labelled list, packed store, or synthetic[:TRAIN[:TEST]] for that many "
+        "synthetic faces (default: synthetic, 2000 and 800)",
     )
     group.add_argument(
         "--data_set",
@@ -108,7 +123,8 @@ def add_data(parser: Parser) -> None:
     group.add_argument(
         "--eval_data_path",
         metavar="PATH",
-        help="data set to test on instead, on the classes that both have",
+        help="test on this data set instead of the test images of --data_path; classes are matched "
+        "by name",
     )
     group.add_argument("--label_rule", metavar="RULE", help=f"{LABEL_RULE} (default: argmax)")
     group.add_argument("--label_order", metavar="ORDER", help=LABEL_ORDER)
@@ -125,7 +141,12 @@ def add_data(parser: Parser) -> None:
         default=1,
         help="passes over the training images per epoch (default: %(default)s)",
     )
-    flag(group, "--balance", None, "draw all classes equally often (default: only for AffectNet)")
+    flag(
+        group,
+        "--balance",
+        None,
+        "draw all classes equally often (default: True for AffectNet, else False)",
+    )
     group.add_argument(
         "--select",
         choices=("test", "val"),
@@ -147,8 +168,8 @@ def add_augmentation(parser: Parser) -> None:
     group.add_argument(
         "--aug",
         choices=("fer", "randaug", "none"),
-        help="fer: flip, colour jitter, slight shift and zoom, keeps faces whole; randaug: random "
-        "crop, flip, RandAugment; none: images as they are (default: randaug)",
+        help="fer: flip, colour jitter, slight shift and zoom, made for faces; randaug: random "
+        "crop, flip and RandAugment, as for ImageNet; none (default: randaug)",
     )
     group.add_argument(
         "--aa",
@@ -165,12 +186,12 @@ def add_augmentation(parser: Parser) -> None:
         "--color_jitter",
         type=RATE,
         help="strength of colour jitter; randaug uses it only with --aa '' (default: fer 0.25, "
-        "randaug none)",
+        "randaug off)",
     )
     group.add_argument(
         "--train_interpolation",
         choices=(*INTERPOLATIONS, "random"),
-        help="how training images are resized; random, for randaug only, draws one for each image "
+        help="how training images are resized; random (randaug only): by either one at random "
         "(default: fer bilinear, else bicubic)",
     )
     group.add_argument(
@@ -182,32 +203,33 @@ def add_augmentation(parser: Parser) -> None:
     group.add_argument(
         "--crop_pct",
         type=SOME,
-        help="test-time centre-crop ratio, a share of the shorter side (default: randaug 0.875, 1 "
-        "above 224 px; else the whole image is squeezed into a square)",
+        help="test-time centre-crop ratio, a share of the shorter side (default for randaug: "
+        "0.875, 1 above 224 px; otherwise no crop: the whole image is squeezed into a square)",
     )
     flag(
         group,
         "--imagenet_default_mean_and_std",
         True,
-        "normalise pixels by ImageNet's mean and deviation; False: by 0.5 and 0.5 (default: as in "
-        "the --finetune checkpoint, else True)",
+        "normalise pixels by ImageNet's mean and standard deviation; False: by 0.5 and 0.5 "
+        "(default: as in the --finetune checkpoint, else True)",
     )
     group.add_argument(
         "--reprob",
         type=SHARE,
-        help="probability of random erasing, per training image (default: fer 0.5, else 0.25)",
+        help="probability of erasing a random area of a training image (default: fer 0.5, else "
+        "0.25)",
     )
     group.add_argument(
         "--remode",
         choices=("pixel", "rand", "const"),
-        help="fill erased areas with noise (pixel), one random colour (rand) or the mean colour "
-        "(const) (default: fer const, else pixel)",
+        help="fill of erased areas: pixel (noise), rand (one random colour) or const (the mean "
+        "colour) (default: fer const, else pixel)",
     )
     group.add_argument(
         "--recount",
         type=SIZE,
         default=1,
-        help="largest number of areas erased in an image (default: %(default)s)",
+        help="maximum number of areas erased per image (default: %(default)s)",
     )
     flag(group, "--resplit", False, "do not erase in the first half of each micro-batch")
     group = parser.add_argument_group("label smoothing, mixup and cutmix")
@@ -219,27 +241,30 @@ def add_augmentation(parser: Parser) -> None:
         type=RATE,
         default=0.0,
         metavar="ALPHA",
-        help="blend pairs of images; alpha of the beta distribution, 0: off (default: 0)",
+        help="blend images in pairs, with a ratio drawn from Beta(ALPHA, ALPHA); 0: off (default: "
+        "0)",
     )
     group.add_argument(
         "--cutmix",
         type=RATE,
         default=0.0,
         metavar="ALPHA",
-        help="paste an area of one image into another; alpha as for --mixup, 0: off (default: 0)",
+        help="paste an area of one image into another, its size drawn from Beta(ALPHA, ALPHA); 0: "
+        "off (default: 0)",
     )
     group.add_argument(
         "--cutmix_minmax",
         type=SHARE,
         nargs=2,
         metavar=("MIN", "MAX"),
-        help="side length of the pasted area as a share of the image's; replaces --cutmix's alpha",
+        help="smallest and largest side of the pasted area, as shares of the image's; overrides "
+        "--cutmix",
     )
     group.add_argument(
         "--mixup_prob",
         type=SHARE,
         default=1.0,
-        help="probability that mixup or cutmix is applied (default: %(default)s)",
+        help="probability of applying mixup or cutmix (default: %(default)s)",
     )
     group.add_argument(
         "--mixup_switch_prob",
@@ -251,8 +276,8 @@ def add_augmentation(parser: Parser) -> None:
         "--mixup_mode",
         choices=("batch", "pair", "elem"),
         default="batch",
-        help="mix alike in a whole micro-batch, in each pair of images, or differently for each "
-        "image (elem) (default: %(default)s)",
+        help="draw the mixing ratio per micro-batch (batch), pair of images (pair) or image (elem) "
+        "(default: %(default)s)",
     )
 
 
@@ -263,18 +288,20 @@ def add_distillation(parser: Parser) -> None:
         "--pseudo_labels",
         default="",
         metavar="FILE.csv",
-        help="train on these images as well, with the probabilities that main_predict.py wrote",
+        help="CSV file by main_predict.py: train on its images as well, with its probabilities as "
+        "labels",
     )
     group.add_argument(
         "--teacher",
         default="",
         metavar="FILE",
-        help="checkpoint of a fine-tuned model to learn from beside the labels",
+        help="checkpoint of a fine-tuned model to learn from in addition to the labels "
+        "(distillation)",
     )
     group.add_argument(
         "--distill_weight",
         type=SOME,
-        help="the teacher's share of the loss; the rest is for the labels (default: 0.5)",
+        help="weight of the teacher in the loss, at most 1; the labels get the rest (default: 0.5)",
     )
     group.add_argument(
         "--distill_temperature",
@@ -289,8 +316,8 @@ def add_optimizer(parser: Parser) -> None:
     group.add_argument(
         "--opt",
         metavar="NAME",
-        help="adamw, lars, or timm's name of another optimizer: adam, sgd, … (default: adamw; "
-        "linear probe lars)",
+        help="adamw, lars, or another optimizer by timm's name: adam, sgd, … (default: adamw; lars "
+        "with --linear_probe)",
     )
     group.add_argument("--opt_eps", type=RATE, help="the optimizer's epsilon (default: its own)")
     group.add_argument(
@@ -304,38 +331,38 @@ def add_optimizer(parser: Parser) -> None:
         "--momentum",
         type=number(float, low=0, below=1),
         default=0.9,
-        help="momentum of lars, sgd and the like (default: %(default)s)",
+        help="momentum of optimizers that have one, such as sgd and lars (default: %(default)s)",
     )
     group.add_argument(
         "--layer_decay",
         type=number(float, above=0),
-        help="learning rate of a layer relative to the next one, 1: all the same (default: ViT "
-        "0.75; others, frozen backbones 1)",
+        help="learning rate of each layer relative to the layer after it; 1: no decay (default: "
+        "0.75 for ViT; 1 for others and with a frozen backbone)",
     )
     group.add_argument(
         "--layer_decay_type",
         choices=("single", "group"),
         default="single",
-        help="what counts as a layer: each block (single), or one of twelve groups of blocks "
-        "(group: ConvNeXt V2 Base and Large) (default: %(default)s)",
+        help="what counts as a layer: each block (single), or 12 groups of blocks (group, for "
+        "ConvNeXt V2 Base and Large) (default: %(default)s)",
     )
     group.add_argument(
         "--weight_decay_end",
         type=RATE,
-        help="let the weight decay follow a cosine to this value (default: it stays the same)",
+        help="final weight decay, approached along a cosine (default: weight decay stays constant)",
     )
     group.add_argument(
         "--warmup_steps",
         type=number(int, low=-1),
         default=-1,
-        help="length of the warm-up in steps; above 0 it replaces --warmup_epochs (default: -1)",
+        help="warm-up in optimizer steps; if above 0, it replaces --warmup_epochs (default: -1)",
     )
     group.add_argument(
         "--schedule",
         choices=("cosine", "step"),
         default="cosine",
-        help="learning rate after the warm-up: a cosine down to --min_lr, or steps down at "
-        "--step_epochs (default: %(default)s)",
+        help="learning rate after the warm-up: cosine down to --min_lr, or reduced at each of "
+        "--step_epochs (step) (default: %(default)s)",
     )
     group.add_argument(
         "--step_epochs",
@@ -343,7 +370,8 @@ def add_optimizer(parser: Parser) -> None:
         nargs="+",
         default=[],
         metavar="EPOCH",
-        help="epochs at which --schedule step multiplies the learning rate by --step_factor",
+        help="with --schedule step: epochs at which the learning rate is multiplied by "
+        "--step_factor",
     )
     group.add_argument(
         "--step_factor", type=SHARE, default=0.1, help="see --step_epochs (default: %(default)s)"
@@ -353,7 +381,8 @@ def add_optimizer(parser: Parser) -> None:
         "--model_ema_decay",
         type=SHARE,
         default=0.9999,
-        help="the EMA's decay per step; lower it for short runs (default: %(default)s)",
+        help="decay of the EMA per step; use less for runs of a few thousand steps (default: "
+        "%(default)s)",
     )
-    flag(group, "--model_ema_force_cpu", False, "keep the EMA in main memory")
+    flag(group, "--model_ema_force_cpu", False, "keep the EMA in main memory, to save GPU memory")
     flag(group, "--model_ema_eval", False, "evaluate the EMA too, and choose the best epoch by it")

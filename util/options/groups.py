@@ -20,8 +20,8 @@ WORKERS = "data-loading processes, 0: none (default: as many as CPU cores, at mo
 FACE_MARGIN = "AffectNet: margin added on each side of the face box, as a share of its longer side"
 LABEL_RULE = "FERPlus: how votes become labels: argmax, argmax10, unique, majority or votes"
 LABEL_ORDER = (
-    "what numbered class folders or labels stand for: class names in order (A,B,…), or the order "
-    "of rafdb, affectnet, ferplus or fer2013"
+    "classes of numbered folders or labels, in order: A,B,…, or the name of the data set whose "
+    "order they have: rafdb, affectnet, ferplus or fer2013"
 )
 
 
@@ -34,7 +34,7 @@ def add_training(
         "--batch_size",
         type=SIZE,
         default=64,
-        help="images per micro-batch of each process, that is per GPU (default: %(default)s)",
+        help="images per process (per GPU) and micro-batch (default: %(default)s)",
     )
     group.add_argument(
         "--accum_iter",
@@ -56,16 +56,16 @@ def add_training(
         "--warmup_epochs",
         type=RATE,
         default=warmup_epochs,
-        help="epochs over which the learning rate rises linearly from 0, fractions allowed "
+        help="epochs of linear learning-rate warm-up, may be a fraction "
         f"(default: {usual['warmup_epochs']})",
     )
     group.add_argument(
         "--blr",
         type=RATE,
-        help="base learning rate: the peak is --blr × images per step / 256 "
+        help="base learning rate; the peak is this × images per step / 256 "
         f"(default: {usual['blr']})",
     )
-    group.add_argument("--lr", type=RATE, help="peak learning rate, used as given instead of --blr")
+    group.add_argument("--lr", type=RATE, help="peak learning rate; overrides --blr")
     group.add_argument(
         "--min_lr",
         type=RATE,
@@ -94,8 +94,8 @@ def add_machine(parser: Parser) -> argparse._ArgumentGroup:
         "--amp",
         choices=("auto", "bf16", "fp16", "tf32", "off"),
         default="auto",
-        help="precision; auto: bf16 on CUDA GPUs that support it, else fp16, and fp32 on other "
-        "devices; off: fp32; tf32: fp32 with TF32 matrix products, CUDA only (default: auto)",
+        help="bf16 or fp16: mixed precision; tf32: fp32 with TF32 products, CUDA only; off: fp32; "
+        "auto: bf16, else fp16, on CUDA GPUs, and fp32 on other devices (default: auto)",
     )
     flag(
         group,
@@ -125,26 +125,32 @@ def add_machine(parser: Parser) -> argparse._ArgumentGroup:
         "--dist_timeout",
         type=seconds,
         default=600,
-        help="seconds that a process waits for the others before it gives up (default: 600)",
+        help="seconds to wait for other processes before giving up (default: 600)",
     )
     others.add_argument(
         "--dist_url",
         default="env://",
-        help="where the processes meet; env://: at $MASTER_ADDR:$MASTER_PORT (default: env://)",
+        help="where the processes meet; env:// reads $MASTER_ADDR and $MASTER_PORT (default: "
+        "env://)",
     )
     others.add_argument(
         "--world_size",
         type=SIZE,
         default=1,
-        help="number of processes under SLURM's srun; ignored elsewhere (default: %(default)s)",
+        help="number of processes; needed only under SLURM's srun (default: %(default)s)",
     )
     others.add_argument(
         "--local_rank",
         type=number(int, low=-1),
         default=-1,
-        help="rank of this process on its machine, if the launcher sets no LOCAL_RANK",
+        help="rank of this process on its machine; needed only if the launcher sets no LOCAL_RANK",
     )
-    flag(others, "--dist_on_itp", False, "read ranks from Open MPI's environment (mpirun)")
+    flag(
+        others,
+        "--dist_on_itp",
+        False,
+        "read ranks from Open MPI's environment variables (set by mpirun)",
+    )
     return group
 
 

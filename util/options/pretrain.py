@@ -104,7 +104,7 @@ def _add_data(parser: Parser) -> None:
         default="synthetic",
         metavar="PATH",
         help="folder of images, list of files, labelled data set, packed store, or "
-        "synthetic[:COUNT] for so many synthetic faces (default: synthetic)",
+        "synthetic[:COUNT] for that many synthetic faces (default: synthetic, 10,000)",
     )
     group.add_argument("--face_margin", type=RATE, help=f"{FACE_MARGIN} (default: 0.15)")
 
