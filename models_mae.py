@@ -99,7 +99,7 @@ class MaskedAutoencoderViT(MaskedAutoencoder):
             setattr(self, name, None if self.grid == full else scaled)
 
     def forward_encoder(self, imgs: Tensor, visible: Tensor) -> Tensor:
-        """(N, C, H, W), numbers of the visible patches (N, V) -> (N, 1 + V, D), class token first."""
+        """(N, C, H, W), visible patches (N, V) -> (N, 1 + V, D), the class token first."""
         n, pos = len(imgs), self.pos_embed if self.scaled_pos is None else self.scaled_pos
         x = self.patch_embed(take_patches(imgs, visible, self.patch_size))
         x = x + pos[0, 1:][visible]
