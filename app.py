@@ -20,8 +20,9 @@ from typing import TYPE_CHECKING
 
 from inference.same_origin import OwnPages
 from util.errors import BadInput, Fault
+from util.options.groups import DEVICE
 from util.options.parser import Parser, number
-from util.options.predict import DETECTORS, FACE_MARGIN, check_margin
+from util.options.predict import AROUND_FACES, DETECTORS, FACE_MARGIN, MARGIN, check_margin
 from util.program import run_program
 
 if TYPE_CHECKING:
@@ -47,16 +48,34 @@ ONE_AT_A_TIME = {"show_progress": "minimal", "concurrency_id": "models", "concur
 
 def build_parser() -> Parser:
     """What `python app.py` takes."""
-    parser = Parser("A page that shows what a classifier or a masked autoencoder makes of faces.")
-    parser.add_argument(
-        "--checkpoints", default="demo", help="folder to choose from (default: the demo's)"
+    parser = Parser(
+        "Open a local web page to try checkpoints on pictures: predicted expressions, attention, "
+        "masked reconstructions."
     )
-    parser.add_argument("--detector", choices=DETECTORS, default=DETECTORS[0])
     parser.add_argument(
-        "--face_margin", type=FACE_MARGIN, help="around a face (as the model was trained)"
+        "--checkpoints",
+        default="demo",
+        metavar="DIR",
+        help="folder with checkpoints, also in subfolders (default: demo, from `make demo`)",
     )
-    parser.add_argument("--device", default="auto", help="auto, cuda, mps or cpu")
-    parser.add_argument("--port", type=number(int, low=1, high=65535), default=7860)
+    parser.add_argument(
+        "--detector",
+        choices=DETECTORS,
+        default=DETECTORS[0],
+        help="face detector; none: each picture is one face already (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--face_margin",
+        type=FACE_MARGIN,
+        help=f"{AROUND_FACES} (default: as in training, {MARGIN} if unknown)",
+    )
+    parser.add_argument("--device", default="auto", help=f"{DEVICE} (default: %(default)s)")
+    parser.add_argument(
+        "--port",
+        type=number(int, low=1, high=65535),
+        default=7860,
+        help="port of the page, http://127.0.0.1:PORT (default: %(default)s)",
+    )
     return parser
 
 

@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from datasets import LabelledSet
-from datasets.decode import printable
 from datasets.labels import canonical
 from models_saved import Known, known_use
 from util.checkpoint import read_checkpoint
@@ -16,6 +15,7 @@ from util.options.finetune import check_input_size, usual_crop
 from util.options.parser import Options
 from util.options.trained import OF_IMAGES, OF_WEIGHTS, as_trained, trained_with
 from util.weights import find_source, load_pretrained, read_source
+from util.wording import printable
 
 
 def read_finetune(args: Options) -> dict[str, Any]:

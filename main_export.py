@@ -16,7 +16,8 @@ from pathlib import Path
 
 from export.model_card import LICENCE
 from util.errors import BadInput
-from util.options.parser import Parser, add_saved
+from util.options.groups import TRAINED, add_saved
+from util.options.parser import Parser
 from util.program import run_program
 
 PACKAGES = {  # of requirements/export.txt
@@ -31,11 +32,25 @@ PACKAGES = {  # of requirements/export.txt
 
 def build_parser() -> Parser:
     """All options."""
-    parser = Parser("Export a trained model for other programs, compared with them first.")
-    add_saved(parser, "a fine-tuned or pre-trained model")
-    parser.add_argument("--to", help=f"the form: {', '.join(PACKAGES)}")
-    parser.add_argument("--output", help="folder to write to; must be new or empty")
-    parser.add_argument("--license", default="", help="of the weights, for the card: mit, other …")
+    parser = Parser(
+        "Export a trained model for other software, and check that it gives the same outputs there."
+    )
+    add_saved(parser, f"{TRAINED} (required)")
+    parser.add_argument(
+        "--to",
+        metavar="FORMAT",
+        help=f"{', '.join(PACKAGES)} (required); hf: Hugging Face's transformers; mae-sfer: the "
+        "original MAE-SFER; s2d: S2D, for videos",
+    )
+    parser.add_argument(
+        "--output", metavar="DIR", help="folder to write to, new or empty (required)"
+    )
+    parser.add_argument(
+        "--license",
+        default="",
+        metavar="NAME",
+        help="licence of the weights, for the model card, such as mit (default: none stated)",
+    )
     return parser
 
 

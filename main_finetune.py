@@ -16,7 +16,7 @@ from util.errors import BadInput
 from util.evaluation_dir import is_training, set_aside
 from util.options.evaluation import made_by
 from util.options.finetune import DECIDES_RESULT, build_parser, check_options
-from util.options.parser import Options, launch, saving, start
+from util.options.parser import Options, launch, resume_options, saving
 from util.options.trained import difference_lines, differences
 from util.program import run_program
 from util.schedule import lr_at, scaled_lr, step_lr_at
@@ -45,11 +45,10 @@ def finetune(args: Options, run: "Run") -> None:
     from datasets import FinetuneDataset, build_loader
     from datasets.sampler import GlobalBatchSampler
     from engine_train import Precision, Trainer
-    from training.observe import BadImages
+    from training.bad_images import BadImages
+    from training.resume import find_beginning, restore_state
     from training.run import (
         distribute,
-        find_beginning,
-        go_to,
         observe,
         open_log,
         run_epochs,
@@ -64,7 +63,7 @@ def finetune(args: Options, run: "Run") -> None:
             "--grad_checkpointing: on Apple GPUs torch would recompute other drop paths; set "
             "--drop_path 0, or leave it out"
         )
-    path, weights, notes = find_beginning(run, start(args))
+    path, weights, notes = find_beginning(run.output, resume_options(args))
     if weights:
         raise BadInput(f"--resume {weights}: weights alone; begin with them by --finetune")
     args, saved, trained, told = checkpoint.begin_like_pretraining(args, path)
@@ -106,7 +105,7 @@ def finetune(args: Options, run: "Run") -> None:
         "data": data.digest,
         "teacher": teacher.digest if teacher else None,
     }
-    notes += go_to(path, start(args), state, identity, sampler)
+    notes += restore_state(path, resume_options(args), state, identity, sampler)
 
     log = open_log(run, args.log_dir, state, sampler.steps)
     parameters = sum(p.numel() for p in model.parameters())
@@ -142,14 +141,14 @@ def finetune(args: Options, run: "Run") -> None:
         state,
         distribute(model, run, args.compile),
         loss,
-        learning_rate(args, lr, sampler.steps),
-        precision,
-        run.place,
-        run.stop,
-        args.accum_iter,
-        args.clip_grad,
-        args.seed,
-        weight_decay(args),
+        lr_at=learning_rate(args, lr, sampler.steps),
+        precision=precision,
+        place=run.place,
+        stop=run.stop,
+        accum=args.accum_iter,
+        clip_grad=args.clip_grad,
+        seed=args.seed,
+        weight_decay_at=weight_decay(args),
     )
     trainer.settle_buckets(loss.blank(args.batch_size, args.input_size, len(classes)))
     evaluator = build.build_evaluator(

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from util.errors import BadInput, Fault, Stopped
+from util.options.groups import FACE_MARGIN, LABEL_ORDER, LABEL_RULE, UNLABELLED
 from util.options.parser import COUNT, RATE, SIZE, Parser
 from util.program import run_program
 
@@ -29,25 +30,46 @@ if TYPE_CHECKING:
 
 def build_parser() -> Parser:
     """All options."""
-    parser = Parser("Decode a data set once, into a packed store for --data_path.")
-    parser.add_argument("--data_path", help="any data set, with labels or without, as in training")
-    parser.add_argument("--output", help="folder to write the store to")
+    parser = Parser(
+        "Decode a data set once into a packed store, which training then reads faster: give the "
+        "store as --data_path. Run the same command again to continue after an interruption."
+    )
+    parser.add_argument(
+        "--data_path",
+        metavar="PATH",
+        help="labelled data set, folder of images, or list of images to pack (required to pack)",
+    )
+    parser.add_argument(
+        "--output", metavar="DIR", help="folder to write the store to (required to pack)"
+    )
     parser.add_argument(
         "--short_side",
         type=COUNT,
         default=256,
-        help="make larger images this small, in pixels (256; 0: leave them as they are)",
+        metavar="PIXELS",
+        help="shrink larger images to this shorter side in pixels; 0: keep all sizes (default: "
+        "%(default)s)",
+    )
+    parser.add_argument("--data_set", default="auto", metavar="NAME", help=UNLABELLED)
+    parser.add_argument(
+        "--nb_classes",
+        type=SIZE,
+        help="AffectNet: 7 or 8 classes (default: 8; such a store can be used with 7 as well)",
+    )
+    parser.add_argument("--label_rule", metavar="RULE", help=f"{LABEL_RULE} (default: argmax)")
+    parser.add_argument("--label_order", metavar="ORDER", help=LABEL_ORDER)
+    parser.add_argument("--face_margin", type=RATE, help=f"{FACE_MARGIN} (default: 0.15)")
+    parser.add_argument(
+        "--num_workers",
+        type=COUNT,
+        help="processes that decode images, 0: none (default: one per CPU core, at most 10)",
     )
     parser.add_argument(
-        "--data_set", default="auto", help="as in fine-tuning; none: images without labels"
-    )
-    parser.add_argument("--nb_classes", type=SIZE, help="AffectNet: 7 or 8 (8, which gives both)")
-    parser.add_argument("--label_rule", help="FERPlus: argmax, argmax10, unique, majority or votes")
-    parser.add_argument("--label_order", help="numbered classes: names in their order")
-    parser.add_argument("--face_margin", type=RATE, help="around AffectNet's face boxes, a share")
-    parser.add_argument("--num_workers", type=COUNT, help="processes that decode (by the cores)")
-    parser.add_argument(
-        "--verify", nargs="?", const="", metavar="STORE", help="check all bytes of a store instead"
+        "--verify",
+        nargs="?",
+        const="",
+        metavar="STORE",
+        help="check every byte of a packed store, STORE or that of --output, instead of packing",
     )
     return parser
 

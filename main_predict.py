@@ -18,6 +18,7 @@ from util.errors import BadInput, Fault
 from util.options.predict import build_parser, check_options, find_format
 from util.predictions import NO_FACE, OK, UNREADABLE, RowWriter, inert, open_rows
 from util.program import run_program
+from util.wording import one_line
 
 if TYPE_CHECKING:
     import torch
@@ -93,7 +94,7 @@ def say(text: str) -> None:
     from tqdm import tqdm
 
     with suppress(OSError):
-        tqdm.write("".join(c if c.isprintable() else repr(c)[1:-1] for c in text), sys.stderr)
+        tqdm.write(one_line(text), sys.stderr)
 
 
 def labels_of(prediction: "Prediction", classes: Sequence[str]) -> list[str]:

@@ -12,21 +12,12 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING
 
-from util.errors import BadInput
-from util.options.parser import fill_defaults, launch, refuse_for_resnet, saving, start
-from util.options.pretrain import build_parser
+from backbones import family_of
+from util.options.parser import launch, resume_options, saving
+from util.options.pretrain import build_parser, check_options
 from util.options.trained import difference_lines, differences
 from util.program import run_program
 from util.schedule import lr_at, resolution_at, scaled_lr
-from util.sizes import (
-    PRETRAIN_SIZES,
-    RESNET_PATCHES,
-    RESNET_STRIDES,
-    family,
-    find_size,
-    kept_patches,
-    patch_step,
-)
 
 if TYPE_CHECKING:
     from torch.utils.data import DataLoader
@@ -38,79 +29,6 @@ if TYPE_CHECKING:
     from training.run import Run
     from util.log import NullLog
 
-FCMAE_DEFAULTS = {
-    "mask_ratio": 0.6,
-    "norm_pix_loss": True,
-    "blr": 1.5e-4,
-    "epochs": 800,
-    "decoder_depth": 1,
-}
-FAMILY_DEFAULTS = {
-    "mae": {
-        "mask_ratio": 0.75,
-        "norm_pix_loss": False,
-        "blr": 1e-3,
-        "epochs": 400,
-        "decoder_depth": 8,
-        "decoder_num_heads": 16,
-    },
-    "convnextv2": FCMAE_DEFAULTS,
-    "resnet": {**FCMAE_DEFAULTS, "patch_size": RESNET_STRIDES[-1]},
-}
-
-
-def check_options(args: argparse.Namespace) -> None:
-    """Fill in the family's defaults and refuse what cannot work, before torch is imported."""
-    find_size(args.model, PRETRAIN_SIZES)
-    kind = family(args.model)
-    usual = {"predict_ratio": 1, "decoder_num_heads": None}
-    if kind == "convnextv2":
-        usual["patch_size"] = None
-    for name, value in usual.items() if kind != "mae" else ():
-        if getattr(args, name) != value:
-            raise BadInput(f"--{name}: {args.model} has none; it is an option of mae_vit models")
-    if kind == "resnet":
-        refuse_for_resnet(args)
-        if args.patch_size not in (None, *RESNET_PATCHES):
-            raise BadInput(f"--patch_size {args.patch_size}: a ResNet's are {RESNET_PATCHES}")
-    fill_defaults(args, FAMILY_DEFAULTS[kind])
-    crop_pct = 0.875 if args.input_size <= 224 else 1.0
-    fill_defaults(args, {"weight_decay": 0.05, "crop_pct": crop_pct})
-    patch = patch_step(args.model, args.patch_size, masked=True)
-    if args.input_size % patch:
-        nearest = max(1, round(args.input_size / patch)) * patch
-        raise BadInput(
-            f"--input_size {args.input_size}: not a multiple of the patch, {patch}; try {nearest}"
-        )
-    kept_patches((args.input_size // patch) ** 2, args.mask_ratio)
-    check_progressive(args, patch)
-    width, heads = args.decoder_embed_dim, args.decoder_num_heads
-    if kind == "mae" and (width % heads or width % 4):
-        raise BadInput(
-            f"--decoder_embed_dim {width}: must be divisible by --decoder_num_heads {heads} and 4"
-        )
-    if args.start_epoch >= args.epochs:
-        raise BadInput(f"--start_epoch {args.start_epoch}: the run ends at --epochs {args.epochs}")
-    if not args.output_dir:
-        raise BadInput("--output_dir: name a folder to write to")
-
-
-def check_progressive(args: argparse.Namespace, patch: int) -> None:
-    """Refuse resolutions that the model cannot take."""
-    if args.progressive is None:
-        return
-    low, high = args.progressive
-    flag = f"--progressive {low}:{high}"
-    if high != args.input_size:
-        raise BadInput(f"{flag}: has to end at --input_size {args.input_size}; change one of them")
-    if low % patch:
-        nearest = min(high - patch, max(1, round(low / patch)) * patch)
-        raise BadInput(f"{flag}: {low} is not a multiple of the patch, {patch}; try {nearest}")
-    try:
-        kept_patches((low // patch) ** 2, args.mask_ratio)
-    except BadInput as error:
-        raise BadInput(f"{flag}: at {low} px, {error}; begin higher") from None
-
 
 def size_schedule(args: argparse.Namespace, patch: int) -> Callable[[int], int]:
     """An epoch's resolution: the same throughout, or `--progressive`."""
@@ -121,10 +39,7 @@ def size_schedule(args: argparse.Namespace, patch: int) -> Callable[[int], int]:
 def model_options(args: argparse.Namespace) -> dict[str, object]:
     """Keyword arguments of `create_pretrain_model`."""
     names = ["input_size", "mask_ratio", "norm_pix_loss", "decoder_embed_dim", "decoder_depth"]
-    if family(args.model) == "mae":
-        names += ["decoder_num_heads", "predict_ratio"]
-    if family(args.model) != "convnextv2":
-        names += ["patch_size"]
+    names += family_of(args.model).pretrain_options
     return {name: getattr(args, name) for name in names}
 
 
@@ -143,11 +58,10 @@ def pretrain(args: argparse.Namespace, run: "Run") -> None:
     from engine_pretrain import MaskedLoss, Reconstructions, Resolution, begin_with_weights
     from engine_train import Precision, Trainer, TrainState
     from models_registry import create_pretrain_model
-    from training.observe import BadImages
+    from training.bad_images import BadImages
+    from training.resume import find_beginning, restore_state
     from training.run import (
         distribute,
-        find_beginning,
-        go_to,
         observe,
         open_log,
         run_epochs,
@@ -170,13 +84,13 @@ def pretrain(args: argparse.Namespace, run: "Run") -> None:
     state = TrainState(model, optimizer, precision.scaler)
 
     identity = run_identity(args, lr, sampler.global_batch, precision.name, dataset.source.digest)
-    path, weights, notes = find_beginning(run, start(args))
+    path, weights, notes = find_beginning(run.output, resume_options(args))
     if weights:
         trained, told = begin_with_weights(model, weights)
         seen = {name: trained[name] for name in ("input_size", "face_margin") if name in trained}
         differ = differences(args, seen, {"face_margin": margin})
         notes += [*told, *difference_lines(differ, "continued", "begun")]
-    notes += go_to(path, start(args), state, identity, sampler)
+    notes += restore_state(path, resume_options(args), state, identity, sampler)
     log = open_log(run, args.log_dir, state, sampler.steps)
     parameters = sum(p.numel() for p in model.parameters())
     write_config(
@@ -210,13 +124,13 @@ def pretrain(args: argparse.Namespace, run: "Run") -> None:
         state,
         distribute(model, run, args.compile),
         loss,
-        lambda epoch: lr_at(epoch, lr, args.min_lr, args.warmup_epochs, args.epochs),
-        precision,
-        run.place,
-        run.stop,
-        args.accum_iter,
-        args.clip_grad,
-        args.seed,
+        lr_at=lambda epoch: lr_at(epoch, lr, args.min_lr, args.warmup_epochs, args.epochs),
+        precision=precision,
+        place=run.place,
+        stop=run.stop,
+        accum=args.accum_iter,
+        clip_grad=args.clip_grad,
+        seed=args.seed,
     )
     trainer.settle_buckets(loss.blank(args.batch_size, args.input_size, model.num_patches))
     pictures = None

@@ -32,13 +32,31 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 def build_parser() -> Parser:
     """The options that are not main_finetune.py's own."""
     parser = Parser(
-        "Run main_finetune.py over seeds and compare with the published number. Give a recipe as "
-        "@recipes/NAME.args first; any other option goes to main_finetune.py as it is."
+        "Run main_finetune.py with several seeds and compare mean and standard deviation with the "
+        "published number. Put a recipe, @recipes/NAME.args, first; all other options are passed "
+        "on to main_finetune.py. Run the same command again to continue after an interruption."
     )
     parser.fromfile_prefix_chars = None  # a recipe is passed on, too
-    parser.add_argument("--seeds", type=COUNT, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--output_dir", required=True, help="a run goes to OUTPUT_DIR/seed-N")
-    parser.add_argument("--processes", type=SIZE, default=1, help="of each run, by torchrun")
+    parser.add_argument(
+        "--seeds",
+        type=COUNT,
+        nargs="+",
+        default=[0, 1, 2],
+        metavar="SEED",
+        help="random seeds, one run each (default: 0 1 2)",
+    )
+    parser.add_argument(
+        "--output_dir",
+        required=True,
+        metavar="DIR",
+        help="folder for the results; each run is in its subfolder seed-N (required)",
+    )
+    parser.add_argument(
+        "--processes",
+        type=SIZE,
+        default=1,
+        help="processes per run, started with torchrun: one per GPU (default: %(default)s)",
+    )
     return parser
 
 

@@ -36,20 +36,52 @@ ROOT = Path(__file__).resolve().parent
 
 def build_parser() -> Parser:
     """Options of the job; everything from the program's name on is the program's."""
-    parser = Parser("Send a training to SLURM and go on with it until it is done.")
-    parser.add_argument("--nodes", type=SIZE, default=1)
-    parser.add_argument("--gpus", type=COUNT, default=8, help="a node, each with its own process")
-    parser.add_argument("--cpus", type=SIZE, default=10, help="cores a process, for data workers")
-    parser.add_argument("--hours", type=number(float, above=0), default=72, help="of one job")
-    parser.add_argument("--partition", help="SLURM's partition")
-    parser.add_argument(
-        "--sbatch", action="append", default=[], metavar="KEY=VALUE", help="any option of sbatch"
+    parser = Parser(
+        "Submit a training run to SLURM. A job that is preempted or runs out of time is queued "
+        "again and resumes, until training is done."
     )
     parser.add_argument(
-        "--cluster", choices=("slurm", "local"), default="slurm", help="local: here, to try it out"
+        "--nodes", type=SIZE, default=1, help="number of machines (default: %(default)s)"
     )
-    parser.add_argument("program", type=os.path.basename, choices=PROGRAMS)
-    parser.add_argument("options", nargs=argparse.REMAINDER, help="the program's own")
+    parser.add_argument(
+        "--gpus",
+        type=COUNT,
+        default=8,
+        help="GPUs per machine, one process each; 0: one process on the CPU (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--cpus",
+        type=SIZE,
+        default=10,
+        help="CPU cores per process, for data loading (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--hours",
+        type=number(float, above=0),
+        default=72,
+        help="time limit of each job in hours; the next one resumes (default: %(default)s)",
+    )
+    parser.add_argument("--partition", metavar="NAME", help="SLURM partition (default: SLURM's)")
+    parser.add_argument(
+        "--sbatch",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="another option of sbatch, such as account=LAB; may be given several times",
+    )
+    parser.add_argument(
+        "--cluster",
+        choices=("slurm", "local"),
+        default="slurm",
+        help="local: run the job on this machine, to try it out (default: %(default)s)",
+    )
+    parser.add_argument(
+        "program",
+        type=os.path.basename,
+        choices=PROGRAMS,
+        help="training program; the job's options come before it",
+    )
+    parser.add_argument("options", nargs=argparse.REMAINDER, help="options of the training program")
     return parser
 
 

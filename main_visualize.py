@@ -15,7 +15,17 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from util.errors import BadInput
 from util.evaluation_dir import Drawn, evaluation_folder, tests_other_images
-from util.options.parser import COUNT, RATE, RATIO, SEED, SIZE, Options, Parser, add_saved, number
+from util.options.groups import (
+    DEVICE,
+    FACE_MARGIN,
+    LABEL_ORDER,
+    LABEL_RULE,
+    TRAINED,
+    UNLABELLED,
+    WORKERS,
+    add_saved,
+)
+from util.options.parser import COUNT, RATE, RATIO, SEED, SIZE, Options, Parser, number
 from util.options.trained import OF_DATA, difference_lines, differences, trained_with
 from util.program import run_program
 
@@ -31,6 +41,7 @@ OF_RESULTS = {"confusion": "confusion_matrix", "classes": "classes", "reliabilit
 OF_CLASSIFIERS, OF_ALL = ("attention", *OF_RESULTS), ("features", "curves")
 FIGURES = ("reconstructions", *OF_CLASSIFIERS, *OF_ALL)
 RATIOS = (0.5, 0.75, 0.9)
+AS_TRAINED = "(default: as in training)"
 # What makes figures of a checkpoint and a data set other ones.
 NAMED = ("data_set", "split", *OF_DATA, "classes")
 
@@ -46,29 +57,69 @@ def figures(text: str) -> tuple[str, ...]:
 
 def build_parser() -> Parser:
     """All options."""
-    parser = Parser("Draw figures of a trained model into OUTPUT_DIR/figures.")
-    add_saved(parser, "a fine-tuned or pre-trained model")
-    parser.add_argument("--output_dir", help="(the checkpoint's own folder, for its report)")
+    parser = Parser(
+        "Draw figures of a trained model into OUTPUT_DIR/figures: reconstructions, attention, "
+        "results by class, a feature map; or compare the learning curves of several runs."
+    )
+    add_saved(parser, f"{TRAINED} (required except for curves)")
     parser.add_argument(
-        "--figures", type=figures, help=f"of {','.join(FIGURES)} (all that the checkpoint allows)"
+        "--output_dir",
+        metavar="DIR",
+        help="folder to write figures/ to (default: the checkpoint's folder, or the first run's)",
+    )
+    parser.add_argument(
+        "--figures",
+        type=figures,
+        metavar="A,B,…",
+        help=f"figures to draw: {', '.join(FIGURES)} (default: all that the checkpoint allows)",
     )
     group = parser.add_argument_group("data")
-    group.add_argument("--data_path", help="as in training; without labels for reconstructions")
-    group.add_argument("--split", help="test, val or train (test, else val)")
-    group.add_argument("--data_set", default="auto", help="as in fine-tuning; none: no labels")
-    group.add_argument("--nb_classes", type=SIZE, help="AffectNet: 7 or 8")
-    group.add_argument("--label_rule", help="FERPlus: argmax, argmax10, unique, majority or votes")
-    group.add_argument("--label_order", help="numbered classes: names in their order")
-    group.add_argument("--face_margin", type=RATE, help="around AffectNet's face boxes, a share")
-    group = parser.add_argument_group("what is drawn")
-    group.add_argument("--count", type=number(int, low=1, high=64), default=8, help="images shown")
-    group.add_argument("--mask_ratios", type=RATIO, nargs="+", help="(0.5 0.75 0.9)")
-    group.add_argument("--seed", type=SEED, default=0, help="which images, masks and map")
-    group.add_argument("--runs", nargs="+", help="folders whose learning curves are compared")
-    group = parser.add_argument_group("machine")
-    group.add_argument("--device", default="auto", help="auto, cuda, mps or cpu")
-    group.add_argument("--batch_size", type=SIZE, default=64)
-    group.add_argument("--num_workers", type=COUNT, help="data workers (by the cores)")
+    group.add_argument(
+        "--data_path",
+        metavar="PATH",
+        help="data set to take images from; reconstructions need no labels (required except for "
+        "curves)",
+    )
+    group.add_argument(
+        "--split", metavar="NAME", help="test, val or train (default: test, else val)"
+    )
+    group.add_argument("--data_set", default="auto", metavar="NAME", help=UNLABELLED)
+    group.add_argument("--nb_classes", type=SIZE, help=f"AffectNet: 7 or 8 classes {AS_TRAINED}")
+    group.add_argument("--label_rule", metavar="RULE", help=f"{LABEL_RULE} {AS_TRAINED}")
+    group.add_argument("--label_order", metavar="ORDER", help=f"{LABEL_ORDER} {AS_TRAINED}")
+    group.add_argument("--face_margin", type=RATE, help=f"{FACE_MARGIN} {AS_TRAINED}")
+    group = parser.add_argument_group("figures")
+    group.add_argument(
+        "--count",
+        type=number(int, low=1, high=64),
+        default=8,
+        help="number of images in reconstructions and attention, at most 64 (default: %(default)s)",
+    )
+    group.add_argument(
+        "--mask_ratios",
+        type=RATIO,
+        nargs="+",
+        metavar="RATIO",
+        help="shares of masked patches to show in reconstructions (default: 0.5 0.75 0.9)",
+    )
+    group.add_argument(
+        "--seed",
+        type=SEED,
+        default=0,
+        help="random seed for the choice of images, the masks and the feature map (default: 0)",
+    )
+    group.add_argument(
+        "--runs",
+        nargs="+",
+        metavar="DIR",
+        help="output folders of the runs whose learning curves are compared",
+    )
+    group = parser.add_argument_group("device and data loading")
+    group.add_argument("--device", default="auto", help=f"{DEVICE} (default: %(default)s)")
+    group.add_argument(
+        "--batch_size", type=SIZE, default=64, help="images per forward pass (default: %(default)s)"
+    )
+    group.add_argument("--num_workers", type=COUNT, help=WORKERS)
     return parser
 
 

@@ -4,7 +4,6 @@ A family is one file here and one entry of FAMILIES; its networks are in `models
 code asks which family a model belongs to. Torch is not imported.
 """
 
-import difflib
 from typing import Any
 
 from backbones.convnextv2 import ConvNeXtV2Family
@@ -12,6 +11,7 @@ from backbones.family import Family
 from backbones.resnet import ResNetFamily
 from backbones.vit import ViTFamily
 from util.errors import BadInput
+from util.wording import did_you_mean
 
 FAMILIES: list[Family] = [ViTFamily(), ConvNeXtV2Family(), ResNetFamily()]
 
@@ -35,8 +35,7 @@ def family_of(name: str, masked: bool = False, flag: str = "--model") -> Family:
     if family and (not masked or name.startswith(family.masked_prefix)):
         return family
     known = model_names(masked)
-    near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
-    hint = f"did you mean {' or '.join(near)}?" if near else f"choose from {', '.join(known)}"
+    hint = did_you_mean(name, known) or f"choose from {', '.join(known)}"
     raise BadInput(f"{flag} {name}: no such model; {hint}")
 
 
@@ -47,10 +46,30 @@ def size_of(name: str) -> Any:
 
 
 def families_with(option: str, masked: bool) -> str:
-    """Which families have one of OWN_OPTIONS, in words."""
-    titles = [
-        family.title
+    """Which networks have one of OWN_OPTIONS, in words."""
+    return " and ".join(
+        title(family, masked) for family in FAMILIES if option in own_options(family, masked)
+    )
+
+
+def own_options(family: Family, masked: bool) -> tuple[str, ...]:
+    """Of OWN_OPTIONS those that its autoencoder or its classifier has."""
+    return family.pretrain_options if masked else family.finetune_options
+
+
+def title(family: Family, masked: bool) -> str:
+    """What people call its autoencoder or its classifier."""
+    return family.masked_title if masked else family.title
+
+
+def default_in_words(option: str, masked: bool) -> str:
+    """An option's defaults by family, for `--help`: "ViT 50, others 100"."""
+    by_title = {
+        title(family, masked): (family.pretrain_defaults if masked else family.finetune_defaults)
         for family in FAMILIES
-        if option in (family.pretrain_options if masked else family.finetune_options)
-    ]
-    return " and ".join(titles)
+    }
+    values = {name: defaults[option] for name, defaults in by_title.items() if option in defaults}
+    first, *others = values
+    if len(others) > 1 and len({values[name] for name in others}) == 1:
+        return f"{first} {values[first]:g}, others {values[others[0]]:g}"
+    return ", ".join(f"{name} {value:g}" for name, value in values.items())

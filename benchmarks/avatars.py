@@ -207,13 +207,39 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description="Make a data set of synthetic faces from avatar packages."
     )
-    parser.add_argument("--kind", choices=KINDS, default="avataaars")
-    parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--size", type=int, default=96, help="side length in pixels")
-    parser.add_argument("--train", type=int, default=2800, help="labelled images")
-    parser.add_argument("--test", type=int, default=1400)
-    parser.add_argument("--unlabelled", type=int, default=4000)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--kind",
+        choices=KINDS,
+        default="avataaars",
+        help="drawn by python-avatars (avataaars) or, with node, by DiceBear (toon-head) "
+        "(default: %(default)s)",
+    )
+    parser.add_argument(
+        "--output",
+        type=Path,
+        required=True,
+        metavar="DIR",
+        help="new folder, for train/CLASS, test/CLASS and unlabelled (required)",
+    )
+    parser.add_argument(
+        "--size",
+        type=int,
+        default=96,
+        help="side length of the images in pixels (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--train", type=int, default=2800, help="number of training images (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--test", type=int, default=1400, help="number of test images (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--unlabelled",
+        type=int,
+        default=4000,
+        help="number of unlabelled images (default: %(default)s)",
+    )
+    parser.add_argument("--seed", type=int, default=0, help="random seed (default: %(default)s)")
     args = parser.parse_args(argv)
     if args.output.exists():
         parser.error(f"--output {args.output}: is there already; remove it or name another folder")

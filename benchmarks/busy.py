@@ -140,7 +140,12 @@ def measure(threads: int, others: int, rounds: int) -> dict[tuple[int, str, int]
 def main() -> None:
     options = timing.parser(__doc__.splitlines()[0], rounds=5)
     options.set_defaults(threads=2)
-    options.add_argument("--others", type=int, default=1, help="endless loops beside")
+    options.add_argument(
+        "--others",
+        type=int,
+        default=1,
+        help="number of endless loops that compete for the CPU (default: %(default)s)",
+    )
     args = options.parse_args()
     if any(batch % args.threads for _, batch in MODELS.values()):
         options.error(f"--threads {args.threads}: does not divide the batches; take 1 or 2")

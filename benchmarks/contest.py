@@ -235,21 +235,90 @@ def curves(args: argparse.Namespace) -> np.ndarray:
 
 def build_parser() -> Parser:
     """The options."""
-    parser = Parser("Pre-training against training from scratch, at equal labels and minutes.")
-    parser.add_argument("--faces", required=True, help="labelled, as --data_path of fine-tuning")
-    parser.add_argument("--unlabelled", help="to pre-train on (FACES/unlabelled)")
-    parser.add_argument("--labels", type=SIZE, nargs="+", default=[80, 560])
-    parser.add_argument("--seeds", type=COUNT, nargs="+", default=[0, 1])
-    parser.add_argument("--input_size", type=SIZE, default=48, help="side length in pixels")
-    parser.add_argument("--passes", type=SIZE, default=32000, help="images of a fine-tuning")
-    parser.add_argument(
-        "--pseudo_passes", type=COUNT, default=0, help="then, with pseudo-labels; 0: without"
+    parser = Parser(
+        "Compare pre-training with training from scratch at equal labels and minutes, on the CPU. "
+        "Run the same command again to continue after an interruption."
     )
-    parser.add_argument("--pretrain", type=shlex.split, default=[], help="more of its options")
-    parser.add_argument("--finetune", type=shlex.split, default=[], help="more of its options")
-    parser.add_argument("--rival", default="resnet18", help="a model of timm")
-    parser.add_argument("--recipe", help="the rival's, LR:BATCH[:strong]; otherwise searched for")
-    parser.add_argument("--output_dir", type=Path, required=True)
+    parser.add_argument(
+        "--faces",
+        required=True,
+        metavar="PATH",
+        help="labelled data set with splits train and test, as in fine-tuning (required)",
+    )
+    parser.add_argument(
+        "--unlabelled",
+        metavar="PATH",
+        help="images to pre-train on (default: FACES/unlabelled)",
+    )
+    parser.add_argument(
+        "--labels",
+        type=SIZE,
+        nargs="+",
+        default=[80, 560],
+        metavar="N",
+        help="numbers of labelled images to train with (default: 80 560)",
+    )
+    parser.add_argument(
+        "--seeds",
+        type=COUNT,
+        nargs="+",
+        default=[0, 1],
+        metavar="SEED",
+        help="random seeds, one run each (default: 0 1)",
+    )
+    parser.add_argument(
+        "--input_size",
+        type=SIZE,
+        default=48,
+        help="side length of the images in pixels (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--passes",
+        type=SIZE,
+        default=32000,
+        metavar="N",
+        help="images seen in each fine-tuning, repetitions included (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--pseudo_passes",
+        type=COUNT,
+        default=0,
+        metavar="N",
+        help="images seen in further training with pseudo-labels for the unlabelled faces; 0: none "
+        "(default: %(default)s)",
+    )
+    parser.add_argument(
+        "--pretrain",
+        type=shlex.split,
+        default=[],
+        metavar="OPTIONS",
+        help="more options of main_pretrain.py, together in quotes",
+    )
+    parser.add_argument(
+        "--finetune",
+        type=shlex.split,
+        default=[],
+        metavar="OPTIONS",
+        help="more options of main_finetune.py, together in quotes",
+    )
+    parser.add_argument(
+        "--rival",
+        default="resnet18",
+        metavar="MODEL",
+        help="timm model that is trained from scratch (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--recipe",
+        metavar="LR:BATCH[:strong]",
+        help="the rival's learning rate, batch size, stronger augmentation (default: searched for)",
+    )
+    parser.add_argument(
+        "--output_dir",
+        type=Path,
+        required=True,
+        metavar="DIR",
+        help="folder for results (required)",
+    )
     return parser
 
 

@@ -1,4 +1,4 @@
-"""Images a second: files and the packed store against torchvision's usual pipeline.
+"""Images per second: files and the packed store against torchvision's usual pipeline.
 
     python benchmarks/data.py [--files 200] [--workers 2] [--json FILE]
 
@@ -74,7 +74,7 @@ def difference(folder: Path) -> float:
         with Image.open(path) as image:
             whole = np.asarray(image.convert("RGB"))
         assert np.array_equal(load_rgb(path), whole), path
-        top, left, h, w = box = random_crop_box(*whole.shape[:2], generator(SAMPLE, 0, 0, k))
+        left, top, w, h = box = random_crop_box(*whole.shape[:2], generator(SAMPLE, 0, 0, k))
         cut = Image.fromarray(whole[top : top + h, left : left + w])
         theirs = np.asarray(cut.resize((224, 224), Image.Resampling.BICUBIC), float)
         ours = crop_and_resize(whole, box, 224).permute(1, 2, 0).numpy()
@@ -169,8 +169,18 @@ def measure(folder: Path, args: argparse.Namespace, side: int) -> tuple[list, li
 
 def main() -> None:
     parser = timing.parser(__doc__.splitlines()[0], rounds=5)
-    parser.add_argument("--files", type=int, default=192)
-    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument(
+        "--files",
+        type=int,
+        default=192,
+        help="number of JPEG files of each size (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--workers",
+        type=int,
+        default=2,
+        help="number of data-loading workers (default: %(default)s)",
+    )
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     report = timing.Report("Feeding images, RandomResizedCrop 224 and flip", args)

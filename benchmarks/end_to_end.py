@@ -244,15 +244,50 @@ def rows(curves: list[Curve], images: int) -> tuple[list, list]:
 
 def main() -> None:
     parser = timing.parser(__doc__.splitlines()[0])
-    parser.add_argument("--model", choices=MODELS, default="fcmae")
-    parser.add_argument("--compile", action="store_true", help="also with compiled blocks")
-    parser.add_argument("--without", nargs="+", choices=INGREDIENTS[:-1], default=[])
-    parser.add_argument("--files", type=int, default=1200)
-    parser.add_argument("--batch_size", type=int, default=8)
-    parser.add_argument("--steps", type=int, default=144, help=f"a run, a multiple of {LEGS}")
-    parser.add_argument("--lr", type=float, default=2e-3)
-    parser.add_argument("--held_out", type=int, default=96, help="faces to measure the loss on")
-    parser.add_argument("--neighbours", type=int, nargs=2, default=(320, 160), help="train, test")
+    parser.add_argument(
+        "--model",
+        choices=MODELS,
+        default="fcmae",
+        help="fcmae: ConvNeXt V2-Atto; mae: ViT-Tiny (default: %(default)s)",
+    )
+    parser.add_argument("--compile", action="store_true", help="also run with compiled blocks")
+    parser.add_argument(
+        "--without",
+        nargs="+",
+        choices=INGREDIENTS[:-1],
+        default=[],
+        help="what to leave out: our formulation, feeding or packed store, bf16, progressive "
+        "resolution (default: none)",
+    )
+    parser.add_argument(
+        "--files", type=int, default=1200, help="number of JPEG files (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--batch_size", type=int, default=8, help="images per step (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--steps",
+        type=int,
+        default=144,
+        help=f"optimizer steps per run, a multiple of {LEGS} (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--lr", type=float, default=2e-3, help="peak learning rate (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--held_out",
+        type=int,
+        default=96,
+        help="number of held-out faces that the loss is measured on (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--neighbours",
+        type=int,
+        nargs=2,
+        default=(320, 160),
+        metavar=("TRAIN", "TEST"),
+        help="numbers of faces for classification by nearest neighbours (default: 320 160)",
+    )
     args = parser.parse_args()
     if args.steps % LEGS or args.steps // LEGS * args.batch_size > args.files:
         parser.error(f"--steps: a multiple of {LEGS}, of which a part needs no more than --files")

@@ -143,10 +143,28 @@ def peak_memory(candidate: Candidate, precision: str, imgs: Tensor, noise: Tenso
 
 def main() -> None:
     parser = timing.parser(__doc__.splitlines()[0], rounds=7)
-    parser.add_argument("--models", nargs="+", choices=BATCH, default=list(BATCH))
-    parser.add_argument("--batch_size", type=int, help=f"default by model: {BATCH}")
-    parser.add_argument("--precisions", nargs="+", choices=PRECISIONS, default=list(PRECISIONS))
-    parser.add_argument("--compile", action="store_true", help="also the packed blocks compiled")
+    parser.add_argument(
+        "--models",
+        nargs="+",
+        choices=BATCH,
+        default=list(BATCH),
+        help="sizes of ConvNeXt V2 (default: all)",
+    )
+    parser.add_argument(
+        "--batch_size",
+        type=int,
+        help=f"images per step (default: {', '.join(f'{name} {n}' for name, n in BATCH.items())})",
+    )
+    parser.add_argument(
+        "--precisions",
+        nargs="+",
+        choices=PRECISIONS,
+        default=list(PRECISIONS),
+        help="precisions to measure (default: both)",
+    )
+    parser.add_argument(
+        "--compile", action="store_true", help="also measure compiled packed blocks"
+    )
     args = parser.parse_args()
     device = timing.settle(args)
     report = timing.Report("FCMAE: packed against masked dense convolution, 224 px, mask 0.6", args)

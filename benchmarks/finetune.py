@@ -62,8 +62,21 @@ def check(candidates: dict[str, nn.Module], imgs: Tensor, labels: Tensor) -> flo
 
 def main() -> None:
     parser = timing.parser(__doc__.splitlines()[0], rounds=7)
-    parser.add_argument("--models", nargs="+", choices=BATCH, default=list(BATCH))
-    parser.add_argument("--sizes", nargs="+", type=int, default=[224, 96])
+    parser.add_argument(
+        "--models",
+        nargs="+",
+        choices=BATCH,
+        default=list(BATCH),
+        help="sizes of ConvNeXt V2 (default: all)",
+    )
+    parser.add_argument(
+        "--sizes",
+        nargs="+",
+        type=int,
+        default=[224, 96],
+        metavar="PIXELS",
+        help="side lengths of the images in pixels (default: 224 96)",
+    )
     args = parser.parse_args()
     timing.settle(args)
     report, rows = timing.Report("A fine-tuning step of ConvNeXt V2, fp32", args), []

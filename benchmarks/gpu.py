@@ -35,8 +35,16 @@ def commands(output: Path, batch_size: int) -> list[list[str]]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--output", type=Path, default=Path("output_dir/gpu"))
-    parser.add_argument("--batch_size", type=int, default=64)
+    parser.add_argument(
+        "--output",
+        type=Path,
+        default=Path("output_dir/gpu"),
+        metavar="DIR",
+        help="folder for results and traces (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--batch_size", type=int, default=64, help="images per step (default: %(default)s)"
+    )
     args = parser.parse_args()
     output = args.output.resolve()
     output.mkdir(parents=True, exist_ok=True)

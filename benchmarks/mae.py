@@ -103,11 +103,32 @@ def gradients(
 def main() -> None:
     parser = timing.parser(__doc__.splitlines()[0], rounds=7)
     sizes = ["tiny", "small", "base"]
-    parser.add_argument("--models", nargs="+", choices=sizes, default=sizes)
-    parser.add_argument("--batches", nargs="+", type=int, default=[8, 32])
-    parser.add_argument("--precisions", nargs="+", choices=PRECISIONS, default=list(PRECISIONS))
-    parser.add_argument("--compile", action="store_true", help="also our blocks compiled")
-    parser.add_argument("--predict_ratio", type=float, default=1, help="also ours with this option")
+    parser.add_argument(
+        "--models", nargs="+", choices=sizes, default=sizes, help="sizes of ViT (default: all)"
+    )
+    parser.add_argument(
+        "--batches",
+        nargs="+",
+        type=int,
+        default=[8, 32],
+        metavar="N",
+        help="images per step, one or more values (default: 8 32)",
+    )
+    parser.add_argument(
+        "--precisions",
+        nargs="+",
+        choices=PRECISIONS,
+        default=list(PRECISIONS),
+        help="precisions to measure (default: both)",
+    )
+    parser.add_argument("--compile", action="store_true", help="also measure our compiled blocks")
+    parser.add_argument(
+        "--predict_ratio",
+        type=float,
+        default=1,
+        help="also measure ours predicting only this share of the masked patches (default: "
+        "%(default)s)",
+    )
     args = parser.parse_args()
     device = timing.settle(args)
     report = timing.Report("MAE: a whole optimizer step, 224 px, mask 0.75", args)

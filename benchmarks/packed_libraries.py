@@ -117,7 +117,9 @@ def open_all(images: list[np.ndarray], folder: Path) -> dict[str, Read]:
 def main() -> None:
     """Time an image with a copy of its crop, and with the crop made into model input."""
     options = parser(__doc__.splitlines()[0])
-    options.add_argument("--count", type=int, default=1000, help="images")
+    options.add_argument(
+        "--count", type=int, default=1000, help="number of images (default: %(default)s)"
+    )
     options = options.parse_args()
     pin(options.threads)
     report = Report("Packed store and libraries", options)

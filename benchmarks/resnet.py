@@ -43,7 +43,9 @@ def check(model: nn.Module, imgs: Tensor, noise: Tensor) -> float:
 def main() -> None:
     parser = timing.parser(__doc__.splitlines()[0], rounds=7)
     models = ["resnet18", "resnet34", "resnet50"]
-    parser.add_argument("--models", nargs="+", choices=models, default=models)
+    parser.add_argument(
+        "--models", nargs="+", choices=models, default=models, help="models (default: all)"
+    )
     args = parser.parse_args()
     timing.settle(args)
     report, rows = timing.Report("A masked pre-training step of ResNet, fp32", args), []

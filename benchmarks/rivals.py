@@ -49,6 +49,7 @@ from util.errors import BadInput
 from util.files import append_whole, write_json
 from util.metrics import evaluate
 from util.optim import adamw, parameter_groups
+from util.options.groups import DATA_SET, DEVICE, LABEL_FRACTION
 from util.options.parser import COUNT, SIZE, SOME, Parser
 from util.options.parser import number as bounded
 from util.program import run_program
@@ -335,19 +336,29 @@ def create(name: str, size: int, classes: int) -> nn.Module:
 def build_parser() -> Parser:
     """The options; those that main_finetune.py has, too, mean the same."""
     parser = Parser("Train plain timm classifiers from scratch, to compare with pre-training.")
-    parser.add_argument("--data_path", default="synthetic-lab:160:400")
-    parser.add_argument("--data_set", default="auto")
-    parser.add_argument("--input_size", type=SIZE, default=96, help="side length in pixels")
-    parser.add_argument("--label_fraction", type=SOME, default=1.0, help="of the training images")
-    parser.add_argument("--models", nargs="+", default=list(MODELS), help="of timm")
-    parser.add_argument("--seeds", type=COUNT, nargs="+", default=[0, 1, 2, 3, 4])
+    add, default = parser.add_argument, "(default: %(default)s)"
+    add("--data_path", default="synthetic-lab:160:400", help=f"labelled data set {default}")
+    add("--data_set", default="auto", help=DATA_SET)
+    add("--input_size", type=SIZE, default=96, help=f"side length of images in pixels {default}")
+    add("--label_fraction", type=SOME, default=1.0, help=f"{LABEL_FRACTION} {default}")
+    add("--models", nargs="+", default=list(MODELS), help=f"in timm (default: {' '.join(MODELS)})")
+    add("--seeds", type=COUNT, nargs="+", default=[0, 1, 2, 3, 4], help="seeds (default: 0 to 4)")
     budget = parser.add_mutually_exclusive_group(required=True)
-    budget.add_argument("--minutes", type=bounded(float, above=0), help="of training, each seed")
-    budget.add_argument("--minutes_of", nargs="+", help="as long as the runs in these folders took")
-    parser.add_argument("--recipe", type=Recipe.read, help="LR:BATCH[:strong], not searched")
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--threads", type=SIZE, help="of the CPU (torch's own choice)")
-    parser.add_argument("--output_dir", type=Path, required=True)
+    budget.add_argument(
+        "--minutes", type=bounded(float, above=0), help="training time per seed in minutes"
+    )
+    budget.add_argument(
+        "--minutes_of", nargs="+", metavar="DIR", help="as long as these runs took together"
+    )
+    add(
+        "--recipe",
+        type=Recipe.read,
+        metavar="LR:BATCH[:strong]",
+        help="learning rate, batch size, stronger augmentation (default: search for the best)",
+    )
+    add("--device", default="auto", help=f"{DEVICE} {default}")
+    add("--threads", type=SIZE, help="number of CPU threads (default: torch's choice)")
+    add("--output_dir", type=Path, required=True, help="folder for the results (required)")
     return parser
 
 

@@ -25,8 +25,12 @@ if TYPE_CHECKING:
 def main() -> None:
     """Print the tables."""
     options = timing.parser("What saving a checkpoint costs the training loop.", rounds=9)
-    options.add_argument("--model", default="vit_base_patch16")
-    options.add_argument("--folder", help="where to write (default: a temporary folder)")
+    options.add_argument(
+        "--model", default="vit_base_patch16", help="classifier to save (default: %(default)s)"
+    )
+    options.add_argument(
+        "--folder", metavar="DIR", help="write below this folder (default: the temporary folder)"
+    )
     args = options.parse_args()
     report = timing.Report("Saving a checkpoint", args)
     timing.pin(args.threads + 1)  # a core for the thread that writes, as a GPU's host has

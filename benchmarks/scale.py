@@ -46,13 +46,41 @@ STEP = re.compile(r"step (\d+)/\d+")
 
 def main() -> None:
     """Print the tables."""
-    options = timing.parser("Start-up, memory, steps and communication as things grow.", rounds=3)
-    options.add_argument("--counts", type=int, nargs="+", default=[10_000, 90_000, 270_000])
-    options.add_argument("--steps", type=int, default=400, help="of a run that is watched")
-    options.add_argument("--long_steps", type=int, default=2000, help="of each long run")
-    options.add_argument("--folder", help="where files are made (default: a temporary folder)")
+    options = timing.parser(
+        "How start-up, memory, step time and communication grow with data, steps and processes.",
+        rounds=3,
+    )
     options.add_argument(
-        "--parts", nargs="+", choices=PARTS, default=list(PARTS), help="which tables"
+        "--counts",
+        type=int,
+        nargs="+",
+        default=[10_000, 90_000, 270_000],
+        metavar="N",
+        help="numbers of image files in part start (default: 10000 90000 270000)",
+    )
+    options.add_argument(
+        "--steps",
+        type=int,
+        default=400,
+        help="steps of each run in part start (default: %(default)s)",
+    )
+    options.add_argument(
+        "--long_steps",
+        type=int,
+        default=2000,
+        help="steps of each run in part long (default: %(default)s)",
+    )
+    options.add_argument(
+        "--folder",
+        metavar="DIR",
+        help="make files below this folder (default: the temporary folder)",
+    )
+    options.add_argument(
+        "--parts",
+        nargs="+",
+        choices=PARTS,
+        default=list(PARTS),
+        help="what to measure (default: all)",
     )
     args = options.parse_args()
     os.environ["OMP_NUM_THREADS"] = str(args.threads)

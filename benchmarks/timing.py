@@ -23,10 +23,24 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 def parser(description: str, rounds: int = 15) -> argparse.ArgumentParser:
     """The options all benchmarks have."""
     options = argparse.ArgumentParser(description=description)
-    options.add_argument("--device", default="cpu", help="or cuda, where a benchmark has it")
-    options.add_argument("--threads", type=int, default=1, help="of the CPU, pinned")
-    options.add_argument("--rounds", type=int, default=rounds, help="turns of each candidate")
-    options.add_argument("--json", type=Path, help="write the figures to this file too")
+    options.add_argument(
+        "--device",
+        default="cpu",
+        help="cpu or cuda; only fcmae.py and mae.py can use a GPU (default: %(default)s)",
+    )
+    options.add_argument(
+        "--threads", type=int, default=1, help="number of CPU threads (default: %(default)s)"
+    )
+    options.add_argument(
+        "--rounds",
+        type=int,
+        default=rounds,
+        help="measurements of each candidate, for the median; ignored by end_to_end.py (default: "
+        "%(default)s)",
+    )
+    options.add_argument(
+        "--json", type=Path, metavar="FILE", help="also write the tables to this JSON file"
+    )
     return options
 
 

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 from datasets.augment import Augment, face_augment, plain, random_augment
-from datasets.decode import printable
 from datasets.fer.class_folder import unused_beside
 from datasets.filetypes import skipped_line
 from datasets.finetune import FinetuneDataset, PlainImages
@@ -21,6 +20,7 @@ from datasets.split_names import split_called
 from datasets.synthetic.generator import SyntheticFaces, parse_synthetic
 from datasets.wrapped import wrapped_notes
 from util.errors import BadInput
+from util.wording import printable
 
 __all__ = [
     "Augment",

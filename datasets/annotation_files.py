@@ -7,8 +7,8 @@ from itertools import islice
 
 import numpy as np
 
-from datasets.decode import printable
 from util.errors import BadInput
+from util.wording import printable
 
 
 def present(root: str | os.PathLike, names: Sequence[str]) -> np.ndarray:

@@ -28,7 +28,8 @@ def plain(size: int, crop_pct: float | None = None, interpolation: str = "bicubi
 
 
 def _whole(image: np.ndarray, size: int, interpolation: str) -> Tensor:
-    return crop_and_resize(image, (0, 0, *image.shape[:2]), size, interpolation=interpolation)
+    height, width = image.shape[:2]
+    return crop_and_resize(image, (0, 0, width, height), size, interpolation=interpolation)
 
 
 def face_augment(size: int, color_jitter: float, interpolation: str) -> Augment:

@@ -16,6 +16,7 @@ from PIL import Image, UnidentifiedImageError
 from simplejpeg import decode_jpeg
 
 from datasets.filetypes import HEAD, content, reads_heif
+from util.wording import printable
 
 ORIENTATION = 0x0112  # the EXIF tag; its values 2..8 and what undoes each:
 UNDO = {
@@ -48,11 +49,6 @@ class UnreadableImage(Exception):
 
     def __str__(self) -> str:
         return f"{printable(self.path)}: {self.reason}"
-
-
-def printable(path: str) -> str:
-    """A path as one line any terminal or log can take (names may hold newlines or odd bytes)."""
-    return path if path.isprintable() else repr(path)
 
 
 def load_rgb(path: str | bytes | os.PathLike) -> np.ndarray:

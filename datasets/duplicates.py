@@ -10,10 +10,10 @@ from itertools import combinations
 
 import numpy as np
 
-from datasets.decode import printable
 from datasets.fer.ferplus import PixelFaces
 from datasets.folder import ImageFiles
 from datasets.labelled import Joined, LabelledImages, Picked, Source
+from util.wording import printable
 
 MOST_FILES = 50_000  # to look at before a run; main_pack.py, which reads them all, has no limit
 READERS = 16  # threads, so that the waits of a network disk overlap

@@ -1,6 +1,5 @@
 """What fine-tuning and evaluation draw from labelled images."""
 
-import difflib
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -10,12 +9,13 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from datasets.augment import Augment
-from datasets.decode import UnreadableImage, printable
+from datasets.decode import UnreadableImage
 from datasets.labelled import LabelledImages, LabelledSet, Source
 from datasets.labels import shared_classes
 from datasets.unreadable import read_or_replace
 from util.errors import BadInput
 from util.seeding import AUGMENT, SPLIT, borrowed_globals, generator
+from util.wording import did_you_mean, printable
 
 
 class FinetuneDataset(Dataset):
@@ -186,8 +186,8 @@ class Matched(NamedTuple):
         """What to say of it."""
         lines = []
         for name, count in self.unknown.items():
-            near = difflib.get_close_matches(name, self.unasked, n=1)
-            hint = f"; did you mean {printable(near[0])}?" if near else ""
+            near = did_you_mean(name, self.unasked, most=1, cutoff=0.6)
+            hint = f"; {near}" if near else ""
             images = f"{count:,} image{'s' * (count != 1)} of {printable(name)}"
             lines.append(f"left out: {images}, a class that the model does not know{hint}")
         if self.unasked:

@@ -18,7 +18,7 @@ from contextlib import suppress
 import numpy as np
 
 from datasets.annotation_files import spread
-from datasets.decode import load_rgb, printable
+from datasets.decode import load_rgb
 from datasets.filetypes import (
     HEIF_ENDINGS,
     OTHER_ENDINGS,
@@ -33,6 +33,7 @@ from datasets.filetypes import (
 from datasets.listfile import bad, check_entries, read_list
 from datasets.split_names import split_called
 from util.errors import BadInput
+from util.wording import printable
 
 CACHE_VERSION = 3
 # A folder changed this shortly before the scan may have changed once more within the same tick

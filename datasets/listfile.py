@@ -7,10 +7,10 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from datasets.annotation_files import spread
-from datasets.decode import printable
 from datasets.filetypes import is_image
 from datasets.split_names import split_called
 from util.errors import BadInput
+from util.wording import printable
 
 PATHS = ("path", "file", "filename", "image", "img", "image_path", "subdirectory_filepath")
 LABELS = ("label", "class", "expression", "emotion", "category", "class_name", "target")

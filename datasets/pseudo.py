@@ -12,12 +12,12 @@ from itertools import compress
 import numpy as np
 
 from datasets.annotation_files import csv_rows, missing_note, present
-from datasets.decode import printable
 from datasets.folder import FileList, ImageFiles
 from datasets.labelled import Joined, LabelledImages
 from datasets.labels import shared_classes
 from datasets.unreadable import check_readable
 from util.errors import BadInput
+from util.wording import printable
 
 COLUMN = "p_"  # before a class's name
 BOX = {"face", "left", "top", "width", "height", "score"}  # of a face that was found

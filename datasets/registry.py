@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 
 from datasets.annotation_files import listing
-from datasets.decode import printable
 from datasets.fer.affectnet import DEFAULT_MARGIN
 from datasets.fer.affectnet import published as affectnet_counts
 from datasets.fer.affectnet import read as read_affectnet
@@ -31,6 +30,7 @@ from datasets.packed.store import PackedImages, is_store, read_manifest
 from datasets.split_names import split_called
 from datasets.synthetic.generator import SyntheticFaces, parse_synthetic
 from util.errors import BadInput
+from util.wording import printable
 
 # What has a layout of its own. Class folders may be anything, and are tried only after these.
 OWNERS: dict[str, Callable[[Path], list[str]]] = {

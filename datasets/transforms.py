@@ -11,7 +11,7 @@ from torch import Tensor, nn
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
-Box = tuple[int, int, int, int]  # top, left, height, width
+Box = tuple[int, int, int, int]  # left, top, width, height
 
 
 def random_crop_box(
@@ -32,11 +32,11 @@ def random_crop_box(
         shape = math.exp(low + (high - low) * v)
         w, h = round(math.sqrt(area * shape)), round(math.sqrt(area / shape))
         if 0 < w <= width and 0 < h <= height:
-            return int((height - h + 1) * draws[20]), int((width - w + 1) * draws[21]), h, w
+            return int((width - w + 1) * draws[21]), int((height - h + 1) * draws[20]), w, h
     shape = min(max(width / height, ratio[0]), ratio[1])
     h = min(height, max(1, round(width / shape)))
     w = min(width, max(1, round(height * shape)))
-    return (height - h) // 2, (width - w) // 2, h, w
+    return (width - w) // 2, (height - h) // 2, w, h
 
 
 def crop_and_resize(
@@ -47,7 +47,7 @@ def crop_and_resize(
     Channels come last in memory. The same as Pillow's resampling but for rounding.
     `interpolation` is bicubic or bilinear.
     """
-    top, left, h, w = box
+    left, top, w, h = box
     # Torch is slow on views, and knows a layout by all strides, also that of a batch of one.
     crop = np.array(image[None, top : top + h, left : left + w], order="C")
     x = torch.from_numpy(crop).permute(0, 3, 1, 2)
@@ -64,7 +64,7 @@ def centre_crop(
     """
     height, width = image.shape[:2]
     side = max(1, round(min(height, width) * crop_pct))
-    box = ((height - side) // 2, (width - side) // 2, side, side)
+    box = ((width - side) // 2, (height - side) // 2, side, side)
     return crop_and_resize(image, box, size, interpolation=interpolation)
 
 

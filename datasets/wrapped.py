@@ -7,12 +7,12 @@ loose images, so it is looked for, and said.
 from pathlib import Path
 
 from datasets.annotation_files import first_entries
-from datasets.decode import printable
 from datasets.fer.class_folder import child
 from datasets.fer.class_names import few
 from datasets.filetypes import is_hidden, is_image
 from datasets.registry import layouts
 from datasets.split_names import split_called
+from util.wording import printable
 
 CALLED = {"rafdb": "RAF-DB", "affectnet": "AffectNet", "ferplus": "FERPlus", "fer2013": "FER2013"}
 DEPTH = 2  # folders to look down

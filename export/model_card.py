@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 from util.options.trained import difference_lines
 from util.safe_json import number, parse_object, part, read_text
+from util.wording import one_line
 
 CLIP = 200  # characters of any one value
 MOST_LINES = 30  # of a list
@@ -63,7 +64,7 @@ def text(value: object) -> str:
         return str(value)
     words = value if isinstance(value, str) else type(value).__name__
     words = words if len(words) <= CLIP else words[:CLIP] + " …"
-    shown = "".join(c if c.isprintable() else repr(c)[1:-1] for c in words)
+    shown = one_line(words)
     return html.escape(re.sub(r"([!-%'-/:;=?@\[-`{-~])", r"\\\1", shown), quote=False)
 
 

@@ -7,13 +7,12 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image, ImageDraw
 
+from datasets.transforms import Box
 from util.report.drawing import clipped, font
 
 LONG_SIDE = 2048  # pixels of what is written: enough to look at
 LONGEST_LABEL, LONGEST_NAME = 40, 80  # characters
 INK, PAPER = (255, 255, 255), (20, 120, 60)
-
-Box = tuple[int, int, int, int]  # left, top, width, height
 
 
 def annotated(image: np.ndarray, boxes: Sequence[Box], labels: Sequence[str]) -> Image.Image:

@@ -4,19 +4,19 @@ import gc
 import signal
 
 import numpy as np
-import odd_images
 import pytest
 import skimage.data
-from exported import checkpoint, exported  # noqa: F401 – fixtures
-from layouts import write_ferplus_csv, write_rafdb
-from layouts_affectnet import write_affectnet_csv
 from PIL import Image
-from released import address, only_here, server  # noqa: F401 – fixtures
-from runs import FAMILIES, SMALL, finetune_options, run, run_here, small_run
 from torch.utils.data._utils import signal_handling
 
 import main_finetune
 import main_pretrain
+import odd_images
+from exported import checkpoint, exported  # noqa: F401 – fixtures
+from layouts import write_ferplus_csv, write_rafdb
+from layouts_affectnet import write_affectnet_csv
+from released import address, only_here, server  # noqa: F401 – fixtures
+from runs import FAMILIES, SMALL, finetune_options, run, run_here, small_run
 from util.errors import BAD_INPUT
 
 

@@ -5,6 +5,13 @@ import pickle
 
 import numpy as np
 import pytest
+from PIL import Image
+
+from datasets import open_labelled
+from datasets.annotation_files import csv_rows, present
+from datasets.fer.affectnet import DEFAULT_MARGIN, read, recognise
+from datasets.labelled import describe
+from datasets.labels import EXPRESSIONS
 from layouts_affectnet import (
     HEADER,
     WHOLE_FACE,
@@ -13,13 +20,6 @@ from layouts_affectnet import (
     write_affectnet_npy,
     write_affectnet_plus,
 )
-from PIL import Image
-
-from datasets import open_labelled
-from datasets.annotation_files import csv_rows, present
-from datasets.fer.affectnet import DEFAULT_MARGIN, read, recognise
-from datasets.labelled import describe
-from datasets.labels import EXPRESSIONS
 from util.errors import BadInput
 
 COUNTS = {"train": (2, 3, 1, 2, 1, 1, 2, 3), "test": (1,) * 8}

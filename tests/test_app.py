@@ -12,13 +12,13 @@ import urllib.request
 import numpy as np
 import pytest
 import torch
-from runs import ROOT, free_port, run_here, start
 
 import app
 from datasets.faces.detection import open_detector
 from inference.page import Checkpoints, faces_in, look
 from inference.predict import Predictor
 from models_saved import open_classifier
+from runs import ROOT, free_port, run_here, start
 from util.errors import BAD_INPUT, DONE, FAULT, BadInput
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")

@@ -7,11 +7,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from exported import export
-from finetuned import RAF_NAMES, assert_close, config, evaluate, measured, predictions, results
-from layouts import clear_votes, write_ferplus_csv, write_folder
 from PIL import Image
-from runs import FAMILIES, SMALL, finetune_options, load, run_here, run_two
 from skimage.data import astronaut
 
 import main_finetune
@@ -20,9 +16,13 @@ import main_pretrain
 import main_visualize
 from datasets import open_labelled
 from datasets.faces.detection import open_detector
+from exported import export
+from finetuned import RAF_NAMES, assert_close, config, evaluate, measured, predictions, results
 from inference.page import faces_in
 from inference.predict import Predictor
+from layouts import clear_votes, write_ferplus_csv, write_folder
 from models_saved import open_autoencoder, open_classifier, open_saved
+from runs import FAMILIES, SMALL, finetune_options, load, run_here, run_two
 from util.errors import BAD_INPUT, DONE
 from util.options.parser import Options
 from util.options.trained import differences, trained_with

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from runs import assert_as_pillow
 from timm.data import create_transform
 from timm.data.mixup import Mixup
 from timm.data.random_erasing import RandomErasing
@@ -17,6 +16,7 @@ from datasets.augment import face_augment, plain, posterize, random_augment
 from datasets.transforms import IMAGENET_MEAN, IMAGENET_STD, Normalise
 from engine_finetune import ClassifierLoss
 from engine_train import Precision
+from runs import assert_as_pillow
 from util.seeding import AUGMENT, borrowed_globals, generator, seed_globals
 
 CPU = torch.device("cpu")

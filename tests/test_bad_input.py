@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from runs import command, pretrain, signal_at, start, status
 
 from main_pretrain import build_parser, check_options
+from runs import command, pretrain, signal_at, start, status
 from util import program
 from util.checkpoint import read_checkpoint
 from util.errors import BAD_INPUT, BadInput, Fault

@@ -4,9 +4,9 @@ import json
 
 import numpy as np
 import pytest
-from layouts import picture, save
 
 from benchmarks import contest, rivals
+from layouts import picture, save
 from util.rundir import read_json
 from util.summary import read_log
 

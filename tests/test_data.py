@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from runs import assert_as_pillow
 from torchvision.transforms import RandomResizedCrop
 from torchvision.transforms import functional as tvf
 
@@ -15,6 +14,7 @@ from datasets.sampler import GlobalBatchSampler
 from datasets.transforms import Normalise, centre_crop, crop_and_resize, random_crop_box
 from datasets.unreadable import check_readable
 from engine_pretrain import MaskedLoss
+from runs import assert_as_pillow
 from training.bad_images import BadImages
 from util.distributed import Place
 from util.errors import BadInput
@@ -111,7 +111,7 @@ def test_the_number_of_workers_changes_no_batch(folder, workers):
 
 
 @pytest.mark.parametrize(
-    "box", [(11, 23, 50, 61), (0, 0, 90, 120), (3, 5, 17, 13), (80, 9, 1, 100)]
+    "box", [(23, 11, 61, 50), (0, 0, 120, 90), (5, 3, 13, 17), (9, 80, 100, 1)]
 )
 @pytest.mark.parametrize("flip", [False, True])
 def test_crops_are_those_of_torchvision_and_pillow(box, flip):
@@ -119,7 +119,8 @@ def test_crops_are_those_of_torchvision_and_pillow(box, flip):
     pixels.flags.writeable = False  # as in a memory map
     ours = crop_and_resize(pixels, box, 48, flip)
     bicubic = tvf.InterpolationMode.BICUBIC
-    theirs = tvf.resized_crop(Image.fromarray(pixels), *box, [48, 48], bicubic)
+    left, top, w, h = box
+    theirs = tvf.resized_crop(Image.fromarray(pixels), top, left, h, w, [48, 48], bicubic)
     assert_as_pillow(ours, tvf.hflip(theirs) if flip else theirs)
     assert ours.permute(1, 2, 0).is_contiguous(), "collated as they lie"
 
@@ -129,9 +130,10 @@ def test_crop_boxes_are_distributed_as_torchvisions():
     image = torch.empty(3, 100, 80)
     theirs = [RandomResizedCrop.get_params(image, (0.2, 1.0), (3 / 4, 4 / 3)) for _ in range(4000)]
     ours = [random_crop_box(100, 80, generator(9, 0, 0, k)) for k in range(4000)]
-    a, b = np.array(ours, float), np.array(theirs, float)
-    assert (a[:, 0] + a[:, 2]).max() <= 100
-    assert (a[:, 1] + a[:, 3]).max() <= 80
+    # Theirs are top, left, height, width.
+    a, b = np.array(ours, float), np.array(theirs, float)[:, [1, 0, 3, 2]]
+    assert (a[:, 0] + a[:, 2]).max() <= 80
+    assert (a[:, 1] + a[:, 3]).max() <= 100
     spread = b.std(axis=0)
     assert np.all(np.abs(a.mean(axis=0) - b.mean(axis=0)) < 5 * spread / np.sqrt(2000))
     assert np.all(np.abs(a.std(axis=0) / spread - 1) < 0.1)
@@ -140,7 +142,7 @@ def test_crop_boxes_are_distributed_as_torchvisions():
 @pytest.mark.parametrize(("height", "width"), [(1, 1), (1, 4000), (3000, 2)])
 def test_extreme_shapes_give_boxes_inside(height, width):
     for k in range(50):
-        top, left, h, w = random_crop_box(height, width, generator(9, 0, 0, k))
+        left, top, w, h = random_crop_box(height, width, generator(9, 0, 0, k))
         assert h > 0
         assert w > 0
         assert 0 <= top <= height - h

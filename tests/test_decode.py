@@ -14,7 +14,8 @@ import pytest
 from PIL import Image, ImageOps
 from PIL import __version__ as pillow
 
-from datasets.decode import UnreadableImage, load_rgb, printable
+from datasets.decode import UnreadableImage, load_rgb
+from util.wording import printable
 
 
 @pytest.fixture

@@ -5,9 +5,20 @@ import math
 import numpy as np
 import pytest
 import torch
+from timm.data.mixup import Mixup
+from timm.data.random_erasing import RandomErasing
+from torch import nn
+
+import main_finetune
+from datasets.labels import ORDERS, shared_classes
+from datasets.transforms import Normalise
+from engine_finetune import ClassifierLoss
+from engine_train import Trainer
 from exported import export, refused
 from finetuned import EVERYTHING, RAF_NAMES, assert_close, config, evaluate, measured, results
 from layouts import write_folder
+from models_registry import create_classifier
+from models_saved import Preprocessing, SavedClassifier, open_classifier
 from runs import (
     assert_same_run,
     finetune_options,
@@ -19,17 +30,6 @@ from runs import (
     start_ranks,
     stop_in_mid_epoch,
 )
-from timm.data.mixup import Mixup
-from timm.data.random_erasing import RandomErasing
-from torch import nn
-
-import main_finetune
-from datasets.labels import ORDERS, shared_classes
-from datasets.transforms import Normalise
-from engine_finetune import ClassifierLoss
-from engine_train import Trainer
-from models_registry import create_classifier
-from models_saved import Preprocessing, SavedClassifier, open_classifier
 from training.distill import Teacher
 from util.errors import BAD_INPUT, DONE, RESUMABLE, BadInput
 

@@ -8,6 +8,8 @@ import re
 
 import pytest
 import torch
+
+import main_pack
 from documents import all_code, commands, split_shell
 from finetuned import RAF_NAMES
 from runs import ROOT, load, run_here
@@ -23,8 +25,6 @@ from shown import (
     run_start,
     small,
 )
-
-import main_pack
 from util.errors import BadInput
 from util.options.parser import underscored
 

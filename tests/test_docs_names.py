@@ -6,9 +6,10 @@ import subprocess
 from fnmatch import fnmatch
 
 import pytest
+from test_structure import SOURCES
+
 from documents import PAGES, all_code, anchors, first_cells, links
 from runs import ROOT
-from test_structure import SOURCES
 
 README = ROOT / "README.md"
 

@@ -9,10 +9,10 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import requests
-from released import CONTENT, weights, whole
-from runs import ROOT, free_port
 
 from backbones import model_names
+from released import CONTENT, weights, whole
+from runs import ROOT, free_port
 from util import download
 from util.download import DRIVE, RELEASED, cached_path, fetch, main
 from util.errors import BAD_INPUT, DONE, BadInput

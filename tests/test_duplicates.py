@@ -6,10 +6,7 @@ import shutil
 
 import numpy as np
 import pytest
-from finetuned import evaluate, results
-from layouts import write_fer2013, write_folder, write_rafdb
 from PIL import Image
-from runs import FAMILIES, SMALL, finetune_options, run_here
 
 import main_finetune
 import main_pack
@@ -20,6 +17,9 @@ from datasets import open_labelled
 from datasets.duplicates import duplicates
 from datasets.labelled import FaceFiles, LabelledImages
 from datasets.packed.store_writer import Parts
+from finetuned import evaluate, results
+from layouts import write_fer2013, write_folder, write_rafdb
+from runs import FAMILIES, SMALL, finetune_options, run_here
 
 
 @pytest.fixture(scope="module")

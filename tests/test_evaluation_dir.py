@@ -5,11 +5,11 @@ import shutil
 from pathlib import Path
 
 import pytest
-from finetuned import evaluate, results
-from runs import finetune_options, run_here, run_two, status
 
 import main_finetune
 import main_visualize
+from finetuned import evaluate, results
+from runs import finetune_options, run_here, run_two, status
 from util.errors import BAD_INPUT, DONE, BadInput
 from util.evaluation_dir import check_results, evaluation_folder, holds_run
 

@@ -8,6 +8,13 @@ import pytest
 import timm
 import torch
 import transformers
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+import export.onnx_graph
+import export.write
+import main_export
+from export.weights import plain_state
 from exported import (
     CLASSIFIERS,
     RESNET,
@@ -19,16 +26,9 @@ from exported import (
     some_images,
 )
 from finetuned import RAF_NAMES, evaluate, measured
-from runs import run_here
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
-
-import export.onnx_graph
-import export.write
-import main_export
-from export.weights import plain_state
 from models_registry import create_classifier
-from models_saved import SavedEncoder, open_autoencoder, open_classifier, open_saved
+from models_saved import open_autoencoder, open_classifier, open_saved
+from runs import run_here
 from util.errors import BAD_INPUT, FAULT, BadInput
 from util.layouts import DECODER
 from util.states import root

@@ -8,12 +8,12 @@ import math
 import pytest
 import timm
 import torch
-from exported import export, refused, stirred
-from finetuned import RAF_NAMES
 from torch import nn
 
 from datasets.transforms import Normalise
 from export.weights import s2d_form
+from exported import export, refused, stirred
+from finetuned import RAF_NAMES
 from models_registry import create_classifier, create_pretrain_model
 from models_saved import Preprocessing, SavedClassifier, open_classifier, open_saved
 from util.errors import BAD_INPUT, DONE, BadInput

@@ -11,15 +11,15 @@ import timm
 import torch
 import transformers
 import yaml
-from exported import HOSTILE, export, run_card, run_docs
 from PIL import Image
-from runs import load
 
 from export.huggingface import image_processor
 from export.model_card import Card, model_card
 from export.model_code import code_for
 from export.weights import TimmForm, timm_config
+from exported import HOSTILE, export, run_card, run_docs
 from models_saved import Preprocessing, open_saved
+from runs import load
 from util.errors import DONE
 
 # Pictures: what the settings tell the libraries to do

@@ -6,12 +6,12 @@ import sys
 import cv2
 import numpy as np
 import pytest
-from odd_images import noise
 from PIL import Image
 from skimage.data import astronaut, lfw_subset
 
 from datasets.faces.detection import Face, cut_face, open_detector, tilt
 from datasets.labelled import crop_face
+from odd_images import noise
 from util.errors import BadInput
 
 GREY = (120, 130, 140)

@@ -4,12 +4,12 @@ import math
 
 import numpy as np
 import pytest
-from finetuned import EVERYTHING, config, predictions, results
 from PIL import Image
-from runs import finish, launched, load, log, same, status
 
 from datasets import open_labelled
 from datasets.finetune import choose_splits
+from finetuned import EVERYTHING, config, predictions, results
+from runs import finish, launched, load, log, same, status
 
 # --- the two published command lines ---
 

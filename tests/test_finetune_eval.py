@@ -9,6 +9,12 @@ import pytest
 import timm
 import torch
 import transformers
+from PIL import Image
+from sklearn.linear_model import LogisticRegression
+
+import main_finetune
+from datasets import open_labelled, plain
+from datasets.transforms import Normalise
 from finetuned import (
     AFF_NAMES,
     EVERYTHING,
@@ -20,14 +26,8 @@ from finetuned import (
     results,
     unaugmented,
 )
-from PIL import Image
-from runs import run_here, run_two
-from sklearn.linear_model import LogisticRegression
-
-import main_finetune
-from datasets import open_labelled, plain
-from datasets.transforms import Normalise
 from models_registry import create_classifier
+from runs import run_here, run_two
 from util.weights import load_pretrained
 
 # --- evaluation ---

@@ -6,12 +6,12 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from layouts import write_fer2013, write_folder, write_rafdb
-from layouts_affectnet import write_affectnet_csv
-from runs import finetune_options, run_here
 
 import main_finetune
+from layouts import write_fer2013, write_folder, write_rafdb
+from layouts_affectnet import write_affectnet_csv
 from models_registry import create_classifier
+from runs import finetune_options, run_here
 from util.errors import BAD_INPUT
 
 LIST = "basic/EmoLabel/list_patition_label.txt"

@@ -5,6 +5,8 @@ import signal
 
 import pytest
 import torch
+
+import main_finetune
 from finetuned import EVERYTHING, predictions, results
 from runs import (
     assert_same_run,
@@ -18,8 +20,6 @@ from runs import (
     signal_at,
     status,
 )
-
-import main_finetune
 
 
 @pytest.fixture(scope="module")

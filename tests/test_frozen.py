@@ -6,12 +6,12 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from finetuned import RAF_NAMES, assert_close, evaluate, measured, predictions, results, unaugmented
-from runs import command, finetune_options, load, log, run_here, run_two, same
 
 import main_finetune
 import main_pretrain
+from finetuned import RAF_NAMES, assert_close, evaluate, measured, predictions, results, unaugmented
 from models_registry import create_classifier
+from runs import command, finetune_options, load, log, run_here, run_two, same
 from util.weights import load_pretrained
 
 LINEAR = "--linear_probe --lr 0.5 --batch_size 8"

@@ -6,14 +6,14 @@ from contextlib import suppress
 
 import pytest
 import transformers
-from exported import export
-from nasty import NASTY
 from safetensors.torch import save_file
 
 from backbones import family_of
 from datasets.transforms import IMAGENET_MEAN, IMAGENET_STD
+from exported import export
 from models_registry import create_classifier
 from models_saved import open_classifier, open_saved
+from nasty import NASTY
 from util.errors import DONE, BadInput
 from util.weights import load_pretrained
 from util.weights.hf_settings import check_config, described_beside

@@ -5,6 +5,12 @@ import shutil
 
 import numpy as np
 import pytest
+from PIL import Image
+
+from datasets.fer import class_folder, ferplus, rafdb
+from datasets.fer.class_names import name_classes
+from datasets.labels import EXPRESSIONS, ORDERS
+from datasets.registry import open_labelled, recognised
 from layouts import (
     clear_votes,
     write_fer2013,
@@ -15,12 +21,6 @@ from layouts import (
     write_rafdb,
 )
 from layouts_affectnet import write_affectnet_csv
-from PIL import Image
-
-from datasets.fer import class_folder, ferplus, rafdb
-from datasets.fer.class_names import name_classes
-from datasets.labels import EXPRESSIONS, ORDERS
-from datasets.registry import open_labelled, recognised
 from util.errors import BadInput
 
 

@@ -1,10 +1,7 @@
 """Labelled lists, names that are nearly expressions, and what lists and folders are told."""
 
 import pytest
-from finetuned import results
-from layouts import save, write_folder
 from PIL import Image
-from runs import finetune_options, run_here
 
 import main_finetune
 import main_pack
@@ -13,6 +10,9 @@ from datasets.duplicates import duplicates
 from datasets.folder import FileList, ImageFiles
 from datasets.listfile import read_list
 from datasets.unreadable import check_readable
+from finetuned import results
+from layouts import save, write_folder
+from runs import finetune_options, run_here
 from util.errors import BAD_INPUT, DONE, BadInput
 
 NAMES = ["happy/a.png", "sad/b c.png", "happy/d.png", "sad/e.png"]

@@ -4,7 +4,6 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
-from runs import finetune_options, load, run_here
 from torch import nn
 
 import main_finetune
@@ -13,6 +12,7 @@ import models_resnet
 from backbones.resnet import SIZES
 from models_registry import create_classifier, create_pretrain_model
 from models_saved import SavedEncoder, open_saved
+from runs import finetune_options, load, run_here
 from util.errors import BAD_INPUT, BadInput
 from util.weights import load_pretrained
 

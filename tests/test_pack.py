@@ -8,18 +8,18 @@ import shutil
 import signal
 import time
 
-import disks
 import numpy as np
 import pytest
-from layouts_affectnet import write_affectnet_csv
 from PIL import Image
-from runs import launched, run_here, start
 
+import disks
 import main_pack
 from datasets import open_images, open_labelled
 from datasets.packed import store_writer
 from datasets.packed.pack import ToPack
 from datasets.packed.store import JOURNAL, PackedImages
+from layouts_affectnet import write_affectnet_csv
+from runs import launched, run_here, start
 from util.errors import BAD_INPUT, FAULT, RESUMABLE, BadInput
 
 SHORT = ["--short_side", "40", "--data_set", "none"]

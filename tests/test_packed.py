@@ -7,10 +7,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from layouts import write_fer2013, write_ferplus_csv, write_folder
-from layouts_affectnet import write_affectnet_csv
 from PIL import Image
-from runs import FAMILIES, SMALL, finetune_options, run_here
 
 import main_finetune
 import main_pack
@@ -19,6 +16,9 @@ from datasets import build_finetune_dataset, build_pretrain_dataset, open_images
 from datasets.labelled import describe
 from datasets.packed.store import MANIFEST, PackedImages, manifest_digest
 from datasets.registry import recognised
+from layouts import write_fer2013, write_ferplus_csv, write_folder
+from layouts_affectnet import write_affectnet_csv
+from runs import FAMILIES, SMALL, finetune_options, run_here
 from util.errors import BAD_INPUT, BadInput
 
 ALL = ("rafdb", "affectnet", "ferplus", "fer2013", "folder", "all", "synthetic")

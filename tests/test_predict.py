@@ -12,18 +12,18 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 import torch
-from finetuned import RAF_NAMES, evaluate, predictions
-from odd_images import GOOD, UNREADABLE, encoded, noise, write_faces, write_odd
 from PIL import Image
-from runs import run_here
 from skimage.data import astronaut, lfw_subset
 
 import main_predict
 from datasets.faces.detection import cut_face, open_detector
 from datasets.faces.pictures import list_pictures
+from finetuned import RAF_NAMES, evaluate, predictions
 from inference.annotate import annotated, file_name
 from inference.predict import Predictor
 from models_saved import open_classifier
+from odd_images import GOOD, UNREADABLE, encoded, noise, write_faces, write_odd
+from runs import run_here
 from util.errors import BAD_INPUT, DONE, FAULT, BadInput, Fault
 from util.predictions import RowWriter
 

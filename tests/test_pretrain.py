@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 import skimage.data
 import torch
-from finetuned import config
 from PIL import Image
-from runs import FAMILIES, SMALL, log
 
 from datasets import open_images
 from datasets.labelled import crop_face
+from finetuned import config
 from main_pretrain import build_parser, check_options, work
+from runs import FAMILIES, SMALL, log
 from util.errors import BadInput
 from util.program import run_program
 
@@ -82,7 +82,7 @@ def test_the_log_tells_what_is_predicted_and_by_which_kernels(options, told, tmp
 def test_fcmae_predicts_all_masked_patches():
     parse, model = build_parser().parse, ["--model", "convnextv2_atto"]
     check_options(parse([*model, "--predict_ratio", "1"]))
-    with pytest.raises(BadInput, match=r"^--predict_ratio: convnextv2_atto has none; .* mae_vit"):
+    with pytest.raises(BadInput, match=r"^--predict_ratio: convnextv2_atto has none; .* MAE"):
         check_options(parse([*model, "--predict_ratio", "0.25"]))
 
 

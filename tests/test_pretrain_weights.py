@@ -6,9 +6,9 @@ import pytest
 import timm
 import torch
 import transformers
-from runs import load, log, pretrain, run_two, same, small_run
 
 from models_registry import create_classifier, create_pretrain_model
+from runs import load, log, pretrain, run_two, same, small_run
 from util.errors import BAD_INPUT, DONE
 from util.positions import sincos_position_embedding
 

@@ -7,13 +7,13 @@ from functools import partial
 
 import pytest
 import torch
-from runs import ROOT, assert_same_run, finish, launched, load, log, run_here
 
 import main_pretrain
 from datasets import build_loader, build_pretrain_dataset
 from datasets.sampler import GlobalBatchSampler
 from models_mae import sincos_position_embedding
 from models_registry import create_pretrain_model
+from runs import ROOT, assert_same_run, finish, launched, load, log, run_here
 from training.observer import RunObserver
 from util.errors import BAD_INPUT, DONE, RESUMABLE
 from util.schedule import resolution_at

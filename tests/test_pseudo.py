@@ -4,10 +4,6 @@ import csv
 
 import numpy as np
 import pytest
-from exported import export
-from finetuned import RAF_NAMES, assert_close, config, evaluate, measured, results
-from layouts import picture, save
-from runs import assert_same_run, finetune_options, load, log, run_here, stop_in_mid_epoch
 
 import main_finetune
 import main_predict
@@ -15,6 +11,10 @@ from datasets.folder import ImageFiles, list_images
 from datasets.labelled import Joined, LabelledImages
 from datasets.pseudo import read_pseudo_labels, with_pseudo_labels
 from engine_train import Trainer
+from exported import export
+from finetuned import RAF_NAMES, assert_close, config, evaluate, measured, results
+from layouts import picture, save
+from runs import assert_same_run, finetune_options, load, log, run_here, stop_in_mid_epoch
 from util.errors import BAD_INPUT, DONE, RESUMABLE, BadInput
 
 CLASSES = ("Happy", "Sad", "Fear")

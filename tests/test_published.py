@@ -10,10 +10,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from exported import refused
-from finetuned import config, evaluate
 from PIL import Image
-from runs import ROOT, finetune_options, load, run_here
 from scipy.stats import ks_2samp
 from timm.data.mixup import Mixup
 from timm.loss import SoftTargetCrossEntropy
@@ -26,7 +23,10 @@ import main_pretrain
 from datasets.augment import face_augment, plain
 from datasets.sampler import GlobalBatchSampler
 from datasets.transforms import centre_crop
+from exported import refused
+from finetuned import config, evaluate
 from models_saved import open_saved
+from runs import ROOT, finetune_options, load, run_here
 from util.errors import BAD_INPUT, BadInput
 from util.optim import set_rates
 from util.positions import sincos_position_embedding

@@ -4,6 +4,7 @@ import signal
 
 import pytest
 import torch
+
 from runs import (
     assert_same_run,
     command,
@@ -17,7 +18,6 @@ from runs import (
     small_run,
     status,
 )
-
 from util.errors import BAD_INPUT
 
 STEPS = {1: 12, 2: 6}  # an epoch: 90 images in batches of 8, on one or two processes

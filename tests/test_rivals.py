@@ -6,12 +6,12 @@ import sys
 
 import pytest
 import torch
-from finetuned import results
-from runs import run_here
 
 import main_finetune
 from benchmarks import rivals
 from datasets.labelled import digest_of
+from finetuned import results
+from runs import run_here
 from util.report.page import write_report
 from util.summary import is_finished, read_log
 

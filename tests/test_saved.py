@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import timm
 import torch
-from finetuned import EVERYTHING, RAF_NAMES, predictions, unaugmented
-from runs import load
 
+from finetuned import EVERYTHING, RAF_NAMES, predictions, unaugmented
 from models_registry import create_classifier, create_pretrain_model
 from models_saved import SavedEncoder, open_autoencoder, open_classifier, open_saved
+from runs import load
 from util.errors import BadInput
 
 

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from runs import ROOT, load, pretrain, same, status
 from torch import nn
 
 import training.saver
 from engine_train import Position, StepResult, TrainState
+from runs import ROOT, load, pretrain, same, status
 from training.checkpoint_snapshot import HostCopy, tensors_of
 from training.observer import RunObserver
 from training.saver import Saver

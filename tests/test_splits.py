@@ -1,11 +1,11 @@
 """What folders of splits are called; trees whose folders are splits or data sets, not classes."""
 
 import pytest
-from layouts import save, write_folder
 from PIL import Image
 
 from datasets import open_images, open_labelled
 from datasets.split_names import split_called
+from layouts import save, write_folder
 from util.errors import BadInput
 
 FACE = Image.new("RGB", (8, 8))

@@ -9,7 +9,6 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from runs import ROOT
 
 import app
 import main_export
@@ -19,6 +18,7 @@ import main_predict
 import main_pretrain
 import main_visualize
 from main_pretrain import build_parser
+from runs import ROOT
 
 # By the first part of a module's name. Programs are above everything.
 LEVELS = {
@@ -26,9 +26,9 @@ LEVELS = {
     **dict.fromkeys(("export", "inference"), 3),
     **dict.fromkeys(("engine", "training"), 2),
     **dict.fromkeys(("models", "kernels", "datasets"), 1),
-    "util": 0,
+    **dict.fromkeys(("backbones", "util"), 0),
 }
-FOLDERS = ("export", "inference", "training", "kernels", "datasets", "util")
+FOLDERS = ("export", "inference", "training", "kernels", "datasets", "backbones", "util")
 SOURCES = sorted(
     [*ROOT.glob("*.py"), *(p for name in FOLDERS for p in (ROOT / name).rglob("*.py"))]
 )
@@ -108,15 +108,20 @@ def test_args_stops_at_the_mains(path):
 )
 def test_every_flag_is_read(main):
     """By the program, the file that builds its parts, or the options' own bundles."""
+    families = [f"backbones/{path.stem}" for path in (ROOT / "backbones").glob("*.py")]
     more = {
-        "main_finetune": ["build_finetune", "build_checkpoint", "util/options/finetune"],
+        "main_pretrain": ["util/options/pretrain", *families],
+        "main_finetune": ["build_finetune", "build_checkpoint", "util/options/finetune", *families],
         "main_predict": ["util/options/predict"],
     }
     places = more.get(main.__name__, [])
     read = set()
     for name in (main.__name__, *places, "util/options/parser"):
         for node in ast.walk(ast.parse((ROOT / f"{name}.py").read_text())):
-            if isinstance(node, ast.Attribute) and getattr(node.value, "id", "") == "args":
+            if isinstance(node, ast.Attribute) and getattr(node.value, "id", "") in (
+                "args",
+                "options",
+            ):
                 read.add(node.attr)
             # getattr(args, name) over a literal list of names
             if isinstance(node, ast.List):

@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from runs import load, run_here
 
 import main_visualize
 from datasets.decode import UnreadableImage
 from engine_pretrain import reconstruct
 from inference.visualize import Data, Viewer, in_turn, pick_images
 from models_saved import open_autoencoder, open_saved
+from runs import load, run_here
 from util.errors import BAD_INPUT, BadInput, Fault
 from util.report.figures import ratio_grid
 from util.seeding import FIGURE, generator

@@ -4,10 +4,10 @@ import shutil
 
 import pytest
 import torch
-from finetuned import evaluate, results
-from runs import load, run_here
 
 import main_visualize
+from finetuned import evaluate, results
+from runs import load, run_here
 from util.errors import BAD_INPUT, DONE
 
 CHART = "figures/confusion_matrix.png"

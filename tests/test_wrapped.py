@@ -3,12 +3,12 @@
 import os
 
 import pytest
-from layouts import save, write_fer2013, write_folder, write_rafdb
 from PIL import Image
-from runs import run_here
 
 import main_pack
 from datasets import open_images, wrapped
+from layouts import save, write_fer2013, write_folder, write_rafdb
+from runs import run_here
 
 FACE = Image.new("RGB", (8, 8))
 USED = "all images below data are used, its test images included"

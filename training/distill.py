@@ -12,13 +12,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from datasets.decode import printable
 from datasets.labelled import digest_of
 from datasets.labels import shared_classes
 from datasets.transforms import Normalise
 from models_saved import SavedClassifier
 from util.errors import BadInput
 from util.safe_json import number, part
+from util.wording import printable
 
 
 def distillation_loss(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from datasets.decode import printable
 from datasets.labelled import LabelledImages
 from datasets.labels import first_id, parse_order
 from datasets.transforms import Normalise
@@ -23,6 +22,7 @@ from util.class_order import (
 )
 from util.distributed import gather_objects, on_main
 from util.metrics import evaluate
+from util.wording import printable
 
 
 @torch.no_grad()

@@ -8,7 +8,6 @@ here, so the sha256 of the first download is recorded beside the file and holds 
 """
 
 import argparse
-import difflib
 import fcntl
 import hashlib
 import os
@@ -21,8 +20,10 @@ from urllib.parse import urlsplit
 
 from util.errors import BadInput
 from util.files import write_file
+from util.options.groups import add_cache_dir
 from util.options.parser import Parser
 from util.program import run_program
+from util.wording import did_you_mean
 
 # gdown and torch (in util.checkpoint) are imported where a file is fetched or checked: programs
 # look at the names here while they parse their options, and that has to be quick.
@@ -58,8 +59,7 @@ def find_released(name: str) -> Released:
     """Raises BadInput with the nearest names for an unknown one."""
     if name in RELEASED:
         return RELEASED[name]
-    near = difflib.get_close_matches(name, RELEASED, n=3, cutoff=0.5)
-    hint = f"did you mean {' or '.join(near)}?" if near else f"choose from {', '.join(RELEASED)}"
+    hint = did_you_mean(name, RELEASED) or f"choose from {', '.join(RELEASED)}"
     raise BadInput(f"{name}: no released weights have this name; {hint}")
 
 
@@ -225,11 +225,18 @@ def table(cache_dir: str | Path | None = None) -> str:
 
 
 def build_parser() -> Parser:
-    parser = Parser("Fetch released weights into the cache; without a name, list them.")
+    parser = Parser(
+        "Download weights released by the MAE-SFER authors and print their paths; without a name, "
+        "list what there is."
+    )
     what = parser.add_mutually_exclusive_group()
-    what.add_argument("names", nargs="*", default=[], metavar="NAME", help="what to fetch")
-    what.add_argument("--list", action="store_true", help="what there is, and what is cached")
-    parser.add_argument("--cache_dir", help="default: $MAE_SFER_CACHE, else ~/.cache/mae_sfer")
+    what.add_argument(
+        "names", nargs="*", default=[], metavar="NAME", help="names of the weights to download"
+    )
+    what.add_argument(
+        "--list", action="store_true", help="list all names and which files are downloaded already"
+    )
+    add_cache_dir(parser)
     return parser
 
 

@@ -134,7 +134,7 @@ def summary_lines(result: dict) -> list[str]:
     )
     left_out = result.get("unreadable")
     unreadable = f", {left_out:,} more cannot be read" if left_out else ""
-    names = [_printable(name) for name in result["classes"]]
+    names = [one_line(name) for name in result["classes"]]
     width = max(len("class"), *map(len, names))
     lines = [
         f"accuracy {accuracy}, UAR {uar}, macro-F1 {result['macro_f1']:.2f} %, "
@@ -162,8 +162,3 @@ def summary_lines(result: dict) -> list[str]:
 
 def _or_dash(value: float | None) -> str:
     return "–" if value is None else f"{value:.2f}"
-
-
-def _printable(name: str) -> str:
-    """A class name, which may be a folder's, without what a terminal obeys or cannot show."""
-    return "".join(c if c.isprintable() else "?" for c in name)

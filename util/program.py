@@ -16,6 +16,7 @@ from util.distributed import leave, met_others, own_rank
 from util.errors import BAD_INPUT, DONE, FAULT, RESUMABLE, BadInput, Fault, Stopped
 from util.options.parser import Parser, find_output_dir
 from util.rundir import note_status
+from util.wording import one_line
 
 BEGAN = time.monotonic()  # programs import this before anything that takes long
 STATUS = {DONE: "done", FAULT: "failed", BAD_INPUT: "bad_input", RESUMABLE: "resumable"}
@@ -68,11 +69,6 @@ def flush_output() -> None:
         sys.stdout.flush()
     except OSError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
-def one_line(reason: str) -> str:
-    """A reason as one line that any terminal can take."""
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in reason)
 
 
 def speaks(code: int, reason: str) -> bool:

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from datasets.labelled import crop_face
+from datasets.transforms import Box
 from util.errors import BadInput
 from util.options.predict import DETECTORS
 
@@ -31,7 +32,7 @@ NEAREST_EYES = 0.15
 class Face(NamedTuple):
     """Where a face is, in pixels of the full picture."""
 
-    box: tuple[int, int, int, int]  # left, top, width, height; inside the picture
+    box: Box  # inside the picture
     score: float  # the detector's, 0–1; 1 without a detector
     eyes: tuple[Point, Point] | None  # the picture's left one first
 

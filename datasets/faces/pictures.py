@@ -12,13 +12,14 @@ import torch
 from torch.utils.data import Dataset
 
 from datasets.augment import Augment
-from datasets.decode import UnreadableImage, load_rgb, printable
+from datasets.decode import UnreadableImage, load_rgb
 from datasets.faces.detection import Detector, Face, cut_face, open_detector
 from datasets.filetypes import skipped_line
 from datasets.folder import FileList, images_below
 from datasets.loader import Loader, Reporting
 from util.errors import BadInput
 from util.stop import shield_worker
+from util.wording import printable
 
 
 class Listed(NamedTuple):

@@ -32,7 +32,6 @@ from datasets.annotation_files import (
     spread,
     twice_note,
 )
-from datasets.decode import printable
 from datasets.fer.affectnet_layouts import (
     CSV,
     ENDINGS,
@@ -54,6 +53,7 @@ from datasets.labelled import FaceFiles, LabelledImages, LabelledSet
 from datasets.labels import ORDERS
 from datasets.listfile import BOX
 from util.errors import BadInput
+from util.wording import printable
 
 # Ours, not published: a detector's box ends close to brows and chin. This keeps both whole under
 # small shifts and turns, and the box still fills three quarters of the crop's side.

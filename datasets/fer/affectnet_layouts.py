@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from datasets.annotation_files import csv_rows, first_entries
-from datasets.decode import printable
 from datasets.filetypes import is_image
 from datasets.listfile import BOX
+from util.wording import printable
 
 CSV, NPY, PLUS = "2017 CSV lists", "npy annotations", "AffectNet+ JSON"
 

@@ -13,7 +13,6 @@ from pathlib import Path
 import numpy as np
 
 from datasets.annotation_files import listing
-from datasets.decode import printable
 from datasets.fer.class_names import few, name_classes
 from datasets.filetypes import is_hidden, is_image, skipped_line
 from datasets.folder import FileList, ImageFiles, list_images
@@ -21,6 +20,7 @@ from datasets.labelled import LabelledImages, LabelledSet
 from datasets.labels import expression
 from datasets.split_names import split_called
 from util.errors import BadInput
+from util.wording import printable
 
 # Names of data sets, without case, blanks and signs: a folder called so is no class.
 DATA_SETS = re.compile(

@@ -9,7 +9,6 @@ import re
 from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
-from datasets.decode import printable
 from datasets.labels import (
     EXPRESSIONS,
     ORDERS,
@@ -20,6 +19,7 @@ from datasets.labels import (
     resolved_order,
 )
 from util.errors import BadInput
+from util.wording import printable
 
 _NUMBER = re.compile(r"[-+]?\d+(\.\d*)?", re.ASCII)
 

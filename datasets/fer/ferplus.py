@@ -28,13 +28,13 @@ from datasets.annotation_files import (
     repeated,
     repeated_note,
 )
-from datasets.decode import printable
 from datasets.fer.class_folder import child
 from datasets.fer.votes import DEFAULT_RULE, RULES
 from datasets.folder import FileList, ImageFiles
 from datasets.labelled import LabelledImages, LabelledSet, Picked, Source, digest_of
 from datasets.labels import ORDERS
 from util.errors import BadInput
+from util.wording import printable
 
 CLASSES = ORDERS["ferplus"]
 COLUMNS = ("neutral", "happiness", "surprise", "sadness", "anger", "disgust", "fear", "contempt")

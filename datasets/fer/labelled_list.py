@@ -11,13 +11,13 @@ from pathlib import Path
 import numpy as np
 
 from datasets.annotation_files import bad_row, missing_note, present, repeated, repeated_note
-from datasets.decode import printable
 from datasets.fer.class_names import name_classes
 from datasets.folder import FileList, ImageFiles
 from datasets.labelled import LabelledImages, LabelledSet
 from datasets.listfile import LABELS, PATHS, Listed, check_entries, read_list
 from datasets.split_names import split_called
 from util.errors import BadInput
+from util.wording import printable
 
 
 def has_labels(path: Path) -> bool:

@@ -13,7 +13,6 @@ from pathlib import Path
 import numpy as np
 
 from datasets.annotation_files import bad_row, by_stem, integer, listing, missing_note, twice_note
-from datasets.decode import printable
 from datasets.fer.class_folder import child, subfolders
 from datasets.fer.class_folder import read as read_folder
 from datasets.filetypes import is_hidden, is_image
@@ -21,6 +20,7 @@ from datasets.folder import FileList, ImageFiles
 from datasets.labelled import LabelledImages, LabelledSet
 from datasets.labels import ORDERS
 from util.errors import BadInput
+from util.wording import printable
 
 CLASSES = ORDERS["rafdb"]  # the owners' ids are the places here plus one
 PUBLISHED = {

@@ -14,10 +14,11 @@ from pathlib import Path
 
 import numpy as np
 
-from datasets.decode import UnreadableImage, printable
+from datasets.decode import UnreadableImage
 from datasets.folder import FileList
 from datasets.labelled import LabelledImages, LabelledSet, Picked
 from util.errors import BadInput
+from util.wording import printable
 
 FORMAT, VERSION = "MAE-SFER packed store", 1
 MANIFEST, JOURNAL = "manifest.json", "packing.jsonl"

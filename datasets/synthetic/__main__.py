@@ -10,11 +10,29 @@ from datasets.synthetic.generator import contact_sheet
 
 def main() -> None:
     """Draw it."""
-    parser = argparse.ArgumentParser(description="Draw a contact sheet of the synthetic faces.")
-    parser.add_argument("--output", default="docs/synthetic_faces.png", help="a PNG file")
-    parser.add_argument("--rows", type=int, default=6)
-    parser.add_argument("--cell", type=int, default=112, help="side length of a face in pixels")
-    parser.add_argument("--seed", type=int, default=1)
+    parser = argparse.ArgumentParser(
+        description="Save a contact sheet of synthetic faces: one column per expression."
+    )
+    parser.add_argument(
+        "--output",
+        default="docs/synthetic_faces.png",
+        metavar="FILE.png",
+        help="image file to write (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--rows",
+        type=int,
+        default=6,
+        help="faces per expression; the upper half shows one person per row (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--cell",
+        type=int,
+        default=112,
+        metavar="PIXELS",
+        help="side length of a face in pixels (default: %(default)s)",
+    )
+    parser.add_argument("--seed", type=int, default=1, help="random seed (default: %(default)s)")
     args = parser.parse_args()
     sheet = contact_sheet(args.rows, args.cell, args.seed)
     # A palette keeps the file small; fitted to the sheet and dithered, it does not show.

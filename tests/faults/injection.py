@@ -4,9 +4,8 @@ import os
 import time
 from pathlib import Path
 
-from runs import small_run, start_ranks
-
 import engine_train
+from runs import small_run, start_ranks
 
 
 def at_step(epoch, step, act):

@@ -11,6 +11,9 @@ import numpy as np
 import pytest
 import torch
 from injection import kill
+from torch import nn
+
+from engine_train import MAX_SKIPPED, TrainState
 from runs import (
     assert_same_run,
     command,
@@ -22,9 +25,6 @@ from runs import (
     status,
     wait_for,
 )
-from torch import nn
-
-from engine_train import MAX_SKIPPED, TrainState
 from training.saver import Saver
 from util.checkpoint import BEST, newest_checkpoint, numbered_checkpoints, read_checkpoint
 from util.errors import BadInput

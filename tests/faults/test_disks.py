@@ -5,9 +5,11 @@ import shutil
 import subprocess
 import sys
 
-import disks
 import pytest
 import torch
+
+import disks
+import main_finetune
 from finetuned import results
 from runs import (
     assert_same_run,
@@ -20,8 +22,6 @@ from runs import (
     status,
     wait_for,
 )
-
-import main_finetune
 from util.checkpoint import BEST, LAST, save_checkpoint
 from util.log import RunLog
 

@@ -9,10 +9,11 @@ import signal
 import socket
 import time
 
-import disks
 import numpy as np
 import pytest
 from injection import kill
+
+import disks
 from runs import (
     assert_same_run,
     command,
@@ -23,7 +24,6 @@ from runs import (
     status,
     wait_for,
 )
-
 from util import checkpoint
 from util.errors import BadInput
 from util.log import RunLog

@@ -12,12 +12,12 @@ from functools import cache
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from nasty import NASTY, tries
 
 import main_export
 import main_pack
 import main_pretrain
 from datasets import open_images, open_labelled
+from nasty import NASTY, tries
 from util import download
 from util.errors import BAD_INPUT, DONE, BadInput
 from util.options import finetune as options_finetune

@@ -11,17 +11,17 @@ import pytest
 import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
-from layouts import write_fer2013, write_ferplus_csv, write_ferplus_folders, write_rafdb
-from layouts_affectnet import write_affectnet_csv, write_affectnet_npy, write_affectnet_plus
-from nasty import NASTY, tries
-from odd_images import write_faces
-from runs import run_here
 from safetensors.torch import save_file
 
 import main_pretrain
 from datasets import open_images, open_labelled
 from datasets.decode import UnreadableImage
+from layouts import write_fer2013, write_ferplus_csv, write_ferplus_folders, write_rafdb
+from layouts_affectnet import write_affectnet_csv, write_affectnet_npy, write_affectnet_plus
 from models_registry import create_classifier
+from nasty import NASTY, tries
+from odd_images import write_faces
+from runs import run_here
 from util.checkpoint import read_checkpoint
 from util.errors import BAD_INPUT, DONE, BadInput
 from util.weights import load_pretrained

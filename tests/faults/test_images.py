@@ -6,15 +6,15 @@ import threading
 import time
 
 import pytest
-from odd_images import GOOD, UNREADABLE, encoded, noise, write_faces, write_odd
 from PIL import Image
-from runs import assert_same_run, command, finish, load, pretrain, run_here, same, status
 
 import main_finetune
 import main_pack
 from datasets import decode, open_images
 from datasets.decode import UnreadableImage, load_rgb
 from datasets.packed.store import PackedImages
+from odd_images import GOOD, UNREADABLE, encoded, noise, write_faces, write_odd
+from runs import assert_same_run, command, finish, load, pretrain, run_here, same, status
 from util.errors import BAD_INPUT, DONE, FAULT
 
 READABLE = GOOD + 6

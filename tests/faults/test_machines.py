@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 import submitit
-from runs import ROOT, assert_same_run, command, finish, free_port, launched, load, start, status
 
 import main_submit
+from runs import ROOT, assert_same_run, command, finish, free_port, launched, load, start, status
 from util.errors import RESUMABLE, BadInput
 
 

@@ -11,8 +11,8 @@ from threading import Thread, Timer
 import pytest
 import torch
 from injection import at_step, errors, run_with
-from runs import ROOT, assert_same_run, finish, free_port, load, run_two, small_run, status
 
+from runs import ROOT, assert_same_run, finish, free_port, load, run_two, small_run, status
 from util import process_failures, rendezvous
 from util.errors import BadInput, Fault, Lost
 

@@ -16,10 +16,7 @@ import zipfile
 import numpy as np
 import pytest
 import torch
-from layouts_affectnet import write_affectnet_npy
 from numpy._core.multiarray import scalar
-from odd_images import write_faces
-from runs import CLASSIFIERS, FAMILIES, SMALL, SMALL_FINETUNE, run_here
 from test_report import HOSTILE, Page
 from torch import nn
 
@@ -30,6 +27,9 @@ import main_predict
 import main_pretrain
 from datasets import open_labelled
 from datasets.packed.store import INDEX, PackedImages, file_digest, manifest_digest, part_name
+from layouts_affectnet import write_affectnet_npy
+from odd_images import write_faces
+from runs import CLASSIFIERS, FAMILIES, SMALL, SMALL_FINETUNE, run_here
 from util import download
 from util.checkpoint import read_checkpoint
 from util.download import DRIVE, RELEASED, cached_path, fetch

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 import torch
 from injection import at_step, errors
-from runs import load, log, pretrain, small_run, start_ranks
 
 import engine_pretrain
 import engine_train
+from runs import load, log, pretrain, small_run, start_ranks
 from training.resume import StepParts, batch_change
 
 STEPS = 12  # an epoch of `small_run`: 90 images in global batches of 8

@@ -13,7 +13,6 @@ from threading import Timer
 import pytest
 import torch
 from injection import at_step, errors, run_with
-from runs import assert_same_run, load, pretrain, status
 from torch.utils.data import Dataset
 
 from datasets import build_loader
@@ -21,6 +20,7 @@ from datasets.loader import Reporting, collate
 from datasets.pretrain import PretrainDataset
 from datasets.sampler import GlobalBatchSampler
 from engine_train import Precision, Trainer, TrainState
+from runs import assert_same_run, load, pretrain, status
 from training.observer import RunObserver
 from util import process_failures
 from util.distributed import Place

@@ -7,13 +7,13 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from finetuned import EVERYTHING
 from PIL import Image
-from runs import ROOT, load, run_here
 
 import main_export
 from datasets.synthetic.generator import SyntheticFaces
+from finetuned import EVERYTHING
 from models_saved import open_saved
+from runs import ROOT, load, run_here
 from util.errors import DONE
 
 HOSTILE = ("a|b\n---\n# c", '"><script>', "`d` {e}", "---", "'", "www.f.com\\", "g\u202eh")

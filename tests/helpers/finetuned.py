@@ -5,11 +5,11 @@ import json
 
 import pytest
 import torch
-from runs import run_here
 
 import main_finetune
 from datasets import open_labelled, plain
 from datasets.transforms import Normalise
+from runs import run_here
 
 RAF_NAMES = ("Surprise", "Fear", "Disgust", "Happy", "Sad", "Anger", "Neutral")  # ids 1 to 7
 AFF_NAMES = ("Neutral", "Happy", "Sad", "Surprise", "Fear", "Disgust", "Anger", "Contempt")

@@ -14,11 +14,11 @@ from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import NamedTuple
 
-from runs import CLASSIFIERS, FAMILIES, ROOT, SMALL_FINETUNE, run_here, start_ranks
 from torch.distributed.run import get_args_parser
 
 import main_finetune
 import main_reproduce as reproduce
+from runs import CLASSIFIERS, FAMILIES, ROOT, SMALL_FINETUNE, run_here, start_ranks
 
 # What the work of a program is called where it is not `work`.
 WORK = {"util.download": "run"}

@@ -37,7 +37,7 @@ def add_evaluation(parser: Parser) -> None:
         group,
         "--knn",
         False,
-        "only evaluate: classify by the nearest training images among the features of --finetune",
+        "only evaluate: k-nearest-neighbour classification on the --finetune model's features",
     )
     group.add_argument(
         "--classes",

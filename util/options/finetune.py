@@ -2,6 +2,7 @@
 
 import argparse
 
+from backbones import default_in_words
 from util.errors import BadInput
 from util.evaluation_dir import check_results, holds_run
 from util.options.evaluation import add_evaluation, made_by, resolve_evaluation
@@ -13,35 +14,9 @@ from util.options.finetune_groups import (
     add_optimizer,
 )
 from util.options.groups import add_machine, add_output, add_training
-from util.options.parser import Parser, fill_defaults, flag, refuse_for_resnet
+from util.options.parser import Parser, check_input_size, family_for, fill_defaults, flag
 from util.options.trained import INTERPOLATIONS
-from util.sizes import CLASSIFIER_SIZES, family, find_size, patch_step
 
-# What the official scripts default to.
-FAMILY_DEFAULTS = {
-    "mae": {
-        "epochs": 50,
-        "warmup_epochs": 5,
-        "blr": 1e-3,
-        "layer_decay": 0.75,
-        "drop_path": 0.1,
-    },
-    "convnextv2": {
-        "epochs": 100,
-        "warmup_epochs": 20,
-        "blr": 5e-4,
-        "layer_decay": 1.0,
-        "drop_path": 0.0,
-    },
-    # For which there is no official script.
-    "resnet": {
-        "epochs": 100,
-        "warmup_epochs": 10,
-        "blr": 5e-4,
-        "layer_decay": 1.0,
-        "drop_path": 0.0,
-    },
-}
 # MAE's linear probing (appendix A.1): crop and flip, nothing else.
 LINEAR_DEFAULTS = {
     "opt": "lars",
@@ -60,9 +35,9 @@ LINEAR_DEFAULTS = {
 }
 # The defaults of shared options in words, for --help.
 USUAL = {
-    "epochs": "ViT 50, others 100; linear probe 90",
-    "warmup_epochs": "ViT 5, ConvNeXt V2 20; ResNet, linear probe 10",
-    "blr": "ViT 1e-3, others 5e-4; linear probe 0.1",
+    "epochs": f"{default_in_words('epochs', masked=False)}; linear probe 90",
+    "warmup_epochs": f"{default_in_words('warmup_epochs', masked=False)}; linear probe 10",
+    "blr": f"{default_in_words('blr', masked=False)}; linear probe 0.1",
     "min_lr": "1e-6; linear probe 0",
     "weight_decay": "0.05; linear probe 0",
 }
@@ -132,15 +107,7 @@ def build_parser() -> Parser:
 
 def check_options(args: argparse.Namespace) -> None:
     """Fill in what depends on other options, and refuse what cannot work."""
-    name = args.model.removeprefix("mae_")
-    find_size(name, CLASSIFIER_SIZES)
-    kind = family(args.model)
-    if kind != "mae":
-        for option in ("patch_size", "cls_token", "freeze_pos_embed"):
-            if getattr(args, option) is not None:
-                raise BadInput(f"--{option}: {args.model} has none; it is an option of ViTs")
-    if kind == "resnet":
-        refuse_for_resnet(args)
+    family = family_for(args, masked=False)
     if args.linear_probe:
         fill_defaults(args, LINEAR_DEFAULTS)
     if args.freeze_backbone:
@@ -149,13 +116,13 @@ def check_options(args: argparse.Namespace) -> None:
         fill_defaults(args, FER_DEFAULTS)
     if args.teacher:
         fill_defaults(args, TEACHER_DEFAULTS)
-    for defaults in (FAMILY_DEFAULTS[kind], COMMON_DEFAULTS):
+    for defaults in (family.finetune_defaults, COMMON_DEFAULTS):
         fill_defaults(args, defaults)
     if args.finetune:  # as the official scripts: a small head on pre-trained features
         fill_defaults(args, {"head_init_std": 0.01 if args.linear_probe else 2e-5})
     fill_defaults(args, {"crop_pct": usual_crop(args)})
     if not (args.eval or args.knn):  # whose model the checkpoint decides
-        check_input_size(args)
+        check_input_size(args, family.patch_step(args.model, args.patch_size, masked=False))
     _check_training(args)
     if args.use_amp is not None:
         wanted = "auto" if args.use_amp else "off"
@@ -179,16 +146,6 @@ def usual_crop(args: argparse.Namespace) -> float | None:
     if args.aug != "randaug":
         return None
     return 0.875 if args.input_size <= 224 else 1.0
-
-
-def check_input_size(args: argparse.Namespace) -> None:
-    """Refuse a side that the model's patches do not fill."""
-    patch = patch_step(args.model, args.patch_size, masked=False)
-    if args.input_size % patch:
-        nearest = max(1, round(args.input_size / patch)) * patch
-        raise BadInput(
-            f"--input_size {args.input_size}: not a multiple of the patch, {patch}; try {nearest}"
-        )
 
 
 def _check_training(args: argparse.Namespace) -> None:

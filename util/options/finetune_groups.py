@@ -1,6 +1,13 @@
 """Groups of options that only fine-tuning has."""
 
-from util.options.groups import FACE_MARGIN, LABEL_ORDER, LABEL_RULE, add_cache_dir
+from util.options.groups import (
+    DATA_SET,
+    FACE_MARGIN,
+    LABEL_FRACTION,
+    LABEL_ORDER,
+    LABEL_RULE,
+    add_cache_dir,
+)
 from util.options.parser import RATE, SHARE, SIZE, SOME, Parser, flag, number
 from util.options.trained import INTERPOLATIONS
 
@@ -117,8 +124,7 @@ def add_data(parser: Parser) -> None:
         "--data_set",
         default="auto",
         metavar="NAME",
-        help="what --data_path holds: rafdb, affectnet, ferplus, fer2013, folder (a folder per "
-        "class), list, synthetic; auto recognises it (default: auto)",
+        help=DATA_SET,
     )
     group.add_argument(
         "--eval_data_path",
@@ -133,7 +139,7 @@ def add_data(parser: Parser) -> None:
         "--label_fraction",
         type=SOME,
         default=1.0,
-        help="share of each class's training images to use (default: %(default)s)",
+        help=f"{LABEL_FRACTION} (default: %(default)s)",
     )
     group.add_argument(
         "--epoch_repeats",
@@ -343,8 +349,8 @@ def add_optimizer(parser: Parser) -> None:
         "--layer_decay_type",
         choices=("single", "group"),
         default="single",
-        help="what counts as a layer: each block (single), or 12 groups of blocks (group, for "
-        "ConvNeXt V2 Base and Large) (default: %(default)s)",
+        help="what counts as a layer; single: each block; group: 12 groups of blocks, for ConvNeXt "
+        "V2 Base and Large (default: %(default)s)",
     )
     group.add_argument(
         "--weight_decay_end",
@@ -381,7 +387,7 @@ def add_optimizer(parser: Parser) -> None:
         "--model_ema_decay",
         type=SHARE,
         default=0.9999,
-        help="decay of the EMA per step; use less for runs of a few thousand steps (default: "
+        help="decay of the EMA per step; lower it for runs of a few thousand steps (default: "
         "%(default)s)",
     )
     flag(group, "--model_ema_force_cpu", False, "keep the EMA in main memory, to save GPU memory")

@@ -14,9 +14,18 @@ from util.options.parser import (
     number,
 )
 
-# For --help.
+# Texts for --help.
 DEVICE = "auto, cuda, mps or cpu; auto: a CUDA GPU, else an Apple GPU (mps), else the CPU"
-WORKERS = "data-loading processes, 0: none (default: as many as CPU cores, at most 10)"
+WORKERS = "data-loading processes, 0: none (default: one per CPU core, at most 10)"
+TRAINED = "fine-tuned or pre-trained model: a checkpoint file or a released name"
+_DATA_SETS = (
+    "what --data_path holds: rafdb, affectnet, ferplus, fer2013, folder (a folder per class)"
+)
+DATA_SET = f"{_DATA_SETS}, list or synthetic; auto recognises it (default: auto)"
+UNLABELLED = (
+    f"{_DATA_SETS}, list, synthetic or none (no labels); auto recognises it (default: auto)"
+)
+LABEL_FRACTION = "share of each class's training images to use"
 FACE_MARGIN = "AffectNet: margin added on each side of the face box, as a share of its longer side"
 LABEL_RULE = "FERPlus: how votes become labels: argmax, argmax10, unique, majority or votes"
 LABEL_ORDER = (
@@ -197,22 +206,21 @@ def add_output(parser: Parser, resume: str) -> None:
         type=SIZE,
         default=1,
         metavar="N",
-        help="keep checkpoint-EPOCH.pth every N epochs; checkpoint-last.pth is written after every "
-        "epoch (default: %(default)s)",
+        help="keep a numbered checkpoint every N epochs, besides the latest (default: %(default)s)",
     )
     group.add_argument(
         "--save_ckpt_num",
         type=COUNT,
         default=3,
         metavar="N",
-        help="keep the newest N files checkpoint-EPOCH.pth; 0: all (default: %(default)s)",
+        help="keep only the newest N numbered checkpoints; 0: all (default: %(default)s)",
     )
     group.add_argument(
         "--save_steps",
         type=COUNT,
         default=0,
         metavar="N",
-        help="also write checkpoint-last.pth every N steps of an epoch; 0: off (default: "
+        help="also save the latest checkpoint every N steps of an epoch; 0: off (default: "
         "%(default)s)",
     )
     group.add_argument("--resume", default="", metavar="FILE", help=resume)

@@ -4,14 +4,16 @@ Needs nothing but the standard library, so that `--help` and a mistyped flag ans
 """
 
 import argparse
-import difflib
 import math
 import shlex
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+from backbones import families_with, family_of, own_options
+from backbones.family import OWN_OPTIONS, Family
 from util.distributed import Launch
 from util.errors import BadInput
+from util.wording import did_you_mean
 
 UNSET = object()
 
@@ -46,9 +48,8 @@ class Parser(argparse.ArgumentParser):
         if unknown:
             flag = unknown[0].partition("=")[0]
             known = [name for name in self._option_string_actions if name.startswith("--")]
-            near = difflib.get_close_matches(flag, known, n=2)
-            hint = f"; did you mean {' or '.join(near)}?" if near else "; see --help"
-            raise BadInput(f"{flag}: no such option{hint}")
+            hint = did_you_mean(flag, known, most=2, cutoff=0.6) or "see --help"
+            raise BadInput(f"{flag}: no such option; {hint}")
         return args
 
     def _surplus(self, argv: Sequence[str], value: str) -> str:
@@ -235,7 +236,7 @@ class Saving(NamedTuple):
     profile: int
 
 
-class Start(NamedTuple):
+class ResumeOptions(NamedTuple):
     """Where a run begins, under the options' own names."""
 
     auto_resume: bool
@@ -256,23 +257,30 @@ def saving(args: argparse.Namespace) -> Saving:
     )
 
 
-def start(args: argparse.Namespace) -> Start:
+def resume_options(args: argparse.Namespace) -> ResumeOptions:
     """The options about where to begin, as one value."""
-    return Start(args.auto_resume, args.resume, args.override_resume, args.start_epoch)
+    return ResumeOptions(args.auto_resume, args.resume, args.override_resume, args.start_epoch)
 
 
-def refuse_for_resnet(args: argparse.Namespace) -> None:
-    """Raises BadInput for what its blocks do not have.
+def family_for(args: argparse.Namespace, masked: bool) -> Family:
+    """The family of --model. Raises BadInput for options that it does not have."""
+    family = family_of(args.model, masked)
+    for name, unset in OWN_OPTIONS.items():
+        given = getattr(args, name, unset)
+        if given != unset and name not in own_options(family, masked):
+            whose = families_with(name, masked)
+            raise BadInput(f"--{name}: {args.model} has none; it is an option of {whose}")
+    family.check(args)
+    return family
 
-    Recomputing one would take its batch norms' averages twice, and these need several images.
-    """
-    if args.batch_size == 1 and not (getattr(args, "eval", False) or getattr(args, "knn", False)):
-        raise BadInput(f"--batch_size 1: {args.model} has batch norms, which need several images")
-    if getattr(args, "layer_decay_type", "single") != "single":
-        raise BadInput(f"--layer_decay_type: {args.model} has none; it is for ConvNeXt V2")
-    for name in ("grad_checkpointing", "compile"):
-        if getattr(args, name):
-            raise BadInput(f"--{name}: {args.model} has none; it is for ViT and ConvNeXt V2")
+
+def check_input_size(args: argparse.Namespace, patch: int) -> None:
+    """Raises BadInput for a side length that the patches do not fill."""
+    if args.input_size % patch:
+        nearest = max(1, round(args.input_size / patch)) * patch
+        raise BadInput(
+            f"--input_size {args.input_size}: not a multiple of the patch, {patch}; try {nearest}"
+        )
 
 
 def fill_defaults(args: argparse.Namespace, defaults: dict[str, object]) -> None:

@@ -3,44 +3,81 @@
 import argparse
 
 from util.errors import BadInput
-from util.options.parser import COUNT, SIZE, Parser, add_saved, number
+from util.options.groups import DEVICE, add_saved
+from util.options.parser import COUNT, SIZE, Parser, number
 
 DETECTORS = ("mtcnn", "none")
 MARGIN = 0.15  # assumed of models that do not say how faces were cut in training
 FACE_MARGIN = number(float, low=0, high=2)  # more is mostly what is not the face
+AROUND_FACES = "margin added on each side of a detected face, as a share of its longer side"
 ENDINGS = {".csv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl"}
 
 
 def build_parser() -> Parser:
     """All options."""
-    parser = Parser("Find the faces in pictures and say which expressions they show.")
-    parser.add_argument(
-        "images", nargs="+", metavar="IMAGES", help="files, folders (with all below), patterns"
+    parser = Parser(
+        "Find the faces in pictures and predict their expressions with a fine-tuned model. Writes "
+        "one row per face."
     )
-    add_saved(parser, "a fine-tuned model")
-    parser.add_argument("--device", default="auto", help="auto, cuda, mps or cpu")
-    parser.add_argument("--batch_size", type=SIZE, default=32, help="faces a forward pass")
-    parser.add_argument("--num_workers", type=COUNT, help="data workers (by the cores)")
+    parser.add_argument(
+        "images",
+        nargs="+",
+        metavar="IMAGES",
+        help="picture files, folders (with their subfolders) or patterns in quotes, '**/*.jpg'",
+    )
+    add_saved(parser, "checkpoint file of a fine-tuned model (required)")
     group = parser.add_argument_group("faces")
     group.add_argument(
-        "--detector", choices=DETECTORS, default="mtcnn", help="none: each picture is a face"
+        "--detector",
+        choices=DETECTORS,
+        default="mtcnn",
+        help="face detector; none: each picture is one face already (default: %(default)s)",
     )
     group.add_argument(
         "--min_score",
         type=number(float, low=0, high=1),
         default=0.0,
-        help="leave out faces that the detector is less sure of (0: all it finds, from 0.7)",
+        help="skip faces with a lower detection score, from 0 to 1; MTCNN reports faces from 0.7 "
+        "(default: 0)",
     )
     group.add_argument(
         "--face_margin",
         type=FACE_MARGIN,
-        help=f"around a box, a share of its longer side (as in training; {MARGIN} if unknown)",
+        help=f"{AROUND_FACES} (default: as in training, {MARGIN} if unknown)",
     )
     group = parser.add_argument_group("output")
-    group.add_argument("--output", help="file of rows (default: standard output)")
-    group.add_argument("--format", choices=("csv", "jsonl"), help="by the ending of --output")
-    group.add_argument("--annotated", metavar="DIR", help="pictures with boxes and labels")
-    group.add_argument("--features", metavar="FILE.npz", help="a vector a face, for one's own use")
+    group.add_argument(
+        "--output", metavar="FILE", help="file to write the rows to (default: standard output)"
+    )
+    group.add_argument(
+        "--format",
+        choices=("csv", "jsonl"),
+        help="CSV or JSON lines (default: by the ending of --output; csv for standard output)",
+    )
+    group.add_argument(
+        "--annotated",
+        metavar="DIR",
+        help="also save each picture with boxes and predictions to this folder",
+    )
+    group.add_argument(
+        "--features",
+        metavar="FILE.npz",
+        help="also save each face's feature vector, the input of the model's last layer",
+    )
+    group = parser.add_argument_group("device and data loading")
+    group.add_argument("--device", default="auto", help=f"{DEVICE} (default: %(default)s)")
+    group.add_argument(
+        "--batch_size",
+        type=SIZE,
+        default=32,
+        help="faces per forward pass (default: %(default)s)",
+    )
+    group.add_argument(
+        "--num_workers",
+        type=COUNT,
+        help="processes that read pictures and find faces, 0: none (default: one per CPU core, at "
+        "most 10; fewer for few pictures)",
+    )
     return parser
 
 

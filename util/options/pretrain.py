@@ -1,13 +1,30 @@
-"""The options of pre-training."""
+"""The options of pre-training: groups, defaults that depend on others, and what cannot work."""
 
+import argparse
+
+from backbones import default_in_words
+from util.errors import BadInput
 from util.options.groups import FACE_MARGIN, add_machine, add_output, add_training
-from util.options.parser import COUNT, RATE, RATIO, SIZE, SOME, Parser, flag, rise
+from util.options.parser import (
+    COUNT,
+    RATE,
+    RATIO,
+    SIZE,
+    SOME,
+    Parser,
+    check_input_size,
+    family_for,
+    fill_defaults,
+    flag,
+    rise,
+)
+from util.patch_counts import kept_patches
 
 # The defaults of shared options in words, for --help.
 USUAL = {
-    "epochs": "MAE 400, others 800",
+    "epochs": default_in_words("epochs", masked=True),
     "warmup_epochs": "40",
-    "blr": "MAE 1e-3, others 1.5e-4",
+    "blr": default_in_words("blr", masked=True),
     "min_lr": "0",
     "weight_decay": "0.05",
 }
@@ -137,3 +154,37 @@ def _add_monitoring(parser: Parser) -> None:
         metavar="N",
         help="run this test every N epochs and after the last (default: %(default)s)",
     )
+
+
+def check_options(args: argparse.Namespace) -> None:
+    """Fill in the family's defaults and refuse what cannot work, before torch is imported."""
+    family = family_for(args, masked=True)
+    fill_defaults(args, family.pretrain_defaults)
+    family.check_pretraining(args)
+    crop_pct = 0.875 if args.input_size <= 224 else 1.0
+    fill_defaults(args, {"weight_decay": 0.05, "crop_pct": crop_pct})
+    patch = family.patch_step(args.model, args.patch_size, masked=True)
+    check_input_size(args, patch)
+    kept_patches((args.input_size // patch) ** 2, args.mask_ratio)
+    check_progressive(args, patch)
+    if args.start_epoch >= args.epochs:
+        raise BadInput(f"--start_epoch {args.start_epoch}: the run ends at --epochs {args.epochs}")
+    if not args.output_dir:
+        raise BadInput("--output_dir: name a folder to write to")
+
+
+def check_progressive(args: argparse.Namespace, patch: int) -> None:
+    """Refuse resolutions that the model cannot take."""
+    if args.progressive is None:
+        return
+    low, high = args.progressive
+    flag = f"--progressive {low}:{high}"
+    if high != args.input_size:
+        raise BadInput(f"{flag}: has to end at --input_size {args.input_size}; change one of them")
+    if low % patch:
+        nearest = min(high - patch, max(1, round(low / patch)) * patch)
+        raise BadInput(f"{flag}: {low} is not a multiple of the patch, {patch}; try {nearest}")
+    try:
+        kept_patches((low // patch) ** 2, args.mask_ratio)
+    except BadInput as error:
+        raise BadInput(f"{flag}: at {low} px, {error}; begin higher") from None

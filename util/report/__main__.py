@@ -10,9 +10,13 @@ from util.report.page import write_report
 
 def build_parser() -> Parser:
     """The options."""
-    parser = Parser("Write report.html.")
-    parser.add_argument("output_dir", nargs="+", help="the --output_dir of one or several runs")
-    parser.add_argument("--output", help="the page (default: report.html in the first)")
+    parser = Parser("Write report.html, a page about a run, or about several runs to compare them.")
+    parser.add_argument(
+        "output_dir", nargs="+", metavar="DIR", help="output folder of a run, or of several"
+    )
+    parser.add_argument(
+        "--output", metavar="FILE", help="page to write (default: report.html in the first folder)"
+    )
     return parser
 
 

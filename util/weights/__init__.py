@@ -3,7 +3,6 @@
 A model is known here by its state dict only; layouts are translated by util/weights/layouts.py.
 """
 
-import difflib
 import math
 import os
 from pathlib import Path
@@ -27,6 +26,7 @@ from util.weights.layouts import (
     translate,
 )
 from util.weights.layouts_foreign import S2D_ADDS, TRANSFORMERS
+from util.wording import did_you_mean
 
 OTHER_KEYS = ("model_ema", "state_dict", "state_dict_ema", "model_state_dict")
 
@@ -76,8 +76,7 @@ def find_source(source: str | Path, cache_dir: str | None = None) -> Path:
 
     if str(source) in RELEASED:
         return fetch(str(source), cache_dir)
-    near = difflib.get_close_matches(str(source), RELEASED, n=3, cutoff=0.5)
-    hint = f"did you mean {' or '.join(near)}?" if near else f"those are {', '.join(RELEASED)}"
+    hint = did_you_mean(str(source), RELEASED) or f"those are {', '.join(RELEASED)}"
     raise BadInput(f"{source}: no such file, and no released weights of this name; {hint}")
 
 
