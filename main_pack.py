@@ -11,12 +11,11 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from util.errors import BadInput, Fault, Stopped
+from util.errors import BadInput, Stopped
+from util.files import disk_errors
 from util.options.groups import FACE_MARGIN, LABEL_ORDER, LABEL_RULE, UNLABELLED
 from util.options.parser import COUNT, RATE, SIZE, Parser
 from util.program import run_program
@@ -26,6 +25,8 @@ if TYPE_CHECKING:
     from datasets.packed.pack import ToPack
     from datasets.packed.store_writer import Parts
     from util.stop import StopRequest
+
+RESUMES = "once that is mended, the same command resumes"
 
 
 def build_parser() -> Parser:
@@ -113,23 +114,23 @@ def pack(args: argparse.Namespace) -> None:
     from util.stop import StopRequest
 
     folder = Path(os.path.expanduser(args.output))
-    with faults(folder):
+    with disk_errors(f"--output {folder}", BadInput, "name another folder"):
         is_packed(folder, {})  # what is no place for a store, before a long look at the data
     labelled, splits, data, notes = open_data(args)
     plan = make_plan(args, labelled, data)
-    with faults(folder):
+    with disk_errors(f"--output {folder}", BadInput, "name another folder"):
         if is_packed(folder, plan):
             print(f"{folder}: is packed already")
             return
     check_readable(data)
-    with faults(folder):
+    with disk_errors(f"--output {folder}", BadInput, "name another folder"):
         announce(folder, labelled, data, notes)
         stop = StopRequest()
         stop.install()
         parts = Parts(folder, plan)
     try:
         write(args, parts, data, stop)
-        with faults(folder, parts):
+        with disk_errors(folder, advice=RESUMES):
             finish(parts, plan, names_below(args.data_path, data), splits, labelled, notes)
     finally:
         parts.close()
@@ -238,7 +239,7 @@ def write(args: argparse.Namespace, parts: "Parts", data: "ToPack", stop: "StopR
         print(f"going on after {begin:,} images", flush=True)
     left = data.in_order(begin, workers)
     for image in tqdm(left, initial=begin, total=len(data), unit="image", disable=None):
-        with faults(parts.folder, parts):
+        with disk_errors(parts.folder, advice=RESUMES):
             parts.add(image)
             if stop.signal:
                 parts.keep()
@@ -259,7 +260,7 @@ def write(args: argparse.Namespace, parts: "Parts", data: "ToPack", stop: "StopR
             print(
                 f"{done:,} of {len(data):,} images, {speed:.0f} a second, {rest} left", flush=True
             )
-    with faults(parts.folder, parts):
+    with disk_errors(parts.folder, advice=RESUMES):
         parts.end_part()
 
 
@@ -269,18 +270,6 @@ def names_below(data_path: str, data: "ToPack") -> list[str]:
     names = (data.name(i) for i in range(len(data)))
     roots = path + os.sep, os.path.dirname(path) + os.sep  # of a list's entries: beside it
     return [name.removeprefix(roots[0]).removeprefix(roots[1]) for name in names]
-
-
-@contextmanager
-def faults(folder: Path, parts: "Parts | None" = None) -> Iterator[None]:
-    """A disk that does not take what is written is one line, and no reason to begin anew."""
-    try:
-        yield
-    except OSError as error:
-        what = f"{folder}: cannot be written ({error.strerror})"
-        if parts is None:
-            raise BadInput(f"--output {what}; name another folder") from None
-        raise Fault(f"{what}; once that is mended, the same command goes on") from None
 
 
 if __name__ == "__main__":

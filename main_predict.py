@@ -9,12 +9,13 @@ import argparse
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from util.errors import BadInput, Fault
+from util.files import disk_errors, replacing
 from util.options.predict import build_parser, check_options, find_format
 from util.predictions import NO_FACE, OK, UNREADABLE, RowWriter, inert, open_rows
 from util.program import run_program
@@ -161,7 +162,7 @@ class Beside:
 
         p = prediction.probabilities.max(axis=1, initial=0)
         named = zip(labels_of(prediction, self._classes), p, strict=True)
-        with suppress(UnreadableImage), faults(self._folder):  # gone in the meantime
+        with suppress(UnreadableImage), disk_errors(self._folder):  # gone in the meantime
             drawn = annotated(
                 load_rgb(picture.path),
                 [face.box for face in picture.faces],
@@ -176,9 +177,7 @@ class Beside:
             return
         import numpy as np
 
-        from util.files import replacing
-
-        with faults(self._file), replacing(self._file) as file:
+        with disk_errors(self._file), replacing(self._file) as file:
             np.savez(
                 file,
                 features=np.concatenate([features for *_, features in self._rows]),
@@ -195,15 +194,6 @@ def check_writable(flag: str, folder: Path) -> None:
         tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
         raise BadInput(f"{flag}: {folder} cannot be written to ({error.strerror})") from None
-
-
-@contextmanager
-def faults(path: Path) -> Iterator[None]:
-    """A disk that does not take what is written is one line."""
-    try:
-        yield
-    except OSError as error:
-        raise Fault(f"{path}: cannot be written ({error.strerror or error})") from None
 
 
 if __name__ == "__main__":

@@ -277,7 +277,7 @@ def test_a_disk_that_fills_is_one_line_and_packing_goes_on(
         assert pack(faces, small_disk / "store") == FAULT
     error = capfd.readouterr().err
     assert "cannot be written (No space left on device)" in error
-    assert "the same command goes on" in error
+    assert "the same command resumes" in error
     assert error.count("\n") == 1
     disks.remount(small_disk, "size=2m")
     assert pack(faces, small_disk / "store") == 0

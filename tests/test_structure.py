@@ -109,19 +109,18 @@ def test_args_stops_at_the_mains(path):
 def test_every_flag_is_read(main):
     """By the program, the file that builds its parts, or the options' own bundles."""
     families = [f"backbones/{path.stem}" for path in (ROOT / "backbones").glob("*.py")]
+    build = ("build_finetune", "build_checkpoint")
     more = {
         "main_pretrain": ["util/options/pretrain", *families],
-        "main_finetune": ["build_finetune", "build_checkpoint", "util/options/finetune", *families],
+        "main_finetune": [*build, "util/options/finetune", *families],
         "main_predict": ["util/options/predict"],
     }
     places = more.get(main.__name__, [])
     read = set()
     for name in (main.__name__, *places, "util/options/parser"):
         for node in ast.walk(ast.parse((ROOT / f"{name}.py").read_text())):
-            if isinstance(node, ast.Attribute) and getattr(node.value, "id", "") in (
-                "args",
-                "options",
-            ):
+            of = getattr(getattr(node, "value", None), "id", "")
+            if isinstance(node, ast.Attribute) and of in ("args", "options"):
                 read.add(node.attr)
             # getattr(args, name) over a literal list of names
             if isinstance(node, ast.List):

@@ -9,6 +9,20 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
+from util.errors import Fault
+
+
+@contextmanager
+def disk_errors(
+    path: str | Path, kind: type[Exception] = Fault, advice: str = ""
+) -> Iterator[None]:
+    """Raises `kind`, one line, for a disk that does not take what is written in the block."""
+    try:
+        yield
+    except OSError as error:
+        what = f"{path}: cannot be written ({error.strerror or error})"
+        raise kind("; ".join(filter(None, (what, advice)))) from None
+
 
 @contextmanager
 def replacing(path: str | Path) -> Iterator[BinaryIO]:

@@ -11,6 +11,7 @@ import numpy as np
 
 from util.errors import Fault
 from util.seeding import BOOTSTRAP, generator
+from util.wording import one_line
 
 RESAMPLES, COVERAGE = 1000, 95  # bootstrap samples; % of them inside an interval
 BINS = 15  # of the calibration error
