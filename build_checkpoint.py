@@ -6,13 +6,14 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
+from backbones import family_of
 from datasets import LabelledSet
 from datasets.labels import canonical
 from models_saved import Known, known_use
 from util.checkpoint import read_checkpoint
 from util.distributed import on_main
-from util.options.finetune import check_input_size, usual_crop
-from util.options.parser import Options
+from util.options.finetune import usual_crop
+from util.options.parser import Options, check_input_size
 from util.options.trained import OF_IMAGES, OF_WEIGHTS, as_trained, trained_with
 from util.weights import find_source, load_pretrained, read_source
 from util.wording import printable
@@ -97,7 +98,9 @@ def use_as_trained(args: Options, saved: dict[str, Any]) -> Use:
         trained.pop("eval_flip", None)
     args, notes = as_trained(args, trained, args.finetune, (*OF_WEIGHTS, *OF_IMAGES))
     args = _with_crop(args, trained)
-    check_input_size(args)
+    check_input_size(
+        args, family_of(args.model).patch_step(args.model, args.patch_size, masked=False)
+    )
     notes += [*known.notes, *assumed(args, trained), *_without_effect(args, saved)]
     return Use(args, trained, known.classes, notes)
 
@@ -158,6 +161,8 @@ def begin_like_pretraining(
     if frozen and "train_interpolation" not in args.given:
         args = args.but(train_interpolation=args.test_interpolation)
     args = _with_crop(args, {name: trained[name] for name in names if name in trained})
-    check_input_size(args)
+    check_input_size(
+        args, family_of(args.model).patch_step(args.model, args.patch_size, masked=False)
+    )
     seen = (*names, "input_size", "face_margin")
     return args, saved, {name: trained[name] for name in seen if name in trained}, told
