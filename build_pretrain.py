@@ -1,0 +1,167 @@
+"""From the options of pre-training to its parts: model, data, optimizer, pictures, probe."""
+
+from argparse import Namespace
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
+from torch.utils.data import DataLoader
+
+from backbones import family_of
+from datasets import (
+    Images,
+    PretrainDataset,
+    build_loader,
+    drawn_size,
+    open_images,
+    open_labelled,
+    plain,
+)
+from datasets.duplicates import duplicates
+from datasets.finetune import choose_splits
+from datasets.labelled import describe
+from datasets.sampler import GlobalBatchSampler
+from datasets.transforms import IMAGENET_MEAN, IMAGENET_STD, Normalise
+from datasets.unreadable import check_readable
+from engine_pretrain import Reconstructions
+from engine_train import Precision, TrainState
+from models_masked import MaskedAutoencoder
+from models_registry import create_pretrain_model
+from training.probe import Probe
+from training.run import Run, loading, same_everywhere
+from util.log import NullLog
+from util.optim import adamw, parameter_groups
+from util.schedule import resolution_at
+
+
+class Data(NamedTuple):
+    """The images, their order, and the workers that read them."""
+
+    dataset: PretrainDataset
+    sampler: GlobalBatchSampler
+    loader: DataLoader
+    notes: list[str]  # to be printed
+    face_margin: float | None  # that faces are cut with; None: images are used whole
+
+
+def build_model(args: Namespace, run: Run) -> MaskedAutoencoder:
+    """The masked autoencoder, on its device."""
+    model = create_pretrain_model(args.model, **model_options(args)).to(run.device)
+    model.set_grad_checkpointing(args.grad_checkpointing)
+    return model
+
+
+def model_options(args: Namespace) -> dict[str, object]:
+    """Keyword arguments of `create_pretrain_model`."""
+    names = ["input_size", "mask_ratio", "norm_pix_loss", "decoder_embed_dim", "decoder_depth"]
+    names += family_of(args.model).pretrain_options
+    return {name: getattr(args, name) for name in names}
+
+
+def size_schedule(args: Namespace, patch: int) -> Callable[[int], int]:
+    """The resolution of an epoch: always the same, or `--progressive`."""
+    low, high = args.progressive or (args.input_size, args.input_size)
+    return partial(resolution_at, low=low, high=high, patch=patch, epochs=args.epochs)
+
+
+def open_data(args: Namespace, run: Run, num_patches: int, size_at: Callable[[int], int]) -> Data:
+    """The images of `--data_path`, equal on all ranks."""
+    cache = run.output / "file_list.bin" if run.folder else None
+
+    def build() -> Images:
+        images = open_images(args.data_path, cache, drawn_size(args.input_size), args.face_margin)
+        check_readable(images.source)
+        return images
+
+    what = f"--data_path {args.data_path}"
+    images = same_everywhere(what, build, lambda images: images.source.digest)
+    dataset = PretrainDataset(images.source, args.input_size, num_patches, args.seed, size_at)
+    sampler = GlobalBatchSampler(
+        len(dataset), args.batch_size, args.accum_iter, run.place, args.seed
+    )
+    loader = build_loader(dataset, sampler, **workers(args, run))
+    return Data(dataset, sampler, loader, images.notes, images.face_margin)
+
+
+def workers(args: Namespace, run: Run) -> dict[str, object]:
+    """How data workers are to work."""
+    return loading(run, args.num_workers, args.pin_mem, args.dist_timeout)
+
+
+def build_state(
+    args: Namespace, model: MaskedAutoencoder, lr: float, precision: Precision
+) -> TrainState:
+    """The model with its optimizer, as in MAE (appendix A.1, table 8)."""
+    optimizer = adamw(parameter_groups(model, args.weight_decay), lr, betas=(0.9, 0.95))
+    return TrainState(model, optimizer, precision.scaler)
+
+
+def run_identity(args: Namespace, data: Data, lr: float, precision: Precision) -> dict[str, object]:
+    """What determines the result of a run: only a checkpoint of the same is resumed."""
+    names = ["warmup_epochs", "min_lr", "weight_decay", "clip_grad", "seed", "epochs"]
+    names += ["progressive"]
+    return {
+        "model": args.model,
+        **model_options(args),
+        **{name: getattr(args, name) for name in names},
+        "lr": lr,
+        "global_batch": data.sampler.global_batch,
+        "amp": precision.name,
+        "data": data.dataset.source.digest,
+    }
+
+
+def describe_model(
+    args: Namespace, run: Run, model: MaskedAutoencoder, precision: Precision
+) -> str:
+    """What is trained, in a line."""
+    parameters = sum(p.numel() for p in model.parameters())
+    return (
+        f"{args.model}: {parameters / 1e6:.1f} M parameters with decoder, {args.input_size} px, "
+        f"{args.mask_ratio:.0%} of {model.num_patches} patches masked, "
+        f"{args.predict_ratio:.0%} of those predicted; "
+        f"{precision.name} on {run.device}, {model.kernels(run.device, precision.dtype)}"
+    )
+
+
+def preprocessing(args: Namespace) -> dict[str, object]:
+    """What images went through in pre-training; stored in checkpoints."""
+    return {
+        "face_margin": args.face_margin,  # None: images of faces, used whole
+        "input_size": args.input_size,
+        "crop_pct": None,
+        "interpolation": "bicubic",
+        "mean": list(IMAGENET_MEAN),
+        "std": list(IMAGENET_STD),
+    }
+
+
+def build_pictures(
+    args: Namespace, run: Run, data: Data, normalise: Normalise
+) -> Reconstructions | None:
+    """Reconstructions drawn while training, on rank 0."""
+    if not (run.folder and args.vis_freq):
+        return None
+    folder = run.output / "figures"
+    return Reconstructions(data.dataset, normalise, folder, args.vis_freq, args.crop_pct, args.seed)
+
+
+def build_probe(
+    args: Namespace, run: Run, normalise: Normalise, face_margin: float | None, log: NullLog
+) -> Probe | None:
+    """`--probe_data_path`: what the features of the model so far tell about expressions."""
+    if not args.probe_data_path:
+        return None
+    data = same_everywhere(
+        f"--probe_data_path {args.probe_data_path}",
+        lambda: open_labelled(
+            args.probe_data_path, face_margin=face_margin, size=drawn_size(args.input_size)
+        ),
+        lambda data: data.digest,
+    )
+    train, tests, _, notes = choose_splits(data, None, "test", 0.1, args.seed, args.probe_data_path)
+    shared = duplicates({"train": train, **tests}) if run.folder else []
+    for line in ("probed on:", *describe(data), *notes, *shared):
+        log.line(line)
+    view, how = plain(args.input_size), workers(args, run)
+    return Probe(train, tests["test"], data.classes, view, normalise, run.place, **how)
