@@ -15,14 +15,14 @@ from typing import TYPE_CHECKING
 from util.errors import BadInput
 from util.evaluation_dir import is_training, set_aside
 from util.options.evaluation import made_by
-from util.options.finetune import DECIDES_RESULT, build_parser, check_options
+from util.options.finetune import build_parser, check_options
 from util.options.parser import Options, launch, resume_options, saving
 from util.options.trained import difference_lines, differences
 from util.program import run_program
 from util.schedule import lr_at, scaled_lr, step_lr_at
 
 if TYPE_CHECKING:
-    from build_finetune import Data
+    from builders.labelled_data import Data
     from engine_finetune import Evaluator
     from engine_train import TrainState
     from training.run import Run
@@ -40,10 +40,10 @@ def finetune(args: Options, run: "Run") -> None:
     """Build the parts, go to where the run begins, run the epochs that are left, test the best."""
     import torch
 
-    import build_checkpoint as checkpoint
-    import build_finetune as build
+    from builders import finetune as build
+    from builders import labelled_data as labelled
+    from builders import weights as checkpoint
     from datasets import FinetuneDataset, build_loader
-    from datasets.sampler import GlobalBatchSampler
     from engine_train import Precision, Trainer
     from training.bad_images import BadImages
     from training.resume import find_beginning, restore_state
@@ -67,23 +67,14 @@ def finetune(args: Options, run: "Run") -> None:
     if weights:
         raise BadInput(f"--resume {weights}: weights alone; begin with them by --finetune")
     args, saved, trained, told = checkpoint.begin_like_pretraining(args, path)
-    data = build.open_data(args, run, trained)
-    report = build.report(data) if run.folder else []
-    args = build.with_data_options(args, data)
+    data = labelled.open_data(args, run, trained)
+    report = labelled.report(data) if run.folder else []
+    args = labelled.with_data_options(args, data)
     now, before = ("from here", "until now") if path else ("fine-tuned", "pre-trained")
     differ = differences(args, trained, data.train_set.options)
     told += difference_lines(differ, now, before)
     classes, train = data.train_set.classes, data.train
-    balance = data.train_set.name == "affectnet" if args.balance is None else args.balance
-    sampler = GlobalBatchSampler(
-        len(train),
-        args.batch_size,
-        args.accum_iter,
-        run.place,
-        args.seed,
-        train.labels if balance else None,
-        args.epoch_repeats,
-    )
+    sampler = build.build_sampler(args, run, data)
     model = build.build_model(args, len(classes))
     if args.finetune and path is None:
         notes += checkpoint.begin_with_pretrained(args, model, saved)
@@ -95,16 +86,7 @@ def finetune(args: Options, run: "Run") -> None:
     lr = args.lr if args.lr is not None else scaled_lr(args.blr, sampler.global_batch)
     precision = Precision(args.amp, run.device)
     state = build.build_state(args, model, lr, precision.scaler)
-    identity = {
-        **{name: getattr(args, name) for name in DECIDES_RESULT},
-        "lr": lr,
-        "global_batch": sampler.global_batch,
-        "balance": balance,
-        "joint_jitter": args.aug == "fer",  # which earlier releases drew apart from the move
-        "amp": precision.name,
-        "data": data.digest,
-        "teacher": teacher.digest if teacher else None,
-    }
+    identity = build.run_identity(args, data, sampler, lr, precision, teacher)
     notes += restore_state(path, resume_options(args), state, identity, sampler)
 
     log = open_log(run, args.log_dir, state, sampler.steps)
@@ -113,15 +95,15 @@ def finetune(args: Options, run: "Run") -> None:
         notes += set_aside(run.output)
     write_config(
         run,
-        build.config_options(args, data),
+        labelled.config_options(args, data),
         model={"name": args.model, "parameters": parameters},
-        data=build.describe_data(args, data),
+        data=labelled.describe_data(args, data),
         classes=classes,
         global_batch=sampler.global_batch,
         lr=lr,
     )
     sources = " and ".join(filter(None, (args.data_path, args.pseudo_labels)))
-    drawn = ", all classes equally often" if balance else ""
+    drawn = ", all classes equally often" if build.balanced(args, data) else ""
     for line in (
         *report,
         build.describe_model(args, run, parameters, precision),
@@ -191,7 +173,7 @@ def test_chosen(
     taught: dict[str, str],
 ) -> list[str]:
     """Evaluate the best epoch beside the last; write what `--eval` writes; -> lines to say."""
-    from build_finetune import about
+    from builders.labelled_data import about
     from engine_finetune import write_results
     from training.evaluate import doubt_order
     from util.checkpoint import BEST, read_checkpoint
@@ -237,8 +219,9 @@ def test_chosen(
 
 def evaluate(args: Options, run: "Run") -> None:
     """`--eval`: test a fine-tuned checkpoint as it was trained; print and write the results."""
-    import build_checkpoint as checkpoint
-    import build_finetune as build
+    from builders import finetune as build
+    from builders import labelled_data as labelled
+    from builders import weights as checkpoint
     from engine_finetune import write_results
     from engine_train import Precision
     from training.evaluate import doubt_order
@@ -247,7 +230,7 @@ def evaluate(args: Options, run: "Run") -> None:
 
     saved, source = checkpoint.read_finetune(args), args.finetune
     args, trained, known, notes = checkpoint.use_as_trained(args, saved)
-    data = build.open_data(args, run, trained, learns=False)
+    data = labelled.open_data(args, run, trained, learns=False)
     classes, told = checkpoint.name_classes(args, known, data.test_set)
     model = build.build_model(args, len(classes))
     build.prepare_head(args, model)
@@ -263,14 +246,14 @@ def evaluate(args: Options, run: "Run") -> None:
     evaluator = build.build_evaluator(args, run, data, classes, precision, run.stop.end_if_asked)
     differ = differences(args, trained, data.test_set.options)
     differ |= checkpoint.other_outputs(args, saved, known)
-    report = build.report(data) if run.folder else []
+    report = labelled.report(data) if run.folder else []
     notes += [*told, *difference_lines(differ), *evaluator.notes, str(loaded)]
     say(run, [*report, *notes])
     evaluation = evaluator.evaluate(model.to(run.device), "test")
     if not run.folder:
         return
     facts = {
-        **build.about(args, data, "test", report),
+        **labelled.about(args, data, "test", report),
         "made_by": made_by(args),
         "checkpoint": source,
         "weights": loaded.entry,
@@ -285,8 +268,9 @@ def evaluate(args: Options, run: "Run") -> None:
 
 def classify_by_neighbours(args: Options, run: "Run") -> None:
     """`--knn`: test images by the training images nearest to them in a backbone's features."""
-    import build_checkpoint as checkpoint
-    import build_finetune as build
+    from builders import finetune as build
+    from builders import labelled_data as labelled
+    from builders import weights as checkpoint
     from engine_finetune import write_results
     from engine_train import Precision
     from training.evaluate import judge
@@ -295,7 +279,7 @@ def classify_by_neighbours(args: Options, run: "Run") -> None:
 
     saved = checkpoint.read_finetune(args)
     args, trained, _, notes = checkpoint.use_as_trained(args, saved)
-    data = build.open_data(args, run, trained)
+    data = labelled.open_data(args, run, trained)
     classes = data.train_set.classes
     model = build.build_model(args, len(classes))
     notes += checkpoint.begin_with_pretrained(args, model, saved)
@@ -314,14 +298,14 @@ def classify_by_neighbours(args: Options, run: "Run") -> None:
         **build.loading(args, run),
     )
     differ = differences(args, trained, data.test_set.options)
-    report = build.report(data) if run.folder else []
+    report = labelled.report(data) if run.folder else []
     say(run, [*report, *notes, *difference_lines(differ), *evaluator.notes])
     train, queries = probe.features(model.to(run.device), precision, run.stop.end_if_asked)
     if not run.folder:
         return
     evaluation = judge(knn(train, queries.x, len(classes)), queries.readable, test)
     facts = {
-        **build.about(args, data, split, report),
+        **labelled.about(args, data, split, report),
         "made_by": made_by(args),
         "classifier": "nearest neighbours",
         "checkpoint": args.finetune,

@@ -32,7 +32,7 @@ def pretrain(args: Namespace, run: "Run") -> None:
     # Only now: --help and wrong options should not have to wait for torch.
     import torch
 
-    import build_pretrain as build
+    from builders import pretrain as build
     from datasets.transforms import Normalise
     from engine_pretrain import MaskedLoss, Resolution, begin_with_weights
     from engine_train import Precision, Trainer

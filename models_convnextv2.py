@@ -3,13 +3,14 @@
 ConvNeXt V2: Co-designing and Scaling ConvNets with Masked Autoencoders (Woo et al. 2023).
 State-dict names are those of the official dense release.
 
-There is one encoder. Its tensors are *packed*, (N, V, b, b, C): V patches an image, b cells a
-side. A dense image is one patch as large as the image (V = 1); a masked one is its visible 32×32
-patches (b = 8, 4, 2, 1 in the four stages). Normalisation, MLP and GRN work on the packed tensor as
-it is, and the stride-2 downsampling never leaves a patch; only the 7×7 depthwise convolution looks
-at neighbours, so only it needs to know where the patches lie. Masked cells count as zero: exactly
-submanifold sparse convolution (section 3.1), at the cost of the visible patches. `kernels.packed`
-says where that is, and has a block's passes for CPUs.
+There is one encoder. Its tensors are *packed*, (N, V, b, b, C): V patches per image, each of b×b
+cells. A dense image is a single patch as large as the image (V = 1); a masked image consists of its
+visible 32×32-pixel patches (b = 8, 4, 2, 1 in the four stages). Normalisation, MLP and GRN work
+directly on the packed tensor, and the stride-2 downsampling stays within a patch. Only the 7×7
+depthwise convolution reads neighbouring cells, so only it needs the positions of the patches.
+Masked cells are treated as zero, which makes this exactly the submanifold sparse convolution of
+section 3.1, computed for the visible patches only. `kernels.packed` finds the neighbours, and
+implements the forward and backward pass of a block for CPUs.
 """
 
 from collections.abc import Callable
@@ -42,7 +43,7 @@ from models_masked import (
 class GRN(nn.Module):
     """Global response normalisation (section 4): channels compete within one image.
 
-    Statistics are each image's own, over its visible cells.
+    Each image's statistics are taken over its visible cells.
     """
 
     def __init__(self, dim: int) -> None:
@@ -54,7 +55,7 @@ class GRN(nn.Module):
         """(N, V, b, b, C) -> same."""
         energy = torch.linalg.vector_norm(x, dim=(1, 2, 3), keepdim=True)
         scale = 1 + self.gamma * energy / (energy.mean(dim=-1, keepdim=True) + 1e-6)
-        # In the type of x: the parameters' own would make everything after it fp32.
+        # Cast to x's dtype: fp32 parameters would promote everything that follows to fp32.
         return torch.addcmul(self.beta.to(x.dtype), x, scale.to(x.dtype))
 
 
@@ -71,7 +72,7 @@ class Block(nn.Module):
         self.drop_path = DropPath(drop_path) if drop_path else nn.Identity()
 
     def forward(self, x: Tensor, near: Canvas | Neighbours | None = None) -> Tensor:
-        """(N, V, b, b, C) -> same; without `near`, whole images by the library's kernels."""
+        """(N, V, b, b, C) -> same; without `near`, x holds whole images and torch convolves."""
         if isinstance(near, Neighbours):
             return x + self.drop_path(self._packed(x, near))
         y = self.norm(depthwise(x, self.dwconv, near))
@@ -79,9 +80,10 @@ class Block(nn.Module):
         return x + self.drop_path(self.pwconv2(y))
 
     def is_plain(self) -> bool:
-        """Whether its layers are those made above, without hooks: `_packed` reads their weights.
+        """Whether all layers are the original ones, without hooks.
 
-        A wrapped layer, as of low-rank adapters, has to be called itself.
+        `_packed` reads their weights and does not call them, so wrapped layers (such as low-rank
+        adapters) would be bypassed.
         """
         layers = (self.dwconv, self.norm, self.pwconv1, self.grn, self.pwconv2)
         kinds = (nn.Conv2d, nn.LayerNorm, nn.Linear, GRN, nn.Linear)
@@ -91,7 +93,7 @@ class Block(nn.Module):
         )
 
     def _packed(self, x: Tensor, near: Neighbours) -> Tensor:
-        """The same with the passes of `kernels.packed`."""
+        """The residual branch, computed by `kernels.packed`."""
         n, c = len(x), x.shape[-1]
         y = x.to(compute_type(x)).reshape(-1, c)
         y = Depthwise.apply(y, self.dwconv.weight, self.dwconv.bias, near)
@@ -102,9 +104,9 @@ class Block(nn.Module):
 
 
 def depthwise(x: Tensor, conv: nn.Conv2d, canvas: Canvas | None) -> Tensor:
-    """The library's depthwise convolution of packed patches, (N, V, b, b, C) -> same.
+    """Depthwise convolution of packed patches with torch's kernel, (N, V, b, b, C) -> same.
 
-    Without a canvas, the one patch is the whole image.
+    Without a canvas, the only patch is the whole image.
     """
     n, v, b, _, c = x.shape
     if canvas is None:
@@ -121,7 +123,7 @@ def depthwise(x: Tensor, conv: nn.Conv2d, canvas: Canvas | None) -> Tensor:
 
 
 def downsample(x: Tensor, conv: nn.Conv2d) -> Tensor:
-    """A k×k convolution of stride k inside each patch, (N, V, b, b, C) -> (N, V, b/k, b/k, D)."""
+    """A k×k convolution of stride k within each patch, (N, V, b, b, C) -> (N, V, b/k, b/k, D)."""
     n, v, h, w, c = x.shape
     k = conv.stride[0]
     x = x.reshape(n, v, h // k, k, w // k, k, c).transpose(3, 4).reshape(n, v, h // k, w // k, -1)
@@ -129,7 +131,7 @@ def downsample(x: Tensor, conv: nn.Conv2d) -> Tensor:
 
 
 class ConvNeXtV2Encoder(nn.Module):
-    """The four stages; `encoder(x)` is dense, `encoder(x, visible)` packed."""
+    """The four stages: `encoder(x)` is the dense pass, `encoder(x, visible)` the packed one."""
 
     def __init__(self, size: ConvNeXtSize, in_chans: int = 3, drop_path: float = 0.0) -> None:
         super().__init__()
@@ -153,10 +155,10 @@ class ConvNeXtV2Encoder(nn.Module):
         self.grad_checkpointing = enable
 
     def encode(self, imgs: Tensor, visible: Tensor | None = None) -> Tensor:
-        """(N, C, H, W), visible patches (N, V) -> (N, V, 1, 1, D), from the pixels of those alone.
+        """(N, C, H, W), visible patches (N, V) -> (N, V, 1, 1, D), reading only their pixels.
 
-        Without `visible`: the dense pass, -> (N, 1, H/32, W/32, D). Raises ValueError when the
-        image is not square and a multiple of 32 where patches are given, or of 32 at all.
+        Without `visible`: the dense pass, -> (N, 1, H/32, W/32, D). Raises ValueError when H or W
+        is not a multiple of 32, or when `visible` is given and the images are not square.
         """
         h, w = imgs.shape[-2:]
         if h % CONVNEXT_PATCH or w % CONVNEXT_PATCH or (visible is not None and h != w):
@@ -183,7 +185,7 @@ class ConvNeXtV2Encoder(nn.Module):
 
 
 class ConvNeXtV2(ConvNeXtV2Encoder):
-    """The classifier: the dense encoder, global average pooling, LayerNorm, a linear head."""
+    """The classifier: dense encoder, global average pooling, LayerNorm, linear head."""
 
     compiled = (Block,)
     explained_by = "Grad-CAM"
@@ -203,7 +205,7 @@ class ConvNeXtV2(ConvNeXtV2Encoder):
         self.head.weight.data.mul_(head_init_scale)
 
     def pool(self, cells: Tensor) -> Tensor:
-        """What `encode` returns -> (N, D): the mean over all cells, normalised."""
+        """The output of `encode` -> (N, D): the mean over all cells, normalised."""
         return self.norm(cells.mean(dim=(1, 2, 3)))
 
     def forward_features(self, imgs: Tensor) -> Tensor:
@@ -215,7 +217,7 @@ class ConvNeXtV2(ConvNeXtV2Encoder):
         return self.head(self.forward_features(imgs))
 
     def own_options(self) -> dict[str, object]:
-        """Options of fine-tuning that only this family has, and that its weights depend on."""
+        """Fine-tuning options specific to this family that are needed to rebuild the model."""
         return {}
 
     def layer_numbers(self, grouped: bool = False) -> Callable[[str], int]:
@@ -224,10 +226,10 @@ class ConvNeXtV2(ConvNeXtV2Encoder):
 
 
 def convnext_layers(depths: tuple[int, ...], grouped: bool) -> Callable[[str], int]:
-    """A ConvNeXt parameter's layer, counted by blocks or (`grouped`) as if there were twelve.
+    """Maps a parameter's name to its layer number, for layer-wise learning-rate decay.
 
-    Grouped, three blocks of the long third stage are one layer (the official code's rule for Base
-    and Large).
+    Every block is a layer. With `grouped`, there are twelve layers, and three blocks of the long
+    third stage share one (the official code's rule for Base and Large).
     """
     before = [sum(depths[:stage]) for stage in range(len(depths))]
     last = 12 if grouped else sum(depths)
@@ -237,7 +239,7 @@ def convnext_layers(depths: tuple[int, ...], grouped: bool) -> Callable[[str], i
         if part not in ("downsample_layers", "stages"):
             return last + 1
         stage = int(rest[0])
-        if not grouped:  # a downsampling, the stem too, goes with the block after it
+        if not grouped:  # downsampling layers, including the stem, belong to the block after them
             return before[stage] + 1 + (int(rest[1]) if part == "stages" else 0)
         if part == "downsample_layers":
             return (0, 2, 3, 12)[stage]
@@ -247,7 +249,7 @@ def convnext_layers(depths: tuple[int, ...], grouped: bool) -> Callable[[str], i
 
 
 class FCMAE(MaskedAutoencoder):
-    """The packed encoder and a one-block dense decoder (section 3)."""
+    """The packed encoder and a dense decoder of one block (section 3)."""
 
     compiled = (Block,)
 
@@ -272,23 +274,23 @@ class FCMAE(MaskedAutoencoder):
         nn.init.normal_(self.mask_token, std=0.02)
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """The encoder's blocks; the decoder works on single cells and is small."""
+        """For the encoder's blocks only: the decoder has one cell per patch and needs little."""
         self.encoder.set_grad_checkpointing(enable)
 
     def kernels(self, device: torch.device, dtype: torch.dtype) -> str:
         """See MaskedAutoencoder."""
-        return f"convolution by {'windows' if has_own_passes(device) else 'the library'}"
+        return "windowed convolution" if has_own_passes(device) else "torch's convolution"
 
     def forward_features(self, imgs: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, D): the mean over all cells of the dense pass."""
         return self.encoder(imgs).mean(dim=(1, 2, 3))
 
     def forward_encoder(self, imgs: Tensor, visible: Tensor) -> Tensor:
-        """(N, C, H, W), numbers of the visible patches (N, V) -> (N, V, 1, 1, D)."""
+        """(N, C, H, W), indices of the visible patches (N, V) -> (N, V, 1, 1, D)."""
         return self.encoder(imgs, visible)
 
     def forward_decoder(self, latent: Tensor, ids: Tensor, start: int) -> Tensor:
-        """See MaskedAutoencoder. Cells stay in shuffled order: `near` knows where they are."""
+        """See MaskedAutoencoder. Cells stay in shuffled order: `near` holds their positions."""
         (n, length), visible = ids.shape, latent.shape[1]
         x = F.linear(latent, self.proj.weight.flatten(1), self.proj.bias)
         masked = self.mask_token.to(x.dtype).view(-1).expand(n, length - visible, 1, 1, -1)
@@ -299,9 +301,9 @@ class FCMAE(MaskedAutoencoder):
 
 
 def init_weights(model: nn.Module) -> None:
-    """Truncated normal of deviation 0.02, zero biases (the dense model's initialisation).
+    """Truncated normal weights with standard deviation 0.02, zero biases: the dense model's rule.
 
-    The official sparse pre-training code ends up with deviation 1: see docs/deviations.md.
+    The official sparse pre-training code ends up with a deviation of 1: see docs/deviations.md.
     """
     for module in model.modules():
         if isinstance(module, (nn.Conv2d, nn.Linear)):

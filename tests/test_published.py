@@ -17,7 +17,7 @@ from timm.loss import SoftTargetCrossEntropy
 from torch import nn
 from torchvision import transforms
 
-import build_finetune
+import builders.finetune
 import main_finetune
 import main_pretrain
 from datasets.augment import face_augment, plain
@@ -146,7 +146,7 @@ def rectangle(x):
 
 
 def test_erasing_draws_the_published_rectangles_and_fills_them_with_the_mean_colour(here):
-    ours = build_finetune.build_loss(parse("rafdb_vit_base"), here, 7).erase
+    ours = builders.finetune.build_loss(parse("rafdb_vit_base"), here, 7).erase
     theirs = transforms.RandomErasing(scale=(0.02, 0.25))
     random.seed(0)
     torch.manual_seed(0)
@@ -175,7 +175,7 @@ def test_erasing_draws_the_published_rectangles_and_fills_them_with_the_mean_col
 
 
 def test_mixup_and_loss_are_timms_defaults(here):
-    loss = build_finetune.build_loss(parse("rafdb_vit_base", "--reprob", "0"), here, 7)
+    loss = builders.finetune.build_loss(parse("rafdb_vit_base", "--reprob", "0"), here, 7)
     torch.manual_seed(0)
     model = nn.Sequential(nn.Flatten(), nn.Linear(3 * 8 * 8, 7))
     imgs, labels = torch.randint(0, 256, (8, 3, 8, 8), dtype=torch.uint8), torch.arange(8) % 7
@@ -188,7 +188,7 @@ def test_mixup_and_loss_are_timms_defaults(here):
 
 
 def test_without_mixup_the_loss_is_cross_entropy_on_hard_labels(here):
-    loss = build_finetune.build_loss(parse("rafdb_vit_tiny", "--reprob", "0"), here, 7)
+    loss = builders.finetune.build_loss(parse("rafdb_vit_tiny", "--reprob", "0"), here, 7)
     assert loss.mix is None
     model = nn.Sequential(nn.Flatten(), nn.Linear(3 * 8 * 8, 7))
     imgs, labels = torch.randint(0, 256, (8, 3, 8, 8), dtype=torch.uint8), torch.arange(8) % 7
@@ -222,9 +222,9 @@ def build(recipe, *more):
     """The model and optimizer of a recipe, small."""
     args = parse(recipe, "--model", "vit_tiny_patch16", "--input_size", "32", *more)
     torch.manual_seed(0)
-    model = build_finetune.build_model(args, 8)
+    model = builders.finetune.build_model(args, 8)
     scaler = torch.amp.GradScaler("cpu", enabled=False)
-    return model, build_finetune.build_state(args, model, 1e-5, scaler).optimizer
+    return model, builders.finetune.build_state(args, model, 1e-5, scaler).optimizer
 
 
 def test_decay_is_decoupled_and_spares_what_they_spare():
@@ -276,7 +276,7 @@ def test_a_new_head_has_the_std_asked_for_or_that_of_the_official_scripts(model,
     argv = ["--model", model, "--input_size", "32", *more.split()]
     args = main_finetune.build_parser().parse(argv)
     main_finetune.check_options(args)
-    head = build_finetune.build_model(args, 64).head
+    head = builders.finetune.build_model(args, 64).head
     assert head.weight.std().item() == pytest.approx(std, rel=0.1)
     assert not head.bias.any()
 

@@ -22,13 +22,22 @@ from runs import ROOT
 
 # By the first part of a module's name. Programs are above everything.
 LEVELS = {
-    **dict.fromkeys(("main", "build", "app"), 4),
+    **dict.fromkeys(("main", "builders", "app"), 4),
     **dict.fromkeys(("export", "inference"), 3),
     **dict.fromkeys(("engine", "training"), 2),
     **dict.fromkeys(("models", "kernels", "datasets"), 1),
     **dict.fromkeys(("backbones", "util"), 0),
 }
-FOLDERS = ("export", "inference", "training", "kernels", "datasets", "backbones", "util")
+FOLDERS = (
+    "builders",
+    "export",
+    "inference",
+    "training",
+    "kernels",
+    "datasets",
+    "backbones",
+    "util",
+)
 SOURCES = sorted(
     [*ROOT.glob("*.py"), *(p for name in FOLDERS for p in (ROOT / name).rglob("*.py"))]
 )
@@ -109,9 +118,9 @@ def test_args_stops_at_the_mains(path):
 def test_every_flag_is_read(main):
     """By the program, the file that builds its parts, or the options' own bundles."""
     families = [f"backbones/{path.stem}" for path in (ROOT / "backbones").glob("*.py")]
-    build = ("build_finetune", "build_checkpoint")
+    build = [f"builders/{name}" for name in ("finetune", "labelled_data", "weights")]
     more = {
-        "main_pretrain": ["util/options/pretrain", *families],
+        "main_pretrain": ["builders/pretrain", "util/options/pretrain", *families],
         "main_finetune": [*build, "util/options/finetune", *families],
         "main_predict": ["util/options/predict"],
     }
@@ -151,9 +160,7 @@ def test_help_lists_all_options_of_the_program(path):
 
 def test_training_does_not_wait_for_what_comes_after_it():
     late = "[m for m in ('sklearn', 'matplotlib', 'torch.utils.tensorboard') if m in sys.modules]"
-    code = (
-        f"import sys, build_finetune, training.run, engine_pretrain, training.probe; print({late})"
-    )
+    code = f"import sys, builders.finetune, training.run, engine_pretrain, training.probe; print({late})"
     run = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True
     )

@@ -1,10 +1,8 @@
-"""From the options of fine-tuning to its parts: data, model, augmentation, loss, evaluator."""
+"""From the options of fine-tuning to its parts: model, sampler, augmentation, loss, evaluator."""
 
 import argparse
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
 
-import numpy as np
 import torch
 from timm.data.mixup import Mixup
 from timm.data.random_erasing import RandomErasing
@@ -13,24 +11,19 @@ from torch import nn
 
 import training.run
 from backbones import family_of
+from builders.labelled_data import Data
 from datasets import (
     Augment,
     LabelledSet,
     PlainImages,
     build_test_loader,
-    drawn_size,
     face_augment,
-    open_labelled,
     plain,
     random_augment,
 )
-from datasets.duplicates import duplicates
-from datasets.finetune import choose_splits, in_classes, take_fraction, test_split
-from datasets.labelled import LabelledImages, describe, digest_of
-from datasets.pseudo import read_pseudo_labels, with_pseudo_labels
-from datasets.registry import OFFICIAL, labelled_as
+from datasets.finetune import in_classes
+from datasets.sampler import GlobalBatchSampler
 from datasets.transforms import IMAGENET_MEAN, IMAGENET_STD, Normalise
-from datasets.unreadable import check_readable
 from engine_finetune import (
     ClassifierLoss,
     Evaluator,
@@ -47,100 +40,12 @@ from training.run import Run, same_everywhere
 from util.distributed import Place
 from util.errors import BadInput
 from util.optim import create_optimizer, parameter_groups
-from util.options.finetune import mixes
+from util.options.finetune import DECIDES_RESULT, mixes
 from util.options.parser import Options
-from util.options.trained import OF_DATA, difference_lines, differences, trained_with
+from util.options.trained import difference_lines, differences, trained_with
 
 # Of --aug fer: torchvision's RandomErasing as published, where timm's limits are 1/3 and 10/3.
 FER_ERASING = {"max_area": 0.25, "max_aspect": 3.3}
-
-
-class Data(NamedTuple):
-    """What `--data_path` and `--eval_data_path` hold, split as the options say."""
-
-    train_set: LabelledSet
-    test_set: LabelledSet
-    train: LabelledImages
-    tests: dict[str, LabelledImages]  # "test", and "val" if it selects
-    splits: dict[str, str]  # which of the owner's splits each of them is
-    notes: list[str]
-    pseudo_labelled: int = 0  # images at the end of `train`
-
-    @property
-    def digest(self) -> str:
-        """Of everything that is trained on and chosen by."""
-        return digest_of(self.train.digest, *(images.digest for images in self.tests.values()))
-
-    def owner(self, split: str) -> LabelledSet:
-        """The set that images tested on come from."""
-        return self.test_set if split == "test" else self.train_set
-
-
-def open_data(
-    args: argparse.Namespace, run: Run, trained: Mapping[str, Any], learns: bool = True
-) -> Data:
-    """The images with their labels, equal on all ranks; `train` is empty where nothing `learns`.
-
-    `trained`: see `open_labelled`.
-    """
-    cache = run.output / "file_list.bin" if run.folder else None
-    options = {"face_margin": args.face_margin, "size": drawn_size(args.input_size)}
-    rules, other_rules = _rules(args)
-
-    def build() -> Data:
-        pseudo_labelled = 0
-        own = open_labelled(
-            args.data_path,
-            args.data_set,
-            nb_classes=args.nb_classes,
-            trained=trained,
-            cache=cache,
-            **rules,
-            **options,
-        )
-        tested = None
-        if args.eval_data_path:
-            usual = {**trained, **own.options} if learns else trained
-            tested = open_labelled(args.eval_data_path, trained=usual, **other_rules, **options)
-        if learns:
-            train, tests, splits, notes = choose_splits(
-                own, tested, args.select, args.val_fraction, args.seed, args.data_path
-            )
-            train = take_fraction(train, args.label_fraction, args.seed)
-            check_readable(train.source)
-            if args.pseudo_labels and not args.knn:
-                more, lines = read_pseudo_labels(args.pseudo_labels, own.classes)
-                train, notes = with_pseudo_labels(train, more), [*notes, *lines]
-                pseudo_labelled = len(more)
-        else:
-            name, notes = test_split(tested or own, "--eval_data_path" if tested else "--data_path")
-            tests, splits = {"test": (tested or own).splits[name]}, {"test": name}
-            train = tests["test"].take(np.zeros(0, int))
-        for images in tests.values():
-            check_readable(images.source)
-        tests = {} if args.disable_eval else tests
-        return Data(own, tested or own, train, tests, splits, notes, pseudo_labelled)
-
-    return same_everywhere(f"--data_path {args.data_path}", build, lambda data: data.digest)
-
-
-def _rules(args: argparse.Namespace) -> tuple[dict[str, str | None], dict[str, str | None]]:
-    """What was given on labels, for the set of `--data_path` and that of `--eval_data_path`.
-
-    What only the latter can be told goes to that one alone.
-    """
-    rules = {"label_rule": args.label_rule, "label_order": args.label_order}
-    if not args.eval_data_path or not any(rules.values()):
-        return rules, {}
-    sets = {"label_rule": ("ferplus",), "label_order": ("folder", "list")}
-    other = labelled_as(args.eval_data_path)
-    name = OFFICIAL.get(args.data_set, args.data_set)
-    own = labelled_as(args.data_path) if name == "auto" else name
-    for_other = {option: rules[option] for option, names in sets.items() if other in names}
-    for_own = {o: v for o, v in rules.items() if o not in for_other or own in sets[o]}
-    if "label_order" in for_own:  # whose classes are those that the other one is tested by
-        for_other.pop("label_order", None)
-    return for_own, for_other
 
 
 def build_model(args: argparse.Namespace, classes: int) -> nn.Module:
@@ -153,6 +58,45 @@ def build_model(args: argparse.Namespace, classes: int) -> nn.Module:
         model.pos_embed.requires_grad_(False)
     model.set_grad_checkpointing(args.grad_checkpointing)
     return model
+
+
+def build_sampler(args: argparse.Namespace, run: Run, data: Data) -> GlobalBatchSampler:
+    """The order of the training images."""
+    return GlobalBatchSampler(
+        len(data.train),
+        args.batch_size,
+        args.accum_iter,
+        run.place,
+        args.seed,
+        data.train.labels if balanced(args, data) else None,
+        args.epoch_repeats,
+    )
+
+
+def balanced(args: argparse.Namespace, data: Data) -> bool:
+    """`--balance`: whether all classes are drawn equally often."""
+    return data.train_set.name == "affectnet" if args.balance is None else args.balance
+
+
+def run_identity(
+    args: argparse.Namespace,
+    data: Data,
+    sampler: GlobalBatchSampler,
+    lr: float,
+    precision: Precision,
+    teacher: Teacher | None,
+) -> dict[str, object]:
+    """What determines the result of a run: only a checkpoint of the same is resumed."""
+    return {
+        **{name: getattr(args, name) for name in DECIDES_RESULT},
+        "lr": lr,
+        "global_batch": sampler.global_batch,
+        "balance": balanced(args, data),
+        "joint_jitter": args.aug == "fer",  # which earlier releases drew apart from the move
+        "amp": precision.name,
+        "data": data.digest,
+        "teacher": teacher.digest if teacher else None,
+    }
 
 
 def prepare_head(args: argparse.Namespace, model: nn.Module) -> None:
@@ -179,37 +123,12 @@ def build_state(
     return TrainState(model, optimizer, scaler, ema=ema)
 
 
-def report(data: Data) -> list[str]:
-    """What there is to say of the data: counts, what is missing or left out, images in two splits.
-
-    It looks into files: for rank 0.
-    """
-    lines = describe(data.train_set) if len(data.train) else []
-    if data.test_set is not data.train_set or not lines:
-        lines += ["tested on:", *describe(data.test_set)]
-    train = data.train if len(data.train) else data.test_set.splits.get("train")
-    splits = {"train": train, **data.tests} if train else data.tests
-    return [*lines, *data.notes, *duplicates(splits)]
-
-
 def describe_model(
     args: argparse.Namespace, run: Run, parameters: int, precision: Precision
 ) -> str:
     """What is trained, in a line."""
     shape = f"{args.model}: {parameters / 1e6:.1f} M parameters, {args.input_size} px"
     return f"{shape}; {precision.name} on {run.device}"
-
-
-def describe_data(args: argparse.Namespace, data: Data) -> dict[str, object]:
-    """What `config.json` says of them."""
-    return {
-        "path": args.data_path,
-        "set": data.train_set.title,
-        "rule": data.train_set.rule,
-        "count": len(data.train),
-        "pseudo_labelled": data.pseudo_labelled,
-        "digest": data.digest,
-    }
 
 
 def build_augment(args: argparse.Namespace) -> Augment:
@@ -322,23 +241,6 @@ def preprocessing(args: argparse.Namespace) -> dict[str, object]:
     }
 
 
-def with_data_options(args: Options, data: Data) -> Options:
-    """The options, those that decided what the data are as they were in effect.
-
-    They are of the training data; what labels mean in a test set of another kind is of that.
-    """
-    options = {name: data.train_set.options.get(name) for name in OF_DATA}
-    for name in ("label_rule", "label_order"):
-        options[name] = options[name] or data.test_set.options.get(name)
-    return args.but(**options)
-
-
-def config_options(args: Options, data: Data) -> dict[str, object]:
-    """The options as `config.json` keeps them: those that do the same again, test set included."""
-    margin = data.test_set.options.get("face_margin")
-    return {**vars(args), "face_margin": margin if args.face_margin is None else args.face_margin}
-
-
 def travels_along(args: argparse.Namespace, data: LabelledSet) -> dict[str, object]:
     """What a checkpoint holds beside its state: all that it takes to use the model."""
     return {
@@ -378,17 +280,3 @@ def build_evaluator(
     return Evaluator(
         tests, args.select, by_ema, normalise(args, run), precision, flip, between, notes
     )
-
-
-def about(
-    args: argparse.Namespace, data: Data, split: str, lines: Sequence[str]
-) -> dict[str, object]:
-    """What stands in eval.json beside the numbers: what they are about. `lines`: see `report`."""
-    owner = data.owner(split)
-    return {
-        "data": owner.title,
-        "rule": owner.rule,
-        "split": data.splits[split],
-        "flip": args.eval_flip,
-        "report": list(lines),
-    }

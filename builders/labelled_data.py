@@ -1,0 +1,162 @@
+"""From the options of fine-tuning to its images and labels, and what is reported about them."""
+
+import argparse
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from datasets import LabelledSet, drawn_size, open_labelled
+from datasets.duplicates import duplicates
+from datasets.finetune import choose_splits, take_fraction, test_split
+from datasets.labelled import LabelledImages, describe, digest_of
+from datasets.pseudo import read_pseudo_labels, with_pseudo_labels
+from datasets.registry import OFFICIAL, labelled_as
+from datasets.unreadable import check_readable
+from training.run import Run, same_everywhere
+from util.options.parser import Options
+from util.options.trained import OF_DATA
+
+
+class Data(NamedTuple):
+    """What `--data_path` and `--eval_data_path` hold, split as the options say."""
+
+    train_set: LabelledSet
+    test_set: LabelledSet
+    train: LabelledImages
+    tests: dict[str, LabelledImages]  # "test", and "val" if it selects
+    splits: dict[str, str]  # which of the owner's splits each of them is
+    notes: list[str]
+    pseudo_labelled: int = 0  # images at the end of `train`
+
+    @property
+    def digest(self) -> str:
+        """Of everything that is trained on and chosen by."""
+        return digest_of(self.train.digest, *(images.digest for images in self.tests.values()))
+
+    def owner(self, split: str) -> LabelledSet:
+        """The set that images tested on come from."""
+        return self.test_set if split == "test" else self.train_set
+
+
+def open_data(
+    args: argparse.Namespace, run: Run, trained: Mapping[str, Any], learns: bool = True
+) -> Data:
+    """The images with their labels, equal on all ranks; `train` is empty where nothing `learns`.
+
+    `trained`: see `open_labelled`.
+    """
+    cache = run.output / "file_list.bin" if run.folder else None
+    options = {"face_margin": args.face_margin, "size": drawn_size(args.input_size)}
+    rules, other_rules = _rules(args)
+
+    def build() -> Data:
+        pseudo_labelled = 0
+        own = open_labelled(
+            args.data_path,
+            args.data_set,
+            nb_classes=args.nb_classes,
+            trained=trained,
+            cache=cache,
+            **rules,
+            **options,
+        )
+        tested = None
+        if args.eval_data_path:
+            usual = {**trained, **own.options} if learns else trained
+            tested = open_labelled(args.eval_data_path, trained=usual, **other_rules, **options)
+        if learns:
+            train, tests, splits, notes = choose_splits(
+                own, tested, args.select, args.val_fraction, args.seed, args.data_path
+            )
+            train = take_fraction(train, args.label_fraction, args.seed)
+            check_readable(train.source)
+            if args.pseudo_labels and not args.knn:
+                more, lines = read_pseudo_labels(args.pseudo_labels, own.classes)
+                train, notes = with_pseudo_labels(train, more), [*notes, *lines]
+                pseudo_labelled = len(more)
+        else:
+            name, notes = test_split(tested or own, "--eval_data_path" if tested else "--data_path")
+            tests, splits = {"test": (tested or own).splits[name]}, {"test": name}
+            train = tests["test"].take(np.zeros(0, int))
+        for images in tests.values():
+            check_readable(images.source)
+        tests = {} if args.disable_eval else tests
+        return Data(own, tested or own, train, tests, splits, notes, pseudo_labelled)
+
+    return same_everywhere(f"--data_path {args.data_path}", build, lambda data: data.digest)
+
+
+def _rules(args: argparse.Namespace) -> tuple[dict[str, str | None], dict[str, str | None]]:
+    """What was given on labels, for the set of `--data_path` and that of `--eval_data_path`.
+
+    What only the latter can be told goes to that one alone.
+    """
+    rules = {"label_rule": args.label_rule, "label_order": args.label_order}
+    if not args.eval_data_path or not any(rules.values()):
+        return rules, {}
+    sets = {"label_rule": ("ferplus",), "label_order": ("folder", "list")}
+    other = labelled_as(args.eval_data_path)
+    name = OFFICIAL.get(args.data_set, args.data_set)
+    own = labelled_as(args.data_path) if name == "auto" else name
+    for_other = {option: rules[option] for option, names in sets.items() if other in names}
+    for_own = {o: v for o, v in rules.items() if o not in for_other or own in sets[o]}
+    if "label_order" in for_own:  # whose classes are those that the other one is tested by
+        for_other.pop("label_order", None)
+    return for_own, for_other
+
+
+def report(data: Data) -> list[str]:
+    """What there is to say of the data: counts, what is missing or left out, images in two splits.
+
+    It looks into files: for rank 0.
+    """
+    lines = describe(data.train_set) if len(data.train) else []
+    if data.test_set is not data.train_set or not lines:
+        lines += ["tested on:", *describe(data.test_set)]
+    train = data.train if len(data.train) else data.test_set.splits.get("train")
+    splits = {"train": train, **data.tests} if train else data.tests
+    return [*lines, *data.notes, *duplicates(splits)]
+
+
+def describe_data(args: argparse.Namespace, data: Data) -> dict[str, object]:
+    """What `config.json` says of them."""
+    return {
+        "path": args.data_path,
+        "set": data.train_set.title,
+        "rule": data.train_set.rule,
+        "count": len(data.train),
+        "pseudo_labelled": data.pseudo_labelled,
+        "digest": data.digest,
+    }
+
+
+def with_data_options(args: Options, data: Data) -> Options:
+    """The options, those that decided what the data are as they were in effect.
+
+    They are of the training data; what labels mean in a test set of another kind is of that.
+    """
+    options = {name: data.train_set.options.get(name) for name in OF_DATA}
+    for name in ("label_rule", "label_order"):
+        options[name] = options[name] or data.test_set.options.get(name)
+    return args.but(**options)
+
+
+def config_options(args: Options, data: Data) -> dict[str, object]:
+    """The options as `config.json` keeps them: those that do the same again, test set included."""
+    margin = data.test_set.options.get("face_margin")
+    return {**vars(args), "face_margin": margin if args.face_margin is None else args.face_margin}
+
+
+def about(
+    args: argparse.Namespace, data: Data, split: str, lines: Sequence[str]
+) -> dict[str, object]:
+    """What stands in eval.json beside the numbers: what they are about. `lines`: see `report`."""
+    owner = data.owner(split)
+    return {
+        "data": owner.title,
+        "rule": owner.rule,
+        "split": data.splits[split],
+        "flip": args.eval_flip,
+        "report": list(lines),
+    }
