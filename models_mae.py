@@ -1,7 +1,7 @@
-"""Masked autoencoder with a Vision Transformer, and the same transformer as a classifier.
+"""Vision Transformers: the masked autoencoder (MAE) and the classifier.
 
 Masked Autoencoders Are Scalable Vision Learners (He et al. 2022). State-dict names are those of
-the official release, so that weights travel without translation. Blocks are timm's.
+the official release, so weights load in both directions without renaming. Blocks are timm's.
 """
 
 from collections.abc import Callable
@@ -16,11 +16,11 @@ from backbones.vit import ViTSize
 from models_masked import LayerNorm, MaskedAutoencoder, run_block, take_patches
 from util.positions import sincos_position_embedding
 
-CACHED_SCORES = 1_500_000  # of attention, computed at once on a CPU
+CACHED_SCORES = 1_500_000  # attention scores computed at a time on a CPU, so that they stay cached
 
 
 class PatchEmbed(nn.Module):
-    """A p×p convolution of stride p, held as `proj` and applied to given patches only."""
+    """A p×p convolution of stride p, stored as `proj` and applied to the given patches only."""
 
     def __init__(self, patch_size: int, in_chans: int, dim: int) -> None:
         super().__init__()
@@ -33,7 +33,7 @@ class PatchEmbed(nn.Module):
 
 
 class MaskedAutoencoderViT(MaskedAutoencoder):
-    """A ViT on the visible patches and a lighter one that predicts the masked ones (section 3)."""
+    """A ViT encodes the visible patches; a lighter one predicts the masked ones (section 3)."""
 
     compiled = (Block,)
 
@@ -75,7 +75,7 @@ class MaskedAutoencoderViT(MaskedAutoencoder):
         self.decoder_blocks = transformer(width, decoder_depth, decoder_num_heads)
         self.decoder_norm = LayerNorm(width)
         self.decoder_pred = nn.Linear(width, self.patch_size**2 * in_chans)
-        # What stands in for the position embeddings at another resolution than the full one.
+        # These replace the position embeddings at resolutions other than the full one.
         self.register_buffer("scaled_pos", None, persistent=False)
         self.register_buffer("scaled_decoder_pos", None, persistent=False)
         self._init_weights()
@@ -90,7 +90,7 @@ class MaskedAutoencoderViT(MaskedAutoencoder):
         nn.init.normal_(self.mask_token, std=0.02)
 
     def set_resolution(self, size: int) -> None:
-        """See MaskedAutoencoder. A place in the face keeps its position embedding."""
+        """See MaskedAutoencoder. Positions scale too: a place in the face keeps its embedding."""
         super().set_resolution(size)
         full = self.full_size // self.patch_size
         embeddings = {"scaled_pos": self.pos_embed, "scaled_decoder_pos": self.decoder_pos_embed}
@@ -99,7 +99,7 @@ class MaskedAutoencoderViT(MaskedAutoencoder):
             setattr(self, name, None if self.grid == full else scaled)
 
     def forward_encoder(self, imgs: Tensor, visible: Tensor) -> Tensor:
-        """(N, C, H, W), visible patches (N, V) -> (N, 1 + V, D), the class token first."""
+        """(N, C, H, W), visible patches (N, V) -> (N, 1 + V, D), class token first."""
         n, pos = len(imgs), self.pos_embed if self.scaled_pos is None else self.scaled_pos
         x = self.patch_embed(take_patches(imgs, visible, self.patch_size))
         x = x + pos[0, 1:][visible]
@@ -117,17 +117,18 @@ class MaskedAutoencoderViT(MaskedAutoencoder):
     def kernels(self, device: torch.device, dtype: torch.dtype) -> str:
         """See MaskedAutoencoder."""
         fused = fused_attention_is_faster(device, dtype)
-        return f"attention {'by the fused kernel' if fused else 'step by step'}"
+        return "fused attention kernel" if fused else "attention in separate steps"
 
     def forward_features(self, imgs: Tensor) -> Tensor:
-        """(N, C, H, W) -> (N, D): the mean of the patch tokens, nothing masked."""
+        """(N, C, H, W) -> (N, D): the mean of all patch tokens, with nothing masked."""
         everything = torch.arange(self.num_patches, device=imgs.device).expand(len(imgs), -1)
         return self.forward_encoder(imgs, everything)[:, 1:].mean(dim=1)
 
     def forward_decoder(self, latent: Tensor, ids: Tensor, start: int) -> Tensor:
-        """(N, 1 + V, D), patch numbers (N, M) -> (N, M - start, p*p*C), see MaskedAutoencoder.
+        """(N, 1 + V, D), patch indices (N, M) -> (N, M - start, p*p*C), see MaskedAutoencoder.
 
-        Tokens stay in shuffled order: attention does not care, and the wanted ones are the tail.
+        Tokens stay in shuffled order: attention does not depend on it, and those to predict are
+        the last ones.
         """
         x = self.decoder_embed(latent)
         n, visible, width = x.shape[0], x.shape[1] - 1, x.shape[2]
@@ -143,12 +144,12 @@ class MaskedAutoencoderViT(MaskedAutoencoder):
 
 
 class Attention(TimmAttention):
-    """timm's self-attention, by the kernel that is faster here."""
+    """timm's self-attention, using whichever kernel is faster on the device."""
 
     def forward(self, x: Tensor, start: int = 0, **no_mask: object) -> Tensor:
-        """All tokens (N, T, D) -> what tokens `start:` attend to, (N, T - start, D)."""
+        """All tokens (N, T, D) -> the outputs of tokens `start:`, (N, T - start, D)."""
         weight, bias, d = self.qkv.weight, self.qkv.bias, x.shape[2]
-        if start:  # the other tokens' queries would be thrown away
+        if start:  # skip the queries of the other tokens: their outputs are not needed
             q = F.linear(x[:, start:], weight[:d], bias[:d])
             k, v = F.linear(x, weight[d:], bias[d:]).chunk(2, dim=-1)
         else:
@@ -160,7 +161,7 @@ class Attention(TimmAttention):
 def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Queries (N, H, S, d), keys and values (N, H, T, d) -> (N, H, S, d).
 
-    By torch's fused kernel, or step by step for as many images at a time as the cache holds.
+    Uses torch's fused kernel, or separate steps on as many images at a time as fit in the cache.
     """
     if fused_attention_is_faster(q.device, q.dtype):
         return F.scaled_dot_product_attention(q, k, v)
@@ -170,7 +171,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 def fused_attention_is_faster(device: torch.device, dtype: torch.dtype) -> bool:
-    """Everywhere but in half precision on a CPU, where its backward pass is slow."""
+    """False only in half precision on a CPU, where the fused backward pass is slow."""
     return device.type != "cpu" or dtype not in (torch.bfloat16, torch.float16)
 
 
@@ -181,7 +182,7 @@ def block_tail(block: Block, x: Tensor, start: int) -> Tensor:
 
 
 class ViTClassifier(VisionTransformer):
-    """timm's ViT with MAE's pooling: the mean of the patch tokens, or the class token."""
+    """timm's ViT with MAE's choice of pooling: the mean of the patch tokens, or the class token."""
 
     compiled = (Block,)
     explained_by = "attention rollout"
@@ -222,7 +223,7 @@ class ViTClassifier(VisionTransformer):
         return self.head(self.forward_features(imgs))
 
     def own_options(self) -> dict[str, object]:
-        """Options of fine-tuning that only this family has."""
+        """Fine-tuning options specific to this family that are needed to rebuild the model."""
         patch, _ = self.patch_embed.patch_size
         return {"patch_size": patch, "cls_token": self.global_pool == "token"}
 
@@ -232,7 +233,10 @@ class ViTClassifier(VisionTransformer):
 
 
 def vit_layers(depth: int) -> Callable[[str], int]:
-    """A ViT parameter's layer: 0 for what makes tokens, b + 1 for block b, depth + 1 after."""
+    """Maps a parameter's name to its layer number, for layer-wise learning-rate decay.
+
+    The embeddings are layer 0, block b is layer b + 1, everything after the blocks depth + 1.
+    """
 
     def layer(name: str) -> int:
         first, *rest = name.split(".")
@@ -244,7 +248,7 @@ def vit_layers(depth: int) -> Callable[[str], int]:
 
 
 def transformer(dim: int, depth: int, heads: int) -> nn.ModuleList:
-    """`depth` pre-norm blocks with an MLP of four times the width."""
+    """`depth` pre-norm blocks with an MLP ratio of 4."""
     return nn.ModuleList(
         Block(dim, heads, 4, qkv_bias=True, norm_layer=LayerNorm, attn_layer=Attention)
         for _ in range(depth)
@@ -252,5 +256,5 @@ def transformer(dim: int, depth: int, heads: int) -> nn.ModuleList:
 
 
 def sincos_parameter(dim: int, grid: int) -> nn.Parameter:
-    """A fixed position embedding that travels in the state dict, as in the official release."""
+    """A fixed position embedding, part of the state dict as in the official release."""
     return nn.Parameter(sincos_position_embedding(dim, grid), requires_grad=False)

@@ -1,8 +1,8 @@
-"""What masked autoencoders share: the mask, the target, the loss, the reconstruction.
+"""Base class of the masked autoencoders: masking, prediction target, loss, reconstruction.
 
 Masked Autoencoders Are Scalable Vision Learners (He et al. 2022), section 3.
 A mask is 1 where a patch is masked. L is the number of patches, p their side length in pixels, C
-the channels.
+the number of channels.
 """
 
 from collections.abc import Callable
@@ -15,11 +15,10 @@ from torch.utils.checkpoint import checkpoint
 
 from util.patch_counts import kept_patches, predicted_patches
 
-# Both papers' epsilon; torch's own default is 1e-5.
+# The epsilon of both papers; torch's default is 1e-5.
 LayerNorm = partial(nn.LayerNorm, eps=1e-6)
 
-
-# What an encoder leaves to its decoder: tokens, or the maps of several stages.
+# What an encoder passes to its decoder: tokens, or the feature maps of several stages.
 Latent = Tensor | list[Tensor]
 
 
@@ -29,7 +28,7 @@ class Reconstruction(NamedTuple):
 
 
 def take_patches(imgs: Tensor, ids: Tensor, p: int) -> Tensor:
-    """(N, C, H, W), patch numbers (N, V) -> (N, V, p, p, C): reads no other pixel."""
+    """(N, C, H, W), patch indices (N, V) -> (N, V, p, p, C); reads no other pixels."""
     n, c, h, w = imgs.shape
     grid = imgs.reshape(n, c, h // p, p, w // p, p).permute(0, 2, 4, 3, 5, 1)
     image = torch.arange(n, device=ids.device)[:, None]
@@ -37,37 +36,38 @@ def take_patches(imgs: Tensor, ids: Tensor, p: int) -> Tensor:
 
 
 def take_tokens(x: Tensor, ids: Tensor) -> Tensor:
-    """(N, L, D), token numbers (N, M) -> (N, M, D)."""
+    """(N, L, D), token indices (N, M) -> (N, M, D)."""
     return x.gather(1, ids[:, :, None].expand(-1, -1, x.shape[2]))
 
 
 def in_order(weight: Tensor) -> Tensor:
-    """A filter whose gradient arrives in the strides of the filter, as DDP expects.
+    """The same filter, but its gradient gets the filter's own strides, as DDP expects.
 
-    Channels-last kernels return it in others; the detour through a matrix orders them.
+    Channels-last kernels return gradients with other strides; reshaping to a matrix and back
+    restores them.
     """
     return weight.flatten(1).view_as(weight)
 
 
 def compute_type(x: Tensor) -> torch.dtype:
-    """What matrices are multiplied in: autocast's type where it is on, else that of x."""
+    """The dtype of matrix products: autocast's dtype if autocast is enabled, else that of x."""
     device = x.device.type
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
 
 
 def run_block(recompute: bool, block: Callable[..., Tensor], *inputs: object) -> Tensor:
-    """`block(*inputs)`; its activations are stored, or recomputed in the backward pass."""
+    """`block(*inputs)`; with `recompute`, activations are recomputed in the backward pass."""
     return checkpoint(block, *inputs, use_reentrant=False) if recompute else block(*inputs)
 
 
 class MaskedAutoencoder(nn.Module):
-    """Masks patches, predicts them from the visible ones, and scores the prediction.
+    """Masks patches, predicts them from the visible ones, and computes the loss.
 
     Subclasses implement `forward_encoder`, `forward_decoder` and `kernels`.
     """
 
-    predict_ratio = 1.0  # share of the masked patches that the loss is of
-    compiled: tuple[type, ...] = ()  # its blocks, see `compile_blocks`
+    predict_ratio = 1.0  # share of the masked patches that are predicted and enter the loss
+    compiled: tuple[type, ...] = ()  # classes of the blocks that `compile_blocks` compiles
 
     def __init__(
         self,
@@ -85,15 +85,18 @@ class MaskedAutoencoder(nn.Module):
         self.grad_checkpointing = False
 
     def set_resolution(self, size: int) -> None:
-        """Take images with a side length of `size` pixels from now on; weights and state dict stay.
+        """From now on take images with a side length of `size` pixels.
 
-        Raises ValueError when that is not a multiple of the patch.
+        Weights and state dict do not change. Raises ValueError for a size that is not a multiple
+        of the patch size.
         """
         self._set_grid(size)
 
     def _set_grid(self, size: int) -> None:
         if size % self.patch_size:
-            raise ValueError(f"input size {size} is not a multiple of the patch {self.patch_size}")
+            raise ValueError(
+                f"input size {size} is not a multiple of the patch size {self.patch_size}"
+            )
         self.input_size, self.grid = size, size // self.patch_size
         self.num_patches = self.grid**2
 
@@ -133,11 +136,12 @@ class MaskedAutoencoder(nn.Module):
     ) -> Tensor:
         """(N, C, H, W) normalised images -> scalar: mean squared error on the predicted patches.
 
-        `noise` (N, L): the patches with the smallest noise stay visible, those that follow are
-        predicted: all masked ones, or the share `predict_ratio`. Drawn when None.
+        `noise` (N, L) orders the patches of each image: those with the smallest noise stay visible,
+        the next ones are predicted (all masked patches, or a share `predict_ratio` of them). Random
+        if None.
         """
         ids, keep = self.random_masking(imgs, mask_ratio, noise)
-        # The order is random, so its first masked patches are a random choice of them.
+        # The order is random, so its first masked patches are a random subset of them.
         ids = ids[:, : keep + predicted_patches(self.num_patches - keep, self.predict_ratio)]
         latent = self.forward_encoder(imgs, ids[:, :keep])
         pred = self.forward_decoder(latent, ids, start=keep)
@@ -155,26 +159,26 @@ class MaskedAutoencoder(nn.Module):
     def random_masking(
         self, imgs: Tensor, mask_ratio: float | None, noise: Tensor | None
     ) -> tuple[Tensor, int]:
-        """Patch numbers in random order (N, L), the visible ones first, and how many these are."""
+        """Patch indices in random order (N, L), visible ones first, and the number of these."""
         n, _, h, w = imgs.shape
         if h != self.input_size or w != self.input_size:
-            raise ValueError(f"images are {h}x{w}, the model is set to {self.input_size}")
+            raise ValueError(f"images are {h}x{w}, but the model is set to {self.input_size} px")
         if noise is None:
             noise = torch.rand(n, self.num_patches, device=imgs.device)
         keep = kept_patches(self.num_patches, self.mask_ratio if mask_ratio is None else mask_ratio)
         return noise.argsort(dim=1, stable=True), keep
 
     def forward_encoder(self, imgs: Tensor, visible: Tensor) -> Latent:
-        """(N, C, H, W), numbers of the visible patches (N, V) -> what `forward_decoder` takes.
+        """(N, C, H, W), indices of the visible patches (N, V) -> the input of `forward_decoder`.
 
-        Pixels of other patches are not seen.
+        Must not depend on the pixels of other patches.
         """
         raise TypeError(f"{type(self).__name__} must define forward_encoder")
 
     def forward_decoder(self, latent: Latent, ids: Tensor, start: int) -> Tensor:
-        """Predictions for the patches `ids[:, start:]`, (N, M - start, p*p*C), in their order.
+        """Predictions for the patches `ids[:, start:]`, (N, M - start, p*p*C), in this order.
 
-        `ids` (N, M): the visible patches, then masked ones: all, or those that are predicted.
+        `ids` (N, M): the visible patches, then the masked ones (all, or only those to predict).
         """
         raise TypeError(f"{type(self).__name__} must define forward_decoder")
 
@@ -183,13 +187,13 @@ class MaskedAutoencoder(nn.Module):
         target = take_patches(imgs, ids, self.patch_size).flatten(2)
         if self.norm_pix_loss:
             target = self.normalise_patches(target)[0]
-        # Every image has equally many of them: the plain mean is the papers' masked mean.
+        # Every image has equally many predicted patches, so this is the papers' masked mean.
         return (pred.to(target.dtype) - target).square().mean()
 
     def kernels(self, device: torch.device, dtype: torch.dtype) -> str:
-        """Which of several equal computations is the faster there and is used, for people."""
+        """For the log: which of several equivalent implementations is used on this device."""
         raise TypeError(f"{type(self).__name__} must define kernels")
 
     def own_options(self) -> dict[str, object]:
-        """Options of pre-training that only this family has, and that its weights depend on."""
+        """Pre-training options specific to this family that are needed to rebuild the model."""
         return {}

@@ -1,4 +1,4 @@
-"""Architectures by name."""
+"""Creates models by name, and compiles their blocks."""
 
 import torch
 from timm.layers import DropPath
@@ -9,7 +9,7 @@ from models_masked import MaskedAutoencoder
 
 
 def list_models(kind: str = "pretrain") -> list[str]:
-    """Names for `create_pretrain_model` ("pretrain") or `create_classifier` ("classifier")."""
+    """The names that `create_pretrain_model` ("pretrain") or `create_classifier` take."""
     return model_names(masked={"pretrain": True, "classifier": False}[kind])
 
 
@@ -19,7 +19,7 @@ def create_pretrain_model(name: str, input_size: int = 224, **options: object) -
 
     Options: in_chans, mask_ratio, norm_pix_loss, decoder_embed_dim, decoder_depth; for ViT and
     ResNet also patch_size, for ViT decoder_num_heads and predict_ratio. Raises BadInput for an
-    unknown name, ValueError for sizes that do not fit together.
+    unknown name, ValueError for incompatible sizes.
     """
     network = family_of(name, masked=True).network(masked=True)
     return network(size_of(name), input_size=input_size, **options)
@@ -28,10 +28,11 @@ def create_pretrain_model(name: str, input_size: int = 224, **options: object) -
 def create_classifier(
     name: str, num_classes: int, input_size: int = 224, **options: object
 ) -> nn.Module:
-    """A classifier: `vit_*` (`mae_vit_*` is understood), `convnextv2_*` or `resnet{18,34,50}`.
+    """A classifier: `vit_*` (also named `mae_vit_*`), `convnextv2_*` or `resnet{18,34,50}`.
 
     Options: in_chans, drop_path; for ViT patch_size and global_pool ("avg" or "token"); for
-    ConvNeXt V2 head_init_scale. ConvNeXt V2 takes images of any multiple of 32, ResNet of any size.
+    ConvNeXt V2 head_init_scale. ConvNeXt V2 takes images whose sides are multiples of 32 pixels,
+    ResNet images of any size; both ignore `input_size`. Raises BadInput for an unknown name.
     """
     family = family_of(name)
     if family.fixed_input:
@@ -40,20 +41,20 @@ def create_classifier(
 
 
 def normalise_head_input(model: nn.Module) -> None:
-    """MAE's linear probe: batch norm without parameters before the head (appendix A.1)."""
+    """Put a parameter-free batch norm before the head, as MAE's linear probe does (appendix A.1)."""
     norm = nn.BatchNorm1d(model.head.in_features, affine=False, eps=1e-6)
     model.head = nn.Sequential(norm, model.head)
 
 
 def compile_blocks(model: nn.Module) -> None:
-    """Have torch.compile fuse what lies between a block's matrix products; names do not change.
+    """Compile each block with torch.compile, which fuses what lies between its matrix products.
 
-    Equal blocks share what is compiled once, which takes seconds where a whole model takes minutes
-    and is not faster. The model has to be on its device; its class says in `compiled` which modules
-    are blocks.
+    Blocks of the same shape share one compilation, so this takes seconds; compiling the whole model
+    takes minutes and makes it no faster. Parameter names do not change. The model must already be
+    on its device. The attribute `compiled` of its class lists the classes of its blocks.
     """
     torch._dynamo.config.recompile_limit = 64  # block widths × batch sizes × resolutions
-    # Between blocks gradients are sent early enough; it would cut each block in two.
+    # It would split each block to send gradients earlier; after each block is early enough.
     torch._dynamo.config.optimize_ddp = False
     for module in model.modules():
         if isinstance(module, model.compiled):
@@ -67,15 +68,16 @@ def compile_blocks(model: nn.Module) -> None:
 class AlikeDropPath(nn.Module):
     """timm's DropPath with its rate in a tensor.
 
-    A number would be compiled in, so that no two blocks could share.
+    A plain number would be compiled in as a constant, so blocks could not share a compilation.
     """
 
     def __init__(self, rate: float, device: torch.device) -> None:
         super().__init__()
-        self.keep = torch.tensor(1 - rate, device=device)  # no buffer: DDP would send it each step
+        # Not a buffer, because DDP broadcasts buffers in every step.
+        self.keep = torch.tensor(1 - rate, device=device)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """(N, …) -> same: each image's values, or zeros."""
+        """(N, …) -> same: randomly zeroes whole images and rescales the others."""
         if not self.training:
             return x
         shape = (len(x), *[1] * (x.ndim - 1))

@@ -1,10 +1,10 @@
 """ResNet as a classifier and as a masked autoencoder.
 
-Deep Residual Learning for Image Recognition (He et al. 2016). Masked as in Designing BERT for
+Deep Residual Learning for Image Recognition (He et al. 2016). Masking follows Designing BERT for
 Convolutional Networks: Sparse and Hierarchical Masked Modeling (Tian et al. 2023, SparK): masked
-cells stay zero through the stages and do not enter the batch norms' statistics. Layers and
-state-dict names are timm's, which are torchvision's, but for the classifier's `head`, here as in
-our other models, there `fc`. `kernels.gathered` has the masked stages' passes for CPUs.
+cells stay zero throughout the stages and do not enter the batch norms' statistics. Layers and
+state-dict names are those of timm and torchvision, except that the classifier's `fc` is called
+`head` here, as in our other models. `kernels.gathered` implements the masked stages for CPUs.
 """
 
 from collections.abc import Callable
@@ -27,18 +27,18 @@ def convolve(x: Tensor, conv: nn.Conv2d) -> Tensor:
 
 
 def rows_of(x: Tensor, cells: Tensor) -> Tensor:
-    """Cells (R,) of a map (N, C, H, W), numbered in (N, H, W) -> (R, C)."""
+    """The cells of a map (N, C, H, W) at the flat indices (R,) into (N, H, W) -> (R, C)."""
     return x.permute(0, 2, 3, 1).flatten(0, 2).index_select(0, cells)
 
 
 def map_of(rows: Tensor, cells: Tensor, n: int, side: int) -> Tensor:
-    """The reverse, zero elsewhere: (R, C) -> (N, C, side, side)."""
+    """The inverse of `rows_of`, zero elsewhere: (R, C) -> (N, C, side, side)."""
     x = rows.new_zeros(n * side * side, rows.shape[1]).index_copy(0, cells, rows)
     return x.view(n, side, side, -1).permute(0, 3, 1, 2)
 
 
 def normalise(x: Tensor, norm: nn.BatchNorm2d, cells: Tensor | None) -> Tensor:
-    """(N, C, H, W) -> same: batch norm of the cells named, zero elsewhere; None: of all."""
+    """(N, C, H, W) -> same: batch norm of the given cells, zero elsewhere; None: of all cells."""
     if cells is None:
         return norm(x)
     rows = batch_norm(rows_of(x, cells), norm).to(x.dtype)
@@ -46,18 +46,18 @@ def normalise(x: Tensor, norm: nn.BatchNorm2d, cells: Tensor | None) -> Tensor:
 
 
 def layer_on_maps(cells: dict[int, Tensor]) -> Layer:
-    """How blocks convolve and normalise maps (N, C, H, W).
+    """A convolution and batch norm for blocks that work on maps (N, C, H, W).
 
-    `cells`: of maps that are not visible everywhere, by their side, the visible ones.
+    `cells`: the visible cells of partly masked maps, by the side length of the map.
     """
     return lambda x, conv, norm: normalise(y := convolve(x, conv), norm, cells.get(y.shape[2]))
 
 
 class _Block:
-    """A residual block of timm's, on maps (N, C, H, W) or rows (R, C), as `layer` takes them."""
+    """A residual block of timm's, on maps (N, C, H, W) or rows (R, C), whichever `layer` takes."""
 
     def forward(self, x: Tensor, layer: Layer) -> Tensor:
-        """A convolution and its batch norm are one `layer`; strides are theirs."""
+        """`layer` applies a convolution, with its stride, and the batch norm that follows it."""
         layers = [(self.conv1, self.bn1), (self.conv2, self.bn2)]
         if isinstance(self, Bottleneck):
             layers.append((self.conv3, self.bn3))
@@ -78,7 +78,7 @@ class RowBottleneck(_Block, Bottleneck):
 
 
 class ResNetEncoder(ResNet):
-    """timm's layers without a head."""
+    """timm's ResNet without a head."""
 
     def __init__(self, size: ResNetSize, in_chans: int = 3, drop_path: float = 0.0) -> None:
         block = RowBottleneck if size.bottleneck else RowBasicBlock
@@ -89,20 +89,21 @@ class ResNetEncoder(ResNet):
     def stages(
         self, imgs: Tensor, visible: Tensor | None = None, grid: int = 0, first: int = 3
     ) -> list[Tensor]:
-        """(N, C, H, W) -> maps of the stages from `first` (0 to 3) on.
+        """(N, C, H, W) -> the maps of the stages `first` (0 to 3) to 3.
 
-        They are (N, D, H/s, W/s), s = 4, 8, 16, 32 in the four stages.
-        `visible` (N, V): numbers of the patches of a `grid`×`grid` that are there. Pixels elsewhere
-        have to be zero; so are, then, cells of all maps whose cells are no larger than a patch.
+        They are (N, D, H/s, W/s), with s = 4, 8, 16, 32 in the four stages.
+        `visible` (N, V): indices of the visible patches on a grid of `grid`×`grid`. Pixels of other
+        patches must be zero. Their cells are then zero in every map whose cells are no larger than
+        a patch.
         """
-        known: dict[int, Canvas] = {}  # by side: maps that are not visible everywhere
+        known: dict[int, Canvas] = {}  # partly masked maps, by side length
         if visible is not None:
             patch = imgs.shape[2] // grid
             sides = [patch // stride for stride in (2, *RESNET_STRIDES) if stride <= patch]
             known = {grid * b: on_canvas(visible, grid, b) for b in sides}
         cells = {side: canvas.cells for side, canvas in known.items()}
-        # Rows are gathered from maps whose channels come last, and GPUs prefer those. CPUs convolve
-        # small maps up to twice as fast in the other order, where filters are not 1×1.
+        # Rows are gathered from channels-last maps, which GPUs prefer as well. CPUs convolve small
+        # maps up to twice as fast with channels first, except by 1×1 filters.
         own = has_own_passes(imgs.device)
         channels_first = own and visible is None and not self.bottleneck
         order = torch.contiguous_format if channels_first else torch.channels_last
@@ -110,7 +111,7 @@ class ResNetEncoder(ResNet):
         x = self.maxpool(F.relu(normalise(x, self.bn1, cells.get(x.shape[2]))))
         if own and visible is not None:
             return self._on_rows(x, known, first)
-        if x.shape[2] in cells:  # which the pooling fills from beside
+        if x.shape[2] in cells:  # max pooling has spread visible values into masked cells
             here = cells[x.shape[2]]
             x = map_of(rows_of(x, here), here, len(x), x.shape[2])
         maps, layer = [], layer_on_maps(cells)
@@ -121,11 +122,11 @@ class ResNetEncoder(ResNet):
         return maps[first:]
 
     def _on_rows(self, x: Tensor, known: dict[int, Canvas], first: int) -> list[Tensor]:
-        """The stages after the stem's map (N, C, H, H), with the passes of `kernels.gathered`."""
+        """The four stages on the stem's output (N, C, H, H), computed by `kernels.gathered`."""
         n, side, before, maps = len(x), x.shape[2], None, []
         rows = rows_of(x, known[side].cells)
         for i, stage in enumerate(self._stages()):
-            # Where a cell is larger than a patch, all are computed.
+            # Where cells are larger than patches, all cells are computed.
             after = known.get(side) or Canvas(torch.arange(n * side * side, device=x.device), side)
             layer = layer_on_rows(before, after, n)
             for block in stage:
@@ -156,7 +157,7 @@ class ResNetClassifier(ResNetEncoder):
         return self.stages(imgs)[-1].permute(0, 2, 3, 1)[:, None]
 
     def pool(self, cells: Tensor) -> Tensor:
-        """What `encode` returns -> (N, D): the mean over all cells."""
+        """The output of `encode` -> (N, D): the mean over all cells."""
         return cells.mean(dim=(1, 2, 3))
 
     def forward_features(self, imgs: Tensor) -> Tensor:
@@ -168,7 +169,7 @@ class ResNetClassifier(ResNetEncoder):
         return self.head(self.forward_features(imgs))
 
     def own_options(self) -> dict[str, object]:
-        """Options of fine-tuning that only this family has."""
+        """Fine-tuning options specific to this family that are needed to rebuild the model."""
         return {}
 
     def layer_numbers(self, grouped: bool = False) -> Callable[[str], int]:
@@ -177,7 +178,10 @@ class ResNetClassifier(ResNetEncoder):
 
 
 def resnet_layers(depths: tuple[int, ...]) -> Callable[[str], int]:
-    """A ResNet parameter's layer: 0 for the stem, b + 1 for block b, one more for the head."""
+    """Maps a parameter's name to its layer number, for layer-wise learning-rate decay.
+
+    The stem is layer 0, block b is layer b + 1, and the head is one above the last block.
+    """
     before = [sum(depths[:stage]) for stage in range(len(depths) + 1)]
 
     def layer(name: str) -> int:
@@ -190,10 +194,11 @@ def resnet_layers(depths: tuple[int, ...]) -> Callable[[str], int]:
 
 
 class MaskedResNet(MaskedAutoencoder):
-    """A ResNet of the visible patches, and FCMAE's decoder on all stages of a patch or more a cell.
+    """A ResNet encodes the visible patches, and FCMAE's decoder predicts the masked ones.
 
-    `patch_size` is 8, 16 or 32 pixels: 32 leaves the decoder the last stage alone, as FCMAE does;
-    smaller ones suit small images. SparK predicts pixels from all stages, by upsampling.
+    `patch_size` is 8, 16 or 32 pixels; small ones suit small images. The decoder sees the stages
+    whose stride is at least the patch size: with 32 only the last stage, as in FCMAE. SparK's
+    decoder differs: it upsamples and predicts pixels from all stages.
     """
 
     def __init__(
@@ -209,10 +214,10 @@ class MaskedResNet(MaskedAutoencoder):
     ) -> None:
         super().__init__(input_size, patch_size, in_chans, mask_ratio, norm_pix_loss)
         if patch_size not in RESNET_PATCHES:
-            raise ValueError(f"patches of {patch_size} pixels; a ResNet's are {RESNET_PATCHES}")
+            raise ValueError(f"patch size {patch_size}: a ResNet takes {RESNET_PATCHES} pixels")
         width = decoder_embed_dim
         self.encoder = ResNetEncoder(size, in_chans)
-        self.first = RESNET_STRIDES.index(patch_size)  # stage that the decoder sees
+        self.first = RESNET_STRIDES.index(patch_size)  # first stage that the decoder sees
         self.proj = nn.ModuleList(nn.Conv2d(dim, width, 1) for dim in size.dims[self.first :])
         self.mask_token = nn.Parameter(torch.zeros(1, width, 1, 1))
         self.decoder = nn.Sequential(*(Block(width) for _ in range(decoder_depth)))
@@ -227,15 +232,16 @@ class MaskedResNet(MaskedAutoencoder):
 
     def kernels(self, device: torch.device, dtype: torch.dtype) -> str:
         """See MaskedAutoencoder."""
-        return f"convolution by {'gathered products' if has_own_passes(device) else 'the library'}"
+        own = has_own_passes(device)
+        return "convolution by gathered matrix products" if own else "torch's convolution"
 
     def forward_features(self, imgs: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, D): the mean over all cells of the dense pass."""
         return self.encoder.stages(imgs)[-1].mean(dim=(2, 3))
 
     def forward_encoder(self, imgs: Tensor, visible: Tensor) -> list[Tensor]:
-        """(N, C, H, W), numbers of the visible patches (N, V) -> which are visible (N, 1, g, g),
-        and the maps of the stages that the decoder sees.
+        """(N, C, H, W), indices of the visible patches (N, V) -> visibility (N, 1, g, g; 1 =
+        visible) and the maps of the stages that the decoder sees.
         """
         n, g, p = len(imgs), self.grid, self.patch_size
         there = imgs.new_zeros(n, g * g).scatter_(1, visible, 1).view(n, 1, g, g)

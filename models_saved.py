@@ -1,4 +1,4 @@
-"""A trained model out of its checkpoint alone: which it is, its weights, and how to use it."""
+"""Rebuilds a trained model from its checkpoint alone: architecture, weights, preprocessing."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -23,9 +23,9 @@ from util.weights.hf_settings import described_beside
 from util.weights.layouts import Architecture, describe, head_classes, translate
 from util.weights.layouts_foreign import TRANSFORMERS
 
-LARGEST = 4096  # pixels a side of an input
+LARGEST = 4096  # side length in pixels of an input
 
-# The options that weights do not tell, and whether a value, which may be anything, is one.
+# Options that cannot be read off the weights, each with a check of the value, which is untrusted.
 PRETRAINED_WITH: dict[str, Callable[[Any], bool]] = {
     "mask_ratio": lambda value: 0 < (number(value) or 0) < 1,
     "norm_pix_loss": lambda value: isinstance(value, int),
@@ -34,16 +34,16 @@ PRETRAINED_WITH: dict[str, Callable[[Any], bool]] = {
 
 
 class Preprocessing(NamedTuple):
-    """What a picture goes through before a model; a fine-tuned checkpoint has it inside."""
+    """How a picture becomes the input of a model; fine-tuned checkpoints contain these settings."""
 
-    input_size: int  # pixels a side
-    crop_pct: float | None = None  # central share of the short side; None: all, made square
+    input_size: int  # side length in pixels
+    crop_pct: float | None = None  # centre crop, as a share of the short side; None: squash to fit
     mean: Sequence[float] = IMAGENET_MEAN
     std: Sequence[float] = IMAGENET_STD
-    # What is added to each side of a face's box, a share of its longer side; None: not known, or
-    # trained on pictures that were cropped already.
+    # Margin added on each side of a face's box, as a share of its longer side; None: unknown, or
+    # the training images were already cropped.
     face_margin: float | None = None
-    interpolation: str = "bicubic"  # how it is resized, see `plain`
+    interpolation: str = "bicubic"  # for resizing, see `plain`
 
     @property
     def view(self) -> Augment:
@@ -57,25 +57,25 @@ class Preprocessing(NamedTuple):
 
 
 class SavedClassifier(NamedTuple):
-    """A classifier of expressions, ready for use, on the host."""
+    """An expression classifier, ready for use, on the CPU."""
 
-    name: str  # as `create_classifier` takes it
+    name: str  # for `create_classifier`
     model: nn.Module
     classes: tuple[str, ...]
     preprocessing: Preprocessing
-    checkpoint: dict[str, Any]  # all that was in the file; of foreign ones perhaps weights only
-    notes: Sequence[str] = ()  # what is done otherwise than files beside it say, a line each
+    checkpoint: dict[str, Any]  # the whole file; other programs' files may hold weights only
+    notes: Sequence[str] = ()  # where it departs from the settings files beside it, a line each
 
     @property
     def flip(self) -> bool:
-        """Whether its results are of each image together with its mirror image."""
+        """Whether it was tested with each image averaged with its mirror image."""
         return _options(self.checkpoint).get("eval_flip") is True
 
 
 class SavedAutoencoder(NamedTuple):
-    """A masked autoencoder with its decoder, ready for use, on the host."""
+    """A masked autoencoder with its trained decoder, ready for use, on the CPU."""
 
-    name: str  # as `create_pretrain_model` takes it
+    name: str  # for `create_pretrain_model`
     model: MaskedAutoencoder
     preprocessing: Preprocessing
     checkpoint: dict[str, Any]
@@ -83,9 +83,9 @@ class SavedAutoencoder(NamedTuple):
 
 
 class SavedEncoder(NamedTuple):
-    """The encoder of one whose decoder was not passed on; the model's own is new."""
+    """A masked autoencoder saved without its decoder; the model's decoder is untrained."""
 
-    name: str  # as `create_pretrain_model` takes it
+    name: str  # for `create_pretrain_model`
     model: MaskedAutoencoder
     preprocessing: Preprocessing
     checkpoint: dict[str, Any]
@@ -96,12 +96,12 @@ Saved = SavedClassifier | SavedAutoencoder | SavedEncoder
 
 
 class _Opened(NamedTuple):
-    """A file, its weights under our names, what network they are of, and how to use it."""
+    """The content of a file: weights in our naming, their architecture, and settings for use."""
 
     checkpoint: dict[str, Any]
     weights: State
     held: Architecture
-    settings: dict[str, Any]  # `classes`, `args`, `preprocessing`: of the file or those beside it
+    settings: dict[str, Any]  # `classes`, `args`, `preprocessing`, also from files beside it
     notes: Sequence[str]
 
     @property
@@ -112,39 +112,44 @@ class _Opened(NamedTuple):
 def open_saved(
     source: str | Path, classes: Sequence[str] = (), cache_dir: str | None = None
 ) -> Saved:
-    """Whatever was trained: `open_classifier` if it has a head, else what pre-training left."""
+    """Open any trained model: a classifier if it has a head, else an autoencoder or encoder.
+
+    Arguments and errors as in `open_classifier`; BadInput too if `classes` are given for a model
+    without a head.
+    """
     opened = _open(source, cache_dir)
     if head_classes(opened.weights):
         return _classifier(source, opened, classes)
     if classes:
-        raise BadInput(f"--classes: {source} was pre-trained only and tells no classes apart")
+        raise BadInput(f"--classes: {source} was pre-trained only and has no classifier head")
     return _autoencoder(source, opened) if opened.has_decoder else _encoder(source, opened)
 
 
 def open_classifier(
     source: str | Path, classes: Sequence[str] = (), cache_dir: str | None = None
 ) -> SavedClassifier:
-    """The classifier in a checkpoint of any known layout (a path or a released name).
+    """Open a classifier from a checkpoint of any known layout (a path or a released name).
 
-    What it is follows from its tensors. `classes`: their names in order, for files that do not
-    hold them. Raises BadInput for anything that is no fine-tuned model, or that names no classes.
+    The architecture is inferred from the tensors. `classes`: class names in output order, for
+    files that do not contain them. Raises BadInput if it is not a fine-tuned model, or if its
+    classes are not named.
     """
     opened = _open(source, cache_dir)
     if not head_classes(opened.weights):
         raise BadInput(
-            f"{source}: was pre-trained only and has no classes yet; fine-tune it first: "
+            f"{source}: was pre-trained only and has no classifier head; fine-tune it first: "
             f"main_finetune.py --finetune {source} --data_path …"
         )
     return _classifier(source, opened, classes)
 
 
 def open_autoencoder(source: str | Path, cache_dir: str | None = None) -> SavedAutoencoder:
-    """The masked autoencoder in a pre-training checkpoint. Raises BadInput for any other."""
+    """Open a masked autoencoder from a pre-training checkpoint. Raises BadInput for any other."""
     opened = _open(source, cache_dir)
     if not opened.has_decoder:
         raise BadInput(
-            f"{source}: holds no decoder, so it cannot reconstruct; take a checkpoint of "
-            "pre-training"
+            f"{source}: has no decoder, so it cannot reconstruct images; use a pre-training "
+            "checkpoint"
         )
     return _autoencoder(source, opened)
 
@@ -154,10 +159,12 @@ def _classifier(source: str | Path, opened: _Opened, classes: Sequence[str]) -> 
     total = head_classes(weights)
     names = tuple(classes) or _classes(settings)
     if len(names) != total:
-        told = f"--classes names {len(names)}" if classes else "it does not name them"
-        raise BadInput(f"{source}: has {total} classes, {told}: --classes A,B,… in their order")
+        told = f"but --classes names {len(names)}" if classes else "but does not name them"
+        raise BadInput(
+            f"{source}: has {total} classes, {told}; list them in output order with --classes A,B,…"
+        )
     if (own := _classes(settings)) and canonical(names) != canonical(own):
-        notes = [*notes, f"classes as in --classes; the checkpoint says {', '.join(own)}"]
+        notes = [*notes, f"using the classes of --classes; the checkpoint names {', '.join(own)}"]
     preprocessing = _preprocessing(source, opened)
     options = held.family.options_of_classifier(weights, held.patch)
     name, size = held.classifier, preprocessing.input_size
@@ -175,7 +182,7 @@ def _autoencoder(source: str | Path, opened: _Opened) -> SavedAutoencoder:
     options = {name: given[name] for name in known if given.get(name) is not None}
     for name, value in options.items():
         if not PRETRAINED_WITH[name](value):
-            raise BadInput(f"{source}: a {name} that is not understood: {value!r:.40}")
+            raise BadInput(f"{source}: invalid {name}: {value!r:.40}")
     options["decoder_depth"] = family.decoder_depth(weights)
     return SavedAutoencoder(
         *_pretrained(source, opened, lambda: weights["mask_token"].numel(), options)
@@ -189,7 +196,7 @@ def _encoder(source: str | Path, opened: _Opened) -> SavedEncoder:
 def _pretrained(
     source: str | Path, opened: _Opened, width: Callable[[], int], options: dict[str, Any]
 ) -> tuple[str, MaskedAutoencoder, Preprocessing, dict[str, Any], Sequence[str]]:
-    """The fields of what pre-training left, whose decoder has this width."""
+    """The fields of a SavedAutoencoder or SavedEncoder whose decoder has this width."""
     saved, held = opened.checkpoint, opened.held
     preprocessing = _preprocessing(source, opened)
     if "patch_size" in held.family.pretrain_options:
@@ -204,22 +211,23 @@ def _pretrained(
 
 
 class Known(NamedTuple):
-    """How a checkpoint was trained, as far as it, or what lies beside it, tells."""
+    """How a checkpoint was trained, as far as it or the files beside it record."""
 
-    trained: dict[str, Any]  # options of fine-tuning by name, see `trained_with`
-    classes: tuple[str, ...]  # in the order of the outputs; () if they are not named
-    notes: Sequence[str]  # what is done otherwise than files beside it say, a line each
+    trained: dict[str, Any]  # fine-tuning options by name, see `trained_with`
+    classes: tuple[str, ...]  # in output order; () if they are not named
+    notes: Sequence[str]  # where it departs from the settings files beside it, a line each
 
 
 def known_use(source: str | Path, saved: dict[str, Any], key: str = "", prefix: str = "") -> Known:
-    """What a file that has been read says of itself; its tensors, where it says nothing.
+    """How a checkpoint was trained, from its recorded options or else inferred from its tensors.
 
-    `key` and `prefix` as in `load_pretrained`. Raises BadInput for values that are none.
+    `saved` is the content of the file; `key` and `prefix` as in `load_pretrained`. Raises BadInput
+    for invalid values.
     """
     own = trained_with(saved, source)
     try:
         opened = _recognised(source, saved, key, prefix)
-    except BadInput:  # which says less than whoever loads it into a model
+    except BadInput:  # loading it into a model raises a more specific error
         return Known(own, _classes(saved), ())
     if own:
         return Known(own, _classes(saved), ())
@@ -238,12 +246,12 @@ def known_use(source: str | Path, saved: dict[str, Any], key: str = "", prefix: 
         trained |= _as_options(preprocessing)
         if "imagenet_default_mean_and_std" not in trained:
             numbers = f"mean {preprocessing.mean} and std {preprocessing.std}"
-            notes.append(f"trained with {numbers}, for which there is no option here")
+            notes.append(f"trained with {numbers}, which no option here can set")
     return Known(trained, _classes(opened.settings), notes)
 
 
 def _as_options(preprocessing: Preprocessing) -> dict[str, Any]:
-    """Fine-tuning's options for the same; those it has no value for are left out."""
+    """The equivalent fine-tuning options; those without an equivalent value are left out."""
     options = {
         "input_size": preprocessing.input_size,
         "crop_pct": preprocessing.crop_pct,
@@ -258,14 +266,14 @@ def _as_options(preprocessing: Preprocessing) -> dict[str, Any]:
 
 
 class Peeked(NamedTuple):
-    """What a file holds, as far as that is seen without reading weights."""
+    """What a file contains, as far as can be seen without reading its weights."""
 
-    kind: str  # classifier, autoencoder or encoder; "" if it is no checkpoint of ours
-    best: float  # a fine-tuning's best result so far in percent, by the metric it went by; else 0
+    kind: str  # classifier, autoencoder or encoder; "" if it is not a known checkpoint
+    best: float  # of fine-tuning: the best accuracy so far, in percent; else 0
 
 
 def peek(path: str | Path) -> Peeked:
-    """Quick, whatever the size: weights are not read, but where they have to be joined."""
+    """Fast for files of any size: reads no weights, except layouts whose tensors must be merged."""
     try:
         opened = _recognised(path, read_checkpoint(path, peek=True))
     except BadInput:
@@ -276,7 +284,7 @@ def peek(path: str | Path) -> Peeked:
 
 
 def _open(source: str | Path, cache_dir: str | None) -> _Opened:
-    """A checkpoint of one of the networks we know. Raises BadInput for any other."""
+    """A checkpoint of a supported architecture. Raises BadInput for any other."""
     return _recognised(source, read_source(source, cache_dir))
 
 
@@ -287,7 +295,7 @@ def _recognised(
     held = describe(weights)
     if held is None or not held.name or held.in_chans != 3:
         what = f"holds {held}" if held else "holds no ViT, ConvNeXt V2 or ResNet in a known layout"
-        raise BadInput(f"{source}: {what}; take a checkpoint of one of this project's models")
+        raise BadInput(f"{source}: {what}; use a checkpoint of one of this project's models")
     check_alone(source, weights)
     if "preprocessing" in saved or not layout.startswith(TRANSFORMERS):
         return _Opened(saved, weights, held, saved, ())
@@ -296,34 +304,34 @@ def _recognised(
 
 
 def _built(source: str | Path, build: Callable[[], nn.Module]) -> nn.Module:
-    """A model whose sizes come out of a file, which may hold anything."""
+    """Build a model whose sizes come from an untrusted file. Raises BadInput if they conflict."""
     try:
         return build()
     except (ValueError, TypeError, KeyError, AssertionError, ZeroDivisionError) as error:
-        raise BadInput(f"{source}: its parts do not fit together ({error})") from None
+        raise BadInput(f"{source}: its sizes contradict each other ({error})") from None
 
 
 def _key(saved: dict[str, Any]) -> str:
-    """Where the weights are that were evaluated."""
+    """The checkpoint entry with the weights that were evaluated."""
     key = saved.get("evaluated")
     return key if isinstance(key, str) else "model|module"
 
 
 def _classes(saved: dict[str, Any]) -> tuple[str, ...]:
-    """The names of the classes inside, ours or mmpretrain's; none if there are none."""
+    """The class names in a checkpoint, ours or mmpretrain's; () without any."""
     names = saved.get("classes", part(part(saved, "meta"), "dataset_meta").get("classes"))
     names = names if isinstance(names, list | tuple) else ()
     return tuple(name for name in names if isinstance(name, str))
 
 
 def _options(saved: dict[str, Any]) -> dict[str, Any]:
-    """The options of the run that saved it, as far as they are known."""
+    """The options of the run that saved it, {} if unknown."""
     given = saved.get("args")
     return given if isinstance(given, dict) else getattr(given, "__dict__", {})
 
 
 def _preprocessing(source: str | Path, opened: _Opened) -> Preprocessing:
-    """What is known, else ImageNet's numbers at the size that the position embedding is for."""
+    """The recorded settings, else ImageNet's defaults at the size of the position embedding."""
     settings, held = opened.settings, opened.held
     own = settings.get("preprocessing")
     margin = trained_with(opened.checkpoint, source).get("face_margin")
@@ -346,18 +354,18 @@ def _preprocessing(source: str | Path, opened: _Opened) -> Preprocessing:
     fits = fits and (made.face_margin is None or (number(made.face_margin) or 0) >= 0)
     fits = fits and made.interpolation in INTERPOLATIONS
     if not (three and all(made.std) and share and 0 < share <= 1 and fits):
-        raise BadInput(f"{source}: preprocessing that is not understood: {made}")
+        raise BadInput(f"{source}: invalid preprocessing settings: {made}")
     return made
 
 
 def _masked_patch(opened: _Opened) -> int:
-    """Side length in pixels of a ViT's patch, or of the patches that were masked."""
+    """Side length in pixels of a ViT's patches, or of the patches that were masked."""
     given = _options(opened.settings).get("patch_size")
     return opened.held.family.masked_patch(opened.weights, opened.held.patch, given)
 
 
 def _input_size(weights: State, held: Architecture) -> int | None:
-    """Pixels a side that the position embedding is for; None without one."""
+    """The input side length in pixels that the position embedding is for; None without one."""
     if "pos_embed" not in weights:
         return None
     patches = weights["pos_embed"].shape[1] - 1 if weights["pos_embed"].ndim == 3 else 0

@@ -1,4 +1,4 @@
-"""Synthetic faces from avatar packages, as a labelled data set and unlabelled images.
+"""Synthetic faces from avatar packages: a labelled data set and unlabelled images.
 
     pip install python-avatars resvg-py
     python benchmarks/avatars.py --kind avataaars --output FACES
@@ -7,10 +7,10 @@
     python benchmarks/avatars.py --kind toon-head --output FACES
 
 Writes PNG files to FACES/train/CLASS, FACES/test/CLASS and FACES/unlabelled. An expression is a
-combination of brows, eyes and mouth; most of these are shared by several expressions. Hair, skin,
-glasses, beard, clothes, position, size, tilt, light, blur and noise do not depend on it. Training
-classes are uneven like RAF-DB's, test classes even. The same options and package versions write the
-same files. The artwork is under licences of its own.
+combination of brows, eyes and mouth; most brows, eyes and mouths occur in several expressions.
+Hair, skin, glasses, beard, clothes, position, size, tilt, light, blur and noise do not depend on
+the expression. Training classes are imbalanced like RAF-DB's, test classes are balanced. The same
+options and package versions produce the same files. The artwork has licences of its own.
 """
 
 import argparse
@@ -28,7 +28,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageFilter
 
-# Shares of the training classes: RAF-DB's, the rarest raised.
+# Proportions of the training classes: RAF-DB's, with more of the rarest.
 CLASSES = {
     "Surprise": 0.105,
     "Fear": 0.05,
@@ -41,8 +41,8 @@ CLASSES = {
 
 MODULES = {"resvg_py": "resvg-py", "python_avatars": "python-avatars"}
 
-# Of each expression: brows, eyes, mouths, under the packages' names. A name that stands twice is
-# drawn twice as often.
+# The brows, eyes and mouths of each expression, by the names that the packages give them. A name
+# that is listed twice is chosen twice as often.
 AVATAAARS = {
     "Surprise": (
         "RAISED_EXCITED RAISED_EXCITED_NATURAL UP_DOWN",
@@ -99,10 +99,10 @@ for await (const line of createInterface({input: process.stdin}))
 
 
 def avataaars(labels: Sequence[str], rng: np.random.Generator) -> Iterator[str]:
-    """One SVG for each label, by python-avatars."""
+    """Yield one SVG per label, made by python-avatars."""
     import python_avatars as pa
 
-    random.seed(int(rng.integers(2**31)))  # from which the package draws all that is not given
+    random.seed(int(rng.integers(2**31)))  # the package chooses other parts with it
     enums = (pa.EyebrowType, pa.EyeType, pa.MouthType)
     for label in labels:
         parts = zip(enums, AVATAAARS[label], strict=True)
@@ -119,7 +119,7 @@ def avataaars(labels: Sequence[str], rng: np.random.Generator) -> Iterator[str]:
 
 
 def toon_head(labels: Sequence[str], rng: np.random.Generator) -> Iterator[str]:
-    """One SVG for each label, by DiceBear, whose packages are looked for in ./node_modules."""
+    """Yield one SVG per label, made by DiceBear, whose packages must be in ./node_modules."""
     wanted = []
     for label in labels:
         brows, eyes, mouth = ([str(rng.choice(names.split()))] for names in TOON_HEAD[label])
@@ -136,12 +136,12 @@ def toon_head(labels: Sequence[str], rng: np.random.Generator) -> Iterator[str]:
 
 
 class Kind(NamedTuple):
-    """The renderer, and where its images show the face, in their own units."""
+    """A renderer, and where the face is in its SVGs, in their own units."""
 
     draw: Callable[[Sequence[str], np.random.Generator], Iterator[str]]
-    width: int  # of a drawing
+    width: int  # of the SVG
     centre: tuple[int, int]  # of the face
-    side: int  # of the square around it
+    side: int  # length, of the square around the face
 
 
 KINDS = {
@@ -151,7 +151,7 @@ KINDS = {
 
 
 def photograph(svg: str, kind: Kind, size: int, rng: np.random.Generator) -> Image.Image:
-    """The face as if from a camera: moved, tilted, lit, blurred a little and noisy."""
+    """Render an SVG as if photographed: moved, tilted, lit, sometimes blurred a little, noisy."""
     import resvg_py
 
     scale = size / kind.side
@@ -174,7 +174,7 @@ def move(
     colour: tuple[int, ...],
     rng: np.random.Generator,
 ) -> Image.Image:
-    """The square around `centre`: shifted, turned, scaled, perhaps mirrored."""
+    """Cut out the square around `centre`: shifted, rotated, scaled, possibly mirrored."""
     zoom, angle = rng.uniform(0.85, 1.15), np.deg2rad(rng.uniform(-12, 12))
     turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]) / zoom
     turn = turn * (rng.choice([-1, 1]), 1)
@@ -185,7 +185,7 @@ def move(
 
 
 def light(x: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """(S, S, 3) of 0 to 1 -> uint8: a gradient of light, brightness, colour cast and noise."""
+    """(S, S, 3) in [0, 1] -> uint8, with a light gradient, brightness, colour cast and noise."""
     place = np.linspace(-1, 1, len(x), dtype=np.float32)
     down, right = rng.uniform(-0.25, 0.25, 2)
     x = x * (1 + down * place[:, None, None] + right * place[None, :, None])
@@ -195,7 +195,7 @@ def light(x: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def labels_of(count: int, even: bool, rng: np.random.Generator) -> list[str]:
-    """`count` labels in random order; the largest class takes what rounding leaves."""
+    """`count` labels in random order; the largest class gets the remainder from rounding."""
     shares = np.array([1.0] * len(CLASSES) if even else list(CLASSES.values()))
     counts = np.floor(shares / shares.sum() * count).astype(int)
     counts[np.argmax(shares)] += count - counts.sum()
@@ -242,7 +242,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0, help="random seed (default: %(default)s)")
     args = parser.parse_args(argv)
     if args.output.exists():
-        parser.error(f"--output {args.output}: is there already; remove it or name another folder")
+        parser.error(f"--output {args.output}: already exists; remove it or choose another folder")
     for module, package in MODULES.items():
         if find_spec(module) is None and (module != "python_avatars" or args.kind == "avataaars"):
             parser.error(f"needs {package}: pip install {package}")

@@ -1,14 +1,15 @@
-"""A training step on a busy machine, by how the threads of OpenMP wait for each other.
+"""Time per training step on a busy CPU, by how OpenMP's threads wait for each other.
 
     python benchmarks/busy.py [--threads 2] [--others 1] [--json FILE]
 
-Two models train: alone, then beside `--others` endless loops. A step is forward, backward and
-AdamW in fp32. The ways compared: torch's own, threads that sleep where they would spin, threads
-that spin for a shorter time, and DDP with one process per core. Each is a program of its own, as
-the library reads its settings when it is loaded; in every round each of them has a turn.
+Two models train, alone and then beside `--others` endless loops. A step is a forward pass, a
+backward pass and an AdamW update in fp32. Four settings are compared: torch's defaults, threads
+that sleep instead of spinning, threads that spin for a shorter time, and DDP with one process per
+core. Each setting has a program of its own, because OpenMP reads its settings when it is loaded;
+the programs take turns in every round.
 
-With two cores and one loop, whatever uses both cores gets two thirds of them, so that 1.5 × the
-time is in proportion.
+With two cores and one loop, a program that uses both cores gets two thirds of their time, so that
+a slowdown of 1.5 × is proportional.
 """
 
 import json
@@ -23,7 +24,7 @@ from collections.abc import Callable
 
 import timing
 
-WAYS = {  # what GNU's OpenMP, which comes with torch, is told
+WAYS = {  # environment variables for GNU OpenMP, which comes with torch
     "torch's own": {},
     "OMP_WAIT_POLICY=passive": {"OMP_WAIT_POLICY": "passive"},
     "GOMP_SPINCOUNT=1000": {"GOMP_SPINCOUNT": "1000"},
@@ -35,7 +36,7 @@ WARMUP, STEPS = 2, 8
 
 
 def build(name: str, batch: int, distribute: Callable) -> Callable[[], None]:
-    """A training step of a model as a call."""
+    """Build a training step of a model, as a function without arguments."""
     import torch
 
     from models_registry import create_classifier, create_pretrain_model
@@ -58,7 +59,7 @@ def build(name: str, batch: int, distribute: Callable) -> Callable[[], None]:
 
 
 def serve(rank: int, world: int, rendezvous: str) -> None:
-    """Time the model of every line read; with others, each has its share of the batch."""
+    """Time a model for each line of input, its number; processes share the batch."""
     import torch
     import torch.distributed as dist
     from torch.nn.parallel import DistributedDataParallel
@@ -84,7 +85,7 @@ def serve(rank: int, world: int, rendezvous: str) -> None:
 
 
 def serve_all() -> None:
-    """The program of one way."""
+    """Run the program of one setting."""
     world = int(os.environ["THREADS"]) if "PROCESS_PER_CORE" in os.environ else 1
     with tempfile.TemporaryDirectory() as folder:
         rendezvous, spawn = f"{folder}/rendezvous", multiprocessing.get_context("spawn")
@@ -97,13 +98,13 @@ def serve_all() -> None:
 
 
 def endless() -> None:
-    """Use a core."""
+    """Occupy a core."""
     while True:
         pass
 
 
 def start(way: str, threads: int) -> subprocess.Popen:
-    """The program of a way."""
+    """Start the program of a setting."""
     own = {name: value for name, value in os.environ.items() if name not in SETTINGS}
     env = {**own, **WAYS[way], "THREADS": str(threads), "PYTHONWARNINGS": "ignore"}
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
@@ -111,14 +112,14 @@ def start(way: str, threads: int) -> subprocess.Popen:
 
 
 def ask(program: subprocess.Popen, model: int) -> float:
-    """Seconds per step."""
+    """Let a program time a model; -> seconds per step."""
     program.stdin.write(f"{model}\n")
     program.stdin.flush()
     return json.loads(program.stdout.readline())
 
 
 def measure(threads: int, others: int, rounds: int) -> dict[tuple[int, str, int], float]:
-    """Median seconds per step by model, way and endless loops beside."""
+    """Median seconds per step, by model, setting and number of endless loops."""
     programs = {way: start(way, threads) for way in WAYS}
     seconds: dict[tuple[int, str, int], list[float]] = {}
     for _ in range(rounds):
@@ -148,14 +149,14 @@ def main() -> None:
     )
     args = options.parse_args()
     if any(batch % args.threads for _, batch in MODELS.values()):
-        options.error(f"--threads {args.threads}: does not divide the batches; take 1 or 2")
-    report = timing.Report("A training step on a busy machine", args)
+        options.error(f"--threads {args.threads}: does not divide the batch sizes; use 1 or 2")
+    report = timing.Report("A training step on a busy CPU", args)
     seconds, rows = measure(args.threads, args.others, args.rounds), []
     for model, title in enumerate(MODELS):
         for way in WAYS:
             alone, beside = (1000 * seconds[model, way, n] for n in (0, args.others))
             rows.append([title, way, alone, beside, beside / alone])
-    report.table("Milliseconds per step", ["model", "way", "alone", "beside", "× alone"], rows)
+    report.table("Milliseconds per step", ["model", "setting", "alone", "busy", "× alone"], rows)
     report.close()
 
 

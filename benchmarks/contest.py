@@ -1,21 +1,21 @@
-"""Masked pre-training against training from scratch: equal labels, equal minutes, a curve of both.
+"""Masked pre-training against training from scratch, at equal labels and equal minutes.
 
     python benchmarks/contest.py --faces AVATARS --labels 80 560 --seeds 0 1 --output_dir CONTEST
 
-One pre-training on AVATARS/unlabelled, on all cores; then for each number of labels and each seed,
-on a core of its own, a fine-tuning of it and a plain timm classifier from scratch (`rivals.py`),
-which trains for as many minutes as pre-training and fine-tuning took together. It is for CPUs.
-Started again, it continues.
+Pre-trains once on AVATARS/unlabelled, on all cores. Then, for each number of labels and each seed,
+on one core, it fine-tunes the pre-trained weights and trains a rival: a plain timm classifier from
+scratch (`rivals.py`), for as many minutes as pre-training and fine-tuning took together. Runs on
+CPUs only. Run the same command again to resume.
 
-So with as many seeds as cores, both sides have the whole machine for the same time: as many
-networks as there are cores, and pre-training shared by all of them. Tests are off the clock on both
-sides; reading images is on it for pre-training and fine-tuning, and off it for the rival. Its
-recipe is searched for with the first seed of each number of labels, off the clock, or given.
-With --pseudo_passes, the fine-tuned network then labels the unlabelled faces and is trained on
-them as well; that counts, too, labelling included.
-What is compared is the last epoch: no choice among epochs enters.
+With as many seeds as cores, both sides use the whole machine for the same time: each trains one
+network per core, and pre-training is shared by all of them. The time of tests counts for neither
+side; the time of reading images counts for pre-training and fine-tuning, but not for the rival. The
+rival's recipe is searched for with the first seed of each number of labels, which does not count
+either, or given by --recipe. With --pseudo_passes, the fine-tuned network then labels the
+unlabelled faces and is trained on them as well; this counts, labelling included. The last epochs
+are compared, so that no side selects an epoch.
 
-CONTEST/curves.png shows the mean class accuracy over the minutes, CONTEST/table.md its end.
+CONTEST/curves.png plots mean class accuracy over minutes; CONTEST/table.md has the final values.
 """
 
 import argparse
@@ -47,20 +47,20 @@ from util.summary import Group, Spread, group_runs, is_finished, read_log
 
 ROOT = Path(__file__).resolve().parents[1]
 PRETRAIN, FINETUNE = "pretrain_small_faces", "small_faces_500"  # recipes
-BATCH = 32  # images per step of pre-training, over all processes
-LOOKS = 8  # at the test images in a fine-tuning, as many as a rival has
-# What has to be the same to continue; seeds, labels and rivals may be added.
+BATCH = 32  # images per step of pre-training, all processes together
+LOOKS = 8  # tests per fine-tuning, as many as a rival has
+# Options that must not change on resuming; seeds, labels and rivals may be added.
 DECIDES_RESULT = (
     *("faces", "unlabelled", "input_size", "recipe"),
     *("pretrain", "finetune", "passes", "pseudo_passes"),
 )
-BEGUN = "contest.json"  # the options that a contest was begun with
+BEGUN = "contest.json"  # those options, as the contest was started with
 SCRATCH, TUNED, PSEUDO = "from scratch", "pre-trained", "with pseudo-labels"
 COLOURS = {SCRATCH: "#d9730d", TUNED: "#3b82f6", PSEUDO: "#2a9d63"}
 
 
 def run(command: Sequence[object], log: Path) -> None:
-    """Run a program of this project, with a thread; its output goes to a file. Raises BadInput."""
+    """Run a program of this project on one thread, its output in `log`. Raises BadInput."""
     log.parent.mkdir(parents=True, exist_ok=True)
     words = [sys.executable, *map(str, command)]
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -71,7 +71,7 @@ def run(command: Sequence[object], log: Path) -> None:
 
 
 def pretrain(args: argparse.Namespace) -> None:
-    """Pre-train on all cores; every step sees the same images on any number of them."""
+    """Pre-train on all cores; every step sees the same images, however many cores there are."""
     folder = pretraining(args)
     if read_json(folder / "status.json").get("status") == "done":
         return
@@ -84,24 +84,24 @@ def pretrain(args: argparse.Namespace) -> None:
 
 
 def pretraining(args: argparse.Namespace) -> Path:
-    """The folder of the pre-training."""
+    """The output folder of the pre-training."""
     return args.output_dir / "pre-training"
 
 
 def data_options(args: argparse.Namespace, labels: int) -> list[object]:
-    """What both sides are given."""
+    """The options that both sides get."""
     share = ["--label_fraction", labels / args.count]
     return ["--data_path", args.faces, "--input_size", args.input_size, *share, "--device", "cpu"]
 
 
 def place(args: argparse.Namespace, labels: int, side: str, seed: int) -> Path:
-    """The folder of a run."""
+    """The output folder of a run."""
     names = {SCRATCH: args.rival, TUNED: "pre-trained", PSEUDO: "pseudo-labelled"}
     return args.output_dir / f"labels-{labels}" / names[side] / f"seed-{seed}"
 
 
 def finetune(args: argparse.Namespace, labels: int, seed: int) -> None:
-    """From the pre-trained weights."""
+    """Fine-tune the pre-trained weights."""
     folder = place(args, labels, TUNED, seed)
     if is_finished(folder):
         return
@@ -112,7 +112,7 @@ def finetune(args: argparse.Namespace, labels: int, seed: int) -> None:
 
 
 def self_train(args: argparse.Namespace, labels: int, seed: int) -> None:
-    """From the fine-tuned weights, with their answers to the unlabelled faces."""
+    """Train the fine-tuned weights further, with their own labels for the unlabelled faces."""
     after = place(args, labels, PSEUDO, seed)
     if is_finished(after):
         return
@@ -130,13 +130,13 @@ def self_train(args: argparse.Namespace, labels: int, seed: int) -> None:
 
 
 def train(args: argparse.Namespace, labels: int, folder: Path, options: list[object]) -> None:
-    """One fine-tuning into a folder."""
+    """Run one fine-tuning with its output in a folder."""
     command = ["main_finetune.py", f"@recipes/{FINETUNE}.args", *data_options(args, labels)]
     run([*command, *options, "--output_dir", folder], folder.with_suffix(".txt"))
 
 
 def starts(args: argparse.Namespace, labels: int, seed: int) -> dict[str, float]:
-    """After how many minutes each part of our side begins, and at "end" ends."""
+    """The minute at which each curve starts and, under "end", at which both sides end."""
     minutes = {TUNED: rivals.minutes_of([str(pretraining(args))])}
     end = minutes[TUNED] + rivals.minutes_of([str(place(args, labels, TUNED, seed))])
     if args.pseudo_passes:
@@ -147,7 +147,7 @@ def starts(args: argparse.Namespace, labels: int, seed: int) -> dict[str, float]
 
 
 def from_scratch(args: argparse.Namespace, labels: int, seed: int) -> None:
-    """The rival, for as many minutes; other seeds with the recipe that the first has found."""
+    """Train the rival for as many minutes; all seeds use the recipe found with the first."""
     folder, recipe = place(args, labels, SCRATCH, seed), args.recipe
     if not recipe and seed != args.seeds[0]:
         first = place(args, labels, SCRATCH, args.seeds[0])
@@ -161,13 +161,13 @@ def from_scratch(args: argparse.Namespace, labels: int, seed: int) -> None:
 
 
 def duels(args: argparse.Namespace) -> None:
-    """All of them, one at a time on every core. Raises the first BadInput."""
+    """Run all fine-tunings and rivals, one at a time per core. Raises the first BadInput."""
     free: SimpleQueue[int] = SimpleQueue()
     for core in args.cores:
         free.put(core)
 
     def settle() -> None:
-        os.sched_setaffinity(0, {free.get()})  # of this thread, and of what it starts
+        os.sched_setaffinity(0, {free.get()})  # for this thread and the programs it starts
 
     first = [(labels, args.seeds[0]) for labels in args.labels]
     others = [(labels, seed) for labels in args.labels for seed in args.seeds[1:]]
@@ -188,7 +188,7 @@ def duels(args: argparse.Namespace) -> None:
 
 
 def sides(args: argparse.Namespace, labels: int) -> dict[str, Group]:
-    """The runs from scratch, and those of the parts of our side."""
+    """The runs over seeds: from scratch and for each part of our side."""
     wanted = [side for side in COLOURS if side != PSEUDO or args.pseudo_passes]
     return {
         side: group_runs([place(args, labels, side, seed) for seed in args.seeds])[0]
@@ -197,7 +197,7 @@ def sides(args: argparse.Namespace, labels: int) -> dict[str, Group]:
 
 
 def table(args: argparse.Namespace) -> list[str]:
-    """UAR in the last epoch, in %, as Markdown; the difference is of what ended at one time."""
+    """UAR of the last epoch in %, as Markdown; the difference is our last part minus the rival."""
     wanted = list(sides(args, args.labels[0]))
     head = ["labels", "minutes", *wanted, "difference"]
     rows = [head, ["---"] * len(head)]
@@ -212,7 +212,7 @@ def table(args: argparse.Namespace) -> list[str]:
 
 
 def curves(args: argparse.Namespace) -> np.ndarray:
-    """UAR over minutes of training -> (h, w, 3) uint8, one panel per number of labels."""
+    """Plot UAR over minutes -> (h, w, 3) uint8, with one panel per number of labels."""
     from matplotlib import figure, rc_context
 
     with rc_context(CHART):
@@ -226,7 +226,7 @@ def curves(args: argparse.Namespace) -> np.ndarray:
                     uar = [entry["test_uar"] for entry in log]
                     axes.plot(minutes, uar, color=COLOURS[side], label=None if i else side)
             axes.set_title(f"{labels} labels")
-            axes.set_xlabel("minutes, pre-training included")
+            axes.set_xlabel("minutes, including pre-training")
             axes.set_xlim(left=0)
         panels[0].set_ylabel("UAR, %")
         panels[0].legend(loc="lower right", frameon=False)
@@ -323,7 +323,7 @@ def build_parser() -> Parser:
 
 
 def check_options(args: argparse.Namespace) -> None:
-    """Absolute paths, the labels that there are, what was begun before. Raises BadInput."""
+    """Make paths absolute; check data, labels and an earlier start. Raises BadInput."""
     args.output_dir = args.output_dir.absolute()
     args.cores = sorted(os.sched_getaffinity(0))
     for name in ("faces", "unlabelled"):
@@ -333,21 +333,21 @@ def check_options(args: argparse.Namespace) -> None:
     drawn = args.unlabelled and args.unlabelled.startswith("synthetic")
     args.unlabelled = args.unlabelled or f"{args.faces}/unlabelled"
     if not drawn and not os.path.exists(args.unlabelled):
-        raise BadInput(f"--unlabelled {args.unlabelled}: no such folder; name one to pre-train on")
+        raise BadInput(f"--unlabelled {args.unlabelled}: no such folder; give one to pre-train on")
     if drawn and args.pseudo_passes:
-        raise BadInput("--pseudo_passes: needs image files to label; name a folder: --unlabelled")
+        raise BadInput("--pseudo_passes: needs image files; give a folder with --unlabelled")
     splits = open_labelled(args.faces, size=drawn_size(args.input_size)).splits
     if not {"train", "test"} <= set(splits):
         raise BadInput(f"--faces {args.faces}: has no splits train and test")
     args.count = len(splits["train"])
     if max(args.labels) > args.count:
-        raise BadInput(f"--labels {max(args.labels)}: {args.faces} has {args.count} for training")
+        raise BadInput(f"--labels {max(args.labels)}: {args.faces} has only {args.count} to train on")
     then = read_json(args.output_dir / BEGUN)
     rivals.check_unchanged(args.output_dir, then or deciding(args), deciding(args))
 
 
 def deciding(args: argparse.Namespace) -> dict[str, object]:
-    """The options that have to be the same to continue."""
+    """The options that must not change on resuming."""
     return {name: getattr(args, name) for name in DECIDES_RESULT}
 
 
@@ -364,7 +364,7 @@ def work(args: argparse.Namespace) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """The program; -> its exit code."""
+    """Run the program; -> its exit code."""
     return run_program(build_parser, check_options, work, argv)
 
 

@@ -1,14 +1,14 @@
-"""Images per second: files and the packed store against torchvision's usual pipeline.
+"""Images per second: our loading of files and packed stores against torchvision's pipeline.
 
     python benchmarks/data.py [--files 200] [--workers 2] [--json FILE]
 
-The peer is what the official code uses: ImageFolder, Pillow, RandomResizedCrop (bicubic),
-RandomHorizontalFlip, ToTensor, Normalize. Ours is what `main_pretrain.py` uses, mask noise
-included; its batches are normalised within the timed part. JPEG files are drawn faces of quality
+The peer is the pipeline of the official code: ImageFolder, Pillow, RandomResizedCrop (bicubic),
+RandomHorizontalFlip, ToTensor, Normalize. Ours is the pipeline of `main_pretrain.py`, mask noise
+included; normalising its batches is timed as well. The JPEG files are synthetic faces of quality
 90. Crops are compared with Pillow's before anything is timed.
 
-A worker does more per image than make it: it collates batches and hands them over. So the cores
-that feed a node are counted from the CPU time of workers.
+Besides producing images, workers collate them and hand the batches over. The number of cores that
+a node needs is therefore computed from the workers' CPU time.
 """
 
 import argparse
@@ -43,11 +43,11 @@ from util.seeding import SAMPLE, generator
 
 SIDES = (224, 500)
 BATCH = 32
-GPU_RATES = (1000, 4000)  # images a second that each of eight GPUs takes
+GPU_RATES = (1000, 4000)  # images per second that each of eight GPUs consumes
 
 
 def write_faces(folder: Path, side: int, count: int, distinct: int = 100) -> None:
-    """Drawn faces as JPEG files of one class; so many `distinct` ones, again and again."""
+    """Write synthetic faces as JPEG files of one class, `distinct` different ones in turn."""
     (folder / "faces").mkdir(parents=True)
     drawn = SyntheticFaces(min(count, distinct), size=side)
     for i in range(count):
@@ -56,7 +56,7 @@ def write_faces(folder: Path, side: int, count: int, distinct: int = 100) -> Non
 
 
 def peer(folder: Path) -> Dataset:
-    """torchvision's pipeline."""
+    """The files, loaded by torchvision's pipeline."""
     bicubic = transforms.InterpolationMode.BICUBIC
     steps = [
         transforms.RandomResizedCrop(224, scale=(0.2, 1.0), interpolation=bicubic),
@@ -68,7 +68,7 @@ def peer(folder: Path) -> Dataset:
 
 
 def difference(folder: Path) -> float:
-    """How far our crops are from Pillow's, of 255, on average."""
+    """Mean absolute difference of our crops from Pillow's, of 255."""
     off = []
     for k, path in enumerate(sorted(folder.rglob("*.jpg"))[:100]):
         with Image.open(path) as image:
@@ -83,7 +83,7 @@ def difference(folder: Path) -> float:
 
 
 def through(items: Iterable, finish: Callable | None = None) -> Callable[[], None]:
-    """Go once through items; with `finish`, on each batch's images."""
+    """A function that iterates over `items` once and calls `finish` on each batch's images."""
 
     def run() -> None:
         for item in items:
@@ -94,7 +94,7 @@ def through(items: Iterable, finish: Callable | None = None) -> Callable[[], Non
 
 
 def pack(folder: Path, store: Path) -> None:
-    """The files as a packed store, as main_pack.py makes it."""
+    """Pack the files into a store with main_pack.py."""
     import main_pack
     from util.program import run_program
 
@@ -105,15 +105,15 @@ def pack(folder: Path, store: Path) -> None:
 
 
 def worker_seconds() -> float:
-    """CPU time of all data workers so far, as Linux counts it."""
+    """CPU time of all data workers so far, in seconds, as Linux counts it."""
     stats = (Path(f"/proc/{child.pid}/stat").read_text() for child in active_children())
     fields = [stat.rpartition(")")[2].split() for stat in stats]
-    ticks = sum(int(f[11]) + int(f[12]) for f in fields)  # in user code and in the system
+    ticks = sum(int(f[11]) + int(f[12]) for f in fields)  # user and system time
     return ticks / os.sysconf("SC_CLK_TCK")
 
 
 def worker_ms_per_image(run: Callable[[], None], images: int, rounds: int) -> float:
-    """CPU time of a loader's workers, which must be persistent: their start does not count."""
+    """CPU time of a loader's workers, without their start: they must be persistent."""
     run()
     before = worker_seconds()
     for _ in range(rounds):
@@ -122,7 +122,7 @@ def worker_ms_per_image(run: Callable[[], None], images: int, rounds: int) -> fl
 
 
 def measure(folder: Path, args: argparse.Namespace, side: int) -> tuple[list, list, list]:
-    """Rows for one process, for the whole loader, and for what its workers compute."""
+    """Rows for one process, for the whole loader, and for the CPU time of its workers."""
     normalise, theirs = Normalise(), peer(folder)
     pack(folder, folder.with_name(f"{side}-packed"))
     ours = {
@@ -136,7 +136,7 @@ def measure(folder: Path, args: argparse.Namespace, side: int) -> tuple[list, li
         return (dataset[i] for i in range(len(dataset)))
 
     class Again:
-        """A generator anew for each turn."""
+        """Iterable as often as needed: makes a new generator each time."""
 
         def __init__(self, dataset: Dataset) -> None:
             self.dataset = dataset
@@ -183,7 +183,7 @@ def main() -> None:
     )
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    report = timing.Report("Feeding images, RandomResizedCrop 224 and flip", args)
+    report = timing.Report("Data loading, RandomResizedCrop 224 and flip", args)
     off, single, loaded, work = [], [], [], []
     with tempfile.TemporaryDirectory() as temporary:
         for side in SIDES:
@@ -194,12 +194,12 @@ def main() -> None:
             single += one
             loaded += all_of
             work += cpu
-    report.table("Difference from Pillow's crops, of 255", ["px", "mean"], off)
+    report.table("Mean difference from Pillow's crops, of 255", ["px", "mean"], off)
     head = ["px", "path", "images/s", "× torchvision"]
     report.table("One process, one thread", head, single)
-    report.table(f"The whole loader, {args.workers} workers", head, loaded)
-    head = ["px", "path", "ms alone", "ms in a worker", "beyond", *(f"{r:,}/s" for r in GPU_RATES)]
-    report.table("Worker CPU per image, and cores that only feed 8 GPUs", head, work)
+    report.table(f"Whole loader, {args.workers} workers", head, loaded)
+    head = ["px", "path", "ms alone", "ms in a worker", "extra", *(f"{r:,}/s" for r in GPU_RATES)]
+    report.table("CPU time per image, and cores needed to feed 8 GPUs", head, work)
     report.close()
 
 

@@ -1,23 +1,24 @@
-"""A short pre-training from JPEG files: the official way, and with ever more of our ingredients.
+"""A short pre-training from JPEG files: as in the official code, then with more of ours each run.
 
     python benchmarks/end_to_end.py [--model mae] [--steps 144] [--compile] [--without bf16]
         [--json FILE]
 
-Every run has the same weights to begin with, the same number of steps and learning rates. The first
-two see the same crops and masks; those with our feeding and no progressive resolution share theirs,
-too. Other draws alone move the last loss by some 3 %: compare losses of runs that share them.
+All runs have equal initial weights, numbers of steps and learning rates. The first two runs see the
+same crops and masks; so do all runs with our data loading at full resolution. Other random crops
+and masks alone change the final loss by about 3 %, so compare losses only between runs that share
+them.
 
-The official way is torchvision's ImageFolder and transforms, the papers' formulation (FCMAE: masked
-dense convolution), AdamW as torch has it by default, fp32. Everything is in one process on pinned
-threads, so that feeding counts in full: with data workers beside a CPU's slow model it would not be
-seen.
+The official setup is torchvision's ImageFolder and transforms, the papers' formulation (FCMAE:
+masked dense convolution), torch's default AdamW, and fp32. Everything runs in one process on pinned
+threads, so that data loading counts in full: beside a model that is slow on a CPU, data workers
+would hide it.
 
-The clock runs while a model trains. It stands still for measurements: loss on faces held out,
-whole at 224 px under fixed masks, and expressions told by nearest neighbours. Compiling is told
-apart: it takes minutes, once, for a run of hours or days. A run takes a minute or two here, so runs
-follow each other instead of taking turns; the first is repeated at the end to show how much the
-machine has drifted meanwhile. The loss that all are to reach lies 1 % above the official way's
-last one.
+The clock runs while a model trains. It stops for measurements: the loss on held-out faces (whole,
+at 224 px, with fixed masks) and how well nearest neighbours recognise expressions. The time to
+compile is reported separately: it takes minutes, once per run of hours or days. Here a run takes a
+minute or two, so runs follow each other instead of taking turns; the first is repeated at the end
+to show how much the machine's speed has drifted. The target loss is 1 % above the final loss of the
+official setup.
 """
 
 import argparse
@@ -53,14 +54,14 @@ SIZE, LOW = 224, 128
 INGREDIENTS = ["model", "feeding", "store", "bf16", "progressive", "compile"]
 TITLES = {
     "model": "+ our formulation, fused AdamW",
-    "feeding": "+ our feeding from files",
+    "feeding": "+ our data loading, from files",
     "store": "+ packed store",
     "bf16": "+ bf16",
     "progressive": f"+ progressive {LOW}:{SIZE}",
     "compile": "+ compiled blocks",
 }
-LEGS = 12  # parts of a run: after each the loss is measured, at each the resolution may rise
-MODELS: dict[str, tuple[str, dict]] = {  # small decoders, so that a run is one of a minute or two
+LEGS = 12  # parts of a run: the loss is measured after each, resolution may rise between them
+MODELS: dict[str, tuple[str, dict]] = {  # small decoders, so that a run takes a minute or two
     "fcmae": ("convnextv2_atto", {"decoder_embed_dim": 256}),
     "mae": (
         "mae_vit_tiny_patch16",
@@ -71,16 +72,16 @@ MODELS: dict[str, tuple[str, dict]] = {  # small decoders, so that a run is one 
 
 @dataclass
 class Curve:
-    """What became of a run."""
+    """The measurements of one run."""
 
     title: str
-    compiling: float = 0.0  # seconds, before the clock
+    compiling: float = 0.0  # seconds, not on the clock
     seconds: list[float] = field(default_factory=list)  # on the clock, after each leg
     losses: list[float] = field(default_factory=list)
-    accuracy: float = 0.0  # of nearest neighbours in the end, in %
+    accuracy: float = 0.0  # of nearest neighbours at the end, in %
 
     def reached(self, loss: float) -> float | None:
-        """Seconds until the held-out loss was that low, on straight lines between measurements."""
+        """Seconds until the held-out loss was that low, interpolated linearly; None if never."""
         k = next((k for k, now in enumerate(self.losses) if now <= loss), None)
         if not k:
             return None if k is None else self.seconds[0]
@@ -89,20 +90,20 @@ class Curve:
 
 
 class HeldOut:
-    """Faces to measure on: others than the run sees, but for those that neighbours are known of."""
+    """Held-out faces to measure on. Only the references of nearest neighbours are trained on."""
 
     def __init__(self, kind: str, losses: int, train: int, test: int) -> None:
         known, new = SyntheticFaces(train), SyntheticFaces(losses + test, split="test")
         self.imgs, _ = views(new, range(losses))
         self.sets = [views(known, range(train)), views(new, range(losses, losses + test))]
         self.kind = kind
-        self.model = build(kind, ours=True)[0]  # not the run's: that may be compiled
+        self.model = build(kind, ours=True)[0]  # not the run's model, which may be compiled
         fixed = torch.Generator().manual_seed(1)
         self.noise = torch.rand(losses, self.model.num_patches, generator=fixed)
 
     @torch.no_grad()
     def loss(self, weights: dict[str, Tensor]) -> float:
-        """The mean over the held-out faces, in fp32."""
+        """Mean loss over the held-out faces, in fp32."""
         self.model.load_state_dict(weights)
         parts = zip(self.imgs.split(16), self.noise.split(16), strict=True)
         total = sum(len(imgs) * self.model(imgs, noise=noise).item() for imgs, noise in parts)
@@ -110,7 +111,7 @@ class HeldOut:
 
     @torch.no_grad()
     def accuracy(self, weights: dict[str, Tensor]) -> float:
-        """Of expressions by nearest neighbours, in %."""
+        """Accuracy of nearest neighbours on expressions, in %."""
         self.model.load_state_dict(weights)
         train, test = (
             Features(
@@ -124,7 +125,7 @@ class HeldOut:
         return 100 * float((votes.argmax(1) == test.labels).mean())
 
     def untrained(self) -> tuple[str, float]:
-        """Both of the weights that all begin with."""
+        """Loss and accuracy of the initial weights."""
         weights = build(self.kind, ours=True)[0].state_dict()
         return f"{self.loss(weights):.4f}", self.accuracy(weights)
 
@@ -145,7 +146,7 @@ def official_batches(folder: Path, batch_size: int, patches: int) -> Callable:
 def our_batches(
     path: Path, batch_size: int, patches: int, size_at: Callable[[int], int]
 ) -> Callable:
-    """What `main_pretrain.py` feeds: an epoch's order, of which a leg takes what it needs."""
+    """The loading of `main_pretrain.py`: a leg is an epoch that ends after the leg's steps."""
     dataset = PretrainDataset(open_images(str(path)).source, SIZE, patches, 0, size_at)
     sampler = GlobalBatchSampler(len(dataset), batch_size)
     loader, normalise = build_loader(dataset, sampler, workers=0), Normalise()
@@ -158,7 +159,7 @@ def our_batches(
 
 
 def build(kind: str, ours: bool) -> tuple[MaskedAutoencoder, nn.Module]:
-    """A model, and what computes its loss: itself, or the official formulation of it."""
+    """A model, and the module that computes its loss: itself or the official formulation."""
     torch.manual_seed(0)
     name, options = MODELS[kind]
     model = create_pretrain_model(name, SIZE, norm_pix_loss=True, **options)
@@ -168,7 +169,7 @@ def build(kind: str, ours: bool) -> tuple[MaskedAutoencoder, nn.Module]:
 
 
 def train(title: str, has: set[str], args: argparse.Namespace, held: HeldOut, work: Path) -> Curve:
-    """One run with these ingredients."""
+    """Train one run with these ingredients."""
     model, net = build(args.model, "model" in has)
     make = adamw if "model" in has else torch.optim.AdamW
     optimizer = make(parameter_groups(model, 0.05), lr=args.lr, betas=(0.9, 0.95))
@@ -204,9 +205,9 @@ def train(title: str, has: set[str], args: argparse.Namespace, held: HeldOut, wo
 
 
 def compiled(model: MaskedAutoencoder, precision: Precision, n: int, sizes: list[int]) -> float:
-    """Compile the model for batches of n images of these sizes; -> seconds that took."""
+    """Compile the model for batches of n images of these sizes; -> seconds taken."""
     began = time.perf_counter()
-    torch._inductor.config.force_disable_caches = True  # an earlier run's work
+    torch._inductor.config.force_disable_caches = True  # of earlier runs
     compile_blocks(model)
     for size in sizes:
         model.set_resolution(size)
@@ -218,7 +219,7 @@ def compiled(model: MaskedAutoencoder, precision: Precision, n: int, sizes: list
 
 
 def check(kind: str, held: HeldOut) -> float:
-    """How far the official formulation's loss is from ours on the same weights and masks."""
+    """Relative difference of our loss from the official one, on equal weights and masks."""
     imgs, noise = held.imgs[:8], held.noise[:8]
     with torch.no_grad():
         theirs, ours = (build(kind, own)[1](imgs, noise=noise).item() for own in (False, True))
@@ -228,7 +229,7 @@ def check(kind: str, held: HeldOut) -> float:
 
 
 def rows(curves: list[Curve], images: int) -> tuple[list, list]:
-    """Of the tables of times and of what was learned, the first curve being the official way."""
+    """Rows of the tables of times and of losses; the first curve is the official setup."""
     first, times, learned = curves[0], [], []
     goal = 1.01 * first.losses[-1]
     for curve in curves:
@@ -290,7 +291,7 @@ def main() -> None:
     )
     args = parser.parse_args()
     if args.steps % LEGS or args.steps // LEGS * args.batch_size > args.files:
-        parser.error(f"--steps: a multiple of {LEGS}, of which a part needs no more than --files")
+        parser.error(f"--steps: must be a multiple of {LEGS}; --files must last for a {LEGS}th of them")
     timing.settle(args)
     report = timing.Report(f"From JPEG files to features, {MODELS[args.model][0]}", args)
     held = HeldOut(args.model, args.held_out, *args.neighbours)
@@ -304,15 +305,15 @@ def main() -> None:
         write_faces(work / "files", 256, args.files, distinct=args.files)
         pack(work / "files", work / "store")
         equal = [[check(args.model, held), difference(work / "files")]]
-        report.table("Against the official way", ["loss, relative", "crops, of 255"], equal)
+        report.table("Difference from the official setup", ["loss, relative", "crops, of 255"], equal)
         print()
         curves = [train(title, has, args, held, work) for title, has in runs]
     times, learned = rows(curves, args.steps * args.batch_size)
-    head = ["", "s to compile", "s", "× official", "s to its end + 1 %", "× official "]
+    head = ["", "s to compile", "s", "× official", "s to target", "× official "]
     report.table("Times", [*head, "images/s", "images/s, last twelfth"], times)
     learned.append(["untrained", "–", "–", *held.untrained()])
     losses = ["loss, 1/3", "loss, 2/3", "loss, end"]
-    report.table("On faces held out", ["", *losses, "kNN, %"], learned)
+    report.table("On held-out faces", ["", *losses, "kNN, %"], learned)
     report.close()
 
 

@@ -1,11 +1,12 @@
-"""Packed FCMAE against the same network as masked dense convolution.
+"""Packed FCMAE against the same network as a masked dense convolution.
 
     python benchmarks/fcmae.py [--models atto tiny base] [--compile] [--json FILE]
 
-Two peers: `dense` is masked dense convolution with the library's kernels; `dense, tuned` has our
-gradients of the depthwise convolution too, so that what is left is what packing gives. Times are
-of forward and backward passes, of the encoder alone and of whole optimizer steps (decoder, loss,
-fused AdamW). Memory is what the allocator holds at most beyond weights and gradients.
+There are two peers: `dense` is a masked dense convolution with torch's kernels; `dense, tuned` (CPU
+only) also has our gradients of the depthwise convolution, so that the remaining difference is the
+effect of packing. Times are for forward and backward passes of the encoder alone (`encode`) and for
+whole optimizer steps with decoder, loss and fused AdamW (`step`). Memory is the allocator's peak,
+without weights and gradients.
 """
 
 import copy
@@ -29,7 +30,7 @@ PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 class Candidate:
-    """One way to compute an FCMAE, with weights of its own."""
+    """One way to compute an FCMAE, with its own copy of the weights."""
 
     def __init__(self, model: FCMAE, peer: Callable[[FCMAE], MaskedDense] | None = None) -> None:
         self.model = copy.deepcopy(model)
@@ -41,7 +42,7 @@ class Candidate:
         return self
 
     def encode(self, precision: str, imgs: Tensor, noise: Tensor) -> None:
-        """Forward and backward through the encoder, for a gradient that is its output's sine."""
+        """Forward and backward pass of the encoder; the gradient of its output x is sin(x)."""
         ids = noise.argsort(dim=1, stable=True)[:, : self.keep(noise)]
         with autocast(precision, imgs.device):
             if self.peer is None:
@@ -51,7 +52,7 @@ class Candidate:
                 seen = torch.zeros_like(noise).scatter(1, ids, 1.0).view(-1, grid, grid)
                 x = self.peer.encode(imgs, seen)
         (x * x.detach().sin()).sum().backward()
-        self.optimizer.zero_grad()  # every pass begins as that of a step does
+        self.optimizer.zero_grad()  # as before each pass of a real step
 
     def keep(self, noise: Tensor) -> int:
         return int(noise.shape[1] * (1 - self.model.mask_ratio) + 1e-6)
@@ -70,7 +71,7 @@ class Candidate:
 
 
 def build(name: str, device: torch.device, compiled: bool) -> dict[str, Candidate]:
-    """All candidates, with equal weights for which every term matters (GRN starts as zeros)."""
+    """All candidates, with equal weights; GRN's, zeros by default, are random to be tested too."""
     torch.manual_seed(0)
     model = create_pretrain_model(f"convnextv2_{name}").to(device)
     for key, p in model.named_parameters():
@@ -86,11 +87,11 @@ def build(name: str, device: torch.device, compiled: bool) -> dict[str, Candidat
 
 
 def check(candidates: dict[str, Candidate], precision: str, imgs: Tensor, noise: Tensor) -> list:
-    """Losses and gradients against the dense peer's in fp32; -> a row for each candidate.
+    """Compare losses and gradients with the dense peer's in fp32; -> a row per candidate.
 
-    In fp32 they have to be equal but for the order of sums; in bf16, no farther off than the
-    dense peer's own. The average is the better measure: the worst is a LayerNorm's, where almost
-    all cancels and which differs by a fifth between equally good passes.
+    In fp32 they may differ by the order of summation only; in bf16 they must be about as close as
+    the dense peer's own. The mean is the better measure: the worst gradient is a LayerNorm's,
+    where almost everything cancels, and differs by a fifth between equally good passes.
     """
     truth, rows = gradients(candidates["dense"], "fp32", imgs, noise), []
     means, worst = {}, {}
@@ -123,7 +124,7 @@ def autocast(precision: str, device: torch.device) -> torch.autocast:
 
 
 def peak_memory(candidate: Candidate, precision: str, imgs: Tensor, noise: Tensor) -> float:
-    """MB at most beyond weights and gradients in a pass through the encoder."""
+    """Peak memory of an encoder pass in MB, without weights and gradients."""
     for p in candidate.model.parameters():
         p.grad = torch.zeros_like(p)
     if imgs.is_cuda:
@@ -190,7 +191,7 @@ def main() -> None:
             memory += [[*where, key, mb, used["dense"] / mb] for key, mb in used.items()]
     head = ["model", "batch", "precision"]
     errors = ["candidate", "loss", "gradients, mean", "gradients, worst"]
-    report.table("Off the dense peer in fp32 (relative)", head + errors, equality)
+    report.table("Relative difference from the dense peer in fp32", head + errors, equality)
     peers = [f"× {peer}" for peer in PEERS]
     report.table("Times", [*head, "part", "candidate", "ms", *peers], times)
     report.table("Peak memory, encoder", [*head, "candidate", "MB", "dense / this"], memory)

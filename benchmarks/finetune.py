@@ -1,10 +1,10 @@
-"""A fine-tuning step of ConvNeXt V2 against timm's, with equal weights.
+"""A fine-tuning step of ConvNeXt V2 against timm's model with the same weights.
 
     python benchmarks/finetune.py [--models atto tiny base] [--sizes 224 96] [--json FILE]
 
-Forward, cross-entropy and backward in fp32, in training mode without drop path. The optimizer is
-left out: it is the same for both. timm's is timed in both layouts of memory. A ViT is not here:
-ours is timm's.
+Forward pass, cross-entropy and backward pass in fp32, in training mode without drop path. The
+optimizer is left out, as it is the same for both. timm's model is timed in both memory layouts.
+ViTs are not measured, because ours are timm's.
 """
 
 from functools import partial
@@ -27,7 +27,7 @@ def build(name: str) -> dict[str, nn.Module]:
     torch.manual_seed(0)
     ours = create_classifier(f"convnextv2_{name}", CLASSES, head_init_scale=1.0)
     for block in (module for stage in ours.stages for module in stage):
-        nn.init.normal_(block.grn.gamma, std=0.5)  # which starts as zeros
+        nn.init.normal_(block.grn.gamma, std=0.5)  # zeros by default, which would hide errors
     candidates = {"ours": ours}
     for title, layout in (
         ("timm", torch.contiguous_format),
@@ -42,13 +42,13 @@ def build(name: str) -> dict[str, nn.Module]:
 
 
 def step(model: nn.Module, imgs: Tensor, labels: Tensor) -> None:
-    """Forward and backward."""
+    """Forward and backward pass."""
     model.zero_grad()
     F.cross_entropy(model(imgs), labels).backward()
 
 
 def check(candidates: dict[str, nn.Module], imgs: Tensor, labels: Tensor) -> float:
-    """The largest relative difference of a gradient from timm's; asserts that it is rounding."""
+    """The largest relative difference of a gradient from timm's; asserts that it is small."""
     found = {}
     for title, model in candidates.items():
         step(model, imgs, labels)
@@ -93,8 +93,8 @@ def main() -> None:
                 [name, size, batch, title, 1000 * seconds, fastest / seconds, off]
                 for title, seconds in times.items()
             ]
-    columns = ["model", "px", "batch", "candidate", "ms", "× the faster timm", "gradients apart"]
-    report.table("Forward and backward", columns, rows)
+    columns = ["model", "px", "batch", "candidate", "ms", "× the faster timm", "gradient difference"]
+    report.table("Forward and backward pass", columns, rows)
     report.close()
 
 

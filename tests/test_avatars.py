@@ -60,5 +60,5 @@ def test_what_is_missing_is_named_before_anything_is_written(tmp_path, monkeypat
     assert "pip install resvg-py" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         avatars.main(["--output", str(tmp_path)])
-    assert "is there already" in capsys.readouterr().err
+    assert "already exists" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []

@@ -417,7 +417,7 @@ def test_classes_name_the_outputs_of_a_file_that_does_not(sets, finetune, tmp_pa
     more += f" --teacher {tmp_path / 'weights.pth'}"
     assert run_here(main_finetune, finetune_options(tmp_path / "a", "vit", more)) == BAD_INPUT
     line = refused(capfd)
-    assert f"--teacher {tmp_path / 'weights.pth'}: has 7 classes, it does not name them" in line
+    assert f"--teacher {tmp_path / 'weights.pth'}: has 7 classes, but does not name them" in line
     assert "--classes A,B" in line
     named = f"{more} --classes {','.join(RAF_NAMES[::-1])}"
     assert run_here(main_finetune, finetune_options(tmp_path / "a", "vit", named)) == DONE

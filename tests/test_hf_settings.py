@@ -79,7 +79,7 @@ def test_classes_come_from_the_config(beside):
     ],
 )
 def test_labels_that_name_nothing_are_no_classes(labels, beside):
-    with pytest.raises(BadInput, match="has 3 classes, it does not name them"):
+    with pytest.raises(BadInput, match="has 3 classes, but does not name them"):
         open_classifier(beside({**CONFIG, "id2label": labels}))
 
 
@@ -122,7 +122,7 @@ def test_a_config_beside_weights_in_another_layout_is_not_theirs(tmp_path):
     save_file(model.state_dict(), tmp_path / "model.safetensors")
     (tmp_path / "config.json").write_text(json.dumps({**CONFIG, "num_attention_heads": 12}))
     load_pretrained(model, tmp_path / "model.safetensors", keep_head=True)
-    with pytest.raises(BadInput, match="does not name them"):
+    with pytest.raises(BadInput, match="but does not name them"):
         open_classifier(tmp_path / "model.safetensors")
 
 
@@ -233,7 +233,7 @@ def test_what_we_do_otherwise_is_noted(changes, note, beside):
     ],
 )
 def test_what_makes_no_sense_is_refused(changes, beside):
-    with pytest.raises(BadInput, match="preprocessing that is not understood"):
+    with pytest.raises(BadInput, match="invalid preprocessing settings"):
         open_classifier(beside(processor={**SQUARE, **changes}))
 
 

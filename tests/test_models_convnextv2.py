@@ -312,5 +312,5 @@ def test_drop_path_rises_with_depth_and_the_head_is_scaled():
 def test_wrong_sizes_are_refused():
     with pytest.raises(ValueError, match="multiples of 32"):
         create_classifier("convnextv2_atto", 7)(torch.randn(1, 3, 100, 100))
-    with pytest.raises(ValueError, match="multiple of the patch 32"):
+    with pytest.raises(ValueError, match="multiple of the patch size 32"):
         create_pretrain_model("convnextv2_atto", input_size=112)

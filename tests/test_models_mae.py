@@ -189,7 +189,7 @@ def test_options_reach_the_model_and_wrong_ones_are_refused():
     out = model.reconstruct(torch.randn(2, 1, 32, 32))
     assert out.pred.shape == (2, 16, 64)
     assert out.mask.sum(1).tolist() == [8, 8]
-    with pytest.raises(ValueError, match="multiple of the patch"):
+    with pytest.raises(ValueError, match="multiple of the patch size"):
         create_pretrain_model("mae_vit_tiny_patch16", input_size=100)
     for ratio in (0, -0.1, 1.01, float("nan")):
         with pytest.raises(ValueError, match=r"predict_ratio .*: must be above 0 and at most 1"):

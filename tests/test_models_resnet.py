@@ -302,7 +302,7 @@ def test_options_that_resnets_do_not_have_are_refused(main, more, named, tmp_pat
 
 
 def test_sizes_that_do_not_fit_are_refused():
-    with pytest.raises(ValueError, match="patches of 12 pixels; a ResNet's are"):
+    with pytest.raises(ValueError, match="patch size 12: a ResNet takes"):
         create_pretrain_model("resnet18", 48, patch_size=12)
-    with pytest.raises(ValueError, match="input size 80 is not a multiple of the patch 32"):
+    with pytest.raises(ValueError, match="input size 80 is not a multiple of the patch size 32"):
         create_pretrain_model("resnet18", 80)

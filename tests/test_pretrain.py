@@ -67,11 +67,11 @@ def test_options_that_change_how_do_not_change_what(option, tmp_path):
     [
         (
             f"{FAMILIES['mae']} --predict_ratio 0.5",
-            "48 px, 75% of 9 patches masked, 50% of those predicted; fp32 on cpu, attention by the "
-            "fused kernel",
+            "48 px, 75% of 9 patches masked, 50% of those predicted; fp32 on cpu, fused attention "
+            "kernel",
         ),
-        (f"{FAMILIES['mae']} --amp bf16", "attention step by step"),
-        (FAMILIES["fcmae"], "convolution by windows"),
+        (f"{FAMILIES['mae']} --amp bf16", "attention in separate steps"),
+        (FAMILIES["fcmae"], "windowed convolution"),
     ],
 )
 def test_the_log_tells_what_is_predicted_and_by_which_kernels(options, told, tmp_path, capsys):

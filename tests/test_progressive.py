@@ -130,7 +130,7 @@ def test_at_another_resolution_everything_learns_and_back_at_full_nothing_has_ch
     assert model.unpatchify(pred).shape == imgs.shape
     assert mask.shape == noise.shape
     assert model.forward_features(imgs).isfinite().all()
-    with pytest.raises(ValueError, match="96x96, the model is set to 64"):
+    with pytest.raises(ValueError, match="96x96, but the model is set to 64 px"):
         model(torch.zeros(1, 3, 96, 96))
     model.set_resolution(96)
     assert torch.equal(loss(model), full)
@@ -152,7 +152,7 @@ def test_a_model_set_to_a_resolution_is_one_built_for_it(family):
 
 def test_a_resolution_that_is_no_multiple_of_the_patch_is_refused():
     for family in FAMILIES:
-        with pytest.raises(ValueError, match="not a multiple of the patch"):
+        with pytest.raises(ValueError, match="not a multiple of the patch size"):
             build(family, 96).set_resolution(72)
 
 

@@ -367,7 +367,7 @@ def test_an_interpolation_that_nobody_knows_is_refused(interpolation, finetune, 
     content = load(finetune(), "checkpoint-best.pth")
     content["preprocessing"]["interpolation"] = interpolation
     torch.save(content, tmp_path / "other.pth")
-    with pytest.raises(BadInput, match="preprocessing that is not understood"):
+    with pytest.raises(BadInput, match="invalid preprocessing settings"):
         open_saved(tmp_path / "other.pth")
 
 

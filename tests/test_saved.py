@@ -34,9 +34,9 @@ def test_a_foreign_checkpoint_is_known_by_its_tensors(tmp_path):
     theirs = timm.create_model("vit_tiny_patch16_224", num_classes=3, img_size=64).eval()
     path = tmp_path / "theirs.pth"
     torch.save({"model": theirs.state_dict(), "args": argparse.Namespace(input_size=224)}, path)
-    with pytest.raises(BadInput, match="has 3 classes, it does not name them: --classes A,B"):
+    with pytest.raises(BadInput, match="has 3 classes, but does not name them; .* --classes A,B"):
         open_classifier(path)
-    with pytest.raises(BadInput, match="has 3 classes, --classes names 2"):
+    with pytest.raises(BadInput, match="has 3 classes, but --classes names 2"):
         open_classifier(path, ("a", "b"))
     saved = open_classifier(path, ("a", "b", "c"))
     assert (saved.name, saved.preprocessing.input_size) == ("vit_tiny_patch16", 64)
@@ -67,7 +67,7 @@ def test_an_autoencoder_reconstructs_as_in_its_run(family, pretrained):
 def test_what_is_of_no_use_is_refused_with_what_to_take(pretrained, finetune, tmp_path):
     with pytest.raises(BadInput, match=r"was pre-trained only .* fine-tune it first"):
         open_classifier(pretrained["vit"])
-    with pytest.raises(BadInput, match=r"no decoder, .* take a checkpoint of pre-training"):
+    with pytest.raises(BadInput, match=r"no decoder, .* use a pre-training checkpoint"):
         open_autoencoder(finetune() / "checkpoint-best.pth")
     torch.save({"model": {"x": torch.zeros(1)}}, tmp_path / "other.pth")
     with pytest.raises(BadInput, match="no ViT, ConvNeXt V2 or ResNet in a known layout"):
@@ -105,7 +105,7 @@ def test_a_checkpoint_that_was_tampered_with_is_bad_input(damage, finetune, tmp_
 def test_an_autoencoder_with_an_odd_option_is_bad_input(name, value, pretrained, tmp_path):
     own = load(pretrained["vit"].parent)
     torch.save({**own, "args": {**own["args"], name: value}}, tmp_path / "bad.pth")
-    with pytest.raises(BadInput, match=rf"bad\.pth: a {name} that is not understood"):
+    with pytest.raises(BadInput, match=rf"bad\.pth: invalid {name}: "):
         open_autoencoder(tmp_path / "bad.pth")
 
 
@@ -128,7 +128,7 @@ def test_an_autoencoder_of_sizes_that_do_not_fit_is_bad_input(tmp_path):
     )
     path = tmp_path / "bad.pth"
     torch.save({"model": model.state_dict(), "args": {"decoder_num_heads": 5}}, path)
-    with pytest.raises(BadInput, match=r"bad\.pth: its parts do not fit together"):
+    with pytest.raises(BadInput, match=r"bad\.pth: its sizes contradict each other"):
         open_autoencoder(path)
     classifier = create_classifier("vit_tiny_patch16", 2, 32).state_dict()
     torch.save({**classifier, "head.weight": torch.zeros(2, 191)}, path)
