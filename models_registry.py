@@ -41,7 +41,7 @@ def create_classifier(
 
 
 def normalise_head_input(model: nn.Module) -> None:
-    """Put a parameter-free batch norm before the head, as MAE's linear probe does (appendix A.1)."""
+    """Put a parameter-free batch norm before the head, for MAE's linear probe (appendix A.1)."""
     norm = nn.BatchNorm1d(model.head.in_features, affine=False, eps=1e-6)
     model.head = nn.Sequential(norm, model.head)
 

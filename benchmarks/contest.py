@@ -341,7 +341,8 @@ def check_options(args: argparse.Namespace) -> None:
         raise BadInput(f"--faces {args.faces}: has no splits train and test")
     args.count = len(splits["train"])
     if max(args.labels) > args.count:
-        raise BadInput(f"--labels {max(args.labels)}: {args.faces} has only {args.count} to train on")
+        few = f"{args.faces} has only {args.count} training images"
+        raise BadInput(f"--labels {max(args.labels)}: {few}")
     then = read_json(args.output_dir / BEGUN)
     rivals.check_unchanged(args.output_dir, then or deciding(args), deciding(args))
 

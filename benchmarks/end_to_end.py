@@ -1,4 +1,4 @@
-"""A short pre-training from JPEG files: as in the official code, then with more of ours each run.
+"""A short pre-training from JPEG files: the official setup, then ours ingredient by ingredient.
 
     python benchmarks/end_to_end.py [--model mae] [--steps 144] [--compile] [--without bf16]
         [--json FILE]
@@ -291,7 +291,7 @@ def main() -> None:
     )
     args = parser.parse_args()
     if args.steps % LEGS or args.steps // LEGS * args.batch_size > args.files:
-        parser.error(f"--steps: must be a multiple of {LEGS}; --files must last for a {LEGS}th of them")
+        parser.error(f"--steps: must be a multiple of {LEGS}, and --files enough for a {LEGS}th")
     timing.settle(args)
     report = timing.Report(f"From JPEG files to features, {MODELS[args.model][0]}", args)
     held = HeldOut(args.model, args.held_out, *args.neighbours)
@@ -305,7 +305,8 @@ def main() -> None:
         write_faces(work / "files", 256, args.files, distinct=args.files)
         pack(work / "files", work / "store")
         equal = [[check(args.model, held), difference(work / "files")]]
-        report.table("Difference from the official setup", ["loss, relative", "crops, of 255"], equal)
+        columns = ["loss, relative", "crops, of 255"]
+        report.table("Difference from the official setup", columns, equal)
         print()
         curves = [train(title, has, args, held, work) for title, has in runs]
     times, learned = rows(curves, args.steps * args.batch_size)

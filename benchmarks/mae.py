@@ -1,12 +1,13 @@
-"""A whole optimizer step of MAE against the official formulation and transformers' ViTMAE.
+"""A whole optimizer step of MAE, compared with the official code and transformers' ViTMAE.
 
     python benchmarks/mae.py [--models tiny small base] [--batches 8 32] [--compile] [--json FILE]
                              [--predict_ratio 0.25]
 
-224 px, mask 0.75, official decoder. The peers' optimizer is torch's AdamW with its defaults, as in
-the official code; ours is the fused one. `official` has attention step by step, `official, SDPA`
-torch's kernel; transformers' is its faster choice, SDPA. With `--predict_ratio`, ours is also timed
-predicting that share of the masked patches, which no peer does: see the second table.
+224 px, mask ratio 0.75, official decoder. The peers use torch's AdamW with its defaults, as the
+official code does; ours uses the fused one. `official` is the papers' formulation with step-by-step
+attention, `official, SDPA` with torch's fused attention kernel; `transformers` uses SDPA too, its
+faster choice. With `--predict_ratio`, ours is also timed while it predicts only that share of the
+masked patches, which no peer can: see the last table.
 """
 
 import copy
@@ -26,7 +27,7 @@ PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 class Candidate:
-    """One way to train an MAE, with weights of its own."""
+    """One way to train an MAE, with its own copy of the weights."""
 
     def __init__(self, model: nn.Module, fused: bool = False) -> None:
         self.model = model
@@ -37,7 +38,7 @@ class Candidate:
             self.optimizer = torch.optim.AdamW(trained, lr=1e-5, betas=(0.9, 0.95))
 
     def step(self, precision: str, imgs: Tensor, noise: Tensor) -> None:
-        """Forward, backward, update."""
+        """Forward pass, backward pass, update."""
         self.loss(precision, imgs, noise).backward()
         self.optimizer.step()
         self.optimizer.zero_grad()
@@ -51,7 +52,7 @@ class Candidate:
 def build(
     name: str, device: torch.device, compiled: bool, predict_ratio: float
 ) -> dict[str, Candidate]:
-    """All candidates that can predict such a share of the masked patches, with equal weights."""
+    """All candidates that can predict this share of the masked patches, with equal weights."""
     torch.manual_seed(0)
     model = create_pretrain_model(f"mae_vit_{name}_patch16", predict_ratio=predict_ratio).to(device)
     peers: dict[str, Callable[[MaskedAutoencoderViT], nn.Module]] = {
@@ -71,15 +72,15 @@ def build(
 def check(
     candidates: dict[str, Candidate], precision: str, imgs: Tensor, noise: Tensor
 ) -> list[list[object]]:
-    """Losses and gradients against the official formulation's in fp32; -> a row for each.
+    """Compare losses and gradients with the official formulation's in fp32; -> a row per candidate.
 
-    In fp32 they have to be equal but for the order of sums; in bf16, no farther off than the
-    official formulation's own.
+    In fp32 they may differ by the order of summation only; in bf16 they must be about as close as
+    the official formulation's own.
     """
     truth, rows, errors = gradients(candidates["official"], "fp32", imgs, noise), [], {}
     for name, candidate in candidates.items():
         loss, found = gradients(candidate, precision, imgs, noise)
-        # Transformers has query, key and value apart, which is compared by the other tensors.
+        # transformers keeps query, key and value apart: the other tensors are compared.
         off = [float((found[k] - g).norm() / g.norm()) for k, g in truth[1].items() if k in found]
         errors[name] = max(off)
         rows.append([name, abs(loss / truth[0] - 1), sum(off) / len(off), errors[name]])
@@ -91,7 +92,7 @@ def check(
 def gradients(
     candidate: Candidate, precision: str, imgs: Tensor, noise: Tensor
 ) -> tuple[float, dict[str, Tensor]]:
-    """The loss and all gradients by our names."""
+    """The loss and all gradients, under our parameter names."""
     loss = candidate.loss(precision, imgs, noise)
     loss.backward()
     named = candidate.model.named_parameters()
@@ -160,19 +161,19 @@ def main() -> None:
             ]
     head = ["model", "batch"]
     columns = ["predicted", "precision", "candidate", "loss", "gradients, mean", "gradients, worst"]
-    report.table("Off the official formulation in fp32 (relative)", head + columns, equality)
+    report.table("Relative difference from the official formulation in fp32", head + columns, equality)
     columns = ["candidate", "precision", "ms", "× official", "× SDPA", "× transformers", "× fp32"]
     report.table("Times", head + columns, times)
     if shares:
-        columns = ["candidate", "precision", "predicted", "ms", "× all predicted"]
+        columns = ["candidate", "precision", "predicted", "ms", "× predicting all"]
         report.table("Predicting a share of the masked patches", head + columns, shares)
     report.close()
 
 
 def compared(taken: dict[tuple[str, str], float]) -> list[list[object]]:
-    """A row for each candidate: how many times as fast as each peer in the same precision.
+    """A row per candidate: how many times as fast it is as each peer in the same precision.
 
-    The last column: as the fastest peer in fp32.
+    The last column compares with the fastest peer in fp32.
     """
     peers = ("official", "official, SDPA", "transformers")
     slow = min((taken[peer, "fp32"] for peer in peers if (peer, "fp32") in taken), default=0.0)

@@ -1,11 +1,11 @@
-"""The packed store beside libraries that keep decoded images: random access, one process.
+"""Random access to decoded images in one process: the packed store against other libraries.
 
     pip install pyarrow litdata mosaicml-streaming
     python benchmarks/packed_libraries.py
 
-All hold the same uint8 images, uncompressed, in the memory of the file system; each is asked for
-the same images in the same random order, in the way its documentation has for a single image.
-webdataset is not among them: it reads in the order of its tar files, not image by image.
+All hold the same uint8 images, uncompressed, in the file system's cache. Each reads the same images
+in the same random order, the way its documentation reads a single image. webdataset is left out, as
+it reads tar files from start to end, not single images.
 """
 
 import tempfile
@@ -26,7 +26,7 @@ Read = Callable[[int], np.ndarray]
 
 
 def draw(count: int) -> list[np.ndarray]:
-    """Noise with the shapes of photographs that have a short side of 256."""
+    """Random noise in the shapes of photographs with a short side of 256."""
     rng = np.random.default_rng(0)
     widths = rng.integers(256, 400, count)
     return [rng.integers(0, 256, (256, int(w), 3), np.uint8) for w in widths]
@@ -44,7 +44,7 @@ def ours(images: list[np.ndarray], folder: Path) -> Read:
 
 
 def arrow(images: list[np.ndarray], folder: Path) -> Read:
-    """An Arrow file through its memory map."""
+    """A memory-mapped Arrow file."""
     import pyarrow as pa
 
     folder.mkdir()
@@ -101,7 +101,7 @@ PEERS = {
 
 
 def open_all(images: list[np.ndarray], folder: Path) -> dict[str, Read]:
-    """What is installed, each proved to give every image back."""
+    """The readers of what is installed, after a check that each returns every image."""
     reads = {}
     for name, build in PEERS.items():
         try:
@@ -115,7 +115,7 @@ def open_all(images: list[np.ndarray], folder: Path) -> dict[str, Read]:
 
 
 def main() -> None:
-    """Time an image with a copy of its crop, and with the crop made into model input."""
+    """Time reading an image and copying a crop, and reading it and resizing the crop."""
     options = parser(__doc__.splitlines()[0])
     options.add_argument(
         "--count", type=int, default=1000, help="number of images (default: %(default)s)"
@@ -128,7 +128,7 @@ def main() -> None:
     boxes = [random_crop_box(*images[i].shape[:2], rng) for i in order]
 
     wanted = list(zip(order, boxes, strict=True))
-    few = wanted[::10]  # of what takes ten times as long and more
+    few = wanted[::10]  # resizing takes at least ten times as long
 
     def copied(read: Read) -> list[np.ndarray]:
         return [read(i)[y : y + h, x : x + w].copy() for i, (y, x, h, w) in wanted]
@@ -144,7 +144,7 @@ def main() -> None:
             seconds = alternate({n: partial(work, r) for n, r in reads.items()}, options.rounds)
             for name, taken in seconds.items():
                 rows[name] += [count / taken, seconds["packed store"] / taken]
-    columns = ["", "crop copied, images/s", "×", "crop resized to 224, images/s", "×"]
+    columns = ["", "crop copied, images/s", "ratio", "crop resized to 224, images/s", "ratio "]
     report.table("Random order, one process", columns, list(rows.values()))
     report.close()
 

@@ -1,7 +1,8 @@
-"""The peer of packed FCMAE: the same network as masked dense convolution, written well.
+"""The peer of packed FCMAE: the same network as an efficient masked dense convolution.
 
-Channels-last throughout; a mask only where a removed cell would otherwise be seen: where a stage
-begins, in GRN's statistics, and after each block. It takes the weights of `FCMAE` as they are.
+It is channels-last throughout and masks only where a masked cell would otherwise be seen: at the
+start of each stage, in GRN's statistics, and after each block. It uses `FCMAE`'s weights as they
+are.
 """
 
 from collections.abc import Callable
@@ -18,12 +19,12 @@ from models_masked import compute_type
 
 
 class MaskedDense(nn.Module):
-    """An FCMAE's weights in a pass over all cells, removed ones held at zero."""
+    """An FCMAE's weights applied to all cells, with masked ones held at zero."""
 
     def __init__(
         self, model: FCMAE, depthwise: Callable[[Tensor, nn.Conv2d], Tensor] | None = None
     ) -> None:
-        """Shares `model`'s parameters. `depthwise` replaces the library's convolution."""
+        """Share `model`'s parameters. `depthwise` replaces torch's convolution."""
         super().__init__()
         self.model, self.depthwise = model, depthwise or library_depthwise
 
@@ -32,13 +33,13 @@ class MaskedDense(nn.Module):
         h = F.gelu(block.pwconv1(block.norm(self.depthwise(x, block.dwconv)))) * seen
         energy = (h * h).sum(dim=(1, 2), keepdim=True).sqrt()
         response = energy / (energy.mean(dim=-1, keepdim=True) + 1e-6)
-        # Under autocast parameters are fp32 still: uncast, they would make all of h fp32.
+        # Under autocast, parameters stay fp32; without a cast they would turn h into fp32.
         scale = (1 + block.grn.gamma * response).to(h.dtype)
         h = torch.addcmul(block.grn.beta.to(h.dtype), h, scale)
         return x + block.pwconv2(h) * seen
 
     def encode(self, imgs: Tensor, seen: Tensor) -> Tensor:
-        """(N, 3, H, W), (N, grid, grid) 1 = visible -> (N, grid, grid, D), zero where removed."""
+        """(N, 3, H, W), (N, grid, grid) 1 = visible -> (N, grid, grid, D), zero where masked."""
         x = imgs.contiguous(memory_format=torch.channels_last)
         encoder = self.model.encoder
         for i, down in enumerate(encoder.downsample_layers):
@@ -78,17 +79,17 @@ class MaskedDense(nn.Module):
 
 
 def library_depthwise(x: Tensor, conv: nn.Conv2d) -> Tensor:
-    """(N, H, W, C) -> same, by the library's convolution and its gradients."""
+    """(N, H, W, C) -> same, with torch's convolution and its gradients."""
     return conv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
 
 
 def tuned_depthwise(x: Tensor, conv: nn.Conv2d) -> Tensor:
-    """The same with the gradients that packing uses too: what those alone give."""
+    """The same with the gradients that packing uses, to measure what they contribute alone."""
     return TunedDepthwise.apply(x, conv.weight, conv.bias)
 
 
 class TunedDepthwise(torch.autograd.Function):
-    """Both gradients of a depthwise convolution as convolutions."""
+    """A depthwise convolution that computes both of its gradients as convolutions."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -115,7 +116,7 @@ def convolve(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 @cache
 def tiles(n: int, side: int, s: int) -> Windows:
-    """Images of side×side cells, row by row, as windows of s×s."""
+    """Split images of side × side cells, stored row by row, into windows of s × s cells."""
     rows = torch.arange(n * side * side).view(n, side, side)
     padded = F.pad(rows, 4 * (REACH,), value=rows.numel())
     around = padded.unfold(1, s + 2 * REACH, s).unfold(2, s + 2 * REACH, s).flatten(0, 2)

@@ -1,8 +1,9 @@
 """The peers of our MAE: the papers' formulation on plain torch and timm, and transformers' ViTMAE.
 
-The official formulation embeds every patch, gathers the kept ones, puts all tokens back in their
-order for the decoder, predicts all patches and masks the loss. Both take our weights. Neither knows
-`predict_ratio`; given one, `OfficialMAE` leaves out unpredicted patches once tokens are in order.
+The official formulation embeds every patch, gathers the visible ones, restores the order of all
+tokens for the decoder, predicts all patches and masks the loss. Both peers use our weights. Neither
+has a `predict_ratio`; for models that do, `OfficialMAE` drops patches that are not predicted once
+the tokens are in order.
 """
 
 import torch
@@ -16,10 +17,10 @@ from models_masked import take_tokens
 
 
 class OfficialMAE(nn.Module):
-    """Our model's layers, run as the papers' code runs them."""
+    """Our model's layers, run the way the papers' code runs them."""
 
     def __init__(self, model: MaskedAutoencoderViT, fused_attention: bool) -> None:
-        """Shares `model`'s layers; attention in torch's fused kernel or step by step."""
+        """Share `model`'s layers; attention uses torch's fused kernel or runs step by step."""
         super().__init__()
         self.model = model
         for block in model.modules():
@@ -63,7 +64,7 @@ class OfficialMAE(nn.Module):
 
 
 class TransformersMAE(nn.Module):
-    """transformers' ViTMAE with our weights, as tensors of its own."""
+    """transformers' ViTMAE with a copy of our weights."""
 
     def __init__(self, model: MaskedAutoencoderViT, attention: str = "sdpa") -> None:
         """`attention` is "sdpa" or "eager"."""
@@ -76,7 +77,7 @@ class TransformersMAE(nn.Module):
 
 
 def to_transformers(model: MaskedAutoencoderViT, attention: str) -> ViTMAEForPreTraining:
-    """A ViTMAE of our model's sizes and weights."""
+    """Build a ViTMAE with our model's sizes and weights."""
     blocks, decoder = model.blocks, model.decoder_blocks
     dim, width = model.norm.weight.numel(), model.decoder_norm.weight.numel()
     theirs = ViTMAEForPreTraining(
@@ -100,7 +101,7 @@ def to_transformers(model: MaskedAutoencoderViT, attention: str) -> ViTMAEForPre
     theirs.load_state_dict(renamed(model.state_dict(), theirs.state_dict()))
     return theirs.to(
         model.norm.weight.device
-    ).eval()  # no dropout: eval changes nothing but their defaults
+    ).eval()  # it has no dropout, so that training mode would compute the same
 
 
 RENAMES = {
@@ -126,14 +127,14 @@ RENAMES = {
 
 
 def our_name(name: str) -> str:
-    """transformers' name of a parameter -> ours."""
+    """transformers' parameter name -> ours."""
     for theirs, ours in RENAMES.items():
         name = name.replace(theirs, ours)
     return name
 
 
 def renamed(state: dict[str, Tensor], wanted: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Our state dict under transformers' names (its query, key and value are apart)."""
+    """Our state dict under transformers' names, with query, key and value split."""
     result = {}
     for name in wanted:
         ours = our_name(name)

@@ -1,10 +1,10 @@
-"""A masked pre-training step of ResNet by gathered products against the library's convolutions.
+"""A masked pre-training step of ResNet: gathered matrix products against torch's convolutions.
 
     python benchmarks/resnet.py [--models resnet18 resnet50] [--json FILE]
 
-Forward and backward in fp32, mask ratio 0.6, equal weights and masks. `maps` is SparK's way, which
-other devices take: whole maps, masked, with batch norms of gathered cells. The optimizer is left
-out: it is the same for both.
+Forward and backward pass in fp32, mask ratio 0.6, equal weights and masks. `rows` is our way on a
+CPU. `maps` is SparK's way, which we use on other devices: whole maps, masked, with batch norm over
+the gathered visible cells. The optimizer is left out, as it is the same for both.
 """
 
 import copy
@@ -17,20 +17,20 @@ from torch import Tensor, nn
 import models_resnet
 from models_registry import create_pretrain_model
 
-# Side lengths in pixels of image and patch: batch size.
+# (image size, patch size) in pixels: batch size.
 CASES = {(224, 32): 8, (96, 16): 16, (48, 8): 32}
 WAYS = {"rows": True, "maps": False}
 
 
 def step(model: nn.Module, imgs: Tensor, noise: Tensor, own: bool) -> None:
-    """Forward and backward, `own`: by gathered products."""
+    """Forward and backward pass; `own`: with gathered products."""
     models_resnet.has_own_passes = lambda device: own
     model.zero_grad()
     model(imgs, noise=noise).backward()
 
 
 def check(model: nn.Module, imgs: Tensor, noise: Tensor) -> float:
-    """The largest relative difference of a gradient in float64; asserts that it is rounding."""
+    """The largest relative difference between gradients in float64; asserts that it is rounding."""
     found, model = [], copy.deepcopy(model).double()
     for own in WAYS.values():
         step(model, imgs.double(), noise, own)
@@ -59,8 +59,8 @@ def main() -> None:
             times = timing.alternate(calls, args.rounds)
             ms = [1000 * times[way] for way in WAYS]
             rows.append([name, size, patch, batch, *ms, times["maps"] / times["rows"], off])
-    columns = ["model", "px", "patch", "batch", "rows, ms", "maps, ms", "× maps", "gradients apart"]
-    report.table("Forward and backward", columns, rows)
+    columns = ["model", "px", "patch", "batch", "rows, ms", "maps, ms", "× maps", "gradient diff."]
+    report.table("Forward and backward pass", columns, rows)
     report.close()
 
 

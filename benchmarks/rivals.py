@@ -1,22 +1,23 @@
-"""Plain timm classifiers trained from scratch: what pre-training has to beat.
+"""Train plain timm classifiers from scratch: what pre-training has to beat.
 
     python benchmarks/rivals.py --data_path FACES --input_size 96 --label_fraction 0.2 \\
         --minutes 60 --models resnet18 convnextv2_atto --seeds 0 1 2 --output_dir RIVALS
 
-A rival gets the images and labels that main_finetune.py gets with the same --data_path,
---input_size, --label_fraction and --seed, and as many minutes of training as the whole chain it is
-compared with, pre-training included: --minutes, or --minutes_of with the chain's folders.
+A rival gets the same images and labels as main_finetune.py with the same --data_path,
+--input_size, --label_fraction and --seed. It trains for as many minutes as the whole chain it is
+compared with, pre-training included: give --minutes, or --minutes_of with the chain's folders.
 
-Its recipe is a plain one, without class weights or soft labels: AdamW, one cycle, flips and shifts,
-label smoothing. Learning rate and batch size are the best of a small grid, chosen by mean class
-accuracy on a fifth of the labels that is held out, with a quarter of the minutes each; then
-stronger augmentation is tried in the same way. That search is not counted; --recipe leaves it out.
+Its recipe is plain, without class weights or soft labels: AdamW, one cycle, flips and shifts, label
+smoothing. Learning rate and batch size are the best of a small grid, chosen by mean class accuracy
+on a held-out fifth of the labels; each candidate trains for a quarter of the minutes. Then stronger
+augmentation is tried in the same way. The time of this search is not counted; --recipe skips it.
 
-RIVALS/MODEL/seed-N holds what main_finetune.py leaves in a run's folder, so that one page compares
-both: python -m util.report CHAIN/seed-* RIVALS/*/seed-* --output PAGE. Like main_finetune.py by
-default, it reports the best of its looks at the test images and, beside it, the last. Compare the
-last: it does not depend on how often one looks. Give both sides the same processor and threads. The
-clock decides how long a rival trains, so results differ a little from run to run.
+RIVALS/MODEL/seed-N holds the same files as the folder of a main_finetune.py run, so that one report
+compares both: python -m util.report CHAIN/seed-* RIVALS/*/seed-* --output PAGE. Like
+main_finetune.py by default, it reports the best of its tests during training and, beside it, the
+last. Compare the last: it does not depend on the number of tests. Give both sides the same
+processor and number of threads. The clock decides how long a rival trains, so results differ a
+little from run to run.
 """
 
 import argparse
@@ -59,11 +60,11 @@ from util.schedule import lr_at
 from util.summary import METRICS, is_finished, read_log
 
 MODELS = ("resnet18", "resnet50", "convnextv2_atto", "vit_tiny_patch16_224")
-# With few labels a batch of 8 can be far better than one of 32: batch norm then adds more noise.
+# With few labels, a batch size of 8 can be far better than 32: batch norm then adds more noise.
 GRID = tuple(itertools.product((3e-4, 1e-3, 3e-3), (8, 32)))
 SMOOTHING, WEIGHT_DECAY, CLIP, WARMUP = 0.1, 0.05, 5.0, 0.1
-LEGS = 8  # parts of a run; the test images are looked at after each, off the clock
-# What has to be the same for a finished seed to stand.
+LEGS = 8  # parts of a run; a test follows each, off the clock
+# Options that must not have changed for a finished seed to be kept.
 DECIDES_RESULT = ("data_path", "data_set", "input_size", "label_fraction", "minutes")
 
 
@@ -74,7 +75,7 @@ class Recipe(NamedTuple):
 
     @classmethod
     def read(cls, text: str) -> "Recipe":
-        """`1e-3:8` or `1e-3:8:strong`. Raises ValueError."""
+        """Parse `1e-3:8` or `1e-3:8:strong`. Raises ValueError."""
         lr, batch, *strong = text.split(":")
         recipe = cls(float(lr), int(batch), bool(strong))
         if not 0 < recipe.lr < math.inf or recipe.batch < 2 or strong not in ([], ["strong"]):
@@ -83,7 +84,7 @@ class Recipe(NamedTuple):
 
 
 class Rival:
-    """One classifier from scratch, trained for a given time."""
+    """A classifier trained from scratch for a given time."""
 
     def __init__(
         self, name: str, size: int, classes: int, recipe: Recipe, seed: int, device: torch.device
@@ -99,7 +100,7 @@ class Rival:
         self.seconds, self.steps = 0.0, 0
 
     def train(self, x: Tensor, y: Tensor, until: float, end: float) -> float:
-        """On (n, 3, S, S) uint8 and (n,) until the clock says so; -> the mean loss."""
+        """Train on (n, 3, S, S) uint8 and (n,) until `until` seconds in all; -> the mean loss."""
         batch, losses, device = self.recipe.batch, [], self.normalise.mean.device
         while self.seconds < until:
             start = time.perf_counter()
@@ -127,7 +128,7 @@ class Rival:
 
 @lru_cache
 def faster_order(name: str, size: int, batch: int, device: torch.device) -> torch.memory_format:
-    """Channels last or first: on CPUs either can take half as long again, by model and batch."""
+    """Channels last or first. On CPUs, model and batch size decide which: 1.5 × is possible."""
     if device.type != "cpu":
         return torch.channels_last
     seconds, x = {}, torch.randn(batch, 3, size, size)
@@ -145,8 +146,8 @@ def faster_order(name: str, size: int, batch: int, device: torch.device) -> torc
 def augment(x: Tensor, strong: bool, rng: torch.Generator) -> Tensor:
     """(N, 3, S, S) -> same: flipped and shifted by up to S/16.
 
-    `strong`: also turned by up to 10 degrees, zoomed by 15 %, its contrast and brightness changed,
-    and in every fourth image a square of up to a fifth of the area erased.
+    `strong`: also rotated by up to 10 degrees, zoomed by up to 15 % and changed in contrast and
+    brightness; in a quarter of the images, a square of up to a fifth of the area is erased.
     """
 
     def draw(*shape: int) -> Tensor:
@@ -171,7 +172,7 @@ def augment(x: Tensor, strong: bool, rng: torch.Generator) -> Tensor:
 
 
 def stacked(images: LabelledImages, size: int) -> tuple[Tensor, Tensor]:
-    """A split -> (n, 3, S, S) uint8 and labels (n,), on the host. Raises BadInput."""
+    """Load a split -> (n, 3, S, S) uint8 and labels (n,), on the CPU. Raises BadInput."""
     whole = PlainImages(images.source, plain(size))
     views = [whole[i] for i in range(len(whole))]
     if unreadable := sum(not readable for *_, readable in views):
@@ -180,7 +181,7 @@ def stacked(images: LabelledImages, size: int) -> tuple[Tensor, Tensor]:
 
 
 def choose(name: str, args: argparse.Namespace) -> Recipe:
-    """The best recipe on a fifth of the labels, held out; ties go to the lower loss."""
+    """The best recipe on a held-out fifth of the labels; ties go to the lower loss."""
     data, train, *_ = open_data(args, args.seeds[0])
     known, held = hold_out(train, 0.2, args.seeds[0])
     (x, y), (held_x, held_y) = (stacked(images, args.input_size) for images in (known, held))
@@ -199,7 +200,7 @@ def choose(name: str, args: argparse.Namespace) -> Recipe:
 
 @torch.no_grad()
 def mean_class_accuracy(rival: Rival, x: Tensor, y: Tensor) -> float:
-    """Over the classes that occur, in %."""
+    """UAR over the classes that occur, in %."""
     model, device = rival.model.eval(), rival.normalise.mean.device
     logits = torch.cat([model(rival.normalise(part.to(device))).cpu() for part in x.split(64)])
     model.train()
@@ -208,7 +209,7 @@ def mean_class_accuracy(rival: Rival, x: Tensor, y: Tensor) -> float:
 
 
 def run_seed(name: str, recipe: Recipe, seed: int, args: argparse.Namespace) -> dict:
-    """Train, test and write what a run of main_finetune.py writes; -> the last metrics."""
+    """Train, test and write the files of a main_finetune.py run; -> the last metrics."""
     folder = args.output_dir / name / f"seed-{seed}"
     folder.mkdir(parents=True, exist_ok=True)
     for left in ("status.json", "eval.json", "log.txt"):
@@ -252,7 +253,7 @@ def trained_and_tested(
     args: argparse.Namespace,
     folder: Path,
 ) -> list[Evaluation]:
-    """Train a rival to its end; -> a look at the test images after each leg, also in log.txt."""
+    """Train a rival and test it after each leg, which log.txt records; -> the results."""
     looks, seconds = [], 60 * args.minutes
     for leg in range(LEGS):
         began = rival.seconds
@@ -269,12 +270,12 @@ def trained_and_tested(
 
 
 def options_of(args: argparse.Namespace) -> dict[str, object]:
-    """What stands in config.json."""
+    """The options recorded in config.json."""
     return {name: getattr(args, name) for name in (*DECIDES_RESULT, "threads")}
 
 
 def is_done(folder: Path, args: argparse.Namespace) -> bool:
-    """Whether a seed's result is there already. Raises BadInput if it is of other options."""
+    """Whether a seed is finished already. Raises BadInput if it was with other options."""
     if not is_finished(folder):
         return False
     then = part(read_json(folder / "config.json"), "options")
@@ -287,54 +288,57 @@ def is_done(folder: Path, args: argparse.Namespace) -> bool:
 
 
 def check_unchanged(folder: Path, then: Mapping, now: Mapping) -> None:
-    """Raises BadInput unless what is in a folder was made with the options of now."""
+    """Raises BadInput unless a folder was made with the present options."""
     for name, value in now.items():
         if then.get(name) != value:
             raise BadInput(
-                f"{folder}: was made with --{name} {then.get(name)}, now {value}; name another "
-                "--output_dir, or remove that folder"
+                f"{folder}: was made with --{name} {then.get(name)}, now {value}; choose "
+                "another --output_dir or remove that folder"
             )
 
 
 def open_data(
     args: argparse.Namespace, seed: int
 ) -> tuple[LabelledSet, LabelledImages, LabelledImages, str]:
-    """The set, what main_finetune.py trains and tests on, and which split that is. BadInput."""
+    """The set, the images to train and test on as in main_finetune.py, and the test split's name.
+
+    Raises BadInput.
+    """
     data = open_labelled(args.data_path, args.data_set, size=drawn_size(args.input_size))
     train, tests, splits, _ = choose_splits(data, None, "test", 0.1, seed, args.data_path)
     return data, take_fraction(train, args.label_fraction, seed), tests["test"], splits["test"]
 
 
 def minutes_of(folders: list[str]) -> float:
-    """How long the runs in these folders have trained. Raises BadInput."""
+    """Total training time of the runs in these folders, in minutes. Raises BadInput."""
     total = 0.0
     for folder in folders:
         seconds = [number(entry.get("epoch_s")) for entry in read_log(Path(folder))]
         if not seconds or None in seconds:
-            raise BadInput(f"--minutes_of {folder}: its log.txt does not say how long it trained")
+            raise BadInput(f"--minutes_of {folder}: its log.txt has no training times")
         total += sum(seconds) / 60
     return total
 
 
 def check_models(names: list[str], size: int) -> None:
-    """Raises BadInput for models that timm does not have, or that do not take such images."""
+    """Raises BadInput for models that timm lacks or that cannot process images of this size."""
     for name in names:
         if not timm.is_model(name):
-            raise BadInput(f"--models {name}: is not a model of timm's")
+            raise BadInput(f"--models {name}: timm has no such model")
         try:
             create(name, size, 2).eval()(torch.zeros(1, 3, size, size))
         except (AssertionError, RuntimeError, TypeError, ValueError, ZeroDivisionError) as error:
-            raise BadInput(f"--models {name}: not for images of {size} px ({error})") from None
+            raise BadInput(f"--models {name}: cannot process images of {size} px ({error})") from None
 
 
 def create(name: str, size: int, classes: int) -> nn.Module:
-    """A model from scratch; a ViT with 8 × 8 patches."""
+    """A model with random weights; a ViT gets 8 × 8 patches."""
     sized = {"img_size": size, "patch_size": size // 8} if name.startswith("vit_") else {}
     return timm.create_model(name, num_classes=classes, **sized)
 
 
 def build_parser() -> Parser:
-    """The options; those that main_finetune.py has, too, mean the same."""
+    """The options; those shared with main_finetune.py mean the same."""
     parser = Parser("Train plain timm classifiers from scratch, to compare with pre-training.")
     add, default = parser.add_argument, "(default: %(default)s)"
     add("--data_path", default="synthetic-lab:160:400", help=f"labelled data set {default}")
@@ -363,13 +367,13 @@ def build_parser() -> Parser:
 
 
 def check_options(args: argparse.Namespace) -> None:
-    """What can be seen before training. Raises BadInput."""
+    """Check what can be checked before training. Raises BadInput."""
     args.minutes = minutes_of(args.minutes_of) if args.minutes_of else args.minutes
     check_models(args.models, args.input_size)
 
 
 def work(args: argparse.Namespace) -> None:
-    """Search the grid and train every seed of every model; print what came out."""
+    """Search the grid, train every seed of every model, and print the results."""
     if args.threads:
         torch.set_num_threads(args.threads)
     args.device = pick_device(args.device, Place())
@@ -377,18 +381,18 @@ def work(args: argparse.Namespace) -> None:
         folders = {seed: args.output_dir / name / f"seed-{seed}" for seed in args.seeds}
         done = [seed for seed, folder in folders.items() if is_done(folder, args)]
         if done:
-            print(f"{name}: done before: seeds {', '.join(map(str, done))}", flush=True)
+            print(f"{name}: already finished: seeds {', '.join(map(str, done))}", flush=True)
         if len(done) == len(folders):
             continue
         recipe = args.recipe or choose(name, args)
-        print(f"{name}: {recipe} for {args.minutes:.1f} minutes a seed", flush=True)
+        print(f"{name}: {recipe} for {args.minutes:.1f} minutes per seed", flush=True)
         for seed in [seed for seed in folders if seed not in done]:
             last = run_seed(name, recipe, seed, args)
             print(f"{name}, seed {seed}: UAR {last['uar']:.2f} % at the end", flush=True)
 
 
 def main(argv: list[str] | None = None) -> int:
-    """The program; -> its exit code."""
+    """Run the program; -> its exit code."""
     return run_program(build_parser, check_options, work, argv)
 
 

@@ -1,10 +1,10 @@
-"""How long training waits for a checkpoint: synchronously saved, and as here.
+"""How long training waits while a checkpoint is saved: synchronously, and as in this project.
 
     python benchmarks/saving.py
 
-The peer is `save_checkpoint` itself, called by the loop (temporary file, flushed, renamed). Then
-the time of a step while a file is being written, against one while none is; of a tiny model, whose
-many short calls from Python would suffer most if the writing thread kept Python to itself.
+The peer is `save_checkpoint` itself, called by the training loop (temporary file, flush, rename).
+The second table compares steps during and without a write, for a tiny model: its many short calls
+from Python would suffer most if the writing thread held Python's lock.
 """
 
 import statistics
@@ -33,7 +33,7 @@ def main() -> None:
     )
     args = options.parse_args()
     report = timing.Report("Saving a checkpoint", args)
-    timing.pin(args.threads + 1)  # a core for the thread that writes, as a GPU's host has
+    timing.pin(args.threads + 1)  # one more core for the writing thread, as the host of a GPU has
 
     import torch
 
@@ -77,31 +77,31 @@ def main() -> None:
             {
                 "synchronous save": lambda: save_checkpoint(state.state_dict(), peer),
                 "save as here": lambda: saver.save(state),
-                "(its thread, afterwards)": saver.wait,
+                "(its thread, in the background)": saver.wait,
             },
             args.rounds,
         )
         whole = times["synchronous save"]
         rows = [[name, 1000 * s, whole / s] for name, s in times.items()]
-        report.table(f"{args.model} + AdamW, {size:.0f} MiB", ["", "ms waited", "ratio"], rows)
+        report.table(f"{args.model} + AdamW, {size:.0f} MiB", ["", "ms of waiting", "ratio"], rows)
 
         busy, idle, steps = steps_beside(saver, state, lambda: train(small), args.rounds)
         cost = times["save as here"] + steps * (busy - idle)
         rows = [
-            ["step, nothing being written, ms", 1000 * idle],
-            ["step while a file is written, ms", 1000 * busy],
-            ["steps a write lasts", steps],
-            ["a save costs the loop in all, ms", 1000 * cost],
-            ["as much as synchronous saves", cost / whole],
+            ["step without a write, ms", 1000 * idle],
+            ["step during a write, ms", 1000 * busy],
+            ["steps per write", steps],
+            ["total cost of a save to the loop, ms", 1000 * cost],
+            ["the same, in synchronous saves", cost / whole],
         ]
-        report.table("Steps of vit_tiny_patch16, one image, meanwhile", ["", "median"], rows)
+        report.table("Steps of vit_tiny_patch16 with one image", ["", "median"], rows)
     report.close()
 
 
 def steps_beside(
     saver: "Saver", state: "TrainState", step: Callable[[], None], rounds: int
 ) -> tuple[float, float, float]:
-    """Seconds a step while a file is written, and without; how many steps a write lasts."""
+    """Seconds per step during and without a write; number of steps per write."""
     busy, idle, steps = [], [], []
     for _ in range(rounds):
         saver.save(state)
@@ -111,7 +111,7 @@ def steps_beside(
             step()
             times.append(time.perf_counter() - start)
         saver.wait()
-        busy += times[:-1] or times  # the write ended somewhere in the last one
+        busy += times[:-1] or times  # the write ended during the last step
         steps.append(len(times))
         for _ in times:
             start = time.perf_counter()

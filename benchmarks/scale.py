@@ -1,10 +1,10 @@
-"""What grows with data, steps and processes: start-up, memory, files, communication.
+"""How start-up, memory, files and communication grow with data, steps and processes.
 
     python benchmarks/scale.py                              # all tables, some minutes
     python benchmarks/scale.py --parts start --counts 10000
 
-There is no peer but the program itself, smaller: times and memory are to stay flat but for the
-listing, communication is to stay flat however many micro-batches make a step.
+The only peer is the program itself on less data. Times and memory should stay flat, except for
+listing; communication should not depend on the number of micro-batches per step.
 """
 
 import argparse
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parents[1]
 FILES_A_FOLDER = 1000
-LINKS = 30_000  # names one file may have (ext4: 65,000)
+LINKS = 30_000  # hard links per file (ext4 allows 65,000)
 TINY = (
     "--model mae_vit_tiny_patch16 --decoder_embed_dim 32 --decoder_depth 1 --decoder_num_heads 2 "
     "--input_size 32 --batch_size 8 --num_workers 2 --print_freq 1 --vis_freq 0"
@@ -94,13 +94,13 @@ def main() -> None:
 
 
 def start(report: timing.Report, args: argparse.Namespace) -> None:
-    """Listing, the first step, memory and step time by the number of files."""
+    """Time of listing, time to the first step, memory and step time by number of files."""
     listing, runs = [], []
     with tempfile.TemporaryDirectory(dir=args.folder) as folder:
         for count in args.counts:
             data = make_files(Path(folder) / f"{count}", count)
             listing.append([f"{count:,}", *time_listing(data, Path(folder))])
-            for cached in ("listed", "from the cache"):
+            for cached in ("new", "cached"):
                 output = Path(folder) / f"run-{count}"
                 runs.append([f"{count:,}", cached, *watch_run(data, output, args.steps)])
     report.table(
@@ -108,13 +108,13 @@ def start(report: timing.Report, args: argparse.Namespace) -> None:
         ["files", "a folder", "from its cache", "class folders", "from their cache"],
         listing,
     )
-    columns = ["files", "", "first step after, s", "step, ms"]
+    columns = ["files", "listing", "first step after, s", "step, ms"]
     columns += ["main, MiB", "a worker, MiB", f"workers' growth in {args.steps} steps, MiB"]
     report.table("A run with 2 workers (memory: proportional set size)", columns, runs)
 
 
 def make_files(root: Path, count: int, each: int = FILES_A_FOLDER) -> Path:
-    """`count` names of a few small JPEG files, in folders that could be 4 classes; -> `root`."""
+    """`count` hard links to a few small JPEG files, in the folders of 4 classes; -> `root`."""
     import numpy as np
     from PIL import Image
 
@@ -128,12 +128,12 @@ def make_files(root: Path, count: int, each: int = FILES_A_FOLDER) -> Path:
         for k in range(n, min(n + each, count)):
             if (path := folder / f"face_{k:07d}.jpg") != first:
                 os.link(first, path)
-    time.sleep(2.5)  # a cache does not believe folders that have just changed
+    time.sleep(2.5)  # the cache does not trust folders that changed just before
     return root
 
 
 def time_listing(data: Path, scratch: Path) -> list[float]:
-    """Seconds for a folder and for class folders, each anew and from the cache."""
+    """Seconds to list a folder and class folders, each first anew and then from the cache."""
     from datasets.fer.class_folder import read
     from datasets.folder import list_images
 
@@ -145,12 +145,12 @@ def time_listing(data: Path, scratch: Path) -> list[float]:
             digests.add(work(data, cache=cache).digest)
             seconds.append(time.perf_counter() - begun)
         if len(digests) > 1:
-            raise SystemExit(f"{data}: the cache says something else")
+            raise SystemExit(f"{data}: the cached listing differs")
     return seconds
 
 
 def watch_run(data: Path, output: Path, steps: int) -> list[float]:
-    """First step after (s), step (ms), memory of main and of a worker, growth (MiB); then kill."""
+    """First step after (s), step (ms), memory of main and a worker, growth (MiB). Kills the run."""
     command = [sys.executable, "main_pretrain.py", *TINY.split()]
     command += ["--data_path", str(data), "--output_dir", str(output)]
     begun = time.perf_counter()
@@ -170,7 +170,7 @@ def watch_run(data: Path, output: Path, steps: int) -> list[float]:
         else:
             raise SystemExit(f"{' '.join(command)} ended early: {last}")
         late, main_memory = workers_memory(run.pid), memory(run.pid)
-        run.send_signal(signal.SIGKILL)  # nothing is saved: it begins anew the next time
+        run.send_signal(signal.SIGKILL)  # nothing is saved, so the next run starts from scratch
     gaps = [b - a for a, b in zip(times[steps // 4 :], times[steps // 4 + 1 :], strict=False)]
     growth = statistics.mean(late) - statistics.mean(early)
     step = 1000 * statistics.median(gaps)
@@ -178,19 +178,19 @@ def watch_run(data: Path, output: Path, steps: int) -> list[float]:
 
 
 def step_of(line: str) -> int:
-    """The step a line of a run tells of; 0 for another line."""
+    """The step number in a log line; 0 if it has none."""
     found = STEP.search(line)
     return int(found[1]) if found else 0
 
 
 def workers_memory(pid: int, kind: str = "Pss") -> list[float]:
-    """Of each data worker, MiB."""
+    """Memory of each data worker, MiB."""
     children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
     return [memory(int(child), kind) for child in children]
 
 
 def memory(pid: int, kind: str = "Pss") -> float:
-    """A process's own pages and its share of those it shares, MiB."""
+    """A process's private memory and its share of shared memory, MiB."""
     text = Path(f"/proc/{pid}/smaps_rollup").read_text()
     return int(re.search(rf"^{kind}:\s+(\d+)", text, re.M)[1]) / 1024
 
@@ -199,7 +199,7 @@ def memory(pid: int, kind: str = "Pss") -> float:
 
 
 def long(report: timing.Report, args: argparse.Namespace) -> None:
-    """Memory, open files and what is written, as a run gets longer."""
+    """Memory, open files and written files as a run gets longer."""
     rows = []
     with tempfile.TemporaryDirectory(dir=args.folder) as folder:
         data = make_files(Path(folder) / "data" / "train", FILES_A_RUN, FILES_A_RUN // 4).parent
@@ -217,7 +217,7 @@ def long(report: timing.Report, args: argparse.Namespace) -> None:
 
 
 def watch_long(command: list[str], output: Path, steps: int) -> list[list[object]]:
-    """What is true after an eighth, a quarter, a half and all of the steps; then kill."""
+    """Rows after an eighth, a quarter, a half and all of the steps. Kills the run."""
     rows, done, due = [], 0, [steps // 8, steps // 4, steps // 2, steps]
     with subprocess.Popen(
         command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
@@ -240,14 +240,14 @@ def watch_long(command: list[str], output: Path, steps: int) -> list[list[object
 
 
 def state_of(pid: int, line: str, output: Path) -> list[object]:
-    """A row of `long`, from the number of epochs on."""
+    """A row of `long`, starting with the column of epochs."""
     sizes = {"log": 0.0, "events": 0.0, "others": 0.0, "checkpoints": 0.0}
     for path in output.rglob("*"):
         kind = path.name.removeprefix(".").partition("-")[0].partition(".")[0]
         kind = {"checkpoint": "checkpoints"}.get(kind, kind if kind in sizes else "others")
         sizes[kind] += path.stat().st_size / 1000
     files = len(list(Path(f"/proc/{pid}/fd").iterdir()))
-    # Without libraries: their share grows when a program that also has them open ends.
+    # Without libraries: a process's share grows when another program that uses them ends.
     main_memory, workers = memory(pid, "Pss_Anon"), statistics.mean(workers_memory(pid, "Pss_Anon"))
     kilobytes = sizes["log"], sizes["events"], sizes["others"], sizes["checkpoints"] / 1000
     return [int(re.search(r"epoch (\d+)", line)[1]), main_memory, workers, files, *kilobytes]
@@ -257,7 +257,7 @@ def state_of(pid: int, line: str, output: Path) -> list[object]:
 
 
 def communication(report: timing.Report, args: argparse.Namespace) -> None:
-    """What two processes exchange in an optimizer step."""
+    """What two processes exchange per optimizer step."""
     rows = []
     for accum in (1, 2, 8):
         counts = together(2, accum, 4, batch_size=2, counting=True)[0]
@@ -267,7 +267,7 @@ def communication(report: timing.Report, args: argparse.Namespace) -> None:
 
 
 def processes(report: timing.Report, args: argparse.Namespace) -> None:
-    """Images a second of two processes, a core each, against one."""
+    """Images per second of two processes, one core each, against one process."""
     speeds: dict[int, list[float]] = {1: [], 2: []}
     for _ in range(args.rounds):
         for world, found in speeds.items():
@@ -275,7 +275,7 @@ def processes(report: timing.Report, args: argparse.Namespace) -> None:
             found.append(16 * world / seconds)
     one, two = (statistics.median(found) for found in speeds.values())
     report.table(
-        "mae_vit_tiny_patch16, 16 images a process and step, a thread each",
+        "mae_vit_tiny_patch16, 16 images per process and step, one thread each",
         ["1 process, images/s", "2 processes, images/s", "efficiency"],
         [[one, two, two / (2 * one)]],
     )
@@ -284,7 +284,7 @@ def processes(report: timing.Report, args: argparse.Namespace) -> None:
 def together(
     world: int, accum: int, steps: int, batch_size: int, counting: bool = False
 ) -> list[dict[str, float]]:
-    """What each of `world` processes found in a run of `steps` steps."""
+    """The measurements of each of `world` processes in a run of `steps` steps."""
     import torch.multiprocessing as mp
 
     with tempfile.TemporaryDirectory() as folder:
@@ -297,7 +297,7 @@ def together(
 def run_rank(
     rank: int, world: int, accum: int, steps: int, batch_size: int, counting: bool, folder: str
 ) -> None:
-    """Train on noise with the real loop; write down the median step and what was sent in one."""
+    """Train on noise with the real loop; save the median step time and what one step sent."""
     cores = sorted(os.sched_getaffinity(0))
     os.sched_setaffinity(0, {cores[rank % len(cores)]})
     import torch
@@ -343,7 +343,7 @@ def run_rank(
 
 
 class Watch:
-    """An observer that keeps the times, and what was sent in the last step."""
+    """An observer that records step times and what the last step sent."""
 
     last_saved = "none"
 
@@ -361,14 +361,14 @@ class Watch:
 
 
 def count_sent(run: "DistributedDataParallel", sent: dict[str, float]) -> None:
-    """Add up in `sent` what DDP and the loop itself reduce over the processes."""
+    """Count in `sent` what DDP and the training loop reduce over processes."""
     import torch
     import torch.distributed as dist
     from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 
     def hook(group: object, bucket: dist.GradBucket) -> torch.futures.Future[torch.Tensor]:
         sent["buckets"] += 1
-        sent["others"] -= 1  # counted below like any other
+        sent["others"] -= 1  # `counted` counts this one too
         sent["MB"] += bucket.buffer().nbytes / 1e6
         return allreduce_hook(group, bucket)
 

@@ -1,6 +1,6 @@
-"""Fair timing: all candidates in turn, in one process; a table for people, JSON for programs.
+"""Fair timing: candidates take turns in one process. Results as Markdown tables and JSON.
 
-Every benchmark here proves that its candidates compute the same before it times them.
+Every benchmark here checks that its candidates compute the same before timing them.
 """
 
 import argparse
@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 
 def parser(description: str, rounds: int = 15) -> argparse.ArgumentParser:
-    """The options all benchmarks have."""
+    """A parser with the options that all benchmarks share."""
     options = argparse.ArgumentParser(description=description)
     options.add_argument(
         "--device",
@@ -45,19 +45,19 @@ def parser(description: str, rounds: int = 15) -> argparse.ArgumentParser:
 
 
 def settle(options: argparse.Namespace) -> "torch.device":
-    """The device of `--device`; on the CPU with `--threads` threads, pinned."""
+    """Prepare `--device` and return it; a CPU gets `--threads` pinned threads."""
     from engine_train import Precision
     from util.distributed import Place, pick_device
 
     device = pick_device(options.device, Place())
     if device.type == "cpu":
         pin(options.threads)
-    Precision("off", device)  # fp32 is fp32, not TF32
+    Precision("off", device)  # fp32 means fp32, not TF32
     return device
 
 
 def pin(threads: int) -> None:
-    """Give torch `threads` threads and this process as many cores."""
+    """Limit torch to `threads` threads and this process to as many cores."""
     import torch
 
     if hasattr(os, "sched_setaffinity"):  # Linux
@@ -68,9 +68,9 @@ def pin(threads: int) -> None:
 def alternate(
     candidates: Mapping[Any, Callable[[], object]], rounds: int, warmup: int = 2
 ) -> dict[Any, float]:
-    """Seconds a call: the median of `rounds` turns, in each of which every candidate runs once.
+    """Median seconds per call over `rounds` rounds, in each of which every candidate runs once.
 
-    So all of them meet the same machine, however it changes meanwhile. A GPU is waited for.
+    So changes in the machine's speed affect all candidates alike. Waits for the GPU, if any.
     """
     import torch
 
@@ -88,7 +88,7 @@ def alternate(
 
 
 class Report:
-    """The tables of one benchmark, printed as they come."""
+    """The tables of one benchmark, printed as they are made."""
 
     def __init__(self, title: str, options: argparse.Namespace) -> None:
         self.path, self.tables = options.json, []
@@ -100,7 +100,7 @@ class Report:
                 print(f"- {name}: {value}")
 
     def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-        """Print a table as Markdown; numbers to three digits."""
+        """Print a table as Markdown, numbers to three digits."""
         self.tables.append(
             {"title": title, "rows": [dict(zip(columns, r, strict=True)) for r in rows]}
         )
@@ -115,14 +115,14 @@ class Report:
 
 
 def shown(value: object) -> str:
-    """A table's cell."""
+    """The text of a table cell."""
     if not isinstance(value, float):
         return str(value)
     return f"{value:.0f}" if value >= 1000 else f"{value:.3g}"
 
 
 def machine() -> dict[str, object]:
-    """What the figures depend on beside the program."""
+    """What the figures depend on besides the program."""
     import timm
     import torch
 
@@ -133,7 +133,7 @@ def machine() -> dict[str, object]:
 
 
 def gpu() -> dict[str, object]:
-    """The GPU in use and the libraries it is driven by."""
+    """The GPU in use and its CUDA and cuDNN versions."""
     import torch
 
     name, cuda, cudnn = torch.cuda.get_device_name(), torch.version.cuda, torch.backends.cudnn
@@ -141,7 +141,7 @@ def gpu() -> dict[str, object]:
 
 
 def processor() -> str:
-    """The CPU's name and what it computes with, as far as the system tells."""
+    """The CPU's name, instruction set and number of cores, as far as the system reports them."""
     import torch
 
     name = platform.processor() or platform.machine()

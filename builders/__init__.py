@@ -1,5 +1,6 @@
 """From options to the parts of a training, for the mains.
 
 `pretrain` and `finetune`: model, optimizer, loss and the like. `labelled_data`: the images and
-labels of fine-tuning. `weights`: what fine-tuning and evaluation start from.
+labels of fine-tuning. `weights`: what fine-tuning and evaluation start from. `evaluation`: --eval,
+--knn, the test at the end of fine-tuning.
 """

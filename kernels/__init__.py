@@ -1,5 +1,5 @@
-"""Fast passes that equal those of the models, for the devices they are written for.
+"""Faster implementations of the models' forward and backward passes, with equal results.
 
-`packed`: the blocks of ConvNeXt V2 on visible patches. `gathered`: the stages of ResNet on visible
-cells.
+`packed`: ConvNeXt V2 blocks on visible patches. `gathered`: ResNet stages on visible cells. Both
+are for CPUs.
 """

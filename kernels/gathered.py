@@ -1,9 +1,9 @@
-"""A ResNet's stages on the visible cells alone, as matrix products: for CPUs.
+"""ResNet stages on the visible cells only, as matrix products, for CPUs.
 
-What `models_resnet` computes, but for the order of sums. Rows are the cells of a feature map that
-are visible, (R, C). A convolution gathers each output cell's 3×3 inputs into one long row and
-multiplies; a row of zeros stands for masked cells and the border. The library's convolution
-computes all cells, and is slow for the small maps of the late stages.
+Equal to `models_resnet` up to the order of sums. Each visible cell of a feature map is a row of an
+(R, C) matrix. A convolution gathers the 3×3 inputs of every output cell into one long row and
+multiplies by the filters; a row of zeros stands for masked cells and the border. Torch's
+convolution computes all cells, and is slow on the small maps of the late stages.
 """
 
 from collections.abc import Callable
@@ -18,18 +18,18 @@ from kernels.packed import Canvas, with_zero_row
 from models_masked import compute_type
 
 Layer = Callable[[Tensor, nn.Conv2d, nn.BatchNorm2d], Tensor]
-K = 3  # a filter's side
+K = 3  # side length of a filter
 
 
 class Taps(NamedTuple):
-    """What a 3×3 convolution from one map to another reads, and where its gradient goes."""
+    """Index tables of a 3×3 convolution from one map to another; a tap is one input it reads."""
 
-    inputs: Tensor  # (R_out, 9): rows of the input
-    outputs: Tensor  # (R_in, 9): of all R_out * 9 taps, in order, those that read this row
+    inputs: Tensor  # (R_out, 9): the input rows that each output row reads
+    outputs: Tensor  # (R_in, 9): the taps, of R_out * 9 in order, that read each input row
 
 
 def find_taps(fine: Canvas, coarse: Canvas, images: int, stride: int) -> Taps:
-    """The taps of a convolution with a border of one cell; `coarse` is what it makes of `fine`."""
+    """The taps of a convolution from the map `fine` to `coarse`, zero-padded by one cell."""
     rows, side = len(fine.cells), fine.side
     own = torch.arange(rows, device=fine.cells.device)
     table = own.new_full((images * side**2,), rows).index_copy(0, fine.cells, own)
@@ -45,7 +45,10 @@ def find_taps(fine: Canvas, coarse: Canvas, images: int, stride: int) -> Taps:
 
 
 class Convolution(torch.autograd.Function):
-    """3×3, (R_in, C), filters (D, C, 3, 3) -> (R_out, D). Gathers again instead of storing."""
+    """3×3 convolution, (R_in, C), filters (D, C, 3, 3) -> (R_out, D).
+
+    To save memory, the gathered input is not stored but gathered again in the backward pass.
+    """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, taps: Taps) -> Tensor:
@@ -60,7 +63,7 @@ class Convolution(torch.autograd.Function):
         x, matrix = ctx.saved_tensors
         r, c = len(g), x.shape[1]
         dweight = (g.T @ gather(x, ctx.taps)).view(-1, K, K, c).permute(0, 3, 1, 2)
-        of_taps = g.new_zeros(r * K * K + 1, c)  # and a row for what nobody reads
+        of_taps = g.new_zeros(r * K * K + 1, c)  # the last row, of zeros, stands for absent taps
         torch.mm(g, matrix, out=of_taps[:-1].view(r, -1))
         dx = F.embedding_bag(ctx.taps.outputs, of_taps, mode="sum")
         return dx, dweight, None
@@ -72,9 +75,10 @@ def gather(x: Tensor, taps: Taps) -> Tensor:
 
 
 def batch_norm(rows: Tensor, norm: nn.BatchNorm2d) -> Tensor:
-    """(R, C) -> same, each channel over all rows.
+    """(R, C) -> same: batch norm of each channel over all rows.
 
-    Not by calling `norm`: it wants an image, and as one, torch returns wrong gradients of rows.
+    Does not call `norm`, which requires 4-D input: reshaped to an image, torch returns wrong
+    gradients for these rows.
     """
     if norm.training:
         norm.num_batches_tracked.add_(1)
@@ -83,14 +87,17 @@ def batch_norm(rows: Tensor, norm: nn.BatchNorm2d) -> Tensor:
 
 
 def layer_on_rows(before: Canvas | None, after: Canvas, images: int) -> Layer:
-    """How a stage's blocks convolve and normalise rows; `before` is the stage's input if finer."""
+    """A convolution and batch norm for blocks that work on rows, within one stage.
+
+    `before`: the map that the stage's first block downsamples, None if it does not downsample.
+    """
     inside = find_taps(after, after, images, 1)
     down = find_taps(before, after, images, 2) if before else None
 
     def layer(x: Tensor, conv: nn.Conv2d, norm: nn.BatchNorm2d) -> Tensor:
         reduces = conv.stride == (2, 2)
         if conv.kernel_size == (1, 1):
-            if reduces:  # the middle of each window
+            if reduces:  # a 1×1 filter reads the centre of each 3×3 window
                 x = with_zero_row(x).index_select(0, down.inputs[:, K * K // 2])
             return batch_norm(F.linear(x, conv.weight.flatten(1)), norm)
         x = x.to(compute_type(x))

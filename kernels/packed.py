@@ -1,12 +1,13 @@
-"""A ConvNeXt V2 block on packed cells: where neighbours are, and a forward and backward for CPUs.
+"""ConvNeXt V2 blocks on packed cells: finding neighbours, and forward and backward for CPUs.
 
-`Depthwise` and `MLP` compute exactly what `models_convnextv2.Block` computes, but for the order of
-sums. On a CPU the library's gradient of a depthwise convolution is the slowest part by far, and
-autograd stores about fourteen tensors of the block's width for one block; this stores six.
+`Depthwise` and `MLP` equal `models_convnextv2.Block` up to the order of sums. On a CPU, torch's
+gradient of a depthwise convolution is by far the slowest part, and autograd stores about fourteen
+tensors of the block's width per block; this stores six.
 
-Rows are cells, (R, C) with R = N*V*b*b: image by image, patch by patch. A *window* is a square of
-cells and the three around it that a 7×7 filter reaches. Tables of row numbers, made once a batch,
-say what lies in each window; a row of zeros after the last stands for cells that are not there.
+Each cell is a row of an (R, C) matrix, R = N*V*b*b, ordered by image, then patch. A *window* is a
+square of cells with a border of the three cells that a 7×7 filter reaches. Tables of row numbers,
+built once per batch and stage, list the cells of each window; a row of zeros, appended after the
+last, stands for cells that are masked or outside the image.
 """
 
 from typing import Any, NamedTuple
@@ -16,40 +17,44 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-REACH = 3  # of a 7×7 filter
-# Bytes of upstream gradient taken as filters at once: with their windows they stay in the cache.
+REACH = 3  # cells that a 7×7 filter reaches on each side
+# Bytes of upstream gradient that `correlate` uses as filters at a time: small enough that they and
+# their windows stay in the cache.
 CHUNK = 400_000
 
 
 class Canvas(NamedTuple):
-    """For the library's convolution: all images in full, masked cells zero."""
+    """For torch's convolution: where each row lies on the full map, whose masked cells are zero."""
 
-    cells: Tensor  # (R,): each row's place on (N, side, side)
+    cells: Tensor  # (R,): flat index of each row into (N, side, side)
     side: int
 
 
 class Windows(NamedTuple):
-    rows: Tensor  # (W, s + 6, s + 6): the row of each cell in a window and around it
-    inner: Tensor  # (W, s, s): of those in the window itself
-    places: Tensor | None  # (R,): where in the windows each row is; None: they are in this order
+    rows: Tensor  # (W, s + 6, s + 6): row numbers of the cells of each window and its border
+    inner: Tensor  # (W, s, s): the same without the border
+    places: Tensor | None  # (R,): index of each row among the windows' cells; None: same order
 
 
 class Neighbours(NamedTuple):
-    """For `Depthwise`."""
+    """The windows that `Depthwise` works on."""
 
-    convolved: Windows
-    correlated: Windows  # for the filters' gradient
+    convolved: Windows  # for the output and the gradient of the input
+    correlated: Windows  # for the gradient of the filters
 
 
 def find_neighbours(visible: Tensor, grid: int, b: int) -> Canvas | Neighbours:
-    """Patch numbers (N, V) on a grid×grid image, b cells a side -> how to convolve them here."""
+    """Patch indices (N, V) on a grid×grid image, b×b cells per patch -> tables for the convolution.
+
+    `Neighbours` for devices with passes of their own, see `has_own_passes`; `Canvas` for others.
+    """
     return (in_windows if has_own_passes(visible.device) else on_canvas)(visible, grid, b)
 
 
 def whole_images(x: Tensor) -> Neighbours | None:
-    """(N, 1, s, s, C), nothing masked -> how `Depthwise` convolves them: each is one patch.
+    """Whole images (N, 1, s, s, C) -> tables for `Depthwise`, with each image as one patch.
 
-    None where the library's kernels are to be used.
+    None on devices where torch's kernels are used.
     """
     if not has_own_passes(x.device):
         return None
@@ -57,7 +62,7 @@ def whole_images(x: Tensor) -> Neighbours | None:
 
 
 def has_own_passes(device: torch.device) -> bool:
-    """Where this module's passes are used: on CPUs. Other devices have the library's kernels."""
+    """Whether the passes of this package are used: on CPUs. Other devices use torch's kernels."""
     return device.type == "cpu"
 
 
@@ -82,12 +87,12 @@ def in_windows(visible: Tensor, grid: int, b: int) -> Neighbours:
     around = table[torch.arange(n).view(n, 1, 1, 1), top + cell.view(-1, 1), left + cell]
     patches = Windows(around.flatten(0, 1), own.view(n * v, b, b), None)
     images = Windows(table, table[:, REACH:-REACH, REACH:-REACH].contiguous(), cells)
-    # Small patches are mostly surroundings: there whole images are less work.
+    # A window of a small patch is mostly border: there whole images are less work.
     return Neighbours(patches if b > 2 else images, patches if b > 1 else images)
 
 
 def corners(visible: Tensor, grid: int, b: int) -> tuple[Tensor, Tensor]:
-    """The first row and column of each patch, (N, V, 1, 1)."""
+    """The first row and column of cells of each patch, (N, V, 1, 1) each."""
     visible = visible[:, :, None, None]
     return visible // grid * b, visible % grid * b
 
@@ -95,8 +100,8 @@ def corners(visible: Tensor, grid: int, b: int) -> tuple[Tensor, Tensor]:
 class Depthwise(torch.autograd.Function):
     """7×7 depthwise convolution, (R, C), filters (C, 1, 7, 7), bias (C,) -> (R, C).
 
-    The gradient of its input is the convolution with turned filters. The gradient of its filters
-    is a convolution, too: windows side by side as channels, the upstream gradient as filters.
+    The gradient of the input is the convolution with flipped filters. The gradient of the filters
+    is a convolution as well: the windows are its channels and the upstream gradient its filters.
     """
 
     @staticmethod
@@ -116,12 +121,12 @@ class Depthwise(torch.autograd.Function):
 
 
 def with_zero_row(x: Tensor) -> Tensor:
-    """(R, C) -> (R + 1, C)."""
+    """(R, C) -> (R + 1, C), with a last row of zeros."""
     return torch.cat([x, x.new_zeros(1, x.shape[1])])
 
 
 def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, windows: Windows) -> Tensor:
-    """(R + 1, C) -> (R, C)."""
+    """(R + 1, C), filters (C, 1, 7, 7) -> (R, C)."""
     count, side, _ = windows.rows.shape
     x = x.index_select(0, windows.rows.view(-1)).view(count, side, side, -1).permute(0, 3, 1, 2)
     y = F.conv2d(x, weight, bias, groups=len(weight)).permute(0, 2, 3, 1).flatten(0, 2)
@@ -129,25 +134,25 @@ def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, windows: Windows) -
 
 
 def correlate(x: Tensor, g: Tensor, windows: Windows) -> Tensor:
-    """Input and upstream gradient, (R + 1, C) -> gradient of the filters, (C, 1, 7, 7)."""
+    """Input and upstream gradient, (R + 1, C) each -> gradient of the filters, (C, 1, 7, 7)."""
     c, s = x.shape[1], windows.inner.shape[1]
     total = torch.zeros(49, c, dtype=wide(x.dtype))
     share = max(1, CHUNK // (s * s * c * x.element_size()))
     for rows, inner in zip(windows.rows.split(share), windows.inner.split(share), strict=True):
-        # (s + 6, s + 6, W, C) and (s, s, W, C): a window's channels are W*C groups.
+        # (s + 6, s + 6, W, C) and (s, s, W, C): W*C groups, one per window and channel.
         a = x.index_select(0, rows.permute(1, 2, 0).flatten()).view(1, s + 6, s + 6, -1)
         b = g.index_select(0, inner.permute(1, 2, 0).flatten()).view(s, s, 1, -1)
         y = F.conv2d(a.permute(0, 3, 1, 2), b.permute(3, 2, 0, 1), groups=len(rows) * c)
-        # Summed in fp32 and rounded; with `dtype` torch would first copy all of y to it.
+        # Sums in fp32 and rounds; with `dtype=`, torch would first convert a copy of y.
         total += y.permute(0, 2, 3, 1).reshape(49, len(rows), c).sum(1)
     return total.t().reshape(c, 1, 7, 7)
 
 
 class MLP(torch.autograd.Function):
-    """LayerNorm, linear, GELU, GRN, linear: (N, M, C) -> same, M cells an image.
+    """LayerNorm, linear, GELU, GRN, linear: (N, M, C) -> same, M cells per image.
 
-    GRN is a factor for each image's channels, and a bias beta. Stored are the input and what GELU
-    gets; GELU is computed twice.
+    GRN multiplies each image's channels by a factor and adds the bias beta. Only the inputs of the
+    MLP and of GELU are stored; the backward pass computes GELU again.
     """
 
     @staticmethod
@@ -189,7 +194,7 @@ class MLP(torch.autograd.Function):
         a, r = F.gelu(h), response(energy)
         scale, dbias = 1 + gamma * r, g.sum((0, 1))
         if by_image(y):
-            # dL/dscale is a sum over cells; it is cheaper over the products of each image.
+            # dL/dscale is a sum over cells, which is cheaper to take from each image's products.
             products = torch.bmm(g.mT, a).to(w2.dtype)
             dscale, dw2 = (products * w2).sum(1), (products * scale[:, None]).sum(0)
             dw2.addr_(dbias.to(w2.dtype), beta)
@@ -213,25 +218,25 @@ class MLP(torch.autograd.Function):
 
 
 def by_image(y: Tensor) -> bool:
-    """Whether it is less work to scale the weights for each image than its hidden cells."""
+    """Whether it is less work to scale the second linear's weights per image than its inputs."""
     return y.shape[1] > 2 * y.shape[2]
 
 
 def scaled(w2: Tensor, scale: Tensor, a: Tensor) -> Tensor:
-    """(C, 4C), (N, 4C) -> each image's second linear, (N, C, 4C)."""
+    """Weights (C, 4C), factors (N, 4C) -> each image's second linear, (N, C, 4C), in a's dtype."""
     return (w2 * scale[:, None]).to(a.dtype)
 
 
 def like(x: Tensor, a: Tensor) -> Tensor:
-    """(N, 4C) -> (N, 1, 4C) in the type of `a`."""
+    """(N, 4C) -> (N, 1, 4C) in the dtype of `a`."""
     return x[:, None].to(a.dtype)
 
 
 def response(energy: Tensor) -> Tensor:
-    """GRN: each channel's norm over that of the mean channel, (N, 4C)."""
+    """GRN: each channel's norm divided by the mean norm over channels, (N, 4C) -> same."""
     return energy / (energy.mean(1, keepdim=True) + 1e-6)
 
 
 def wide(dtype: torch.dtype) -> torch.dtype:
-    """What sums are kept in."""
+    """The dtype for accumulating sums: at least fp32."""
     return torch.promote_types(dtype, torch.float32)

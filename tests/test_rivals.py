@@ -72,7 +72,7 @@ def test_finished_seeds_stand_and_other_options_are_refused(trained, capsys):
     again = f"{DATA} --models resnet18 --seeds 1 2 --output_dir {trained}"
     before = {path: path.stat().st_mtime_ns for path in trained.rglob("*.json")}
     assert run(f"{again} --minutes 0.005") == 0
-    assert capsys.readouterr().out == "resnet18: done before: seeds 1, 2\n"
+    assert capsys.readouterr().out == "resnet18: already finished: seeds 1, 2\n"
     assert run(f"{again} --minutes 0.01") == 2
     assert "was made with --minutes 0.005, now 0.01" in capsys.readouterr().err
     assert {path: path.stat().st_mtime_ns for path in trained.rglob("*.json")} == before
@@ -150,9 +150,9 @@ def test_strong_augmentation_changes_images_and_keeps_what_they_are():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ("--minutes_of {0}", "log.txt does not say how long it trained"),
-        ("--minutes 1 --models resnet19", "--models resnet19: is not a model of timm's"),
-        ("--minutes 1 --models deit_tiny_patch16_224", "not for images of 32 px"),
+        ("--minutes_of {0}", "log.txt has no training times"),
+        ("--minutes 1 --models resnet19", "--models resnet19: timm has no such model"),
+        ("--minutes 1 --models deit_tiny_patch16_224", "cannot process images of 32 px"),
         ("--minutes 1 --data_path {0}/nowhere", "nowhere"),
     ],
 )

@@ -118,7 +118,7 @@ def test_args_stops_at_the_mains(path):
 def test_every_flag_is_read(main):
     """By the program, the file that builds its parts, or the options' own bundles."""
     families = [f"backbones/{path.stem}" for path in (ROOT / "backbones").glob("*.py")]
-    build = [f"builders/{name}" for name in ("finetune", "labelled_data", "weights")]
+    build = [f"builders/{name}" for name in ("finetune", "labelled_data", "weights", "evaluation")]
     more = {
         "main_pretrain": ["builders/pretrain", "util/options/pretrain", *families],
         "main_finetune": [*build, "util/options/finetune", *families],
