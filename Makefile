@@ -1,15 +1,15 @@
-# `make demo`: the whole story on drawn faces, in minutes. `make test`: everything that must hold.
-# `make app`: a page to try what the demo has trained.
+# `make demo`: pre-training, fine-tuning and a comparison on synthetic faces, in minutes.
+# `make app`: a page to try the models of the demo. `make test`: all tests except the long ones.
 
 PYTHON ?= python3
 RUN = .venv/bin/python
-# The recipes for small data, shortened to a few minutes of two cores.
+# The recipes for small data, shortened to a few minutes on two cores.
 PRETRAIN = @recipes/pretrain_small_faces.args --data_path synthetic-lab:2000 \
 	--epochs 12 --warmup_epochs 1 --save_ckpt_freq 100 --vis_freq 4 --print_freq 1000
 LABELS = --data_path synthetic-lab:800:400 --label_fraction 0.1
 FINETUNE = @recipes/small_faces_500.args $(LABELS) --epochs 4 --epoch_repeats 20 \
 	--print_freq 1000
-# What pre-training has to beat: timm's ResNet-18 from scratch, for as many minutes in all.
+# What pre-training has to beat: timm's ResNet-18 from scratch, trained for as many minutes in all.
 RIVAL = benchmarks/rivals.py --models resnet18 --recipe 1e-3:8:strong $(LABELS) --input_size 48 \
 	--minutes_of demo/pre-training demo/pre-trained/seed-0 --threads 1
 SEEDS = 0 1
@@ -30,7 +30,7 @@ ONE_CORE = OMP_NUM_THREADS=1 $(RUN)
 	$(RUN) -m pip install --quiet -r requirements/app.txt
 	touch $@
 
-# Two processes or runs at a time, one a core: that is faster than one on both.
+# Two processes or runs at a time, one per core: this is faster than one that uses both cores.
 demo: .venv/run
 	$(ONE_CORE) -m torch.distributed.run --nproc_per_node=2 main_pretrain.py $(PRETRAIN) \
 		--output_dir demo/pre-training

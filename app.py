@@ -1,9 +1,9 @@
-"""A page to try checkpoints on: expressions of the faces in a picture; masks and reconstructions.
+"""A local web page to try checkpoints: expressions of the faces in a picture, reconstructions.
 
     python app.py --checkpoints FOLDER
 
-Needs `pip install -r requirements/app.txt`. It is for this machine alone: pictures are neither sent
-anywhere nor kept.
+Needs `pip install -r requirements/app.txt`. The page is only reachable from this machine; pictures
+are not sent anywhere and not kept.
 """
 
 import argparse
@@ -31,23 +31,24 @@ if TYPE_CHECKING:
     from inference.page import Checkpoints
     from models_saved import Saved
 
-MOST_BYTES = 20 * 2**20  # of an uploaded picture
+MOST_BYTES = 20 * 2**20  # size limit of an uploaded picture
 KEPT = 600  # seconds that gradio keeps an uploaded picture
-MOST_VISITORS = 30  # whose faces are kept in memory, some MB each
+MOST_VISITORS = 30  # sessions whose faces are kept in memory, some MB each
 EXAMPLES = 5
 INVITATION = "Upload or photograph a face."
-TICK = "to find the faces in it, tick the box below it"
-# The label of the faces stands above them, not on the first; they take no more room than they need.
+TICK = "to find the faces in it, tick the box below the picture"
+# Puts the label of the gallery above the faces instead of over the first one, and makes the gallery
+# no higher than needed.
 CSS = """
 footer {display: none !important}
 #faces .grid-wrap {min-height: 0; padding-top: 2.5rem}
 """
-# The models and the detector are for one thread at a time.
+# The models and the detector must be used by one thread at a time.
 ONE_AT_A_TIME = {"show_progress": "minimal", "concurrency_id": "models", "concurrency_limit": 1}
 
 
 def build_parser() -> Parser:
-    """What `python app.py` takes."""
+    """All options."""
     parser = Parser(
         "Open a local web page to try checkpoints on pictures: predicted expressions, attention, "
         "masked reconstructions."
@@ -80,16 +81,16 @@ def build_parser() -> Parser:
 
 
 def check_options(args: argparse.Namespace) -> None:
-    """Refuse what is seen without opening anything."""
+    """Raises BadInput for errors that can be found without opening a file."""
     if not Path(args.checkpoints).is_dir():
-        hint = "; run `make demo`, or name another" if args.checkpoints == "demo" else ""
+        hint = "; run `make demo`, or name another folder" if args.checkpoints == "demo" else ""
         raise BadInput(f"--checkpoints {args.checkpoints}: no such folder{hint}")
     check_margin(args)
 
 
 def work(args: argparse.Namespace) -> None:
-    """Open the page on this machine's own address, until it is interrupted."""
-    # Read when gradio is imported. No news of its use is sent, nothing is asked of the network.
+    """Serve the page on 127.0.0.1 until interrupted."""
+    # Gradio reads these when it is imported. They turn off usage statistics and network requests.
     os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_DISABLE_TELEMETRY": "1"}
     try:
         import gradio  # noqa: F401
@@ -110,27 +111,27 @@ def work(args: argparse.Namespace) -> None:
         return faces, f"{line}; {TICK}" if could_search else line
 
     with tempfile.TemporaryDirectory(prefix="mae-sfer-") as folder:
-        # Gradio's own is the same for all who use this machine, and outlives the program.
+        # Gradio's default folder is shared by all users of this machine, and outlives the program.
         os.environ["GRADIO_TEMP_DIR"] = folder
         page = build_page(checkpoints, find, drawn_faces(folder))
         open_page(page, args.port)
         device = checkpoints.device
-        print(f"http://127.0.0.1:{args.port} on {device}; Ctrl-C ends it", flush=True)
+        print(f"http://127.0.0.1:{args.port} on {device}; Ctrl-C stops it", flush=True)
         for number in (signal.SIGTERM, signal.SIGHUP):
-            if signal.getsignal(number) != signal.SIG_IGN:  # as under nohup
-                signal.signal(number, signal.default_int_handler)  # the pictures are deleted, too
-        with suppress(KeyboardInterrupt):  # a second one: launchers pass on what they also get
+            if signal.getsignal(number) != signal.SIG_IGN:  # nohup ignores SIGHUP
+                signal.signal(number, signal.default_int_handler)  # so that pictures are deleted
+        with suppress(KeyboardInterrupt):  # launchers may send a second signal
             page.block_thread()
 
 
 def open_page(page: "gr.Blocks", port: int) -> None:
-    """Serve a page to this machine's own browsers. Raises Fault for a port that is taken."""
+    """Serve a page to browsers on this machine. Raises Fault for a port that is in use."""
     import gradio as gr
     from starlette.middleware import Middleware
 
     try:
         page.launch(
-            server_name="127.0.0.1",  # nobody else's business
+            server_name="127.0.0.1",  # not reachable from other machines
             server_port=port,
             app_kwargs={"middleware": [Middleware(OwnPages)]},
             max_file_size=MOST_BYTES,
@@ -143,11 +144,11 @@ def open_page(page: "gr.Blocks", port: int) -> None:
             prevent_thread_lock=True,
         )
     except OSError:
-        raise Fault(f"--port {port}: is taken; name another") from None
+        raise Fault(f"--port {port}: is already in use; choose another") from None
 
 
 def drawn_faces(folder: str) -> list[str]:
-    """A few faces that the demo's models have not seen, of the kind they know; -> paths."""
+    """Write synthetic faces, of the demo's kind but not its training images; return their paths."""
     from datasets.synthetic.generator import SyntheticFaces
     from util.report.figures import save_png
 
@@ -161,10 +162,10 @@ def drawn_faces(folder: str) -> list[str]:
 def build_page(
     checkpoints: "Checkpoints", find: "Callable[[str, bool, Saved], tuple]", examples: list[str]
 ) -> "gr.Blocks":
-    """The page: a tab for expressions, one for masks, whichever there are checkpoints for.
+    """The page: a tab for expressions and one for masks, if there are checkpoints for them.
 
-    `find(path, detect, saved)`: the faces of a picture for a model and a line about them, see
-    `faces_in`.
+    `find(path, detect, saved)` returns the faces of a picture for a model and a line about them,
+    see `faces_in`. `examples`: paths of pictures to click on.
     """
     import gradio as gr
 
@@ -184,7 +185,7 @@ def build_page(
 
 
 def add_expressions(checkpoints: "Checkpoints", find: "Callable", examples: list[str]) -> None:
-    """Picture in; faces, a bar for each expression and what the model looks at out."""
+    """Add the tab with the faces of a picture, a bar for each expression, and an attention map."""
     import gradio as gr
 
     from inference.page import look
@@ -231,7 +232,7 @@ def add_expressions(checkpoints: "Checkpoints", find: "Callable", examples: list
 
 
 def add_masks(checkpoints: "Checkpoints", find: "Callable", examples: list[str]) -> None:
-    """Picture in; original, masked, reconstructed and pasted out, as the slider says."""
+    """Add the tab with reconstructions of a masked face, and a slider for the mask ratio."""
     import gradio as gr
 
     from inference.page import hide
@@ -258,30 +259,30 @@ def add_masks(checkpoints: "Checkpoints", find: "Callable", examples: list[str])
     inputs, outputs = [photo, detect, name, ratio, seed], [said, picture]
     for part in (photo, detect, name, seed):
         part.change(draw, inputs, outputs, **ONE_AT_A_TIME)
-    # Not only when the mouse lets go of it: numbers are typed, too.
+    # On every change, not only when the slider is released: the ratio can also be typed.
     ratio.change(draw, inputs, outputs, trigger_mode="always_last", **ONE_AT_A_TIME)
     again.click(lambda: random.randrange(2**31), None, seed)
 
 
 def add_inputs(names: list[str]) -> tuple:
-    """What both tabs take: a picture, whether faces are to be found in it, a checkpoint."""
+    """The inputs of both tabs: a picture, whether to find faces in it, a checkpoint."""
     import gradio as gr
 
     photo = photograph()
-    detect = gr.Checkbox(True, label="Find faces in it; else all of it is taken for one")
+    detect = gr.Checkbox(True, label="Find faces in the picture (otherwise it is used whole)")
     return photo, detect, gr.Dropdown(names, value=names[0], label="Checkpoint")
 
 
 def add_examples(paths: list[str], photo: "gr.Image", detect: "gr.Checkbox") -> None:
-    """Drawn faces to click on; models learn them whole, so that no face is looked for in them."""
+    """Add synthetic faces to click on. Models are trained on them whole, so detection is off."""
     import gradio as gr
 
-    examples = gr.Examples([[path] for path in paths], [photo], label="Drawn faces")
+    examples = gr.Examples([[path] for path in paths], [photo], label="Synthetic faces")
     examples.dataset.click(lambda: False, None, detect)
 
 
 def add_picture(name: str, **options: object) -> "gr.Image":
-    """A picture that is shown."""
+    """Add a picture for output."""
     import gradio as gr
 
     buttons = ["fullscreen", "download"]
@@ -289,9 +290,9 @@ def add_picture(name: str, **options: object) -> "gr.Image":
 
 
 def photograph() -> "gr.Image":
-    """Where a picture is uploaded, pasted or taken; what the program gets of it is its path.
+    """An input for a picture, uploaded, pasted or photographed, whose value is the file's path.
 
-    Gradio would open the file itself, and know nothing to say of one that is no picture.
+    By default gradio opens the file itself, without a helpful message for unreadable ones.
     """
     import gradio as gr
 
@@ -302,9 +303,9 @@ def photograph() -> "gr.Image":
 
 
 def uploaded(payload: "gr.data_classes.ImageData | None") -> str | None:
-    """The path of a picture that was uploaded; a request may name any.
+    """The path of an uploaded picture. Raises gr.Error for a path outside the upload folder.
 
-    Gradio checks those paths only that say of themselves to be of a file.
+    A request may contain any path, and gradio only checks those that are marked as files.
     """
     import gradio as gr
 
@@ -316,21 +317,21 @@ def uploaded(payload: "gr.data_classes.ImageData | None") -> str | None:
 
 
 def message(text: str) -> str:
-    """A line of the page; names and reasons come from anywhere."""
+    """A line of text on the page, escaped because it may contain file names and the like."""
     from util.report.html import text as safe
 
     return f"<p>{safe(text)}</p>"
 
 
 def friendly(error: Exception) -> str:
-    """What went wrong, for whoever sits before the page; a bug's traceback is in the terminal."""
+    """An error message for users of the page; for a bug, the traceback goes to the terminal."""
     from datasets.decode import UnreadableImage
 
-    if isinstance(error, UnreadableImage):  # without the path of the temporary copy
-        return f"This is no picture that can be read ({error.reason}). Take a JPEG or PNG file."
+    if isinstance(error, UnreadableImage):  # its own text has the path of the temporary copy
+        return f"This picture cannot be read ({error.reason}). Try a JPEG or PNG file."
     if not isinstance(error, BadInput):
         traceback.print_exception(error)
-        return f"Something went wrong ({type(error).__name__}); the terminal says more."
+        return f"Something went wrong ({type(error).__name__}); see the terminal for details."
     return str(error)
 
 

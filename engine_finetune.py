@@ -1,4 +1,4 @@
-"""Fine-tuning: the classifier, the loss of a batch, evaluation after epochs and at the end."""
+"""Fine-tuning: batch loss, head and learning rates of the classifier, evaluation, results."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -22,15 +22,15 @@ from util.predictions import write_predictions
 from util.report.charts import class_figure, confusion_figure, reliability_figure
 from util.report.figures import save_png
 
-# Metrics in log.txt under their official short names.
+# The metrics in log.txt, by the official scripts' short names.
 LOGGED = {"loss": "log_loss", "acc1": "accuracy", "uar": "uar", "f1": "macro_f1"}
 Batch = tuple[Tensor, Tensor, list[str]]  # (N, 3, S, S) uint8, (N, K) distributions, problems
 
 
 class ClassifierLoss:
-    """`batch_loss` of the training loop: normalise, erase, smooth, mix, cross-entropy, distil.
+    """The training loop's `batch_loss`: normalise, erase, smooth, mix, cross-entropy, distil.
 
-    All labels are distributions, so that votes, smoothing and mixing need no case of their own.
+    All labels are distributions, so votes, smoothing and mixing need no special cases.
     """
 
     def __init__(
@@ -41,14 +41,14 @@ class ClassifierLoss:
         erase: RandomErasing | None = None,
         teacher: Teacher | None = None,
     ) -> None:
-        """`mix` must be for dense targets (`multi_label`) and smooth nothing itself."""
+        """`mix` must take dense targets (`multi_label`) and must not smooth labels itself."""
         self.normalise = normalise
         self.smoothing, self.mix, self.erase, self.teacher = smoothing, mix, erase, teacher
         self.cross_entropy = SoftTargetCrossEntropy()
-        self.problems: set[str] = set()  # of this rank, since they were last taken
+        self.problems: set[str] = set()  # unreadable images of this rank, not yet collected
 
     def __call__(self, model: nn.Module, batch: Batch) -> Tensor:
-        """The mean cross-entropy of one micro-batch, and with a teacher its share of the loss."""
+        """The mean cross-entropy of one micro-batch, combined with the teacher's loss if any."""
         imgs, targets, problems = batch
         self.problems.update(problem for problem in problems if problem)
         x = self.normalise(imgs)
@@ -62,30 +62,30 @@ class ClassifierLoss:
         return self.teacher(x, logits, loss) if self.teacher else loss
 
     def blank(self, batch_size: int, input_size: int, classes: int) -> Batch:
-        """A batch of nothing, for a pass whose result is thrown away."""
+        """A batch of zeros, for a pass whose result is discarded."""
         imgs = torch.zeros(batch_size, 3, input_size, input_size, dtype=torch.uint8)
         return imgs, torch.full((batch_size, classes), 1 / classes), []
 
 
 def reset_head(model: nn.Module, std: float) -> None:
-    """A small random head on pre-trained features, as the official scripts begin with."""
+    """Truncated-normal weights with this std and zero bias, as in the official scripts."""
     trunc_normal_(model.head.weight, std=std)
     nn.init.zeros_(model.head.bias)
 
 
 def freeze_backbone(model: nn.Module) -> None:
-    """Train nothing but the head."""
+    """Train the head only."""
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name.startswith("head."))
 
 
 def layer_rates(model: nn.Module, decay: float, grouped: bool) -> Callable[[str], float]:
-    """Each parameter's share of the learning rate: less the nearer it is to the input."""
+    """Learning-rate scale by parameter name: layer-wise decay, smallest near the input."""
     return decayed_rate(model.layer_numbers(grouped), decay)
 
 
 class Evaluator:
-    """Evaluates after every epoch and chooses the best by the split named `select`."""
+    """Evaluates after every epoch and selects the best epoch on the split named `select`."""
 
     def __init__(
         self,
@@ -98,9 +98,10 @@ class Evaluator:
         between: Callable[[], None] = lambda: None,
         notes: Sequence[str] = (),
     ) -> None:
-        """`by_ema`: the averaged weights are evaluated too, and the best epoch is theirs.
+        """`by_ema`: also evaluate the EMA weights, and select the best epoch by them.
 
-        `notes`: what is left out of the tests, to be printed.
+        `between` is called before each batch. `notes`: lines to print about what is left out of
+        the tests.
         """
         self.tests, self.select, self.by_ema, self.notes = tests, select, by_ema, notes
         self.normalise, self.precision, self.flip = normalise, precision, flip
@@ -108,16 +109,19 @@ class Evaluator:
 
     @property
     def weights(self) -> str:
-        """Which of a checkpoint's weights the results belong to."""
+        """The checkpoint entry of the weights that results refer to."""
         return "model_ema" if self.by_ema else "model"
 
     def evaluate(self, model: nn.Module, split: str) -> Evaluation:
-        """One model on one split."""
+        """Evaluate a model on one split."""
         test = self.tests[split]
         return evaluate_model(model, test, self.normalise, self.precision, self.flip, self.between)
 
     def measure(self, state: TrainState) -> dict[str, float]:
-        """What an epoch's log line tells: `{test,val}_{loss,acc1,uar,f1}`, with `_ema` for its."""
+        """An epoch's metrics for the log, which also update the best epoch.
+
+        `{test,val}_{loss,acc1,uar,f1}`, with the suffix `_ema` for those of the EMA weights.
+        """
         models = {"": state.model, **({"_ema": state.ema.module} if self.by_ema else {})}
         scores = {}
         for split in self.tests:
@@ -132,7 +136,7 @@ class Evaluator:
 def write_results(
     output: Path, evaluation: Evaluation, test: TestSet, facts: Mapping[str, Any]
 ) -> None:
-    """`eval.json`, `predictions.csv` and the charts of one evaluation."""
+    """Write `eval.json`, `predictions.csv` and the charts of one evaluation."""
     left_out = {"images": dict(test.unknown), "answers": list(test.unasked)}
     result = {**evaluation.result, "left_out": left_out, **facts}
     write_json(output / "eval.json", result)
@@ -146,7 +150,7 @@ def write_results(
 
 
 def result_figures(evaluation: Evaluation, test: TestSet) -> dict[str, np.ndarray]:
-    """The charts of one evaluation by the names of their files, (h, w, 3) uint8 each."""
+    """The charts of one evaluation by file name without suffix, (h, w, 3) uint8 each."""
     result, p = evaluation.result, evaluation.probabilities[evaluation.readable]
     right = p.argmax(axis=1) == test.common_labels[evaluation.readable]
     title = f"accuracy {result['accuracy']:.2f} %, UAR {result['uar']:.2f} %"

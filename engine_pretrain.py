@@ -1,4 +1,4 @@
-"""Masked pre-training: the loss of a batch, pictures of reconstructions."""
+"""Masked pre-training: starting weights, batch loss, resolutions, pictures of reconstructions."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -23,66 +23,67 @@ Batch = tuple[Tensor, Tensor, list[str]]  # (N, 3, S, S) uint8, (N, L) noise, pr
 
 
 def begin_with_weights(model: MaskedAutoencoder, path: Path) -> tuple[dict[str, Any], list[str]]:
-    """Weights of any known layout into a model before a new schedule.
+    """Load weights of any known layout into a model, to start a new schedule from them.
 
-    -> what they were trained with, as far as the file knows, and lines that say what fitted. Of an
-    encoder alone the decoder is new. Raises BadInput when the encoder does not fit.
+    Returns the options they were trained with, as far as the file records them, and lines for the
+    log about what was loaded. If the file has no decoder, the model's stays as initialised. Raises
+    BadInput when the encoder does not fit.
     """
     saved = read_checkpoint(path)
     report = load_pretrained(model, path, checkpoint=saved)
     lines = str(report).splitlines()
     if any(root(name) in DECODER for name in report.missing):
-        lines.append("  the decoder is new: the file holds an encoder only")
+        lines.append("  the decoder is newly initialised: the file holds an encoder only")
     if "optimizer" in saved or "optimizer_state_dict" in saved:
-        lines.append("  its optimizer state is not used: only this program's own can be resumed")
+        lines.append("  the optimizer state is ignored: only this program's own can be resumed")
     return trained_with(saved, path), lines
 
 
 class MaskedLoss:
-    """`batch_loss` of the training loop: normalise on the device, mask by the given noise."""
+    """The training loop's `batch_loss`: normalises on the device, masks by the given noise."""
 
     def __init__(self, normalise: Normalise) -> None:
         self.normalise = normalise
-        self.problems: set[str] = set()  # of this rank, since they were last taken
+        self.problems: set[str] = set()  # unreadable images of this rank, not yet collected
 
     def __call__(self, model: nn.Module, batch: Batch) -> Tensor:
-        """The mean squared error on the removed patches of one micro-batch."""
+        """The mean squared error on the predicted patches of one micro-batch."""
         imgs, noise, problems = batch
         self.problems.update(problem for problem in problems if problem)
         return model(self.normalise(imgs), noise=noise)
 
     def blank(self, batch_size: int, input_size: int, patches: int) -> Batch:
-        """A batch of nothing, for a pass whose result is thrown away."""
+        """A batch of zeros, for a pass whose result is discarded."""
         imgs = torch.zeros(batch_size, 3, input_size, input_size, dtype=torch.uint8)
         return imgs, torch.zeros(batch_size, patches), []
 
 
 class Resolution:
-    """Sets the model to each epoch's resolution, and to the full one for all who look at it."""
+    """Sets the model to the resolution of each epoch, and back to the full one in between."""
 
     def __init__(
         self, model: MaskedAutoencoder, size_at: Callable[[int], int], log: NullLog
     ) -> None:
-        """`size_at(epoch)`: pixels a side."""
+        """`size_at(epoch)`: the side length of images in pixels."""
         self.model, self.size_at, self.log = model, size_at, log
         self.full = self.told = model.input_size
 
     def begin(self, epoch: int) -> None:
-        """Before an epoch, or what is left of one."""
+        """Call before an epoch, or before the rest of one when resuming."""
         size = self.size_at(epoch)
         self.model.set_resolution(size)
         if size != self.told:
-            self.log.line(f"epoch {epoch}: {size} px from here on, {self.model.grid}² patches")
+            self.log.line(f"epoch {epoch}: {size} px from now on, {self.model.grid}² patches")
         self.told = size
 
     def end(self, epoch: int) -> dict[str, float]:
-        """After it; -> what the epoch's log line holds of it."""
+        """Call after an epoch; returns its resolution, for the log."""
         self.model.set_resolution(self.full)
         return {"resolution": self.size_at(epoch)}
 
 
 class Reconstructions:
-    """The same few images under the same masks, drawn again and again while a model learns."""
+    """Reconstructs the same few images with the same masks throughout training."""
 
     def __init__(
         self,
@@ -94,7 +95,7 @@ class Reconstructions:
         seed: int,
         count: int = 8,
     ) -> None:
-        """`count` readable images from all over the data; drawn to `folder` every few epochs."""
+        """Takes `count` readable images spread over the data; saves pictures to `folder`."""
         spread = np.linspace(0, len(dataset) - 1, 4 * count).astype(int)
         views = (dataset.view(int(i), crop_pct) for i in np.unique(spread))
         readable = [view for view in views if view is not None]
@@ -105,31 +106,31 @@ class Reconstructions:
         self.normalise, self.folder, self.every = normalise, folder, every
 
     def due(self, epoch: int, epochs: int) -> bool:
-        """Whether to draw after `epoch` of `epochs`."""
+        """Whether to save a picture after `epoch` of `epochs`."""
         return (epoch + 1) % self.every == 0 or epoch + 1 == epochs
 
     def save(self, model: MaskedAutoencoder, epoch: int, log: NullLog) -> None:
-        """Draw the model after `epoch` to a file and to the log."""
+        """Save the reconstructions after `epoch` to a file and to the log."""
         picture = self.draw(model, f"after epoch {epoch}")
         try:
             save_png(picture, self.folder / f"reconstruction-{epoch:04d}.png")
         except OSError as error:
-            log.line(f"warning: no picture was written: {error}")
+            log.line(f"warning: the reconstruction picture could not be written: {error}")
         log.picture("reconstruction", picture, epoch + 1)
 
     def draw(self, model: MaskedAutoencoder, title: str) -> np.ndarray:
-        """Original, masked, reconstructed, pasted: one picture (h, w, 3) uint8."""
+        """One picture (h, w, 3) uint8 with each image's `Stages` side by side."""
         stages = reconstruct(model, self.normalise, self.imgs, noise=self.noise)
         return reconstruction_grid(*stages, title=title, note=shown_with(model))
 
 
 class Stages(NamedTuple):
-    """Of the same images, (N, S, S, 3) uint8 each."""
+    """The same images in four versions, (N, S, S, 3) uint8 each."""
 
     original: np.ndarray
-    masked: np.ndarray  # removed patches in the data's mean colour
-    reconstructed: np.ndarray  # all that the model says
-    pasted: np.ndarray  # what it says of the removed patches, among the visible ones
+    masked: np.ndarray  # masked patches in the data's mean colour
+    reconstructed: np.ndarray  # all patches as predicted
+    pasted: np.ndarray  # masked patches as predicted, visible ones from the original
 
 
 @torch.no_grad()
@@ -140,11 +141,11 @@ def reconstruct(
     mask_ratio: float | None = None,
     noise: Tensor | None = None,
 ) -> Stages:
-    """Mask (N, 3, S, S) uint8 images and let the model fill them in, on `normalise`'s device.
+    """Mask (N, 3, S, S) uint8 images and reconstruct them, on `normalise`'s device.
 
-    `mask_ratio` and `noise` (N, L) as in MaskedAutoencoder. The model may be in any mode and stays
-    in it. With norm_pix_loss it says no patch's mean and contrast: the original's are taken, as
-    `shown_with` tells.
+    `mask_ratio` and `noise` (N, L) as in MaskedAutoencoder. The model may be in either mode and is
+    left in it. With norm_pix_loss it does not predict the mean and contrast of a patch, so these
+    are taken from the original, see `shown_with`.
     """
     device = normalise.mean.device
     x = normalise(imgs.to(device))
@@ -164,7 +165,7 @@ def reconstruct(
 
 
 def shown_with(model: MaskedAutoencoder) -> str:
-    """What a picture of reconstructions has to say of what was added to them, perhaps ""."""
+    """The note for pictures of reconstructions on what was taken from the original, or ""."""
     if not model.norm_pix_loss:
         return ""
     return "each patch shown with the original's own mean and contrast (norm_pix_loss)"

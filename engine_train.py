@@ -1,9 +1,9 @@
-"""The one training loop: accumulation, precision, clipping, agreement between ranks, positions.
+"""The training loop: gradient accumulation, mixed precision, clipping, agreement between ranks.
 
-Engines give it the loss of a batch; mains give it an observer that logs and saves. It works in
-optimizer steps. Between two steps nothing is asked of the device; after each, one small tensor,
-summed over the ranks, is read: the loss, the gradient norm, whether anything was non-finite
-anywhere, and whether any rank was asked to stop.
+An engine supplies the loss of a batch; a main supplies an observer that logs and saves. The loop
+works in optimizer steps. The host waits for the device only once per step, to read one small tensor
+summed over the ranks: the loss and the gradient norm, which are not finite if they are not finite
+on any rank, and whether any rank was asked to stop.
 """
 
 import math
@@ -26,84 +26,84 @@ from util.optim import set_rates
 from util.seeding import seed_globals
 from util.stop import StopRequest, undisturbed
 
-MAX_SKIPPED = 5  # steps in a row whose loss or gradient is not finite
+MAX_SKIPPED = 5  # steps in a row with a non-finite loss or gradient, before the run fails
 
 
 @dataclass
 class Sums:
-    """What an epoch's log line is made of; equal on all ranks but for the times."""
+    """Totals over the current epoch, for its log line; equal on all ranks except for the times."""
 
     steps: int = 0
     loss: float = 0.0
     grad_norm: float = 0.0
     skipped: int = 0
     seconds: float = 0.0
-    waited: float = 0.0  # seconds for data
+    waited: float = 0.0  # seconds spent waiting for data
 
 
 @dataclass
 class Position:
-    """Where training is: with model, optimizer and scaler, all that a resume needs."""
+    """Progress of training: with the weights, optimizer and scaler, all that a resume needs."""
 
-    epoch: int = 0  # the one being trained
-    step: int = 0  # optimizer steps done in it
+    epoch: int = 0  # the epoch in progress
+    step: int = 0  # optimizer steps done in this epoch
     sums: Sums = field(default_factory=Sums)
     skipped_in_row: int = 0
-    best: float = -1.0  # the highest accuracy so far on the split that selects, in %
+    best: float = -1.0  # highest accuracy so far on the split that selects the best epoch, in %
     best_epoch: int = -1
 
     def note(self, accuracy: float) -> None:
-        """Remember the current epoch if it is better than all before."""
+        """Record the current epoch as the best if its accuracy is the highest so far."""
         if accuracy > self.best:
             self.best, self.best_epoch = accuracy, self.epoch
 
     def next_epoch(self) -> None:
-        """Go to the beginning of the next epoch."""
+        """Move to the beginning of the next epoch."""
         self.epoch, self.step, self.sums = self.epoch + 1, 0, Sums()
 
 
 class Precision:
-    """Autocast and loss scaling for one of `bf16`, `fp16`, `tf32`, `off`; `auto` picks by device.
+    """Autocast and loss scaling for `bf16`, `fp16`, `tf32` or `off`; `auto` chooses by device.
 
-    `off` is true fp32, for which torch's own choice on GPUs, TF32 in convolutions, is undone.
+    `off` is true fp32: on GPUs it also turns off TF32 convolutions, which torch enables by default.
     """
 
     def __init__(self, mode: str, device: torch.device) -> None:
         if mode == "auto":
             mode = "off"
             if device.type == "cuda":
-                # Older GPUs only emulate it, slowly.
+                # Older GPUs only emulate bf16, slowly.
                 native = torch.cuda.is_bf16_supported(including_emulation=False)
                 mode = "bf16" if native else "fp16"
         if mode == "fp16" and device.type == "cpu":
             raise BadInput("--amp fp16: needs a GPU; use bf16 or off on the CPU")
         if mode == "tf32" and device.type != "cuda":
-            raise BadInput(f"--amp tf32: is for CUDA GPUs; use off on {device.type}")
+            raise BadInput(f"--amp tf32: needs a CUDA GPU; use off on {device.type}")
         if device.type == "cuda":
-            # Not by the newer fp32_precision: after it these raise, which torch's compiler reads.
+            # Not the newer fp32_precision: it makes these flags, which torch.compile reads, raise.
             torch.backends.cuda.matmul.allow_tf32 = mode == "tf32"
             torch.backends.cudnn.allow_tf32 = mode == "tf32"
         self.name = {"off": "fp32"}.get(mode, mode)
         self.dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(mode, torch.float32)
         self._device = device.type
-        # Only fp16 can underflow: elsewhere the scaler passes everything through.
+        # Only fp16 gradients can underflow; for other types the scaler does nothing.
         self.scaler = torch.amp.GradScaler(device.type, enabled=mode == "fp16")
 
     def autocast(self) -> torch.autocast:
-        """The context of a forward pass."""
+        """The context manager for a forward pass."""
         enabled = self.dtype != torch.float32
         return torch.autocast(self._device, self.dtype if enabled else None, enabled=enabled)
 
 
 @dataclass
 class TrainState:
-    """Everything that changes while training."""
+    """Everything that changes during training."""
 
-    model: nn.Module  # bare: neither DDP nor compiled wrapping
+    model: nn.Module  # not wrapped by DDP
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
     position: Position = field(default_factory=Position)
-    ema: ModelEmaV3 | None = None  # a running average of the model
+    ema: ModelEmaV3 | None = None  # exponential moving average of the weights
 
     def state_dict(self) -> dict[str, Any]:
         """Tensors and plain values; `epoch` is the last finished one, `step` those done since."""
@@ -123,7 +123,7 @@ class TrainState:
         }
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
-        """The reverse. Raises RuntimeError or ValueError when the model is another one."""
+        """Restore `state_dict()`. Raises RuntimeError or ValueError if it is of another model."""
         self.model.load_state_dict(saved["model"])
         if self.ema:
             self.ema.module.load_state_dict(saved.get("model_ema", saved["model"]))
@@ -137,7 +137,7 @@ class TrainState:
 
 
 def put_back(before: Iterable[tuple[Tensor, Tensor]]) -> None:
-    """Give tensors the values kept beside them."""
+    """Restore tensors, given as (tensor, saved value) pairs, to their saved values."""
     for tensor, value in before:
         tensor.copy_(value)
 
@@ -146,14 +146,14 @@ class StepResult(NamedTuple):
     loss: float  # mean over the global batch
     grad_norm: float  # before clipping
     skipped: bool
-    stop: bool  # some rank was asked to stop
+    stop: bool  # whether any rank was asked to stop
     lr: float
     seconds: float
-    waited: float  # seconds of them for data
+    waited: float  # the part of them spent waiting for data
 
 
 class Observer(Protocol):
-    """What a main does beside the loop."""
+    """What a main does between steps: logging and saving."""
 
     last_saved: str  # the newest checkpoint, for messages
 
@@ -161,7 +161,7 @@ class Observer(Protocol):
         """Called on every rank after each step; may save, and may raise Stopped to end the run."""
 
     def save_unfinished(self, state: TrainState) -> None:
-        """Save in the middle of a step the state of the one before (nothing has changed since)."""
+        """Save in the middle of a step, as of the step before (nothing has changed since)."""
 
 
 class Trainer:
@@ -182,26 +182,27 @@ class Trainer:
         seed: int = 0,
         weight_decay_at: Callable[[float], float] | None = None,
     ) -> None:
-        """`model` is what runs (perhaps wrapped by DDP); `batch_loss(model, batch)` its loss.
+        """`model` is the module to run, perhaps in DDP; `batch_loss(model, batch)` is its loss.
 
-        `lr_at(epoch)` is the learning rate at a fractional epoch, and so is the weight decay where
-        it changes; `accum` micro-batches make a step.
+        `lr_at(epoch)` and `weight_decay_at(epoch)` give the learning rate and the weight decay at a
+        fractional epoch; without the latter, weight decay stays constant. A step accumulates the
+        gradients of `accum` micro-batches.
         """
         self.state, self.model, self.batch_loss = state, model, batch_loss
         self.lr_at, self.precision, self.place, self.stop = lr_at, precision, place, stop
         self.accum, self.clip_grad, self.seed = accum, clip_grad, seed
         self.weight_decay_at = weight_decay_at
-        self.whole = True  # whether model and optimizer are those of the position
-        # Batch norm's are of the next step already while a step is being made.
+        self.whole = True  # whether model and optimizer match the position
+        # Forward passes update batch norm's running statistics before the step is complete.
         self.statistics = any("running_" in name for name, _ in state.model.named_buffers())
         self.parameters = [p for p in state.model.parameters() if p.requires_grad]
         self.device = self.parameters[0].device
 
     def settle_buckets(self, batch: Any) -> None:
-        """One throw-away backward pass.
+        """Run one throw-away backward pass if the model is wrapped by DDP.
 
-        DDP orders its buckets anew after the first one, which changes the last bits of gradients:
-        a resumed run must not differ from an undisturbed one because of it.
+        DDP reorders its gradient buckets after the first backward pass, which changes the last bits
+        of the gradients: without this, a resumed run would differ from an uninterrupted one.
         """
         if not isinstance(self.model, DistributedDataParallel):
             return
@@ -213,9 +214,9 @@ class Trainer:
         put_back(before)
 
     def run_epoch(self, batches: Iterable, steps: int, observer: Observer) -> None:
-        """Train the steps that are left of the current epoch of `steps` steps."""
+        """Train the remaining steps of the current epoch, which has `steps` steps in total."""
         self.model.train()
-        for module in self.state.model.modules():  # frozen ones keep the averages that they have
+        for module in self.state.model.modules():  # frozen batch norm keeps its statistics
             if isinstance(module, _BatchNorm) and module.affine and not module.weight.requires_grad:
                 module.eval()
         position, batches = self.state.position, on_device(batches, self.device)
@@ -227,20 +228,24 @@ class Trainer:
                 self._account(position, result, observer)
                 self.whole = True
             observer.after_step(self.state, result)
-        # The last ones are of each rank's own images: take those that are saved.
+        # Batch-norm statistics differ between ranks: use rank 0's, which checkpoints hold.
         if self.statistics:
             for model in (self.state.model, *([self.state.ema.module] if self.state.ema else [])):
                 take_from_main(model.buffers())
 
     def _statistics(self) -> list[tuple[Tensor, Tensor]]:
-        """Batch norm's buffers, and copies of what they hold; none where there is no such layer."""
+        """(buffer, copy of its value) for each buffer; empty if the model has no batch norm."""
         buffers = self.state.model.buffers() if self.statistics else ()
         return [(buffer, buffer.clone()) for buffer in buffers]
 
     def _step(
         self, batches: Iterator, epoch: float, observer: Observer, held: ExitStack
     ) -> StepResult:
-        """Up to new weights; `held` is closed when the position is theirs."""
+        """Make one optimizer step.
+
+        From the first change of the weights on, SIGCHLD is held back through `held`, which the
+        caller closes once the position counts the step.
+        """
         start, waited = time.perf_counter(), 0.0
         state, scaler = self.state, self.precision.scaler
         lr = self.lr_at(epoch)
@@ -281,21 +286,21 @@ class Trainer:
         return StepResult(loss, mean_norm, skipped, stop, lr, seconds, waited)
 
     def save_if_overdue(self, observer: Observer) -> None:
-        """Where something may take long: save at once when asked to stop a while ago."""
+        """Save now if a stop was requested a while ago; called before what may take long."""
         if self.whole and self.stop.overdue():
             observer.save_unfinished(self.state)
 
     def _communicate(self, last: bool) -> Any:
-        """Gradients cross the network once a step, with its last micro-batch."""
+        """A context in which DDP averages gradients only for a step's last micro-batch."""
         if last or not isinstance(self.model, DistributedDataParallel):
             return nullcontext()
         return self.model.no_sync()
 
     def _agree(self, total: Tensor, norm: Tensor) -> tuple[float, float, bool]:
-        """What all ranks know of a step: mean loss, gradient norm, whether any was asked to stop.
+        """The step's mean loss and gradient norm, and whether any rank was asked to stop.
 
-        A loss that is not finite anywhere makes the mean so everywhere. The one point of a step at
-        which the host waits for the device.
+        A value that is not finite on one rank makes the mean not finite on all. This is the only
+        point in a step at which the host waits for the device.
         """
         asked = torch.full_like(total, float(bool(self.stop.signal)))
         world = self.place.world
@@ -316,12 +321,12 @@ class Trainer:
         sums.skipped += 1
         scaler = self.precision.scaler
         if scaler.is_enabled() and math.isfinite(result.loss) and scaler.get_scale() >= 1:
-            return  # an overflow by which fp16's scaler finds its scale
+            return  # an fp16 overflow, from which the scaler adapts its scale
         position.skipped_in_row += 1
         if position.skipped_in_row >= MAX_SKIPPED:
             raise Fault(
-                f"the loss or its gradient was not finite in {MAX_SKIPPED} steps in a row, the "
-                f"last of them step {position.step - 1} of epoch {position.epoch} at learning rate "
-                f"{result.lr:.3g}; the last good checkpoint is {observer.last_saved}; "
+                f"the loss or its gradient was not finite in {MAX_SKIPPED} steps in a row "
+                f"(last: step {position.step - 1} of epoch {position.epoch}, learning rate "
+                f"{result.lr:.3g}); last good checkpoint: {observer.last_saved}; "
                 "lower --blr, set --clip_grad, or use --amp off"
             )

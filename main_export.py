@@ -1,9 +1,9 @@
-"""A trained model for other programs: ONNX, safetensors, timm, transformers, the authors' own.
+"""Export a trained model: ONNX, safetensors, timm, transformers, or the authors' own programs.
 
     python main_export.py --checkpoint output_dir/checkpoint-best.pth --to onnx --output exported
 
-What is written is opened with the other library and must compute what our model computes, or
-nothing is left. A model card lies beside it.
+The result is opened with the other library and must give the same outputs as our model, otherwise
+nothing is kept. A model card is written beside it.
 """
 
 import argparse
@@ -20,7 +20,7 @@ from util.options.groups import TRAINED, add_saved
 from util.options.parser import Parser
 from util.program import run_program
 
-PACKAGES = {  # of requirements/export.txt
+PACKAGES = {  # packages of requirements/export.txt that each format needs
     "onnx": ("onnx", "onnxscript", "onnxruntime"),
     "safetensors": (),
     "timm": (),
@@ -55,12 +55,12 @@ def build_parser() -> Parser:
 
 
 def check_options(args: argparse.Namespace) -> None:
-    """Refuse what cannot work, before torch is imported."""
+    """Raises BadInput for options that cannot work, before torch is imported."""
     for name in ("checkpoint", "to", "output"):
         if not getattr(args, name):
             raise BadInput(f"--{name} is missing; see --help")
     if args.to not in PACKAGES:
-        raise BadInput(f"--to {args.to}: no such form; choose from {', '.join(PACKAGES)}")
+        raise BadInput(f"--to {args.to}: no such format; choose from {', '.join(PACKAGES)}")
     lacking = [name for name in PACKAGES[args.to] if not importlib.util.find_spec(name)]
     if lacking:
         raise BadInput(
@@ -75,21 +75,21 @@ def check_options(args: argparse.Namespace) -> None:
 
 
 def output_folder(text: str) -> Path:
-    """`--output` as a path with a name, which `.` has not, and beside which one can write."""
+    """`--output` as an absolute path, so that even `.` has a name for the temporary folder."""
     return Path(os.path.realpath(os.path.expanduser(text)))
 
 
 def check_output(folder: Path) -> None:
-    """Raises BadInput for a place where something is."""
+    """Raises BadInput for anything but a new or empty folder."""
     try:
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            raise BadInput(f"--output {folder}: is there already; name a new folder")
+            raise BadInput(f"--output {folder}: already exists; name a new folder")
     except OSError as error:
         raise BadInput(f"--output {folder}: cannot be used ({error.strerror})") from None
 
 
 def work(args: argparse.Namespace) -> None:
-    """Open, write, compare, describe; only then the files get their place."""
+    """Export, compare the outputs, write the model card; then move the folder into place."""
     from export.write import card_of, export, note_of
     from models_saved import open_saved
     from util.files import creating, write_file

@@ -1,9 +1,9 @@
-"""Decoding a data set once, into a packed store that training reads through the memory map.
+"""Decode a data set once into a packed store, which training memory-maps.
 
     python main_pack.py --data_path RAF-DB --output STORE    # then: --data_path STORE
     python main_pack.py --verify STORE
 
-The same command goes on where an earlier one was interrupted.
+After an interruption, the same command resumes.
 """
 
 import argparse
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from datasets.packed.store_writer import Parts
     from util.stop import StopRequest
 
-RESUMES = "once that is mended, the same command resumes"
+RESUMES = "fix it, then rerun the same command to resume"
 
 
 def build_parser() -> Parser:
@@ -76,7 +76,7 @@ def build_parser() -> Parser:
 
 
 def check_options(args: argparse.Namespace) -> None:
-    """Refuse what cannot work, before torch is imported."""
+    """Raises BadInput for options that cannot work, before torch is imported."""
     if args.verify is not None:
         if not (args.verify or args.output):
             raise BadInput("--verify: name the store to check")
@@ -95,18 +95,18 @@ def work(args: argparse.Namespace) -> None:
 
 
 def verify(folder: Path) -> None:
-    """Check all bytes of a store, and say so."""
+    """Check all bytes of a store. Raises BadInput for a damaged one."""
     from datasets.packed.store import PackedImages, is_store
 
     if not is_store(folder):
-        raise BadInput(f"--verify {folder}: is no packed store")
+        raise BadInput(f"--verify {folder}: is not a packed store")
     store = PackedImages(folder)
     store.verify()
-    print(f"{folder}: {store.described()}; every byte is as it was packed")
+    print(f"{folder}: {store.described()}; every byte is intact")
 
 
 def pack(args: argparse.Namespace) -> None:
-    """Write the store, or what is missing of it."""
+    """Write the store, or the rest of an unfinished one."""
     from datasets.packed.pack import finish
     from datasets.packed.store import PackedImages
     from datasets.packed.store_writer import Parts, is_packed
@@ -115,12 +115,12 @@ def pack(args: argparse.Namespace) -> None:
 
     folder = Path(os.path.expanduser(args.output))
     with disk_errors(f"--output {folder}", BadInput, "name another folder"):
-        is_packed(folder, {})  # what is no place for a store, before a long look at the data
+        is_packed(folder, {})  # refuse an unsuitable folder before a long scan of the data
     labelled, splits, data, notes = open_data(args)
     plan = make_plan(args, labelled, data)
     with disk_errors(f"--output {folder}", BadInput, "name another folder"):
         if is_packed(folder, plan):
-            print(f"{folder}: is packed already")
+            print(f"{folder}: is already packed")
             return
     check_readable(data)
     with disk_errors(f"--output {folder}", BadInput, "name another folder"):
@@ -142,8 +142,9 @@ def pack(args: argparse.Namespace) -> None:
 def open_data(
     args: argparse.Namespace,
 ) -> tuple["LabelledSet | None", dict[str, int], "ToPack", list[str]]:
-    """What to pack: the labels if there are some, how many images by split, the images, and what
-    to say of them if there are no labels.
+    """The labelled set (None without labels), image counts by split, the images, and notes.
+
+    Notes are lines to print about images without labels. Raises BadInput.
     """
     from datasets import open_images, open_labelled
     from datasets.packed.pack import ToPack
@@ -179,14 +180,14 @@ def open_data(
 
 
 def drawn_size(args: argparse.Namespace) -> int:
-    """The side of drawn faces."""
+    """The side length in pixels of synthetic faces."""
     return args.short_side or 256
 
 
 def make_plan(
     args: argparse.Namespace, labelled: "LabelledSet | None", data: "ToPack"
 ) -> dict[str, object]:
-    """All that determines the bytes of a store."""
+    """Everything that determines the bytes of a store."""
     from datasets.packed.store import FORMAT, VERSION
     from datasets.registry import settings
 
@@ -206,7 +207,7 @@ def make_plan(
 def announce(
     folder: Path, labelled: "LabelledSet | None", data: "ToPack", notes: list[str]
 ) -> None:
-    """Say what is going to be written. Raises BadInput where the disk has no room for it."""
+    """Print what will be written. Raises BadInput if the disk does not have room for it."""
     from datasets.labelled import describe
     from datasets.packed.store import gigabytes
 
@@ -219,12 +220,16 @@ def announce(
     need = max(0, size - there)
     print(f"{folder}: about {gigabytes(size)}; {gigabytes(free)} are free", flush=True)
     if need > free:
-        what = f"about {gigabytes(need)} more are needed, but {gigabytes(free)} are free"
-        raise BadInput(f"--output {folder}: {what}; name another disk, or a smaller --short_side")
+        what = f"about {gigabytes(need)} more are needed, but only {gigabytes(free)} are free"
+        raise BadInput(f"--output {folder}: {what}; use another disk or a smaller --short_side")
 
 
 def write(args: argparse.Namespace, parts: "Parts", data: "ToPack", stop: "StopRequest") -> None:
-    """Decode what is missing, and write it in its order."""
+    """Decode the images that are not packed yet and write them in order.
+
+    Raises Stopped when asked to stop, BadInput if too many images cannot be read, Fault if the disk
+    fails.
+    """
     from tqdm import tqdm
 
     from training.bad_images import MAX_BAD_SHARE
@@ -236,7 +241,7 @@ def write(args: argparse.Namespace, parts: "Parts", data: "ToPack", stop: "StopR
     begin, began, told = len(parts.images), time.monotonic(), len(parts.full)
     bad = sum(isinstance(item, str) for item in parts.images)
     if begin:
-        print(f"going on after {begin:,} images", flush=True)
+        print(f"resuming after {begin:,} images", flush=True)
     left = data.in_order(begin, workers)
     for image in tqdm(left, initial=begin, total=len(data), unit="image", disable=None):
         with disk_errors(parts.folder, advice=RESUMES):
@@ -249,26 +254,28 @@ def write(args: argparse.Namespace, parts: "Parts", data: "ToPack", stop: "StopR
             raise BadInput(
                 f"--data_path {args.data_path}: {bad} of {len(data)} images cannot be read, more "
                 f"than {MAX_BAD_SHARE:.0%} (the last: {data.name(done - 1)}: {image}); repair or "
-                f"remove them, and {parts.folder} too"
+                f"remove them, remove {parts.folder} too, and pack again"
             )
         if stop.signal:
-            raise Stopped(f"asked to stop after {done:,} images; the same command goes on there")
+            raise Stopped(
+                f"asked to stop after {done:,} images; the same command resumes from there"
+            )
         if len(parts.full) > told:
             told = len(parts.full)
             speed = (done - begin) / (time.monotonic() - began)
             rest = duration((len(data) - done) / speed)
             print(
-                f"{done:,} of {len(data):,} images, {speed:.0f} a second, {rest} left", flush=True
+                f"{done:,} of {len(data):,} images, {speed:.0f} per second, {rest} left", flush=True
             )
     with disk_errors(parts.folder, advice=RESUMES):
         parts.end_part()
 
 
 def names_below(data_path: str, data: "ToPack") -> list[str]:
-    """What images are called, the same wherever the data set lies."""
+    """Image names relative to the data set, so that they do not depend on where it is."""
     path = os.path.abspath(os.path.expanduser(data_path))
     names = (data.name(i) for i in range(len(data)))
-    roots = path + os.sep, os.path.dirname(path) + os.sep  # of a list's entries: beside it
+    roots = path + os.sep, os.path.dirname(path) + os.sep  # a list's images are beside it
     return [name.removeprefix(roots[0]).removeprefix(roots[1]) for name in names]
 
 

@@ -1,8 +1,8 @@
-"""Expressions of the faces in pictures, by a fine-tuned checkpoint.
+"""Predict the expressions of the faces in pictures with a fine-tuned checkpoint.
 
     python main_predict.py --checkpoint FILE photos/ --output predictions.csv
 
-One row a face; a picture that cannot be read, or that has no face, has a row that says so.
+Writes one row per face, and one for each picture that cannot be read or shows no face.
 """
 
 import argparse
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 
 def work(args: argparse.Namespace) -> None:
-    """Whatever is wrong with the options is found before the first picture is read."""
+    """Predict all pictures. Wrong options are reported before the first picture is read."""
     from tqdm import tqdm
 
     from datasets.faces.detection import open_detector
@@ -44,7 +44,7 @@ def work(args: argparse.Namespace) -> None:
     open_detector(args.detector)
     saved = open_classifier(args.checkpoint, args.classes, args.cache_dir)
     predictor = Predictor(saved, pick_device(args.device, Place()))
-    # Names out of a file may hold what no encoding has.
+    # Names from a file may contain characters that cannot be encoded.
     classes = [name.encode("utf-8", "backslashreplace").decode() for name in saved.classes]
     margin, cut = face_margin(saved, args.face_margin)
     if args.detector == "none":
@@ -52,7 +52,7 @@ def work(args: argparse.Namespace) -> None:
     pictures = Pictures(paths, args.detector, margin, args.min_score, predictor.view)
     workers = min(worker_count(args.num_workers, Place()), len(paths))
     if args.num_workers is None:
-        workers = min(workers, len(paths) // 16)  # starting one takes its time, too
+        workers = min(workers, len(paths) // 16)  # starting a worker takes time, too
     beside = Beside(args.annotated, args.features, classes, len(paths))
     kind, counts = find_format(args.format, args.output), Counter()
     with open_rows(args.output, kind, classes) as rows:
@@ -62,7 +62,7 @@ def work(args: argparse.Namespace) -> None:
         )
         for line in (cut, *skipped_line(skipped), *(f"note: {note}" for note in saved.notes)):
             say(line)
-        # A bar would stand among the rows where both are on a terminal.
+        # A progress bar would be mixed with the rows if both were on the same terminal.
         hidden = True if args.output is None and sys.stdout.isatty() else None
         found = pictures.in_order(workers)
         found = tqdm(found, total=len(paths), unit="picture", disable=hidden)
@@ -76,14 +76,14 @@ def work(args: argparse.Namespace) -> None:
 
 
 def all_finite(values: Sequence) -> bool:
-    """Whether an array holds numbers only."""
+    """Whether an array has no NaN or infinite values."""
     import numpy as np
 
     return bool(np.isfinite(values).all())
 
 
 def described(device: "torch.device") -> str:
-    """A device, with the name of a GPU."""
+    """A device in words, with the model name if it is a GPU."""
     import torch
 
     name = f" ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else ""
@@ -91,7 +91,7 @@ def described(device: "torch.device") -> str:
 
 
 def say(text: str) -> None:
-    """A line for people, on standard error above the progress bar."""
+    """Print a line to standard error, above the progress bar."""
     from tqdm import tqdm
 
     with suppress(OSError):
@@ -106,7 +106,7 @@ def labels_of(prediction: "Prediction", classes: Sequence[str]) -> list[str]:
 def write_picture(
     rows: RowWriter, picture: "Found", prediction: "Prediction", classes: Sequence[str]
 ) -> Counter:
-    """The rows of a picture, and what it counts as."""
+    """Write the rows of a picture; returns the counts to add to the totals."""
     path = inert(picture.path)
     if not picture.faces:
         status = UNREADABLE if picture.problem else NO_FACE
@@ -120,22 +120,22 @@ def write_picture(
 
 
 def conclude(counts: Counter) -> None:
-    """The last line. Raises Fault if any picture has no prediction: exit code 1."""
+    """Print the totals. Raises Fault (exit code 1) if any picture has no prediction."""
     text = f"{counts['faces']:,} faces in {counts[OK]:,} of {counts.total() - counts['faces']:,}"
     text += f" pictures; without a face: {counts[NO_FACE]:,}; unreadable: {counts[UNREADABLE]:,}"
     if counts[NO_FACE] or counts[UNREADABLE]:
-        hint = "; where pictures are faces already: --detector none" * bool(counts[NO_FACE])
+        hint = "; if the pictures are faces already, use --detector none" * bool(counts[NO_FACE])
         raise Fault(text + hint)
     say(text)
 
 
 class Beside:
-    """What is written beside the rows: --annotated and --features."""
+    """The outputs beside the rows: --annotated and --features."""
 
     def __init__(
         self, annotated: str | None, features: str | None, classes: Sequence[str], count: int
     ) -> None:
-        """`count` pictures are to come. Raises BadInput for what cannot be written to."""
+        """`count`: number of pictures to come. Raises BadInput for paths that are not writable."""
         self._folder = Path(annotated).expanduser() if annotated else None
         self._file = Path(features).expanduser() if features else None
         self._classes, self._count, self._number = classes, count, 0
@@ -148,7 +148,7 @@ class Beside:
                 raise BadInput(f"--features {self._file}: is a folder; name a file")
 
     def add(self, picture: "Found", prediction: "Prediction") -> None:
-        """The next picture, with the prediction of its faces."""
+        """Add the next picture, with the prediction for its faces."""
         if self._folder and not picture.problem:
             self._draw(picture, prediction)
         self._number += 1
@@ -162,7 +162,7 @@ class Beside:
 
         p = prediction.probabilities.max(axis=1, initial=0)
         named = zip(labels_of(prediction, self._classes), p, strict=True)
-        with suppress(UnreadableImage), disk_errors(self._folder):  # gone in the meantime
+        with suppress(UnreadableImage), disk_errors(self._folder):  # deleted in the meantime
             drawn = annotated(
                 load_rgb(picture.path),
                 [face.box for face in picture.faces],
@@ -188,7 +188,7 @@ class Beside:
 
 
 def check_writable(flag: str, folder: Path) -> None:
-    """Make a folder, and see whether it takes files. Raises BadInput."""
+    """Create a folder and check that files can be written to it. Raises BadInput if not."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()

@@ -1,10 +1,10 @@
-"""Run a recipe over seeds and set mean ± deviation beside the published number.
+"""Run a recipe with several seeds and compare mean ± standard deviation with the published number.
 
     python main_reproduce.py @recipes/rafdb_vit_base.args --seeds 0 1 2 \\
         --data_path … --finetune … --output_dir OUT [--processes N] [any option of main_finetune.py]
 
-Each seed is a run of its own in OUT/seed-N. A finished one is not run again, and the same command
-goes on where it stopped. OUT/summary.json and OUT/report.html hold what came out.
+Each seed is a run of its own in OUT/seed-N. Finished runs are not repeated, so the same command
+resumes an interrupted series. The results are in OUT/summary.json and OUT/report.html.
 """
 
 import re
@@ -30,7 +30,7 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 
 def build_parser() -> Parser:
-    """The options that are not main_finetune.py's own."""
+    """The options of this program; all others are passed on to main_finetune.py."""
     parser = Parser(
         "Run main_finetune.py with several seeds and compare mean and standard deviation with the "
         "published number. Put a recipe, @recipes/NAME.args, first; all other options are passed "
@@ -61,15 +61,16 @@ def build_parser() -> Parser:
 
 
 def reproduce(argv: Sequence[str]) -> int:
-    """Run what is not finished yet, then tell; -> the exit code of the run that stopped it, or 0.
+    """Run all unfinished seeds, then print a summary.
 
-    Raises BadInput for options that cannot work, OSError when OUT cannot be written.
+    Returns the exit code of the first run that does not finish, or 0. Raises BadInput for options
+    that cannot work, OSError when OUT cannot be written.
     """
     args, passed = build_parser().parse_known_args([underscored(arg) for arg in argv])
     if any(arg.partition("=")[0] == "--seed" for arg in passed):
-        raise BadInput("--seed: give all of them to --seeds")
+        raise BadInput("--seed: give all seeds to --seeds")
     if len(set(args.seeds)) < len(args.seeds):
-        raise BadInput(f"--seeds {' '.join(map(str, args.seeds))}: give each once")
+        raise BadInput(f"--seeds {' '.join(map(str, args.seeds))}: give each seed once")
     options, published = expand(passed)
     options["--processes"] = str(args.processes)
     output = Path(args.output_dir)
@@ -78,7 +79,7 @@ def reproduce(argv: Sequence[str]) -> int:
         code = run_seed(passed, seed, output / f"seed-{seed}", args.processes)
         if code != DONE:
             return code
-        # After each, so that an interrupted series has something to show, too.
+        # After each seed, so that an interrupted series has a summary, too.
         group = write_summary(output, options, published)
     print("\n".join(table(group, published)))
     tell(f"report: {write_page(output, group)}")
@@ -86,9 +87,9 @@ def reproduce(argv: Sequence[str]) -> int:
 
 
 def expand(passed: Sequence[str]) -> tuple[dict[str, str], str]:
-    """The options of a run, recipes read, the last of a name; and what a recipe says is published.
+    """The options of a run with recipes expanded, and the published results that a recipe names.
 
-    Raises BadInput for a recipe that cannot be read.
+    The last value of an option counts. Raises BadInput for a recipe that cannot be read.
     """
     options, published, name = {}, "", ""
     for arg in passed:
@@ -111,7 +112,7 @@ def expand(passed: Sequence[str]) -> tuple[dict[str, str], str]:
 
 
 def check_same_options(summary: Path, options: dict[str, str]) -> None:
-    """Seeds of different options have no mean: raises BadInput when OUT holds such."""
+    """Raises BadInput if the seeds in OUT were run with other options: they have no common mean."""
     from util.safe_json import parse_object, part, read_text
 
     then = part(parse_object(read_text(summary)), "options")
@@ -125,42 +126,42 @@ def check_same_options(summary: Path, options: dict[str, str]) -> None:
         ]
         raise BadInput(
             f"{summary}: its runs had {words[0]}, now {words[1]}; name another --output_dir, or "
-            "remove that file if it makes no difference"
+            "remove that file if the difference does not matter"
         )
 
 
 def run_seed(passed: Sequence[str], seed: int, folder: Path, processes: int) -> int:
-    """One run, unless it is finished already; -> its exit code, told unless 0."""
+    """Run one seed, unless it is already finished. Prints a failure; returns the exit code."""
     from util.safe_json import parse_object, read_text
     from util.summary import is_finished
 
     if is_finished(folder):
-        tell(f"seed {seed}: finished before, in {folder}")
+        tell(f"seed {seed}: already finished, in {folder}")
         return DONE
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
     command = [sys.executable, *(launcher if processes > 1 else []), str(MAIN), *passed]
     status = folder / "status.json"
     if status.is_file():
-        status.unlink()  # of the run before
+        status.unlink()  # from an earlier attempt
     tell(f"seed {seed}: {folder}")
     code = run([*command, "--seed", str(seed), "--output_dir", str(folder)])
-    if code == FAULT and processes > 1:  # a launcher makes this of every code
+    if code == FAULT and processes > 1:  # torchrun exits with 1 for any failure
         code = STATUS.get(str(parse_object(read_text(status)).get("status")), FAULT)
     if code == RESUMABLE:
-        tell(f"seed {seed}: stopped; the same command goes on (exit code {code})")
+        tell(f"seed {seed}: stopped; the same command resumes from there (exit code {code})")
     elif code != DONE:
         tell(f"seed {seed}: {MAIN.name} ended with exit code {code}; see above")
     elif not is_finished(folder):
-        tell(f"seed {seed}: {MAIN.name} left no numbers in {folder / 'eval.json'}")
+        tell(f"seed {seed}: {MAIN.name} left no results in {folder / 'eval.json'}")
         code = FAULT
     return code
 
 
 def run(command: Sequence[str]) -> int:
-    """Run a command to its end; -> its exit code, RESUMABLE when it was over before it could stop.
+    """Run a command and return its exit code; RESUMABLE if it finished although asked to stop.
 
-    Stopping is for the run to do, which saves first: Ctrl-C reaches it anyway, SIGTERM and SIGUSR1
-    are passed on.
+    Requests to stop are left to the run, which saves first: Ctrl-C reaches it anyway, SIGTERM and
+    SIGUSR1 are passed on as SIGTERM.
     """
     asked = []
 
@@ -175,12 +176,12 @@ def run(command: Sequence[str]) -> int:
     for number, handler in handlers.items():
         signal.signal(number, handler)
     if code < 0:
-        return 128 - code  # ended by a signal, as shells tell it
+        return 128 - code  # ended by a signal, reported as shells do
     return RESUMABLE if asked and code == DONE else code
 
 
 def write_summary(output: Path, options: dict[str, str], published: str) -> "Group":
-    """OUT/summary.json from every finished seed in OUT; -> those."""
+    """Write OUT/summary.json from all finished seeds in OUT, and return these."""
     from util.files import write_json
     from util.summary import METRICS, SEED, conditions, group_runs, is_finished
 
@@ -207,9 +208,8 @@ def write_summary(output: Path, options: dict[str, str], published: str) -> "Gro
 
 
 def table(group: "Group", published: str) -> list[str]:
-    """Mean ± deviation and single values, of the best and of the last epoch, and what is published.
-
-    In %.
+    """The lines of a table in %: mean ± deviation and single values, of the best and last epoch,
+    and the published results.
     """
     from util.summary import METRICS, conditions
 
@@ -236,19 +236,19 @@ def table(group: "Group", published: str) -> list[str]:
 
 
 def write_page(output: Path, group: "Group") -> Path:
-    """OUT/report.html on all finished seeds."""
+    """Write OUT/report.html about all finished seeds, and return its path."""
     from util.report.page import write_report
 
     return write_report(*group.folders, page=output / "report.html")
 
 
 def tell(line: str) -> None:
-    """A line for the reader, before what the next run prints."""
+    """Print a line at once, before the output of the next run."""
     print(line, flush=True)
 
 
 def main() -> int:
-    """The program; -> its exit code."""
+    """Run the program; returns its exit code."""
     try:
         return reproduce(sys.argv[1:])
     except BadInput as error:

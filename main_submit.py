@@ -1,11 +1,11 @@
-"""Send a training to SLURM: it is queued again when it is preempted or out of time, and goes on.
+"""Submit a training run to SLURM. A job that is preempted or out of time is requeued and resumes.
 
     python main_submit.py --nodes 2 --gpus 8 --hours 24 --partition gpu \\
         main_pretrain.py @recipes/pretrain_convnextv2_base.args --accum_iter 4 --data_path … \\
         --output_dir /shared/run
 
-Needs `pip install -r requirements/submit.txt`. Its options come before the program's name, the
-program's after it; those are checked before anything is queued.
+Needs `pip install -r requirements/submit.txt`. Options of the job come before the program's name,
+options of the program after it; both are checked before anything is queued.
 """
 
 import argparse
@@ -27,15 +27,14 @@ if TYPE_CHECKING:
     import submitit
 
 PROGRAMS = ("main_pretrain.py", "main_finetune.py")
-# Each is a job that was asked to stop by its time: 1000 days are enough of one-day jobs.
-MOST_TIMEOUTS = 1000
-WARNING = 300  # seconds before its time is over a job is told: an evaluation must fit in
-KILL_WAIT = 600  # seconds in which SLURM kills what it has asked to end, mostly 30
+MOST_TIMEOUTS = 1000  # how often a job may run out of time and be requeued
+WARNING = 300  # seconds between the stop signal and the time limit: enough for an evaluation
+KILL_WAIT = 600  # seconds to wait for SLURM's kill after SIGTERM; it usually comes after 30
 ROOT = Path(__file__).resolve().parent
 
 
 def build_parser() -> Parser:
-    """Options of the job; everything from the program's name on is the program's."""
+    """Options of the job; everything after the program's name belongs to the program."""
     parser = Parser(
         "Submit a training run to SLURM. A job that is preempted or runs out of time is queued "
         "again and resumes, until training is done."
@@ -86,19 +85,20 @@ def build_parser() -> Parser:
 
 
 def check_options(args: argparse.Namespace) -> None:
-    """Refuse what sbatch or the program would refuse once the job has waited in the queue."""
+    """Raises BadInput for options that would otherwise fail only after waiting in the queue."""
     for pair in args.sbatch:
         if not all(pair.partition("=")):
             raise BadInput(f"--sbatch {pair}: must be KEY=VALUE, such as account=faces")
     if args.cluster == "local" and args.nodes > 1:
-        raise BadInput(f"--nodes {args.nodes}: --cluster local is this machine alone")
+        raise BadInput(f"--nodes {args.nodes}: --cluster local only uses this machine")
     program = importlib.import_module(args.program.removesuffix(".py"))
     program.check_options(program.build_parser().parse(args.options))
 
 
 def work(args: argparse.Namespace) -> None:
-    """Queue the job and tell its number."""
-    # The signal that the programs know, and where they lie; read by submitit here and in the job.
+    """Submit the job and print its number."""
+    # submitit reads these here and in the job: the signal that the programs handle, and where their
+    # modules are.
     paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = {"SUBMITIT_PREEMPT_SIGNAL": "USR1", "PYTHONPATH": os.pathsep.join(paths)}
     os.environ |= environment
@@ -128,7 +128,7 @@ def work(args: argparse.Namespace) -> None:
     )
     job = executor.submit(Training(args.program, args.options))
     said = f"{logs}/{job.job_id}_0_log.out and .err"
-    print(f"job {job.job_id}; what it says: {said}", flush=True)
+    print(f"job {job.job_id}; logs: {said}", flush=True)
     if args.cluster == "local" and job.exception():
         raise Fault(f"job {job.job_id} failed; see {said}")
 
@@ -140,12 +140,13 @@ class Training:
         self.program, self.options = program, options
 
     def __call__(self) -> None:
-        """Run the program; when it has saved because its time is over, queue the job again."""
+        """Run the program; if it was stopped by the job's time limit, requeue the job."""
         import submitit
 
         place = submitit.helpers.TorchDistributedEnvironment()
         place.export(set_cuda_visible_devices=False)
-        queue_again = signal.getsignal(signal.SIGUSR1)  # submitit's; the program takes the signal
+        # submitit's handler requeues the job; the program will replace it with its own.
+        queue_again = signal.getsignal(signal.SIGUSR1)
         program = importlib.import_module(self.program.removesuffix(".py"))
         sys.argv = [self.program, *self.options]
         code = run_program(program.build_parser, program.check_options, program.work)
@@ -155,14 +156,14 @@ class Training:
                 queue_again(signal.SIGUSR1, None)
             return
         if asked_by == "SIGTERM":
-            # Cancelled or preempted. SLURM knows which, and queues a preempted job again that it
-            # had to kill; one that ends by itself would be over.
+            # Cancelled or preempted. SLURM knows which, and requeues a preempted job that it had to
+            # kill; a job that exits on its own counts as finished.
             time.sleep(KILL_WAIT)
         if code != DONE:
             sys.exit(code)
 
     def checkpoint(self) -> "submitit.helpers.DelayedSubmission":
-        """What submitit queues again: the same, which goes on from what was saved."""
+        """The job that submitit requeues: the same one, which resumes from its checkpoint."""
         import submitit
 
         return submitit.helpers.DelayedSubmission(self)

@@ -1,9 +1,10 @@
-"""Figures of a trained model: what it reconstructs, looks at, gets right, holds to be alike.
+"""Draw figures of a trained model: reconstructions, attention maps, results, a feature map.
 
     python main_visualize.py --checkpoint RUN/checkpoint-best.pth --data_path RAF-DB
     python main_visualize.py --figures curves --runs RUN RUN …
 
-Which figures a checkpoint allows follows from what is in it; docs/visualization.md shows each.
+The content of the checkpoint determines which figures are possible; docs/visualization.md shows
+each.
 """
 
 import argparse
@@ -42,16 +43,16 @@ OF_CLASSIFIERS, OF_ALL = ("attention", *OF_RESULTS), ("features", "curves")
 FIGURES = ("reconstructions", *OF_CLASSIFIERS, *OF_ALL)
 RATIOS = (0.5, 0.75, 0.9)
 AS_TRAINED = "(default: as in training)"
-# What makes figures of a checkpoint and a data set other ones.
+# The options that, beside checkpoint and data set, change the figures.
 NAMED = ("data_set", "split", *OF_DATA, "classes")
 
 
 def figures(text: str) -> tuple[str, ...]:
-    """Names of figures with commas between them."""
+    """Parse names of figures, separated by commas."""
     names = tuple(filter(None, text.split(",")))
     if not names or not set(names) <= set(FIGURES):
         listed = ", ".join(FIGURES)
-        raise argparse.ArgumentTypeError(f"must be some of {listed}, with commas, not {text!r}")
+        raise argparse.ArgumentTypeError(f"must be some of {listed}, comma-separated, not {text!r}")
     return names
 
 
@@ -124,7 +125,7 @@ def build_parser() -> Parser:
 
 
 def check_options(args: argparse.Namespace) -> None:
-    """Refuse what cannot work, before torch is imported; fill in where to write."""
+    """Fills in --output_dir; raises BadInput for options that cannot work, without torch."""
     asked = args.figures or ()
     if "curves" in asked and not args.runs:
         raise BadInput("--figures curves: name the runs to compare with --runs DIR DIR …")
@@ -135,19 +136,19 @@ def check_options(args: argparse.Namespace) -> None:
     if only_curves:
         args.figures = ("curves",)
     elif not args.checkpoint:
-        raise BadInput("--checkpoint is missing: name the model to draw; see --help")
+        raise BadInput("--checkpoint is missing: name the model to visualise; see --help")
     elif not args.data_path:
-        raise BadInput("--data_path is missing: name the images to draw from; see --help")
+        raise BadInput("--data_path is missing: name the images to use; see --help")
     else:
         check_checkpoint(args.checkpoint)
     if args.output_dir is None:
         args.output_dir = args.runs[0] if only_curves else os.path.dirname(args.checkpoint) or "."
         if not (only_curves or os.path.isfile(args.checkpoint)):
-            raise BadInput(f"--output_dir: name a folder; {args.checkpoint} is not a file in one")
+            raise BadInput(f"--output_dir: name a folder; {args.checkpoint} is not a local file")
 
 
 def check_checkpoint(name: str) -> None:
-    """Refuse what is neither a file nor the name of released weights."""
+    """Raises BadInput for anything but a file or the name of released weights."""
     from util.download import RELEASED
 
     if os.path.isdir(name):
@@ -155,11 +156,11 @@ def check_checkpoint(name: str) -> None:
     if not os.path.exists(name) and name not in RELEASED:
         from util.weights import find_source
 
-        find_source(name)  # says which names are near
+        find_source(name)  # raises BadInput with similar names
 
 
 class Opened(NamedTuple):
-    """A model and its data, ready to be drawn."""
+    """A model with its data, and the figures to draw."""
 
     viewer: "Viewer"
     wanted: Sequence[str]  # of FIGURES
@@ -167,7 +168,7 @@ class Opened(NamedTuple):
 
 
 def work(args: Options) -> None:
-    """Draw one figure after the other, write each at once, then the report if there is one."""
+    """Draw the figures, writing each as soon as it is done, then update an existing report."""
     from util.report.figures import save_png
     from util.report.page import write_report
 
@@ -190,9 +191,9 @@ def work(args: Options) -> None:
 
 
 def folder_for(args: Options, drawn: Drawn) -> str:
-    """The folder to write to: one below `--output_dir` where that holds results of another kind.
+    """The folder to write to: `--output_dir`, or a subfolder if that holds other results.
 
-    The figures in a report stay what its numbers are about.
+    So the figures in a report always belong to its numbers.
     """
     folder = args.output_dir
     if not tests_other_images(folder, drawn):
@@ -201,12 +202,12 @@ def folder_for(args: Options, drawn: Drawn) -> str:
     options = {name: ",".join(v) if isinstance(v, tuple) else v for name, v in given.items()}
     named = evaluation_folder("visualize", args.checkpoint, args.data_path, None, options)
     own = os.path.join(folder, "visualize", os.path.basename(named))
-    print(f"{folder} is about other results, and keeps its figures; these go to {own}", flush=True)
+    print(f"{folder} holds other results and keeps its figures; these go to {own}", flush=True)
     return own
 
 
 def draw(args: Options, opened: Opened | None) -> Iterator[tuple[str, "np.ndarray"]]:
-    """All figures asked for by the names of their files."""
+    """Yields the requested figures with their file names."""
     if opened:
         yield from draw_model(args, opened)
     if args.runs and "curves" in (args.figures or FIGURES):
@@ -214,7 +215,7 @@ def draw(args: Options, opened: Opened | None) -> Iterator[tuple[str, "np.ndarra
 
 
 def draw_curves(runs: list[str]) -> "np.ndarray":
-    """The logs of several runs in the same panels."""
+    """The learning curves of several runs in the same panels."""
     from util.report.curves import compared_curves
     from util.summary import read_log, short_names
 
@@ -225,12 +226,12 @@ def draw_curves(runs: list[str]) -> "np.ndarray":
             raise BadInput(f"--runs {path}: has no log.txt with an epoch in it; leave it out")
     picture = compared_curves(logs)
     if picture is None:
-        raise BadInput(f"--runs {' '.join(runs)}: nothing in their log.txt can be drawn")
+        raise BadInput(f"--runs {' '.join(runs)}: their log.txt has no values that can be drawn")
     return picture
 
 
 def open_model(args: Options) -> Opened:
-    """The checkpoint, the images, and which figures are asked for, else all that it allows."""
+    """Open the checkpoint and the images; choose all possible figures if none are requested."""
     from inference.visualize import Viewer
     from models_saved import SavedAutoencoder, SavedClassifier, open_saved
     from training.run import worker_count
@@ -245,15 +246,15 @@ def open_model(args: Options) -> Opened:
         allowed = ("reconstructions",)
     for name in args.figures or ():
         if name not in (*allowed, *OF_ALL):
-            what = "holds no decoder; name a checkpoint of pre-training"
+            what = "has no decoder; use a pre-training checkpoint"
             if name in OF_CLASSIFIERS:
-                what = "was pre-trained only; name a fine-tuned checkpoint"
+                what = "was pre-trained only; use a fine-tuned checkpoint"
             raise BadInput(f"--figures {name}: {args.checkpoint} {what}")
     data, drawn = open_data(args, saved)
     wanted = args.figures or (*allowed, "features")
     if data.labels is None and "features" in wanted:
         if args.figures or not allowed:
-            what = f"{args.data_path} has no labels to colour it by; name a labelled data set"
+            what = f"{args.data_path} has no labels to colour it by; use a labelled data set"
             raise BadInput(f"--figures features: {what}")
         wanted = allowed
     workers = worker_count(args.num_workers, Place())
@@ -262,7 +263,7 @@ def open_model(args: Options) -> Opened:
 
 
 def draw_model(args: Options, opened: Opened) -> Iterator[tuple[str, "np.ndarray"]]:
-    """The figures of the checkpoint."""
+    """Yields the figures of the checkpoint with their file names."""
     viewer, wanted, _ = opened
     if "reconstructions" in wanted:
         ratios = possible_ratios(args.mask_ratios, viewer.model)
@@ -276,11 +277,14 @@ def draw_model(args: Options, opened: Opened) -> Iterator[tuple[str, "np.ndarray
         yield "features", viewer.features()
     if lost := viewer.unreadable:
         images = f"{lost:,} image{'s' * (lost != 1)}"
-        print(f"left out of charts and map: {images} that cannot be read", flush=True)
+        print(f"left out of charts and feature map: {images} that cannot be read", flush=True)
 
 
 def possible_ratios(given: list[float] | None, model: "MaskedAutoencoder") -> list[float]:
-    """The mask ratios given, else of the usual ones those that keep and remove some patches."""
+    """The given mask ratios, else those of RATIOS that leave some patches visible and mask some.
+
+    Raises BadInput for a given one that does not.
+    """
     from util.patch_counts import kept_patches
 
     ratios = []
@@ -296,7 +300,7 @@ def possible_ratios(given: list[float] | None, model: "MaskedAutoencoder") -> li
 
 
 def open_data(args: Options, saved: "Saved") -> tuple["Data", Drawn]:
-    """The images of `--data_path` and their labels, which only a classifier cannot do without."""
+    """The images of `--data_path`, with labels if they have any; a classifier needs labels."""
     from datasets.registry import labelled_as
     from models_saved import SavedClassifier
 
@@ -315,7 +319,7 @@ def open_data(args: Options, saved: "Saved") -> tuple["Data", Drawn]:
 
 
 def open_without_labels(args: Options, saved: "Saved") -> tuple["Data", Drawn]:
-    """Images alone."""
+    """Images without labels."""
     from datasets import drawn_size, open_images
     from datasets.unreadable import check_readable
     from inference.visualize import Data
@@ -336,7 +340,7 @@ def open_without_labels(args: Options, saved: "Saved") -> tuple["Data", Drawn]:
 
 
 def open_with_labels(args: Options, saved: "Saved", name: str) -> tuple["Data", Drawn]:
-    """A split of a labelled set, of a classifier's own classes."""
+    """A split of a labelled data set; for a classifier, only images of its own classes."""
     from datasets import drawn_size, open_labelled
     from datasets.duplicates import duplicates
     from datasets.finetune import in_classes
@@ -377,14 +381,14 @@ def open_with_labels(args: Options, saved: "Saved", name: str) -> tuple["Data", 
 
 
 def split_of(labelled: "LabelledSet", split: str | None) -> tuple[str, list[str]]:
-    """The split named, else what there is to test on, and what to say of that."""
+    """The name of the given split, else of the one to test on, and lines to print about it."""
     from datasets.finetune import test_split
 
     if split is None:
         return test_split(labelled, "--data_path")
     if split not in labelled.splits:
         there = ", ".join(labelled.splits)
-        raise BadInput(f"--split {split}: {labelled.title} has no such split, but {there}")
+        raise BadInput(f"--split {split}: {labelled.title} has no such split; it has {there}")
     return split, []
 
 

@@ -9,7 +9,7 @@ from models_masked import MaskedAutoencoder
 
 
 def list_models(kind: str = "pretrain") -> list[str]:
-    """The names that `create_pretrain_model` ("pretrain") or `create_classifier` take."""
+    """Names for `create_pretrain_model` (kind "pretrain") or `create_classifier` ("classifier")."""
     return model_names(masked={"pretrain": True, "classifier": False}[kind])
 
 
@@ -28,7 +28,7 @@ def create_pretrain_model(name: str, input_size: int = 224, **options: object) -
 def create_classifier(
     name: str, num_classes: int, input_size: int = 224, **options: object
 ) -> nn.Module:
-    """A classifier: `vit_*` (also named `mae_vit_*`), `convnextv2_*` or `resnet{18,34,50}`.
+    """A classifier: `vit_*` (or, equally, `mae_vit_*`), `convnextv2_*` or `resnet{18,34,50}`.
 
     Options: in_chans, drop_path; for ViT patch_size and global_pool ("avg" or "token"); for
     ConvNeXt V2 head_init_scale. ConvNeXt V2 takes images whose sides are multiples of 32 pixels,

@@ -182,7 +182,7 @@ def _autoencoder(source: str | Path, opened: _Opened) -> SavedAutoencoder:
     options = {name: given[name] for name in known if given.get(name) is not None}
     for name, value in options.items():
         if not PRETRAINED_WITH[name](value):
-            raise BadInput(f"{source}: invalid {name}: {value!r:.40}")
+            raise BadInput(f"{source}: holds an invalid {name}: {value!r:.40}")
     options["decoder_depth"] = family.decoder_depth(weights)
     return SavedAutoencoder(
         *_pretrained(source, opened, lambda: weights["mask_token"].numel(), options)

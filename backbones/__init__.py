@@ -1,7 +1,7 @@
-"""The families of backbones: everything that programs ask about a model, apart from its networks.
+"""The families of backbones: everything that programs need to know about a model but its networks.
 
-A family is one file here and one entry of FAMILIES; its networks are in `models_*.py`. No other
-code asks which family a model belongs to. Torch is not imported.
+To add a family, add one file here and one entry to FAMILIES, with its networks in `models_*.py`.
+No other code depends on the family of a model. This package does not import torch.
 """
 
 from typing import Any
@@ -17,19 +17,20 @@ FAMILIES: list[Family] = [ViTFamily(), ConvNeXtV2Family(), ResNetFamily()]
 
 
 def model_names(masked: bool) -> list[str]:
-    """Of all masked autoencoders, or of all classifiers."""
+    """The names of all masked autoencoders, or of all classifiers."""
     return [masked * family.masked_prefix + name for family in FAMILIES for name in family.sizes]
 
 
 def find_family(name: str) -> Family | None:
-    """The family of a model, autoencoder or classifier; None for an unknown name."""
+    """The family of an autoencoder or classifier; None for an unknown name."""
     return next((f for f in FAMILIES if name.removeprefix(f.masked_prefix) in f.sizes), None)
 
 
 def family_of(name: str, masked: bool = False, flag: str = "--model") -> Family:
-    """The family of a model. Raises BadInput with the nearest names for an unknown one.
+    """The family of a model. Raises BadInput with similar names for an unknown one.
 
-    An autoencoder's name also stands for the classifier that is fine-tuned from it.
+    Without `masked`, an autoencoder's name stands for the classifier that is fine-tuned from it.
+    `flag`: the option to name in the error.
     """
     family = find_family(name)
     if family and (not masked or name.startswith(family.masked_prefix)):
@@ -40,30 +41,30 @@ def family_of(name: str, masked: bool = False, flag: str = "--model") -> Family:
 
 
 def size_of(name: str) -> Any:
-    """The dimensions of a model, see Family. Raises BadInput for an unknown name."""
+    """The dimensions of a model, see `Family`. Raises BadInput for an unknown name."""
     family = family_of(name)
     return family.sizes[name.removeprefix(family.masked_prefix)]
 
 
 def families_with(option: str, masked: bool) -> str:
-    """Which networks have one of OWN_OPTIONS, in words."""
+    """The networks that have the option, one of OWN_OPTIONS, in words: "MAE and masked ResNet"."""
     return " and ".join(
         title(family, masked) for family in FAMILIES if option in own_options(family, masked)
     )
 
 
 def own_options(family: Family, masked: bool) -> tuple[str, ...]:
-    """Of OWN_OPTIONS those that its autoencoder or its classifier has."""
+    """The options of OWN_OPTIONS that a family's autoencoder or classifier has."""
     return family.pretrain_options if masked else family.finetune_options
 
 
 def title(family: Family, masked: bool) -> str:
-    """What people call its autoencoder or its classifier."""
+    """The display name of a family's autoencoder or classifier."""
     return family.masked_title if masked else family.title
 
 
 def default_in_words(option: str, masked: bool) -> str:
-    """An option's defaults by family, for `--help`: "ViT 50, others 100"."""
+    """The defaults of an option by family, for `--help`: "ViT 50, others 100"."""
     by_title = {
         title(family, masked): (family.pretrain_defaults if masked else family.finetune_defaults)
         for family in FAMILIES

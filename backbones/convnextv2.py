@@ -1,4 +1,4 @@
-"""ConvNeXt V2 and FCMAE: sizes, options, names in other libraries.
+"""ConvNeXt V2 and FCMAE: sizes, options, and names in other libraries.
 
 Sizes: ConvNeXt V2 (Woo et al. 2023, section 5 and table 14).
 """
@@ -56,7 +56,7 @@ class ConvNeXtSize(NamedTuple):
 
     @property
     def features(self) -> int:
-        """Of an image."""
+        """The length of an image's feature vector."""
         return self.dims[-1]
 
 
@@ -84,7 +84,7 @@ FINETUNE_DEFAULTS = {
 
 
 class ConvNeXtV2Family(Family):
-    """Images of any multiple of 32 pixels; masked patches of 32."""
+    """Takes images whose sides are multiples of 32 pixels; masked patches are 32 pixels."""
 
     title, masked_title = "ConvNeXt V2", "FCMAE"
     module, classifier, autoencoder = "models_convnextv2", "ConvNeXtV2", "FCMAE"
@@ -109,7 +109,7 @@ class ConvNeXtV2Family(Family):
         return {"head_init_scale": options.head_init_scale}
 
     def translate(self, state: State) -> tuple[State, str] | None:
-        """See Family: the official sparse code's, timm's, or ours, the official dense ones."""
+        """See Family: the official sparse code's names, timm's, or ours (the official dense)."""
         if any(name.endswith(".kernel") for name in state):
             return from_minkowski(state), "official FCMAE (Minkowski)"
         roots = {root(name) for name in state}
@@ -127,7 +127,7 @@ class ConvNeXtV2Family(Family):
 
 
 def with_last_norm(state: State) -> State:
-    """FCMAE has no norm after pooling; fine-tuning begins with this one, which does nothing yet."""
+    """Add the norm after pooling that FCMAE does not have, as initialised for fine-tuning."""
     if "norm.weight" in state:
         return state
     bias = state["stages.3.0.dwconv.bias"]
@@ -139,7 +139,7 @@ def with_last_norm(state: State) -> State:
 
 
 def from_minkowski(state: State) -> State:
-    """The official sparse code's tensors as dense ones; its stem and decoder are dense already."""
+    """The official sparse code's tensors in dense form; its stem and decoder are dense already."""
     dense = {}
     for name, value in state.items():
         name = name.replace(".ln.", ".").replace(".linear.", ".")
@@ -156,7 +156,7 @@ def from_minkowski(state: State) -> State:
 def dense_kernel(kernel: "Tensor") -> "Tensor":
     """(k*k, C) depthwise -> (C, 1, k, k); (k*k, in, out) -> (out, in, k, k); others unchanged.
 
-    MinkowskiEngine numbers a kernel's cells column by column, hence the swap of the last axes.
+    MinkowskiEngine orders the cells of a kernel column by column, hence the final transpose.
     """
     if kernel.ndim not in (2, 3) or math.isqrt(len(kernel)) ** 2 != len(kernel):
         return kernel
@@ -168,7 +168,8 @@ def dense_kernel(kernel: "Tensor") -> "Tensor":
 
 def from_timm(state: State) -> State:
     """From timm's names; its GRN is 1-D, and its small models have 1×1 convolutions as MLP."""
-    # Where timm normalises before it pools, the head learnt on other features: it is left unknown.
+    # A head trained on features normalised before pooling does not fit ours: its name is kept, so
+    # that it is not recognised.
     norm_first = any(root(name) == "norm_pre" for name in state)
     renames = FROM_TIMM if norm_first else [*FROM_TIMM, (r"^head\.fc\.", "head.")]
     ours = {}

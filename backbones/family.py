@@ -1,7 +1,7 @@
 """What a family of backbones declares about itself, apart from its networks.
 
-No torch here: option parsing and error messages read this, too. Weights are known by their names
-and shapes.
+Does not import torch, because option parsing and error messages use it as well. Weights are
+recognised by their names and shapes.
 """
 
 from argparse import Namespace
@@ -13,68 +13,69 @@ from typing import Any
 from util.states import State, count, root
 
 NONE: Mapping[str, object] = MappingProxyType({})
-# Options that not every family has, and what they are where nobody has asked for anything.
+# Options that only some families have, with the value they have when not given.
 OWN_OPTIONS: dict[str, object] = {
     **dict.fromkeys(("patch_size", "decoder_num_heads", "cls_token", "freeze_pos_embed")),
     "predict_ratio": 1,
 }
-# First components of a decoder's names, and whole ones: an attention's `blocks.0.attn.proj` is not
-# FCMAE's `proj`. Those of masked convolutional networks, and MAE's:
+# First components of the names of decoder weights, which must match as a whole: `proj` is FCMAE's
+# projection, but `blocks.0.attn.proj` belongs to an encoder. First those of masked convolutional
+# networks, then MAE's.
 DECODER = {"mask_token", "proj", "pred", "decoder"}
 DECODER |= {f"decoder_{part}" for part in ("embed", "pos_embed", "blocks", "norm", "pred")}
 
 
 class Family:
-    """One family. What is set here suits a convolutional network; others override it.
+    """One family. The defaults suit a convolutional network; others override them.
 
-    A size is any object with the dimensions of a network: `depths`, the blocks of each stage,
-    `width`, the channels of the first stage, and `features`, those of the last, among them.
+    A size is any object with the dimensions of a network, including `depths` (blocks per stage),
+    `width` (channels of the first stage) and `features` (channels of the last).
     """
 
-    title: str  # as people call it: "ConvNeXt V2"
-    masked_title: str  # its masked autoencoder: "FCMAE"
-    module: str  # where its networks are, and the names of their classes
-    classifier: str
+    title: str  # display name: "ConvNeXt V2"
+    masked_title: str  # display name of its masked autoencoder: "FCMAE"
+    module: str  # the module that defines its networks
+    classifier: str  # class names in that module
     autoencoder: str
     sizes: Mapping[str, Any]  # by the classifier's name
-    masked_prefix = ""  # before that in the autoencoder's name
+    masked_prefix = ""  # precedes the classifier's name in the autoencoder's
 
-    # Options. Of OWN_OPTIONS, those that it has; the official scripts' defaults.
+    # Options: those of OWN_OPTIONS that it has, and the official scripts' defaults.
     pretrain_options: tuple[str, ...] = ()
     finetune_options: tuple[str, ...] = ()
     pretrain_defaults: Mapping[str, object] = NONE
     finetune_defaults: Mapping[str, object] = NONE
-    fixed_input = False  # whether a model takes images of a single size
+    fixed_input = False  # whether a model takes images of one size only
     free_patch = False  # whether --patch_size is the side length of the first convolution
 
-    # Weights under our names.
-    stem: str  # the first convolution's
-    stages: tuple[str, ...]  # what the numbers of blocks follow
+    # Names of weights, in our naming.
+    stem: str  # weight of the first convolution
+    stages: tuple[str, ...]  # prefixes before the block numbers of each stage
     roots: frozenset[str]  # first components of the encoder's names
-    decoder_blocks = "decoder"  # what the numbers of the decoder's blocks follow
-    new_norm = ""  # first component of a norm that classifiers have, and pre-trained weights lack
+    decoder_blocks = "decoder"  # prefix before the decoder's block numbers
+    new_norm = ""  # first component of a norm that classifiers have but pre-trained weights do not
 
     # Other libraries.
-    timm_ends = ("conv1", "fc")  # the first convolution and the head in timm
-    timm_features = False  # whether timm's model without a head gives the features of ours
-    transformers = ""  # which form of export/huggingface.py it has
+    timm_ends = ("conv1", "fc")  # timm's names of the first convolution and the head
+    timm_features = False  # whether timm's model without a head computes the same features as ours
+    transformers = ""  # key of FORMS in export/huggingface.py, "" if it cannot be exported there
 
     def network(self, masked: bool) -> type:
         """The class of its masked autoencoder or classifier; imports torch."""
         return getattr(import_module(self.module), self.autoencoder if masked else self.classifier)
 
     def patch_step(self, name: str, patch_size: int | None, masked: bool) -> int:
-        """What the side length of an input has to be a multiple of; None: the usual patch."""
+        """The input's side length must be a multiple of this; `patch_size` None: the default."""
         raise NotImplementedError
 
     def check(self, options: Namespace) -> None:
-        """Refuse options of training that do not go with its networks. Raises BadInput."""
+        """Raises BadInput for training options that its networks do not support."""
 
     def check_pretraining(self, options: Namespace) -> None:
-        """The same for options of pre-training alone, once defaults are filled in."""
+        """The same for options of pre-training only, after defaults are filled in."""
 
     def classifier_options(self, options: Namespace) -> dict[str, object]:
-        """From options of fine-tuning to the keyword arguments of its classifier alone."""
+        """The keyword arguments specific to its classifier, from fine-tuning options."""
         return {}
 
     # --- weights ---
@@ -84,36 +85,37 @@ class Family:
         return len(state[self.stem])
 
     def translate(self, state: State) -> tuple[State, str] | None:
-        """Weights of this family under our names, and their layout in words; None for others."""
+        """This family's weights in our naming, and the name of their layout; None for others."""
         raise NotImplementedError
 
     def layout(self, state: State) -> str:
-        """What weights under our names are called."""
+        """The name of the layout of weights that are in our naming."""
         decoder = any(root(name) in DECODER for name in state)
         return f"{self.masked_title} with decoder" if decoder else self.title
 
     def options_of_classifier(self, weights: State, patch: int) -> dict[str, Any]:
-        """The keyword arguments that build the classifier which weights are of.
+        """The keyword arguments that build the classifier to which the weights belong.
 
-        `patch`: the side length of their first convolution.
+        `patch`: side length in pixels of the first convolution.
         """
         return {}
 
     def masked_patch(self, weights: State, patch: int, given: object) -> int:
         """Side length in pixels of the patches that were masked.
 
-        `given`: what the checkpoint says about it, if anything.
+        `patch`: that of the first convolution. `given`: the patch size recorded in the checkpoint,
+        unchecked; None if there is none.
         """
         raise NotImplementedError
 
     def decoder_depth(self, weights: State) -> int:
-        """Blocks of the decoder."""
+        """The number of decoder blocks."""
         return count(weights, self.decoder_blocks)
 
     # --- timm ---
 
     def timm_name(self, name: str) -> str:
-        """timm's name of one of ours."""
+        """timm's name for one of our models."""
         return name
 
     def timm_arguments(self, model: Any, input_size: int) -> dict[str, Any]:
@@ -121,5 +123,5 @@ class Family:
         return {}
 
     def to_timm(self, state: State) -> State:
-        """Weights of a classifier or encoder under timm's names."""
+        """The weights of a classifier or encoder under timm's names."""
         raise NotImplementedError

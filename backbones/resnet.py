@@ -1,4 +1,4 @@
-"""ResNets: sizes, options, names in other libraries.
+"""ResNet: sizes, options, and names in other libraries.
 
 Sizes: Deep Residual Learning for Image Recognition (He et al. 2016, table 1).
 """
@@ -19,8 +19,8 @@ RESNET_PATCHES = (8, 16, 32)  # side lengths in pixels that a masked patch may h
 
 class ResNetSize(NamedTuple):
     depths: tuple[int, int, int, int]
-    dims: tuple[int, int, int, int]  # of the stages' maps
-    bottleneck: bool  # blocks of three convolutions, not of two
+    dims: tuple[int, int, int, int]  # channels after each stage
+    bottleneck: bool  # whether blocks have three convolutions instead of two
 
     @property
     def width(self) -> int:
@@ -29,7 +29,7 @@ class ResNetSize(NamedTuple):
 
     @property
     def features(self) -> int:
-        """Of an image."""
+        """The length of an image's feature vector."""
         return self.dims[-1]
 
 
@@ -49,7 +49,7 @@ FINETUNE_DEFAULTS = {
 
 
 class ResNetFamily(Family):
-    """Images of any size; masked patches of 8, 16 or 32 pixels. There is no official script."""
+    """Takes images of any size; masked patches are 8, 16 or 32 pixels. Has no official script."""
 
     title, masked_title = "ResNet", "masked ResNet"
     module, classifier, autoencoder = "models_resnet", "ResNetClassifier", "MaskedResNet"
@@ -69,31 +69,35 @@ class ResNetFamily(Family):
     def check(self, options: Namespace) -> None:
         """See Family.
 
-        Recomputing a block would take its batch norms' averages twice, and these need several
-        images.
+        Gradient checkpointing is refused because recomputing a block would update its batch norms'
+        running statistics twice; a batch size of 1 because batch norm needs several images.
         """
         evaluates = getattr(options, "eval", False) or getattr(options, "knn", False)
         model = options.model
         if options.batch_size == 1 and not evaluates:
-            raise BadInput(f"--batch_size 1: {model} has batch norms, which need several images")
+            raise BadInput(
+                f"--batch_size 1: {model} has batch norm layers, which need several images"
+            )
         if getattr(options, "layer_decay_type", "single") != "single":
-            raise BadInput(f"--layer_decay_type: {model} has none; it is for ConvNeXt V2")
+            raise BadInput(f"--layer_decay_type: not available for {model}, only for ConvNeXt V2")
         for name in ("grad_checkpointing", "compile"):
             if getattr(options, name):
-                raise BadInput(f"--{name}: {model} has none; it is for ViT and ConvNeXt V2")
+                raise BadInput(f"--{name}: not available for {model}, only for ViT and ConvNeXt V2")
 
     def check_pretraining(self, options: Namespace) -> None:
         """See Family."""
         if options.patch_size not in RESNET_PATCHES:
-            raise BadInput(f"--patch_size {options.patch_size}: a ResNet's are {RESNET_PATCHES}")
+            raise BadInput(
+                f"--patch_size {options.patch_size}: a ResNet takes {RESNET_PATCHES} pixels"
+            )
 
     def width(self, state: State) -> int:
-        """See Family: stems are all alike."""
+        """See Family. The stem is the same in all ResNets, so the first block tells."""
         last = [v for n, v in state.items() if re.match(r"layer1\.0\.conv\d\.weight$", n)]
         return len(last[-1]) if last and last[-1].ndim else 0
 
     def translate(self, state: State) -> tuple[State, str] | None:
-        """See Family: timm's and torchvision's; older files do not count a batch norm's batches."""
+        """See Family: timm's and torchvision's names. Older files lack `num_batches_tracked`."""
         if not any(root(name) == "layer1" for name in state):
             return None
         import torch

@@ -1,4 +1,4 @@
-"""Vision Transformers and MAE: sizes, options, names in other libraries.
+"""Vision Transformers and MAE: sizes, options, and names in other libraries.
 
 Sizes: MAE (He et al. 2022, table 1 and appendix), DeiT (Touvron et al. 2021) for tiny and small.
 """
@@ -19,17 +19,17 @@ class ViTSize(NamedTuple):
 
     @property
     def depths(self) -> tuple[int, ...]:
-        """Blocks of the one stage."""
+        """Blocks per stage; a ViT has a single stage."""
         return (self.depth,)
 
     @property
     def width(self) -> int:
-        """Of every token."""
+        """Channels of a token."""
         return self.dim
 
     @property
     def features(self) -> int:
-        """Of an image."""
+        """The length of an image's feature vector."""
         return self.dim
 
 
@@ -61,7 +61,7 @@ FINETUNE_DEFAULTS = {
 
 
 class ViTFamily(Family):
-    """Tokens of one stage, with an embedding of their position."""
+    """A single stage of tokens with position embeddings, so images have one fixed size."""
 
     title, masked_title = "ViT", "MAE"
     module, classifier, autoencoder = "models_mae", "ViTClassifier", "MaskedAutoencoderViT"
@@ -80,11 +80,11 @@ class ViTFamily(Family):
     new_norm = "fc_norm"
 
     timm_ends = ("patch_embed.proj", "head")
-    timm_features = True  # and nothing of how patches are left out
+    timm_features = True  # and its graph does not contain the selection of visible patches
     transformers = "vit"
 
     def patch_step(self, name: str, patch_size: int | None, masked: bool) -> int:
-        """See Family: the patch."""
+        """See Family: the side length of a patch."""
         return patch_size or self.sizes[name.removeprefix(self.masked_prefix)].patch
 
     def check_pretraining(self, options: Namespace) -> None:
@@ -102,7 +102,7 @@ class ViTFamily(Family):
         return {"patch_size": options.patch_size, "global_pool": pool}
 
     def translate(self, state: State) -> tuple[State, str] | None:
-        """See Family: ours are the official names, which timm has, too."""
+        """See Family: our names are the official ones, which timm uses as well."""
         if not any(root(name) == "patch_embed" for name in state):
             return None
         return state, self.layout(state)
@@ -113,7 +113,7 @@ class ViTFamily(Family):
         return {"patch_size": patch, "global_pool": pool}
 
     def masked_patch(self, weights: State, patch: int, given: object) -> int:
-        """See Family: every patch is a token."""
+        """See Family: every patch is a token, so masked patches have the same size."""
         return patch
 
     def timm_name(self, name: str) -> str:
@@ -121,7 +121,7 @@ class ViTFamily(Family):
         return f"{name.removeprefix(self.masked_prefix)}_224"
 
     def timm_arguments(self, model: Any, input_size: int) -> dict[str, Any]:
-        """See Family. Without a head, it pools the patches."""
+        """See Family. An autoencoder's encoder pools the patch tokens."""
         return {
             "img_size": input_size,
             "patch_size": model.own_options()["patch_size"],

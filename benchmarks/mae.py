@@ -161,7 +161,7 @@ def main() -> None:
             ]
     head = ["model", "batch"]
     columns = ["predicted", "precision", "candidate", "loss", "gradients, mean", "gradients, worst"]
-    report.table("Relative difference from the official formulation in fp32", head + columns, equality)
+    report.table("Relative difference from `official` in fp32", head + columns, equality)
     columns = ["candidate", "precision", "ms", "× official", "× SDPA", "× transformers", "× fp32"]
     report.table("Times", head + columns, times)
     if shares:

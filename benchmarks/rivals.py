@@ -300,10 +300,7 @@ def check_unchanged(folder: Path, then: Mapping, now: Mapping) -> None:
 def open_data(
     args: argparse.Namespace, seed: int
 ) -> tuple[LabelledSet, LabelledImages, LabelledImages, str]:
-    """The set, the images to train and test on as in main_finetune.py, and the test split's name.
-
-    Raises BadInput.
-    """
+    """Data set, training and test images as in main_finetune.py, test split. Raises BadInput."""
     data = open_labelled(args.data_path, args.data_set, size=drawn_size(args.input_size))
     train, tests, splits, _ = choose_splits(data, None, "test", 0.1, seed, args.data_path)
     return data, take_fraction(train, args.label_fraction, seed), tests["test"], splits["test"]
@@ -328,7 +325,7 @@ def check_models(names: list[str], size: int) -> None:
         try:
             create(name, size, 2).eval()(torch.zeros(1, 3, size, size))
         except (AssertionError, RuntimeError, TypeError, ValueError, ZeroDivisionError) as error:
-            raise BadInput(f"--models {name}: cannot process images of {size} px ({error})") from None
+            raise BadInput(f"--models {name}: cannot take images of {size} px ({error})") from None
 
 
 def create(name: str, size: int, classes: int) -> nn.Module:

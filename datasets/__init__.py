@@ -1,4 +1,4 @@
-"""Images by path: what `--data_path` may be, and what training draws from it."""
+"""Opens the images of `--data_path` and builds the data sets for pre-training and fine-tuning."""
 
 import os
 from collections.abc import Callable, Mapping
@@ -42,11 +42,11 @@ __all__ = [
 
 
 class Images(NamedTuple):
-    """Images without labels, and what to know of them."""
+    """Images without labels, with the notes to print about them."""
 
     source: Source
-    notes: list[str]  # what to print at the start: which images these are, files skipped, …
-    face_margin: float | None = None  # around face boxes; None: images are used whole
+    notes: list[str]  # printed at the start: which images are used, files skipped, …
+    face_margin: float | None = None  # margin around face boxes; None: images are used whole
 
 
 def open_images(
@@ -56,12 +56,12 @@ def open_images(
     face_margin: float | None = None,
     trained: Mapping[str, object] | None = None,
 ) -> Images:
-    """The images of `--data_path`: folder, list or CSV, packed store, `synthetic[-lab][:COUNT]`.
+    """Open a `--data_path`: folder, list or CSV, packed store, `synthetic[-lab][:COUNT]`.
 
-    Of a labelled set as its owner ships it, or packed: the training images, cropped to the face
-    where there are boxes, by a `face_margin` that is given, else the one a model was `trained`
-    with. `cache` is where a folder's listing is kept; `size` is that of drawn faces. Raises
-    BadInput.
+    A labelled set in its owner's layout, or packed, gives its training images only, cropped to the
+    face if it has face boxes. The margin is `face_margin` or, if that is None, the one in
+    `trained`, the options that a model was trained with. `cache` is a file that keeps a folder's
+    listing; `size` is the side length of synthetic faces in pixels. Raises BadInput.
     """
     if drawn := parse_synthetic(str(data_path)):
         count = 10_000 if drawn.counts[0] is None else drawn.counts[0]
@@ -90,19 +90,19 @@ def open_images(
 
 
 def _which(root: Path, files: FileList) -> list[str]:
-    """What to tell of which images of a folder or a list are used."""
+    """Notes on which images of a folder or list are used."""
     if root.is_file():
         return _of_list(root, files)
     if files.root == os.path.abspath(root):
         return []
     used = os.path.basename(files.root)
     unused = unused_beside(root, [used])
-    beside = f"; not used, beside it: {unused}" if unused else ""
+    beside = f"; not used: {unused}" if unused else ""
     return [f"only the images in {printable(used)} are used{beside}"]
 
 
 def _of_list(root: Path, files: FileList) -> list[str]:
-    """What to tell of a list: how it was read, and whether all of it is used."""
+    """Notes on how a list was read, and on whether all of it is used."""
     listed = read_list(os.path.abspath(root))
     notes, count = listed.notes(), len(listed.names)
     if len(files) < count:
@@ -123,10 +123,11 @@ def build_pretrain_dataset(
     face_margin: float | None = None,
     size_at: Callable[[int], int] | None = None,
 ) -> PretrainDataset:
-    """Images for masked pre-training, `ds[i][0]` an augmented one, (3, S, S) uint8.
+    """Build the data set for masked pre-training; `ds[i][0]` is an augmented image (3, S, S) uint8.
 
-    `num_patches` is how much mask noise is drawn beside each (patches of 16 px when not given);
-    `size_at(epoch)` their size where it changes. Raises BadInput for a path that holds no images.
+    `num_patches` is the length of the mask noise that comes with each image; the default is the
+    number of 16-pixel patches. `size_at(epoch)` gives the side length in each epoch, if it changes.
+    Raises BadInput for a path that holds no images.
     """
     images = open_images(data_path, cache, drawn_size(input_size), face_margin)
     patches = num_patches or (input_size // 16) ** 2
@@ -141,20 +142,20 @@ def build_finetune_dataset(
     seed: int = 0,
     **options: object,
 ) -> FinetuneDataset:
-    """Labelled images, `ds[i]` -> image (3, S, S) uint8, target (K,) float, problem.
+    """Build a labelled data set; `ds[i]` -> image (3, S, S) uint8, target (K,) float, problem.
 
-    `augment` is one of `face_augment`, `random_augment`, `plain` (the whole image, the default);
-    `options` are those of `open_labelled`. Raises BadInput.
+    `augment` comes from `face_augment`, `random_augment` or `plain` (the default, the whole image);
+    `options` are passed on to `open_labelled`. Raises BadInput.
     """
     data = open_labelled(data_path, size=drawn_size(input_size), **options)
     if split not in data.splits:
         raise BadInput(
-            f"--data_path {data_path}: has no {split} split, but {', '.join(data.splits)}"
+            f"--data_path {data_path}: has no {split} split, only {', '.join(data.splits)}"
         )
     augment = augment or plain(input_size)
     return FinetuneDataset(data.splits[split], len(data.classes), augment, seed)
 
 
 def drawn_size(input_size: int) -> int:
-    """The side of drawn faces: a little more than the input, as photographs are, to be scaled."""
+    """Side length of synthetic faces: above the input's, so that they are scaled, as photos are."""
     return max(16, round(input_size * 8 / 7))

@@ -1,4 +1,4 @@
-"""Reading what owners ship: the rows of their CSV files, and which images they name are there."""
+"""Helpers for annotation files: reading CSV rows, and finding which of the named images exist."""
 
 import csv
 import os
@@ -12,10 +12,10 @@ from util.wording import printable
 
 
 def present(root: str | os.PathLike, names: Sequence[str]) -> np.ndarray:
-    """Which of the names, relative to `root`, exist -> (n,) bool.
+    """Find which of the names, relative to `root`, exist -> (n,) bool.
 
-    Lists each folder once: 414,000 questions one by one take minutes on a network disk. Raises
-    BadInput for a folder that may not be read.
+    Lists each folder once, because checking 414,000 files one by one takes minutes on a network
+    disk. Raises BadInput for a folder that cannot be read.
     """
     listed: dict[str, frozenset[str]] = {}
     there = np.zeros(len(names), bool)
@@ -28,7 +28,7 @@ def present(root: str | os.PathLike, names: Sequence[str]) -> np.ndarray:
 
 
 def spread(count: int, most: int = 100) -> list[int]:
-    """Up to `most` of so many places, from all over them, the first and the last included."""
+    """Up to `most` evenly spaced indices below `count`, including the first and the last."""
     n = min(count, most)
     return [i * (count - 1) // max(1, n - 1) for i in range(n)]
 
@@ -36,8 +36,10 @@ def spread(count: int, most: int = 100) -> list[int]:
 def repeated(
     keys: Sequence[Hashable], values: Sequence[object]
 ) -> tuple[np.ndarray, list[tuple[int, int]]]:
-    """(n,) bool: which say again what one before has said of their key; (first, later) places of
-    those that say otherwise than the first.
+    """Find the entries that repeat an earlier one, and those that contradict it.
+
+    Returns (n,) bool, true where the same key and value came before, and (first, later) index
+    pairs, each of a key's first entry and a later one with a new value.
     """
     first: dict[Hashable, int] = {}
     again, differ, others = np.zeros(len(keys), bool), [], set()
@@ -54,16 +56,16 @@ def repeated(
 
 
 def repeated_note(source: str | os.PathLike, rows: Sequence[int], again: np.ndarray) -> list[str]:
-    """The line that counts the rows left out because they repeat another one; [] if none does."""
+    """The note that counts rows left out because they repeat an earlier one; [] if none does."""
     if not again.any():
         return []
     first, file = rows[int(again.argmax())], printable(os.path.basename(source))
-    count = f"{int(again.sum()):,} rows of {file} name an image again"
+    count = f"{int(again.sum()):,} rows of {file} repeat an earlier row"
     return [f"{count} and are left out (first: row {first})"]
 
 
 def by_stem(stems: Iterable[tuple[str, str]]) -> tuple[dict[str, str], list[str]]:
-    """The first name, in sorted order, of each (stem, name), and the other names."""
+    """From (stem, name) pairs: the first name, in sorted order, for each stem; the other names."""
     first: dict[str, str] = {}
     others = []
     for stem, name in sorted(stems, key=lambda pair: pair[1]):
@@ -73,15 +75,15 @@ def by_stem(stems: Iterable[tuple[str, str]]) -> tuple[dict[str, str], list[str]
 
 
 def twice_note(where: str, others: Sequence[str]) -> list[str]:
-    """The line that counts the files left out because another one has their stem."""
+    """The note that counts files left out because another has the same stem; [] if none has."""
     if not others:
         return []
-    count = f"{len(others):,} files have the name of another one but for the ending"
+    count = f"{len(others):,} files have the name of another one except for the extension"
     return [f"{printable(where)}: {count} and are left out (first: {printable(others[0])})"]
 
 
 def listing(folder: str | os.PathLike) -> frozenset[str]:
-    """The names in a folder; none if there is no such folder. Raises BadInput if unreadable."""
+    """The names in a folder; none if it does not exist. Raises BadInput if it cannot be read."""
     try:
         return frozenset(os.listdir(folder))
     except (FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: a NUL in the name
@@ -91,7 +93,7 @@ def listing(folder: str | os.PathLike) -> frozenset[str]:
 
 
 def first_entries(folder: str | os.PathLike, n: int) -> list[os.DirEntry]:
-    """Some n entries of a folder; none if it cannot be listed."""
+    """Up to n entries of a folder, in arbitrary order; none if it cannot be listed."""
     try:
         with os.scandir(folder) as entries:
             return list(islice(entries, n))
@@ -105,13 +107,13 @@ def missing_note(
     names: Sequence[str],
     there: np.ndarray,
     split: str = "",
-    advice: str = "unpack the images, or give the folder they lie in as --data_path",
+    advice: str = "unpack the images, or give the folder that contains them as --data_path",
 ) -> list[str]:
-    """The line that says how many images named in the file `source` are missing; [] if none is.
+    """The note that counts images named in the file `source` but missing; [] if none is missing.
 
-    `names` were looked for below `root`, `there` (n,) bool is the answer of `present`; `split` is
-    theirs, if the file names those of several. Raises BadInput, with the advice, when most are
-    missing: the path is wrong then, or the images are not unpacked.
+    `there` (n,) bool is what `present` returned for `names` below `root`; `split` is the split of
+    the names, if the file lists several. Raises BadInput, with the advice, if more than half are
+    missing: then the path is wrong, or the images have not been unpacked.
     """
     missing = np.flatnonzero(~there)
     if not len(missing):
@@ -128,10 +130,10 @@ def missing_note(
 
 
 def csv_rows(path: str | os.PathLike) -> Iterator[tuple[int, list[str]]]:
-    """(line number from 1, cells) of every row that is not blank, header included.
+    """Yield (line number from 1, cells) of every row that is not blank, header included.
 
-    Rows come one at a time: an owner's file may hold hundreds of MB. Bytes that are no UTF-8
-    survive, as in any file name. Raises BadInput for a file that cannot be read or is no CSV.
+    Reads row by row, because files can have hundreds of MB. Bytes that are not valid UTF-8 are
+    preserved, as in file names. Raises BadInput for a file that cannot be read or is not valid CSV.
     """
     try:
         with open(path, encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
@@ -142,13 +144,13 @@ def csv_rows(path: str | os.PathLike) -> Iterator[tuple[int, list[str]]]:
     except OSError as e:
         raise BadInput(f"{printable(os.fspath(path))} cannot be read ({e.strerror})") from None
     except csv.Error as e:
-        raise bad_row(path, reader.line_num, f"is no well-formed CSV ({e})") from None
+        raise bad_row(path, reader.line_num, f"is not valid CSV ({e})") from None
 
 
 def columns(path: str | os.PathLike, header: Sequence[str], wanted: Sequence[str]) -> list[int]:
-    """The places of the wanted columns in a header, written in any case.
+    """Indices of the wanted columns in a header, ignoring case.
 
-    Raises BadInput naming the first that is not there.
+    Raises BadInput naming the first that is missing.
     """
     cells = [cell.strip().lower() for cell in header]
     for name in wanted:
@@ -159,7 +161,7 @@ def columns(path: str | os.PathLike, header: Sequence[str], wanted: Sequence[str
 
 
 def integer(cell: object) -> int | None:
-    """What a cell holds as a whole number (`3`; `3.0`, as tables are saved anew), else None."""
+    """The integer in a cell (`3`, or `3.0` as some programs save it); None if there is none."""
     try:
         value = float(cell)
     except (ValueError, TypeError, OverflowError):
@@ -168,5 +170,5 @@ def integer(cell: object) -> int | None:
 
 
 def bad_row(path: str | os.PathLike, row: int, what: str) -> BadInput:
-    """The error that names a file and its row (line number from 1)."""
+    """A BadInput that names a file and a row in it (line number from 1)."""
     return BadInput(f"{printable(os.fspath(path))}, row {row}: {what}")

@@ -1,8 +1,8 @@
-"""What fine-tuning does to an image: one of three augmentations, or the plain view for testing.
+"""Augmentations for fine-tuning, and the plain view for testing.
 
-Each is a function (H, W, 3) uint8 -> (3, S, S) uint8. The library transforms draw from the global
-generators; the data set seeds those from the sample's position. They can be pickled, as workers
-need where processes are not forked.
+Each is a function (H, W, 3) uint8 -> (3, S, S) uint8. The transforms of timm and torchvision use
+the global random generators, which the data set seeds from the sample's position. All of them can
+be pickled, which data workers need if they are not forked.
 """
 
 from collections.abc import Callable
@@ -21,7 +21,7 @@ POSTERIZE = ("Posterize", "PosterizeIncreasing", "PosterizeOriginal")  # timm's 
 
 
 def plain(size: int, crop_pct: float | None = None, interpolation: str = "bicubic") -> Augment:
-    """The whole image as a square, or the central square of `crop_pct` of its short side."""
+    """The whole image resized to a square, or a central square of `crop_pct` of its short side."""
     if crop_pct is not None:
         return partial(centre_crop, size=size, crop_pct=crop_pct, interpolation=interpolation)
     return partial(_whole, size=size, interpolation=interpolation)
@@ -33,11 +33,11 @@ def _whole(image: np.ndarray, size: int, interpolation: str) -> Tensor:
 
 
 def face_augment(size: int, color_jitter: float, interpolation: str) -> Augment:
-    """The whole face as the original MAE-SFER's `main_rafdb.py` augments it.
+    """Augment the whole face as the original MAE-SFER's `main_rafdb.py` does.
 
-    A flip with probability 0.5; independently, with probability 0.5, colour jitter together with a
-    shift of up to 0.1 and a zoom of up to 1.25, uncovered areas black. All of this happens at the
-    image's own size; resizing comes last.
+    Flips with probability 0.5. Independently, also with probability 0.5, applies colour jitter
+    together with a shift of up to 0.1 and a zoom of up to 1.25; uncovered areas are black. The
+    image is resized last, so all of this happens at its own size.
     """
     from torchvision.transforms import v2
 
@@ -62,9 +62,9 @@ def random_augment(
     interpolation: str = "bicubic",
     smallest_crop: float = 0.08,
 ) -> Augment:
-    """ImageNet's: a random crop, a flip, and RandAugment (or another `policy` timm knows).
+    """Augment as for ImageNet: random crop, flip, and RandAugment (or another of timm's policies).
 
-    `smallest_crop` is a share of the image's area; "" as policy leaves only crop, flip and jitter.
+    `smallest_crop` is a share of the image's area. An empty `policy` leaves crop, flip and jitter.
     """
     from timm.data import auto_augment, create_transform
 
@@ -73,7 +73,7 @@ def random_augment(
     steps = create_transform(
         size,
         is_training=True,
-        use_prefetcher=True,  # bytes come out; normalising and erasing are the device's work
+        use_prefetcher=True,  # returns uint8: normalising and erasing happen on the device
         scale=(smallest_crop, 1.0),
         color_jitter=color_jitter,
         auto_augment=policy or None,
@@ -83,9 +83,9 @@ def random_augment(
 
 
 def posterize(image: Image.Image, bits: int, **_others: object) -> Image.Image:
-    """Keep the upper bits of each channel; with none, as the strongest is in RandAugment, black.
+    """Keep the upper `bits` of each channel; 0, the strongest in RandAugment, makes it black.
 
-    timm asks Pillow for that, too, which since its version 13 refuses.
+    Replaces timm's function, which passes 0 on to Pillow; from version 13, Pillow refuses it.
     """
     return ImageOps.posterize(image, bits) if bits else Image.new(image.mode, image.size)
 

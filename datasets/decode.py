@@ -1,8 +1,8 @@
-"""One image file as RGB bytes the right way up, or a short reason why not.
+"""Decodes image files to upright RGB arrays, or gives a short reason why it cannot.
 
-Whatever Pillow decodes comes out as (H, W, 3) uint8; whatever goes wrong on the way is an
-`UnreadableImage`, so that a caller has one exception to think about. Pillow's global settings
-and the warning filters are left as they are: other threads share them.
+Everything that Pillow decodes comes out as (H, W, 3) uint8. Everything that can go wrong is raised
+as `UnreadableImage`, so that callers handle a single exception. Pillow's global settings and the
+warning filters stay unchanged, because other threads share them.
 """
 
 import io
@@ -18,7 +18,7 @@ from simplejpeg import decode_jpeg
 from datasets.filetypes import HEAD, content, reads_heif
 from util.wording import printable
 
-ORIENTATION = 0x0112  # the EXIF tag; its values 2..8 and what undoes each:
+ORIENTATION = 0x0112  # EXIF tag; UNDO maps its values 2..8 to what undoes each
 UNDO = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -31,20 +31,21 @@ UNDO = {
 SIXTEEN_BIT = {"I;16", "I;16L", "I;16B", "I;16N"}
 BITS_PER_SAMPLE, PHOTOMETRIC, SAMPLE_FORMAT = 258, 262, 339  # TIFF tags
 
-# Network disks stumble: what the file system refuses is asked for again after these seconds, unless
-# that was in vain so often in this process: files that are gone must not slow down every epoch.
+# Network disks fail now and then: if the file system refuses a read, it is retried after each of
+# these pauses in seconds. After this many files for which that did not help, a process no longer
+# retries, so that files that are gone do not slow down every epoch.
 RETRY_AFTER, MOST_IN_VAIN = (0.1, 0.5), 100
 _in_vain = 0
 
 
 class UnreadableImage(Exception):
-    """A file that is no usable image: `.path` and a short `.reason`. Can be pickled.
+    """A file that is not a usable image: its `.path` and a short `.reason`. Can be pickled.
 
-    `.of_disk`: the file system said so; what the file holds is not known.
+    `.of_disk` is true if the file system refused the read, so that the content is unknown.
     """
 
     def __init__(self, path: str, reason: str, of_disk: bool = False) -> None:
-        super().__init__(path, reason, of_disk)  # in `args`, from which pickle builds it again
+        super().__init__(path, reason, of_disk)  # pickle rebuilds the exception from `args`
         self.path, self.reason, self.of_disk = path, reason, of_disk
 
     def __str__(self) -> str:
@@ -52,18 +53,18 @@ class UnreadableImage(Exception):
 
 
 def load_rgb(path: str | bytes | os.PathLike) -> np.ndarray:
-    """The first frame of an image file -> (H, W, 3) uint8, EXIF-rotated, alpha over white.
+    """Decode the first frame of an image file -> (H, W, 3) uint8, EXIF-rotated, alpha over white.
 
-    The array is the caller's own and writable. Raises UnreadableImage for everything that can be
-    wrong with a file, and nothing else. Never blocks on a FIFO or a device.
+    The array is new and writable. Whatever is wrong with the file, raises UnreadableImage and
+    nothing else. Never blocks on a FIFO or a device.
     """
     of_disk = False
     try:
         data = _read_patiently(path)
         if size := _plain_jpeg(data):
             _check_size(*size)
-            with suppress(ValueError):  # what is damaged, Pillow says why
-                return decode_jpeg(data)  # Pillow's pixels, sooner
+            with suppress(ValueError):  # a damaged file: Pillow gives the reason below
+                return decode_jpeg(data)  # the same pixels as Pillow's, but faster
         kind = content(bytes(data[:HEAD]))
         if kind == "heif":
             return _to_rgb(_open_heif(data))
@@ -82,7 +83,7 @@ def load_rgb(path: str | bytes | os.PathLike) -> np.ndarray:
         reason = _unidentified(data)
     except Image.DecompressionBombError:
         reason = _too_many_pixels()
-    except OSError as e:  # the file system's errors have a strerror, Pillow's own have not
+    except OSError as e:  # errors of the file system have a strerror, Pillow's own do not
         of_disk = bool(e.strerror)
         reason = e.strerror or str(e) or "cannot be read"
     except Exception as e:  # plugins let SyntaxError, struct.error, MemoryError, … escape
@@ -92,11 +93,11 @@ def load_rgb(path: str | bytes | os.PathLike) -> np.ndarray:
 
 
 class _Refused(Exception):
-    """Our own reason not to decode a file."""
+    """A file that this module does not decode; the text becomes the reason of UnreadableImage."""
 
 
 def _read_patiently(path: str | bytes | os.PathLike) -> bytearray:
-    """A file's bytes, asked for again after RETRY_AFTER where the file system refuses them."""
+    """Read a file's bytes, retrying after the pauses of RETRY_AFTER if the file system fails."""
     global _in_vain
     for pause in RETRY_AFTER if _in_vain < MOST_IN_VAIN else ():
         try:
@@ -111,7 +112,7 @@ def _read_patiently(path: str | bytes | os.PathLike) -> bytearray:
 
 
 def _read(path: str | bytes | os.PathLike) -> bytearray:
-    """A file's bytes. Refused, before it is opened, is what is no regular file or empty."""
+    """Read a file's bytes. Refuses empty files and all but regular ones before opening them."""
     st = os.stat(path)
     if stat.S_ISDIR(st.st_mode):
         raise _Refused("is a folder")
@@ -126,29 +127,29 @@ def _read(path: str | bytes | os.PathLike) -> bytearray:
 
 
 def _plain_jpeg(data: bytearray) -> tuple[int, int] | None:
-    """Width and height of a JPEG of 8-bit colour or grey without EXIF data; None for all else.
+    """Width and height of an 8-bit colour or grey JPEG without EXIF data; None for all other files.
 
-    Pillow would tell, too, in a tenth of the time that the rest of reading takes. Like it, this
-    looks at all segments before the pixels: EXIF data may stand on either side of the frame's.
+    Pillow finds these, too, but that takes a tenth as long as the rest of reading. Like Pillow,
+    this looks at all segments before the pixels, as EXIF data may follow the frame header.
     """
     size, at = None, 2 if data.startswith(b"\xff\xd8") else len(data)
     while at + 10 <= len(data) and data[at] == 0xFF:
         marker = data[at + 1]
-        if marker in (0xC0, 0xC1, 0xC2):  # the frame: bits, height, width, channels
+        if marker in (0xC0, 0xC1, 0xC2):  # frame header: bit depth, height, width, channels
             if data[at + 4] != 8 or data[at + 9] not in (1, 3):
                 return None
             height, width = (int.from_bytes(data[at + k : at + k + 2], "big") for k in (5, 7))
             size = width, height
-        elif marker == 0xE1:  # EXIF: perhaps the image has to be turned
+        elif marker == 0xE1:  # EXIF data: the image may have to be rotated
             return None
-        elif marker == 0xDA:  # the pixels
+        elif marker == 0xDA:  # start of the pixels
             return size
         at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
     return None
 
 
 def _open_heif(data: bytearray) -> Image.Image:
-    """A HEIC photograph, decoded and upright. By its own package, for Pillow has no plugin."""
+    """Decode a HEIC photograph, upright. Pillow has no plugin for it, so pillow-heif is called."""
     if not reads_heif():
         raise _Refused("is a HEIC image: pip install pillow-heif to read it")
     from pillow_heif import open_heif
@@ -159,14 +160,14 @@ def _open_heif(data: bytearray) -> Image.Image:
 
 
 def _check_header(im: Image.Image) -> None:
-    """Refuse what the header already tells: no pixels, too many, or a program to be run."""
+    """Refuse an image whose header shows no pixels, too many, or a program to be executed."""
     _check_size(*im.size)
-    if im.format == "EPS":  # Pillow would hand the file to Ghostscript
+    if im.format == "EPS":  # Pillow would run Ghostscript on it
         raise _Refused("is a PostScript program, not an image")
 
 
 def _check_size(width: int, height: int) -> None:
-    """Refuse no pixels, or too many."""
+    """Refuse an image without pixels, or with too many."""
     if width <= 0 or height <= 0:
         raise _Refused(f"has no pixels ({width} × {height})")
     # Pillow itself only warns between the limit and twice the limit.
@@ -179,39 +180,39 @@ def _too_many_pixels() -> str:
 
 
 def _unidentified(data: bytearray) -> str:
-    """The reason for a file no plugin knows, from how it begins: web pages are the usual case."""
+    """The reason for a file that no plugin recognises, by its first bytes; often a web page."""
     head = bytes(data[:512])
     if head.lstrip()[:5].lower() in (b"<!doc", b"<html"):
         return "is a web page, not an image"
     if not head.strip(b"\0"):
-        return "holds nothing but zero bytes"
-    return f"is no image or a damaged one (begins with {head[:8]!r})"
+        return "holds only zero bytes"
+    return f"is not an image, or a damaged one (begins with {head[:8]!r})"
 
 
 def _upright(im: Image.Image) -> Image.Image:
-    """Undo the camera's rotation; TIFFs have undone theirs while loading.
+    """Undo the camera's rotation; for TIFFs, Pillow has already done so while loading.
 
-    Not `ImageOps.exif_transpose`: that also writes the EXIF data anew, which fails on data that
-    is damaged elsewhere, and copies an image that needs no turning.
+    Does not use `ImageOps.exif_transpose`, which also rewrites the EXIF data (and fails if these
+    are damaged elsewhere) and copies images that need no rotation.
     """
     method = _turn(im)
     return im if method is None else im.transpose(method)
 
 
 def _turn(im: Image.Image) -> Image.Transpose | None:
-    """What undoes the rotation that the EXIF data tell of."""
+    """The transpose that undoes the rotation given in the EXIF data; None if there is none."""
     try:
         return UNDO.get(im.getexif().get(ORIENTATION, 1))
-    except Exception:  # a broken EXIF block says nothing, least of all that the pixels are bad
+    except Exception:  # a broken EXIF block does not mean that the pixels are bad
         return None
 
 
 def _to_rgb(im: Image.Image) -> np.ndarray:
-    """A loaded image of any mode -> (H, W, 3) uint8."""
+    """Convert a loaded image of any mode -> (H, W, 3) uint8."""
     if im.mode in SIXTEEN_BIT or im.mode in ("I", "F"):
         grey = _grey_to_bytes(im)
         return np.repeat(grey[..., None], 3, axis=2)
-    if im.mode == "La":  # premultiplied; converts to nothing but LA
+    if im.mode == "La":  # premultiplied alpha; Pillow only converts it to LA
         im = im.convert("LA")
     if im.mode in ("LA", "PA", "RGBA", "RGBa") or "transparency" in im.info:
         im = im.convert("RGBA")
@@ -221,14 +222,14 @@ def _to_rgb(im: Image.Image) -> np.ndarray:
 
 
 def _grey_to_bytes(im: Image.Image) -> np.ndarray:
-    """A grey image deeper than 8 bits -> (H, W) uint8, scaled; Pillow itself would clip it."""
+    """Scale a grey image of more than 8 bits -> (H, W) uint8; Pillow itself would clip it."""
     tags = getattr(im, "tag_v2", {})
     bits, white_is_zero = tags.get(BITS_PER_SAMPLE), tags.get(PHOTOMETRIC) == 0
     values = np.asarray(im)
     if im.mode == "F":
         values = _from_unknown_range(values)
     elif im.mode == "I" and bits == (32,):
-        if tags.get(SAMPLE_FORMAT, (1,)) == (1,):  # Pillow's "I" is signed, these are not
+        if tags.get(SAMPLE_FORMAT, (1,)) == (1,):  # Pillow's "I" is signed, these values are not
             values = values.view(np.uint32)
         values = _from_unknown_range(values)
     elif bits == (12,):
@@ -240,9 +241,10 @@ def _grey_to_bytes(im: Image.Image) -> np.ndarray:
 
 
 def _from_unknown_range(values: np.ndarray) -> np.ndarray:
-    """(H, W) floats or 32-bit integers -> 0..255, by the smallest usual range that holds them.
+    """Scale (H, W) floats or 32-bit integers to 0..255, from the smallest usual range they fit.
 
-    [0, 1] only for floats; then 8 bits, 16 bits, 32 bits. NaN becomes 0, infinities the ends.
+    That is [0, 1] (floats only), 8 bits, 16 bits or 32 bits (integers only). NaN becomes 0,
+    infinities become the ends of the range.
     """
     if values.dtype.kind == "f":
         finite = np.isfinite(values)

@@ -1,4 +1,4 @@
-"""Images that are in two splits of a data set, byte for byte: what is tested on has been learnt."""
+"""Finds identical images in two splits: a model must not be tested on images it has learned."""
 
 import hashlib
 import os
@@ -15,15 +15,15 @@ from datasets.folder import ImageFiles
 from datasets.labelled import Joined, LabelledImages, Picked, Source
 from util.wording import printable
 
-MOST_FILES = 50_000  # to look at before a run; main_pack.py, which reads them all, has no limit
-READERS = 16  # threads, so that the waits of a network disk overlap
+MOST_FILES = 50_000  # compared before a run; main_pack.py, which reads all anyway, has no limit
+READERS = 16  # threads, so that the delays of a network disk overlap
 
 
 def duplicates(splits: Mapping[str, LabelledImages]) -> list[str]:
-    """The line on each pair of splits that share images; [] where none do, or none are files.
+    """Warnings, one for each pair of splits that share images; [] if none do, or if none are files.
 
-    Files of one size are compared by their hash. Of more than MOST_FILES, a line says that it was
-    not tried.
+    Files of the same size are compared by hash. If there are more than MOST_FILES, nothing is
+    compared, and a note says so.
     """
     places = {name: _places(images.source) for name, images in splits.items()}
     places = {name: found for name, found in places.items() if found}
@@ -31,7 +31,7 @@ def duplicates(splits: Mapping[str, LabelledImages]) -> list[str]:
         return []
     if sum(map(len, places.values())) > MOST_FILES:
         return [
-            f"images that are in two splits were not looked for: more than {MOST_FILES:,} files; "
+            f"not checked for images that are in two splits: more than {MOST_FILES:,} files; "
             "main_pack.py finds them"
         ]
     contents = _contents(places)
@@ -44,7 +44,7 @@ def duplicates(splits: Mapping[str, LabelledImages]) -> list[str]:
 
 
 def shared(splits: Mapping[str, Iterable[tuple[object, str]]]) -> list[str]:
-    """The line on each pair of splits with equal images, given as (content or None, name)."""
+    """Warnings, one for each pair of splits with equal images, given as (content or None, name)."""
     splits = {split: list(images) for split, images in splits.items()}
     first = {
         split: {content: name for content, name in reversed(images) if content is not None}
@@ -55,16 +55,16 @@ def shared(splits: Mapping[str, Iterable[tuple[object, str]]]) -> list[str]:
         both = [(name, first[one][key]) for key, name in splits[other] if key in first[one]]
         if both:
             count = f"{len(both):,} of {len(splits[other]):,} images of {other}"
-            example = f"first: {printable(both[0][0])} is {printable(both[0][1])}"
+            example = f"first: {printable(both[0][0])} equals {printable(both[0][1])}"
             lines.append(f"warning: {count} are in {one}, too, byte for byte ({example})")
     return lines
 
 
-Place = str | tuple[PixelFaces, int]  # of an image: its path, or a row of pixels in memory
+Place = str | tuple[PixelFaces, int]  # where an image is: its path, or a row of pixels in memory
 
 
 def _places(source: Source) -> list[Place]:
-    """Where the images of a source lie; [] for those that have no file, or are packed."""
+    """The places of a source's images; [] for images that are not files, or are packed."""
     if isinstance(source, Picked):
         places = _places(source.source)
         return [places[i] for i in source.indices] if places else []
@@ -82,7 +82,7 @@ def _named(place: Place) -> str:
 
 
 def _contents(places: Mapping[str, list[Place]]) -> dict[Place, tuple[int, bytes]]:
-    """(size, hash) of those that may be equal to one of another split."""
+    """(size, hash) of the images that may be equal to one of another split."""
     with ThreadPoolExecutor(READERS) as pool:
         every = [place for found in places.values() for place in found]
         sizes = dict(zip(every, pool.map(_size, every), strict=True))
@@ -96,7 +96,7 @@ def _contents(places: Mapping[str, list[Place]]) -> dict[Place, tuple[int, bytes
 
 
 def _size(place: Place) -> int:
-    """Bytes; 0 for what is not there or no regular file."""
+    """Size in bytes; 0 for a file that is missing or not a regular one."""
     if not isinstance(place, str):
         return place[0].pixels[place[1]].nbytes
     try:
@@ -107,7 +107,7 @@ def _size(place: Place) -> int:
 
 
 def _hash(place: Place) -> bytes:
-    """Of the bytes; empty for a file that cannot be read."""
+    """Hash of an image's bytes; empty for a file that cannot be read."""
     if not isinstance(place, str):
         return digest(place[0].pixels[place[1]])
     try:
@@ -118,5 +118,5 @@ def _hash(place: Place) -> bytes:
 
 
 def digest(pixels: np.ndarray) -> bytes:
-    """(H, W, 3) uint8 or the like -> 8 bytes that other images of a data set do not have."""
+    """Hash of (H, W, 3) uint8 or similar -> 8 bytes, enough to tell a data set's images apart."""
     return hashlib.blake2b(np.ascontiguousarray(pixels).data, digest_size=8).digest()

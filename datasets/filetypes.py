@@ -1,7 +1,7 @@
-"""Which files hold images: by their ending, else by how they begin.
+"""Decides which files are images: by extension or, if that is unknown, by the first bytes.
 
-Everything that Pillow decodes is read. HEIC photographs need the package pillow-heif. What is
-neither known nor begins like an image is skipped, and counted: see `skipped_line`.
+Everything that Pillow decodes is read. HEIC photographs need the package pillow-heif. All other
+files are skipped and counted: see `skipped_line`.
 """
 
 import importlib.util
@@ -15,7 +15,7 @@ def _listed(text: str) -> frozenset[str]:
     return frozenset(text.split())
 
 
-# What Pillow opens, but for formats that it only identifies (GRIB, HDF5, WMF, …) and PostScript.
+# What Pillow opens, except PostScript and formats that it only identifies (GRIB, HDF5, WMF, …).
 IMAGE_ENDINGS = _listed(
     ".jpg .jpeg .jpe .jfif .mpo .png .apng .bmp .dib .webp .tif .tiff .gif .avif .avifs "
     ".jp2 .j2k .j2c .jpc .jpf .jpx .ppm .pgm .pbm .pnm .pfm .tga .icb .vda .vst .psd .qoi "
@@ -24,39 +24,39 @@ IMAGE_ENDINGS = _listed(
 )
 HEIF_ENDINGS = _listed(".heic .heif .hif .heics .heifs")
 VIDEO_ENDINGS = _listed(".mp4 .mov .avi .mkv .webm .m4v .mpg .mpeg .wmv .flv .3gp .mts .m2ts .ogv")
-# What lies beside images in data sets by the hundred thousand, and need not be opened to know it.
+# Data sets can have hundreds of thousands of these beside the images: they are never opened.
 OTHER_ENDINGS = _listed(
     ".txt .csv .tsv .json .jsonl .xml .yaml .yml .npy .npz .mat .pts .pkl .pickle .lnd .bin .db "
     ".md .html .htm .pdf .doc .docx .xls .xlsx .py .ipynb .m .sh .log .ini .cfg .zip .tar .gz .tgz "
     ".7z .rar .h5 .hdf5 .pt .pth .safetensors .onnx .lmdb .mdb .wav .mp3 .eps .ps .svg"
 )
-# Folders beside images that hold no data: archives' and file managers' notes, thumbnails of network
-# disks (Synology's, QNAP's begins with a point), what was deleted. In any case.
+# Folders that hold no data, in lower case: metadata of archives and file managers, thumbnails on
+# network disks (Synology's; QNAP's name begins with a dot), deleted files.
 ASIDE = _listed("__macosx @eadir #recycle $recycle.bin lost+found")
-TRIED = 100  # files of one unknown ending to look into; none of them an image, the rest are not
-HEAD = 32  # bytes
+TRIED = 100  # files of an unknown extension to open; if none is an image, all are skipped
+HEAD = 32  # bytes at the start of a file that show its type
 
 HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 AVIF_BRANDS = (b"avif", b"avis")
 
 
 def ending(name: str) -> str:
-    """`.jpg` of `a/B.JPG`; "" where there is none."""
+    """The extension of a name in lower case: `.jpg` for `a/B.JPG`; "" if there is none."""
     return os.path.splitext(name)[1].lower()
 
 
 def is_image(name: str) -> bool:
-    """Whether a name is an image's by its ending."""
+    """Whether the extension of a name is that of an image."""
     return ending(name) in image_endings()
 
 
 def is_hidden(name: str) -> bool:
-    """Whether a name in a folder is none of the data: `.cache`, `__MACOSX`, `@eaDir`, …"""
+    """Whether a file or folder name is not part of the data: `.cache`, `__MACOSX`, `@eaDir`, …"""
     return name.startswith(".") or name.lower() in ASIDE
 
 
 def image_endings() -> frozenset[str]:
-    """Those that are read; HEIC's where pillow-heif is installed."""
+    """The extensions of images that are read; HEIC's are if pillow-heif is installed."""
     return IMAGE_ENDINGS | HEIF_ENDINGS if reads_heif() else IMAGE_ENDINGS
 
 
@@ -67,10 +67,10 @@ def reads_heif() -> bool:
 
 
 def content(head: bytes) -> str:
-    """What a file is by its first HEAD bytes: "image", "heif", "video", or "" for anything else."""
+    """The type of a file by its first HEAD bytes: "image", "heif", "video", or "" for all else."""
     brand = head[8:12] if head[4:8] == b"ftyp" else b""
     if brand in HEIF_BRANDS:
-        # The general brands stand for any codec; which one it is, the compatible brands tell.
+        # The general brands can stand for any codec; the compatible brands show which one it is.
         general = brand in (b"mif1", b"msf1")
         return "image" if general and any(b in head[16:] for b in AVIF_BRANDS) else "heif"
     if brand in AVIF_BRANDS:
@@ -87,7 +87,7 @@ def content(head: bytes) -> str:
 
 
 def begins_like_image(path: str | bytes) -> bool:
-    """Whether a file of unknown ending holds an image that can be read. Never blocks on a FIFO."""
+    """Whether a file of unknown extension begins like a readable image. Never blocks on a FIFO."""
     try:
         if not stat.S_ISREG(os.stat(path).st_mode):
             return False
@@ -99,7 +99,7 @@ def begins_like_image(path: str | bytes) -> bool:
 
 
 def skipped_line(skipped: Mapping[str, int]) -> list[str]:
-    """The line that counts, by ending, the files that are not read as images; [] without any."""
+    """The note that counts, by extension, the files that are not images; [] if there are none."""
     if not skipped:
         return []
     most = sorted(skipped.items(), key=lambda item: (-item[1], item[0]))
@@ -109,11 +109,11 @@ def skipped_line(skipped: Mapping[str, int]) -> list[str]:
     if any(kind in HEIF_ENDINGS for kind in skipped):
         hints.append("HEIC needs pip install pillow-heif")
     if any(kind in VIDEO_ENDINGS for kind in skipped):
-        hints.append("of videos, extract the frames first")
+        hints.append("extract the frames of videos first")
     files = f"{count:,} file{'s' * (count > 1)} that cannot be read as images"
     return [f"skipped {files}: {', '.join(kinds)}{more}{''.join(f'; {hint}' for hint in hints)}"]
 
 
 def _named(kind: str) -> str:
     printed = kind if kind.isprintable() else repr(kind)
-    return printed or "without an ending"
+    return printed or "without an extension"

@@ -1,4 +1,4 @@
-"""What fine-tuning and evaluation draw from labelled images."""
+"""Labelled images for fine-tuning and evaluation: data sets, choice of splits, class matching."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -19,22 +19,22 @@ from util.wording import did_you_mean, printable
 
 
 class FinetuneDataset(Dataset):
-    """(epoch, draw) -> augmented image, target distribution, and what was wrong with its file.
+    """(epoch, draw) -> augmented image, target distribution, and what was wrong with the file.
 
-    The augmentation is a function of (seed, epoch, draw). A draw is an image's number; numbers from
-    the count on are the same images again, drawn differently.
+    The augmentation is a function of (seed, epoch, draw). Draw `i + k * len(self)` is the k-th
+    repetition of image i, augmented differently.
     """
 
     def __init__(self, images: LabelledImages, classes: int, augment: Augment, seed: int) -> None:
         self.images, self.augment, self.seed = images, augment, seed
-        # Rows to hand out, so that 280,000 distributions need not be stored.
+        # One row per class, so that no distribution has to be stored for each of 280,000 images.
         self._one_hot = torch.eye(classes)
 
     def __len__(self) -> int:
         return len(self.images)
 
     def target(self, index: int) -> Tensor:
-        """(K,) float: the votes where there are some, else 1 for the label."""
+        """(K,) float: the distribution of the votes if there is one, else the one-hot label."""
         if self.images.targets is not None:
             return torch.from_numpy(self.images.targets[index])
         return self._one_hot[self.images.labels[index]]
@@ -42,7 +42,7 @@ class FinetuneDataset(Dataset):
     def __getitem__(self, position: int | tuple[int, int]) -> tuple[Tensor, Tensor, str]:
         """-> image (3, S, S) uint8, target (K,) float32, "" or "name<TAB>reason".
 
-        An unreadable image is replaced by another, with that one's target.
+        An unreadable image is replaced by another one, with the target of that one.
         """
         epoch, draw = position if isinstance(position, tuple) else (0, position)
         rng = generator(AUGMENT, self.seed, epoch, draw)
@@ -52,7 +52,7 @@ class FinetuneDataset(Dataset):
 
 
 class PlainImages(Dataset):
-    """index -> the image without augmentation (3, S, S) uint8, its index, whether readable."""
+    """index -> image without augmentation (3, S, S) uint8, its index, whether it was readable."""
 
     def __init__(self, source: Source, view: Augment) -> None:
         self.source, self.view = source, view
@@ -62,7 +62,7 @@ class PlainImages(Dataset):
         return len(self.source)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int, bool]:
-        """An unreadable image comes out black and marked: there is no prediction for it."""
+        """An unreadable image comes out black and marked, so that callers make no prediction."""
         try:
             return self.view(self.source.image(index)), index, True
         except UnreadableImage:
@@ -70,9 +70,9 @@ class PlainImages(Dataset):
 
 
 def stratified(labels: np.ndarray, share: float, seed: int, spared: int = 0) -> np.ndarray:
-    """Whether each image is in a random `share` of its class, (n,) bool; at least one a class.
+    """Choose a random `share` of each class, at least one image -> (n,) bool.
 
-    But `spared` images of every class are left out whatever the share.
+    But at least `spared` images of each class are not chosen, whatever the share.
     """
     rng, chosen = generator(SPLIT, seed), np.zeros(len(labels), bool)
     for label in np.unique(labels):
@@ -85,9 +85,9 @@ def stratified(labels: np.ndarray, share: float, seed: int, spared: int = 0) -> 
 def hold_out(
     images: LabelledImages, share: float, seed: int
 ) -> tuple[LabelledImages, LabelledImages]:
-    """Split training images into those to train on and a stratified `share` to select by.
+    """Split training images into those to train on and a stratified `share` for model selection.
 
-    A class keeps at least one image to learn from.
+    Each class keeps at least one training image.
     """
     held = stratified(images.labels, share, seed, spared=1)
     return images.take(np.flatnonzero(~held)), images.take(np.flatnonzero(held))
@@ -101,35 +101,35 @@ def take_fraction(images: LabelledImages, share: float, seed: int) -> LabelledIm
 
 
 class Chosen(NamedTuple):
-    """What to train on and what to test on."""
+    """The images to train on and to test on."""
 
     train: LabelledImages
-    tests: dict[str, LabelledImages]  # "test", and "val" where that selects the best epoch
-    splits: dict[str, str]  # which of the data set's splits each of the tests is
+    tests: dict[str, LabelledImages]  # "test", and "val" if that selects the best epoch
+    splits: dict[str, str]  # for each of the tests, the data set's name of the split
     notes: list[str]
 
 
 def test_split(data: LabelledSet, flag: str) -> tuple[str, list[str]]:
-    """The split of a set to test on, and what to say if it is not its test split.
+    """The split of a set to test on, and a note if it is not the test split.
 
-    Without one that is the validation split, or all images where there are no splits. Raises
-    BadInput.
+    Without a test split, that is the validation split or, in a set without splits, all images.
+    Raises BadInput if there is none of these.
     """
     if "test" in data.splits:
         return "test", []
-    for name, what in (("val", "its validation images are"), ("all", "all of its images are")):
+    for name, what in (("val", "its validation images"), ("all", "all of its images")):
         if name in data.splits:
-            return name, [f"{data.title} has no test split: {what} tested on"]
+            return name, [f"{data.title} has no test split: testing on {what}"]
     raise BadInput(f"{flag}: has neither a test nor a validation split")
 
 
 def choose_splits(
     data: LabelledSet, other: LabelledSet | None, select: str, share: float, seed: int, path: str
 ) -> Chosen:
-    """What to train on, and what to test on: `test`, and `val` if that is to `select` the best.
+    """Choose what to train on and what to test on: `test`, and `val` if it is to `select` the best.
 
-    The test images are those of the `other` set if there is one. Without a validation split of the
-    owner's, a stratified `share` of the training images is held out. Raises BadInput.
+    The test images come from the `other` set, if there is one. If `data` has no validation split, a
+    stratified `share` of its training images is held out. Raises BadInput.
     """
     train = data.splits.get("train", data.splits.get("all"))
     if train is None:
@@ -152,7 +152,7 @@ def choose_splits(
                     f"--val_fraction {share}: no class of --data_path {path} can spare an image"
                 )
             held = f"{len(tests['val']):,} images, {share:.0%} of each class"
-            notes.append(f"val: {held}, are held out of the training images")
+            notes.append(f"val: {held}, are held out from the training images")
     elif not tests:
         raise BadInput(
             f"--data_path {path}: has no test split; name a set to test on with --eval_data_path, "
@@ -162,7 +162,7 @@ def choose_splits(
 
 
 def check_classes(data: LabelledSet, images: LabelledImages, path: str) -> None:
-    """Raises BadInput for a class without any training image."""
+    """Raise BadInput for a class without any training image."""
     counts = images.counts(len(data.classes))
     if missing := [name for name, n in zip(data.classes, counts, strict=True) if not n]:
         hint = (
@@ -175,15 +175,15 @@ def check_classes(data: LabelledSet, images: LabelledImages, path: str) -> None:
 
 
 class Matched(NamedTuple):
-    """Images of a data set with the classes of a model, and what is left out on either side."""
+    """Images of a data set labelled by the classes of a model, and what either of them lacks."""
 
-    images: LabelledImages  # labels are places in the model's classes
-    common: list[int]  # rising places of the classes that both know
-    unknown: dict[str, int]  # how many images have a class that the model does not know
+    images: LabelledImages  # labels are indices into the model's classes
+    common: list[int]  # ascending indices of the model's classes that the data set has, too
+    unknown: dict[str, int]  # number of images left out, by class that the model does not know
     unasked: list[str]  # classes of the model that the data set does not have
 
     def lines(self) -> list[str]:
-        """What to say of it."""
+        """Notes on the classes that do not match."""
         lines = []
         for name, count in self.unknown.items():
             near = did_you_mean(name, self.unasked, most=1, cutoff=0.6)
@@ -193,16 +193,16 @@ class Matched(NamedTuple):
         if self.unasked:
             names = ", ".join(map(printable, self.unasked))
             lines.append(
-                f"left out: the model's {names}, which the data set does not have; its answers "
-                f"are taken among the other {len(self.common)} classes"
+                f"left out: the model's {names}, which the data set does not have; predictions "
+                f"are made among the other {len(self.common)} classes"
             )
         return lines
 
 
 def in_classes(data: LabelledSet, images: LabelledImages, classes: Sequence[str]) -> Matched:
-    """Images of a set that may have other classes than a model; classes are matched by name.
+    """Label a set's images by the classes of a model; classes are matched by name.
 
-    Expressions are the same however they are written. Raises BadInput without two in common.
+    All spellings of an expression match. Raises BadInput if fewer than two classes are in common.
     """
     common, owners = shared_classes(classes, data.classes)
     if len(common) < 2:

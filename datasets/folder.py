@@ -1,7 +1,7 @@
-"""Which image files there are: in a folder nested at will, or in a list of files.
+"""Lists image files: those in a folder, at any depth, or those named in a list.
 
-A folder's names are sorted as bytes, so that every machine and file system has one order. They
-can be kept in a cache file, with which a restart only looks at each folder's time of change.
+The names in a folder are sorted as bytes, so that the order is the same on every machine and file
+system. They can be kept in a cache file; a restart then only checks when each folder last changed.
 """
 
 import hashlib
@@ -36,23 +36,23 @@ from util.errors import BadInput
 from util.wording import printable
 
 CACHE_VERSION = 3
-# A folder changed this shortly before the scan may have changed once more within the same tick
-# of the file system's clock, which its time of change would not show.
+# If a folder changed this shortly before the scan, it may have changed again within the same tick
+# of the file system's clock, without a new modification time. Its cached listing is not used.
 RACY_NS = 2_000_000_000
 
 
 class FileList:
-    """The paths of a data set: one bytes blob and where each name starts in it.
+    """The paths of a data set: one bytes blob, and where each name starts in it.
 
-    270,000 names cost some 20 MB once, and worker processes share them: there are no Python
-    objects per name whose reference counts would copy the pages. `digest` identifies the names
-    and their order, wherever the data set lies.
+    270,000 names take about 20 MB, which worker processes share: with a Python object for each
+    name, reference counting would copy the memory pages. `digest` identifies the names and their
+    order, wherever the data set is stored.
     """
 
     def __init__(self, root: str, blob: bytes, skipped: Mapping[str, int] | None = None) -> None:
-        """`root`: an absolute folder; `blob`: names relative to it, each ended by a NUL.
+        """`root`: absolute path of a folder; `blob`: names relative to it, each ended by a NUL.
 
-        `skipped` counts the other files that lie there, by their ending.
+        `skipped` counts the other files in the folder, by extension.
         """
         self.root, self._blob, self.skipped = root, blob, dict(skipped or {})
         ends = np.flatnonzero(np.frombuffer(blob, np.uint8) == 0)
@@ -69,7 +69,7 @@ class FileList:
         return len(self._starts) - 1
 
     def relative(self, i: int) -> str:
-        """Name i as found below `root` (absolute if a list said so)."""
+        """Name i, relative to `root` (absolute if a list has it so)."""
         if not -len(self) <= i < len(self):
             raise IndexError(f"file {i} of {len(self)}")
         i %= len(self)
@@ -80,7 +80,7 @@ class FileList:
 
 
 class ImageFiles:
-    """A source of images: the files of a list, decoded when asked for."""
+    """A Source: the images of a FileList, decoded when they are needed."""
 
     def __init__(self, files: FileList) -> None:
         self.files, self.digest = files, files.digest
@@ -97,9 +97,9 @@ class ImageFiles:
 
 
 def list_images(data_path: str | os.PathLike, cache: str | os.PathLike | None = None) -> FileList:
-    """The images of a folder (of its training split if that holds some), a text list or a CSV.
+    """List the images of a folder (of its training split, if there is one), a text list or a CSV.
 
-    `cache`: a file to keep the answer in; it is believed while no folder (or the list) changed.
+    `cache` is a file that keeps the result; it is used until a folder (or the list) has changed.
     Raises BadInput, saying what was found instead of images.
     """
     given = os.fsdecode(data_path)
@@ -108,7 +108,7 @@ def list_images(data_path: str | os.PathLike, cache: str | os.PathLike | None = 
     path = os.path.abspath(os.path.expanduser(given))
     mode = _mode_of(path)
     files, stamps = (_read_cache(cache, path) if cache else None), None
-    scanned_ns = time.time_ns()  # before the scan: what changes during it is newer
+    scanned_ns = time.time_ns()  # taken before the scan, so that changes during it are newer
     if files is None:
         files, stamps = _scan(path) if stat.S_ISDIR(mode) else _of_list(path)
     if not stat.S_ISDIR(mode):
@@ -119,9 +119,9 @@ def list_images(data_path: str | os.PathLike, cache: str | os.PathLike | None = 
 
 
 def images_below(folder: str) -> FileList:
-    """The images of a folder nested at will, sorted; perhaps none.
+    """List the images of a folder, at any depth, sorted; there may be none.
 
-    Raises BadInput for a folder that may not be read.
+    Raises BadInput for a folder that cannot be read.
     """
     top = os.path.abspath(folder)
     try:
@@ -132,7 +132,7 @@ def images_below(folder: str) -> FileList:
 
 
 def _mode_of(path: str) -> int:
-    """The kind of file at a path that has to be a folder or a regular file."""
+    """The `st_mode` of a path. Raises BadInput unless it is a folder or a regular file."""
     try:
         mode = os.stat(path).st_mode
     except (FileNotFoundError, NotADirectoryError):
@@ -143,7 +143,7 @@ def _mode_of(path: str) -> int:
         while not os.path.exists(parent):
             parent = os.path.dirname(parent)
         tail = printable(os.path.relpath(path, parent).split(os.sep)[0])
-        what = f"does not exist; {printable(parent)} does, but there is no {tail} in it"
+        what = f"does not exist; {printable(parent)} does, but has no {tail}"
         raise bad(path, f"{what}: check the spelling") from None
     except (OSError, ValueError) as e:
         raise bad(path, f"cannot be read ({getattr(e, 'strerror', None) or e})") from None
@@ -153,7 +153,7 @@ def _mode_of(path: str) -> int:
 
 
 def _stamp(path: str | bytes, st: os.stat_result | None = None) -> list[int]:
-    """[time of change in ns, size; 0 for folders]: differs once a folder or list has changed."""
+    """[modification time in ns, size (0 for folders)]: differs if a folder or list has changed."""
     st = st or os.stat(path)
     return [st.st_mtime_ns, 0 if stat.S_ISDIR(st.st_mode) else st.st_size]
 
@@ -165,7 +165,7 @@ def _scan(path: str) -> tuple[FileList, dict[str, list[int]]]:
         if names:
             return FileList.of(root, sorted(names), others), stamps
     most = sorted(others.items(), key=lambda item: (-item[1], item[0]))[:3]
-    kinds = ", ".join(f"{n} {printable(kind) or 'without an ending'}" for kind, n in most)
+    kinds = ", ".join(f"{n} {printable(kind) or 'without an extension'}" for kind, n in most)
     seen = f"but {others.total()} other files: mostly {kinds}" if others else "nor any other file"
     heif = " (HEIC needs pip install pillow-heif)" if HEIF_ENDINGS & others.keys() else ""
     raise bad(
@@ -174,25 +174,25 @@ def _scan(path: str) -> tuple[FileList, dict[str, list[int]]]:
 
 
 def _training(path: str) -> list[str]:
-    """The folders of training images in a folder, that called `train` first."""
+    """The folders of training images in a folder; one that is called `train` comes first."""
     try:
         names = [name for name in os.listdir(path) if split_called(name) == "train"]
-    except OSError:  # reported by the walk through it
+    except OSError:  # reported by `_walk`
         return []
     folders = [os.path.join(path, name) for name in sorted(names, key=lambda n: (n != "train", n))]
     return list(filter(os.path.isdir, folders))
 
 
 def _walk(top: str) -> tuple[list[bytes], dict[str, list[int]], Counter]:
-    """(image names relative to `top`, stamp of every folder, how many other files by ending).
+    """Image names relative to `top`, stamp of every folder, number of other files by extension.
 
-    Files of unknown ending are images if they begin like some. A folder reachable twice is listed
-    once: under its real name if that lies below `top`, else under the first link in byte order –
-    never by the accident of a file system's own order.
+    Files of unknown extension are images if they begin like one. A folder that can be reached twice
+    is listed once: under its real name if that is below `top`, else under the first link in byte
+    order. So the result does not depend on the file system's own order.
     """
     names, stamps, others, unknown = [], {}, Counter(), defaultdict(list)
     above = os.path.realpath(top)
-    seen = set()  # (st_dev, st_ino), from the outset those above: links up there are loops
+    seen = set()  # (st_dev, st_ino), beginning with the folders above, as links to them are loops
     while above != (above := os.path.dirname(above)):
         with suppress(OSError):
             seen.add(_identity(os.stat(above)))
@@ -205,7 +205,7 @@ def _walk(top: str) -> tuple[list[bytes], dict[str, list[int]], Counter]:
             if _identity(st) in seen:
                 continue
             seen.add(_identity(st))
-            stamps[os.fsdecode(folder)] = _stamp(folder, st)  # before the look inside
+            stamps[os.fsdecode(folder)] = _stamp(folder, st)  # taken before the folder is listed
             with os.scandir(folder) as entries:
                 _sort_out(entries, relative, names, folders, links, others, unknown)
         except OSError as e:
@@ -221,14 +221,14 @@ def _walk(top: str) -> tuple[list[bytes], dict[str, list[int]], Counter]:
 
 
 def _images_among(top: str, paths: list[bytes]) -> list[bytes]:
-    """Those of the files of one unknown ending that begin like images."""
+    """The files that begin like images, of `paths` that all have one unknown extension."""
     paths = sorted(paths)
-    tried = set(spread(len(paths), TRIED))  # one kind may fill the first folder
+    tried = set(spread(len(paths), TRIED))  # spread out: files of one folder may all be alike
     found = []
     for part in (tried, set(range(len(paths))) - tried):
         some = [paths[i] for i in part]
         found += [p for p in some if begins_like_image(os.path.join(os.fsencode(top), p))]
-        if not found:  # hundreds of thousands need not be opened to count them
+        if not found:  # the others may be hundreds of thousands: they are not opened
             break
     return found
 
@@ -246,12 +246,11 @@ def _sort_out(
     others: Counter,
     unknown: dict[str, list[bytes]],
 ) -> None:
-    """Add one folder's entries to the image names, folders, linked folders (a heap) and others.
+    """Sort one folder's entries into image names, folders, linked folders (a heap) and others.
 
-    What has an `unknown` ending, or none, is sorted by it.
-
-    Asks the file system about nothing that looks like an image: 270,000 questions take minutes
-    on a network disk, and a dangling link will tell when it is read.
+    Files with an unknown extension, or without one, go to `unknown`, by extension. Does not ask the
+    file system about files with an image's extension: 270,000 requests take minutes on a network
+    disk, and a dangling link is noticed when it is read.
     """
     images, known = image_endings(), HEIF_ENDINGS | VIDEO_ENDINGS | OTHER_ENDINGS
     for entry in entries:
@@ -272,12 +271,12 @@ def _sort_out(
 
 
 def _of_list(path: str) -> tuple[FileList, dict[str, list[int]]]:
-    """The files a text list or CSV names, in its order, and the list's own stamp.
+    """The files that a text list or CSV names, in its order, and the list's own stamp.
 
-    Where it has a column of splits, those of the training split.
+    If it has a column of splits, only those of the training split.
     """
     try:
-        stamps = {path: _stamp(path)}  # before it is read
+        stamps = {path: _stamp(path)}  # taken before the list is read
     except OSError as e:
         raise bad(path, f"cannot be read ({e.strerror})") from None
     names = map(os.fsencode, read_list(path).training())
@@ -289,7 +288,7 @@ def _sha256(data: bytes) -> bytes:
 
 
 def _read_cache(cache: str | os.PathLike, path: str) -> FileList | None:
-    """The kept list, if it is whole and nothing has changed since; None otherwise."""
+    """The cached list, if it is intact and nothing has changed since; None otherwise."""
     try:
         with open(cache, "rb") as file:
             check, _, head = file.readline().partition(b" ")
@@ -317,12 +316,12 @@ def _write_cache(
     files: FileList,
     stamps: dict[str, list[int]],
 ) -> None:
-    """A line `sha256 JSON`, then the names; whole or not at all. Failing, it is not missed."""
+    """Write a line `sha256 JSON`, then the names, atomically. Failures are ignored."""
     header = {"version": CACHE_VERSION, "data_path": path, "heif": reads_heif()}
     header |= {"root": files.root, "skipped": files.skipped}
     header |= {"scanned_ns": scanned_ns, "digest": files.digest, "stamps": stamps}
-    head = json.dumps(header).encode() + b"\n"  # ASCII: odd names are escaped
-    temporary = f"{os.fspath(cache)}.{uuid.uuid4().hex}.tmp"  # ranks may write at one time
+    head = json.dumps(header).encode() + b"\n"  # ASCII: JSON escapes unusual names
+    temporary = f"{os.fspath(cache)}.{uuid.uuid4().hex}.tmp"  # several ranks may write at once
     try:
         with open(temporary, "wb") as file:
             file.write(_sha256(head) + b" " + head + files._blob)

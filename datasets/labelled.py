@@ -1,4 +1,4 @@
-"""A data set with labels: its classes, and its splits as images with a label each."""
+"""Labelled data sets: their classes, and their splits of images with a label each."""
 
 import hashlib
 from collections.abc import Mapping, Sequence
@@ -11,9 +11,9 @@ from datasets.folder import FileList, ImageFiles
 
 
 class Source(Protocol):
-    """Images by number."""
+    """Images by index."""
 
-    digest: str  # of what they are and their order
+    digest: str  # identifies the images and their order
 
     def __len__(self) -> int: ...
 
@@ -21,30 +21,30 @@ class Source(Protocol):
         """Image i -> (H, W, 3) uint8. Raises UnreadableImage."""
 
     def name(self, i: int) -> str:
-        """A path or the like that no other image has."""
+        """A name that no other image has, such as a path."""
 
 
 class FaceFiles(ImageFiles):
-    """Image files of which a box is used: the face and a margin around it."""
+    """Image files cropped to a box: the face and a margin around it."""
 
     def __init__(self, files: FileList, boxes: np.ndarray, margin: float) -> None:
-        """`boxes` (n, 4) int: left, top, width, height in pixels, width 0 for the whole image.
+        """`boxes` (n, 4) int: left, top, width, height in pixels; width 0 for the whole image.
 
-        `margin` is the share of a box's longer side that is added on each side.
+        `margin` is added on each side, as a share of the box's longer side.
         """
         super().__init__(files)
         self.boxes, self.margin = boxes.astype(np.int32), margin
         self.digest = digest_of(files.digest, self.boxes, np.float64(margin))
 
     def image(self, i: int) -> np.ndarray:
-        """See Source. Clipped to the picture; a box outside it gives the whole picture."""
+        """See Source. The crop is clipped to the image; a box outside it gives the whole image."""
         return crop_face(super().image(i), self.boxes[i], self.margin)
 
 
 def crop_face(image: np.ndarray, box: Sequence[int], margin: float) -> np.ndarray:
     """(H, W, 3), (left, top, width, height) -> the square around the box and its margin, clipped.
 
-    The whole image for a box without area or outside of it.
+    A box that has no area or is outside the image gives the whole image.
     """
     height, width = image.shape[:2]
     left, top, w, h = (int(v) for v in box)
@@ -58,7 +58,7 @@ def crop_face(image: np.ndarray, box: Sequence[int], margin: float) -> np.ndarra
 
 
 class Picked:
-    """Some of a source's images, in the order of `indices`."""
+    """A selection of a source's images, in the order of `indices`."""
 
     def __init__(self, source: Source, indices: np.ndarray) -> None:
         self.source, self.indices = source, np.asarray(indices, np.int64)
@@ -77,7 +77,7 @@ class Picked:
 
 
 class Joined:
-    """The images of several sources, one source after the other."""
+    """The images of several sources, concatenated."""
 
     def __init__(self, *sources: Source) -> None:
         self.sources = sources
@@ -103,12 +103,12 @@ class Joined:
 
 
 class LabelledImages:
-    """One split: a source, and for each image a class, perhaps a distribution over classes."""
+    """One split: a source, a class for each image, and optionally a distribution over classes."""
 
     def __init__(
         self, source: Source, labels: np.ndarray, targets: np.ndarray | None = None
     ) -> None:
-        """`labels` (n,) are places in the set's classes; `targets` (n, K) rows sum to 1."""
+        """`labels` (n,) are indices into the set's classes; rows of `targets` (n, K) sum to 1."""
         self.source, self.labels = source, np.asarray(labels, np.int64)
         self.targets = None if targets is None else np.asarray(targets, np.float32)
         extra = [] if targets is None else [self.targets]
@@ -118,40 +118,40 @@ class LabelledImages:
         return len(self.labels)
 
     def take(self, indices: np.ndarray) -> "LabelledImages":
-        """Some of the images, in the order of `indices`."""
+        """The images at `indices`, in that order."""
         targets = None if self.targets is None else self.targets[indices]
         return LabelledImages(Picked(self.source, indices), self.labels[indices], targets)
 
     def counts(self, classes: int) -> np.ndarray:
-        """Images of each class, (classes,)."""
+        """Number of images in each class, (classes,)."""
         return np.bincount(self.labels, minlength=classes)
 
 
 @dataclass(frozen=True)
 class LabelledSet:
-    """What a reader makes of a folder."""
+    """A labelled data set, as the readers return it."""
 
     name: str  # as in --data_set
-    title: str  # for people: "RAF-DB basic, aligned"
-    classes: tuple[str, ...]  # in the owner's order, expressions by their canonical names
-    splits: Mapping[str, LabelledImages]  # "train", "test", "val": those there are
-    rule: str = ""  # how labels were made of what the owner ships; stands in every result
-    notes: tuple[str, ...] = ()  # what to say at start: files missing, rows left out, …
-    # The owner's counts by split: one number, or one a class in the order of `classes`.
+    title: str  # to be displayed: "RAF-DB basic, aligned"
+    classes: tuple[str, ...]  # in the owner's order; expressions have their canonical names
+    splits: Mapping[str, LabelledImages]  # those that exist of "train", "val", "test"; or "all"
+    rule: str = ""  # how labels were made from the owner's annotations; recorded in every result
+    notes: tuple[str, ...] = ()  # printed at the start: files missing, rows left out, …
+    # The owner's counts by split: one number, or one per class in the order of `classes`.
     published: Mapping[str, int | tuple[int, ...]] = field(default_factory=dict)
-    # The options, by name, that decided what its images and labels are: nb_classes, label_rule,
+    # The options that determined its images and labels, by name: nb_classes, label_rule,
     # label_order, face_margin. Without a face_margin, images are used whole.
     options: Mapping[str, object] = field(default_factory=dict)
 
     @property
     def digest(self) -> str:
-        """Of the classes and all images and labels."""
+        """Identifies the classes and all images and labels."""
         parts = [part for name, split in self.splits.items() for part in (name, split.digest)]
         return digest_of(*self.classes, *parts)
 
 
 def describe(data: LabelledSet) -> list[str]:
-    """The lines a run begins with: images per class and split, beside the owner's counts."""
+    """The lines printed at the start of a run: images per class and split, and published counts."""
     rule = f", labels by {data.rule}" if data.rule else ""
     lines = [f"{data.title}: {len(data.classes)} classes{rule}"]
     for split, images in data.splits.items():
@@ -162,7 +162,7 @@ def describe(data: LabelledSet) -> list[str]:
 
 
 def _compared(data: LabelledSet, split: str) -> str:
-    """How a split compares with what its owner published."""
+    """How a split compares with the counts that its owner published; "" if there are none."""
     owners = data.published.get(split)
     if owners is None:
         return ""
@@ -176,7 +176,7 @@ def _compared(data: LabelledSet, split: str) -> str:
 
 
 def digest_of(*parts: str | np.ndarray | np.generic) -> str:
-    """A hash of texts and arrays in their order."""
+    """Hash of texts and arrays, in the order given."""
     digest = hashlib.sha256()
     for part in parts:
         data = part.encode() if isinstance(part, str) else np.ascontiguousarray(part).tobytes()

@@ -1,7 +1,7 @@
-"""The canonical expressions, and what the owners of data sets call and number them.
+"""The canonical names of expressions, and how the owners of data sets spell and number them.
 
-A class is one of EXPRESSIONS by name; a data set keeps its owner's order of classes, so that heads
-trained elsewhere on it fit, and sets are matched by name.
+A data set keeps its owner's class order, so that heads trained elsewhere fit. The classes of two
+data sets are matched by name, expressions by their canonical names.
 """
 
 import difflib
@@ -34,20 +34,20 @@ _BY_SPELLING = {word: name for name, words in _SPELLINGS.items() for word in wor
 
 
 def expression(word: str) -> str | None:
-    """The canonical name of an expression however it is written; None when it is none."""
+    """The canonical name of an expression in any known spelling; None for other words."""
     return _BY_SPELLING.get(word.strip().lower())
 
 
 def canonical(names: Sequence[str]) -> list[str]:
-    """The names, expressions by their canonical ones; as they are where two would become one."""
+    """The names, with canonical names for expressions; unchanged if two would become the same."""
     known = [expression(name) or name for name in names]
     return known if len(set(known)) == len(set(names)) else list(names)
 
 
 def shared_classes(ours: Sequence[str], theirs: Sequence[str]) -> tuple[list[int], list[int]]:
-    """Places of the classes that both have, in the order of `ours`: among ours, among theirs.
+    """Indices of the classes that both have, in the order of `ours`: (in ours, in theirs).
 
-    Classes are matched by name; expressions are the same however they are written.
+    Classes are matched by name; all spellings of an expression match.
     """
     own, other = canonical(ours), canonical(theirs)
     shared = [(k, other.index(name)) for k, name in enumerate(own) if name in other]
@@ -55,7 +55,7 @@ def shared_classes(ours: Sequence[str], theirs: Sequence[str]) -> tuple[list[int
 
 
 def near_expression(word: str) -> str | None:
-    """The expression that a misspelt word is nearest to; None when it is near to none."""
+    """The expression that a misspelt word comes closest to; None if it is close to none."""
     near = difflib.get_close_matches(word.strip().lower(), _BY_SPELLING, n=1, cutoff=0.75)
     return _BY_SPELLING[near[0]] if near and len(word) > 3 else None
 
@@ -64,10 +64,10 @@ _FIRST = re.compile(r"\s*([01])\s*:\s*")
 
 
 def parse_order(text: str) -> tuple[str, ...]:
-    """`--label_order`: an owner's name (`affectnet`), or names by commas in order of the ids.
+    """Parse `--label_order`: an owner's name (`affectnet`), or class names in the order of ids.
 
-    `0:` or `1:` before it is the first id, see `first_id`. Known expressions come out under their
-    canonical names. Raises BadInput for repeated ones.
+    Names are separated by commas; expressions are returned under their canonical names. `0:` or
+    `1:` in front is the first id, see `first_id`. Raises BadInput for a repeated or a single name.
     """
     order = _FIRST.sub("", text, count=1).strip()
     if order.lower() in ORDERS:
@@ -76,20 +76,20 @@ def parse_order(text: str) -> tuple[str, ...]:
     names = tuple(expression(word) or word for word in words)
     if len(names) < 2 or len(set(names)) < len(names):
         raise BadInput(
-            f"--label_order {text}: give {', '.join(ORDERS)}, or different class names by commas "
-            "in the order of their ids"
+            f"--label_order {text}: give {', '.join(ORDERS)}, or distinct class names, separated "
+            "by commas, in the order of their ids"
         )
     return names
 
 
 def first_id(text: str) -> int | None:
-    """The id of the first class in `--label_order`, as in `1:rafdb`; None where it is not said."""
+    """The id of the first class in `--label_order`, such as 1 in `1:rafdb`; None if not given."""
     said = _FIRST.match(text)
     return int(said[1]) if said else None
 
 
 def resolved_order(text: str, first: int | None = None) -> str:
-    """A `--label_order` as it is told apart from others, with its first id if there is one."""
+    """The canonical form of a `--label_order`, with the `first` id if there is one."""
     names = parse_order(text)
     order = next((owner for owner, known in ORDERS.items() if known == names), ",".join(names))
     return order if first is None else f"{first}:{order}"

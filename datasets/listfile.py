@@ -1,4 +1,4 @@
-"""Lists of images: a path a line, perhaps with its label after it, or a CSV with named columns."""
+"""Reads lists of images: one path per line, perhaps with a label, or a CSV with named columns."""
 
 import csv
 import io
@@ -15,82 +15,82 @@ from util.wording import printable
 PATHS = ("path", "file", "filename", "image", "img", "image_path", "subdirectory_filepath")
 LABELS = ("label", "class", "expression", "emotion", "category", "class_name", "target")
 SPLITS = ("split", "usage", "subset")
-BOX = ("face_x", "face_y", "face_width", "face_height")  # AffectNet's, whose reader crops by them
+BOX = ("face_x", "face_y", "face_width", "face_height")  # AffectNet's; its own reader crops by them
 FORMAT = "a line is read as `path label`, the path first"
-FEW = 5  # columns to name
+FEW = 5  # columns to name in a note
 
 
 class Listed(NamedTuple):
-    """What a list says, row by row; `labels` and `splits` are empty where it says none."""
+    """The entries of a list; `labels` and `splits` are empty if the list has none."""
 
     names: list[str]  # relative to the list's folder, or absolute
     labels: list[str]
     splits: list[str]
-    columns: list[str]  # of a CSV without a known column of paths; else empty
-    rows: list[int]  # the line each entry stands in, from 1
-    unused: list[str]  # columns of the header that say none of this
-    turned: bool = False  # whether the names were written with \ between folders
+    columns: list[str]  # first row of a CSV without a known column of paths; else empty
+    rows: list[int]  # line number of each entry, from 1
+    unused: list[str]  # columns of the header that are not used
+    turned: bool = False  # whether \ between folders was replaced by /
 
     def training(self) -> list[str]:
-        """The names of the training split; all where there are no splits."""
+        """The names of the training split; all names if there is none."""
         pairs = zip(self.names, self.splits, strict=False)
         return [name for name, split in pairs if split_called(split) == "train"] or self.names
 
     def boxed(self) -> bool:
-        """Whether it has a box for each face, as AffectNet's own lists."""
+        """Whether it has columns of face boxes, as AffectNet's own lists do."""
         return {*BOX} <= {name.lower() for name in self.unused}
 
     def notes(self) -> list[str]:
-        """What to tell of how it was read."""
-        told = ["paths are read with / in place of \\"] if self.turned else []
+        """Notes on how the list was read."""
+        told = ["paths are read with / instead of \\"] if self.turned else []
         if self.unused:
             more = ", …" if len(self.unused) > FEW else ""
             some = f"columns not used: {printable(', '.join(self.unused[:FEW]))}{more}"
-            hint = "; give AffectNet's folder instead to crop faces by their boxes"
+            hint = "; to crop faces by their boxes, give AffectNet's folder instead"
             told.append(some + hint * self.boxed())
         return told
 
 
 def read_list(path: str) -> Listed:
-    """The entries of a text list or CSV in their order. Raises BadInput for anything else."""
+    """Read the entries of a text list or CSV, in order. Raises BadInput for anything else."""
     if is_image(path):
-        raise bad(path, "is a single image; give the folder it lies in, or a list of images")
+        raise bad(path, "is a single image; give its folder, or a list of images")
     try:
         with open(path, "rb") as file:
             data = file.read()
     except OSError as e:
         raise bad(path, f"cannot be read ({e.strerror})") from None
-    utf16 = data[:2] in (b"\xff\xfe", b"\xfe\xff")  # spreadsheets save "Unicode text" so
+    utf16 = data[:2] in (b"\xff\xfe", b"\xfe\xff")  # the "Unicode text" of spreadsheets
     try:
-        # fsdecode, as for any name: bytes that are no UTF-8 come out of fsencode unchanged.
+        # fsdecode, as for file names: fsencode restores bytes that are not valid UTF-8.
         text = data.decode("utf-16") if utf16 else os.fsdecode(data.removeprefix(b"\xef\xbb\xbf"))
         if "\0" in text:
             raise ValueError
         listed = _parsed(text, path)
         for name in listed.names:
             os.fsencode(name)
-    except BadInput:  # a ValueError, too
+    except BadInput:  # is a ValueError, too
         raise
     except csv.Error as e:
-        raise bad(path, f"is no well-formed CSV ({e})") from None
+        raise bad(path, f"is not valid CSV ({e})") from None
     except ValueError:
         what = "is a binary file; give a folder of images, or a text list or CSV of their paths"
         raise bad(path, f"{what} (an archive has to be unpacked first)") from None
     if not listed.names:
-        raise bad(path, "is a list without entries; write one image path a line")
+        raise bad(path, "is a list without entries; write one image path per line")
     return _turned(listed, path)
 
 
 def bad(path: str, what: str) -> BadInput:
-    """The error about a list given as `--data_path`."""
+    """A BadInput about the file or folder given as `--data_path`."""
     return BadInput(f"--data_path {printable(path)}: {what}")
 
 
 def check_entries(path: str, count: int, name: Callable[[int], str]) -> None:
-    """Raises BadInput if none of some entries from all over the list at `path` exists.
+    """Raise BadInput if none of a sample of entries, from all over the list at `path`, exists.
 
-    `name` gives each of the `count`. They are relative to some other folder then, or the paths
-    stand in another column.
+    Then the entries are relative to another folder, or the paths are in another column. `name(i)`
+    gives entry i of `count`.
     """
     some = [name(i) for i in spread(count)]
     if _any_file(path, some):
@@ -101,21 +101,21 @@ def check_entries(path: str, count: int, name: Callable[[int], str]) -> None:
         what = f"no column of paths among {shown}; name it one of {', '.join(PATHS)}"
         raise bad(path, what)
     first, place = printable(some[0]), printable(os.path.join(os.path.dirname(path), some[0]))
-    tried = f"its {count} entries" if count == len(some) else f"{len(some)} entries all over it"
+    tried = f"its {count} entries" if count == len(some) else f"{len(some)} of its entries"
     what = f"none of {tried} exists; the first, {first}, was looked for at {place}; "
     if listed.boxed():
-        raise bad(path, f"{what}of AffectNet's own lists, give the folder of the data set")
+        raise bad(path, f"{what}for AffectNet's own lists, give the folder of the data set")
     form = f"; {FORMAT}" if any(set(name) & set(" \t,;") for name in some) else ""
-    raise bad(path, f"{what}paths start at the list's own folder or at /{form}")
+    raise bad(path, f"{what}paths are relative to the list's own folder, or absolute{form}")
 
 
 def _any_file(path: str, names: Sequence[str]) -> bool:
-    """Whether any of the names is a file's, as seen from the list; a label may be a folder's."""
+    """Whether any name is a file, relative to the list's folder; labels may be names of folders."""
     return any(os.path.isfile(os.path.join(os.path.dirname(path), name)) for name in names)
 
 
 def _turned(listed: Listed, path: str) -> Listed:
-    r"""With / for \ where that is how the files are found: lists are written on Windows, too."""
+    r"""Replace \ by / if only that finds the files, as in lists that were written on Windows."""
     written = [name for name in listed.names if "\\" in name]
     some = [written[i] for i in spread(len(written))]
     if _any_file(path, some) or not _any_file(path, [n.replace("\\", "/") for n in some]):
@@ -146,12 +146,12 @@ def _parsed(text: str, path: str) -> Listed:
 
 
 def _begins_with_path(line: str, delimiter: str) -> bool:
-    """Whether a line is a path and more, and not a path with the delimiter in it."""
+    """Whether a line is a path and further columns, not a path that contains the delimiter."""
     return not is_image(line) and is_image(line.split(delimiter)[0].strip().strip('"'))
 
 
 def _of_lines(lines: list[tuple[int, str]]) -> Listed:
-    """A path a line; or `path label`, where that is how the first one after a header reads."""
+    """Parse lines that are paths, or `path label` if the first one after a header is that."""
     texts = [line for _, line in lines]
     begin = [is_image(line) or _is_labelled(line) for line in texts[:2]]
     known_header = bool(texts) and texts[0].lower() in PATHS
@@ -169,7 +169,7 @@ def _is_labelled(line: str) -> bool:
 
 
 def _of_rows(numbered: list[tuple[int, list[str]]], path: str) -> Listed:
-    """The columns of a CSV, by its header; without one that is known, paths stand first."""
+    """Parse a CSV by the column names in its header; without a known one, paths come first."""
     rows, lines = [cells for _, cells in numbered], [row for row, _ in numbered]
     first = rows[0] if rows else []
     column = _column(first, PATHS)
@@ -198,25 +198,25 @@ def _of_rows(numbered: list[tuple[int, list[str]]], path: str) -> Listed:
 
 
 def _is_header(rows: list[list[str]]) -> bool:
-    """Whether the first row names columns, though none of paths; those stand first then."""
+    """Whether the first row names columns, though none of paths; then paths come first."""
     if len(rows) < 2:
         return False
     begin = [is_image(cells[0].strip()) for cells in rows[:2]]
     if rows[0][0].strip():
         return begin == [False, True]
-    # The index of a table has no name: numbers, or the paths themselves.
+    # The first column has no name, so it is a table's index: numbers, or the paths themselves.
     return not begin[1] or _column(rows[0], (*LABELS, *SPLITS)) is not None
 
 
 def _pixels(path: str) -> str:
-    """What to do with a CSV of pixels."""
+    """The message about a CSV of pixels, and what to do with it."""
     named = os.path.basename(path).lower() == "fer2013.csv"
-    name = "" if named else ", with the file called fer2013.csv"
-    return f"holds pixels: give the folder it lies in{name}"
+    name = "" if named else ", with the file renamed to fer2013.csv"
+    return f"holds pixels: give its folder{name}"
 
 
 def _cell(cells: Sequence[str], at: int) -> str:
-    """The cell at a place; "" where the row is too short."""
+    """The cell at an index; "" if the row is too short."""
     return cells[at].strip() if len(cells) > at else ""
 
 
@@ -225,6 +225,6 @@ def _skipped(line: str) -> bool:
 
 
 def _column(header: Sequence[str], known: Sequence[str]) -> int | None:
-    """Which cell of a header names one of the known columns; None if there is none."""
+    """The index of the header cell that names one of the known columns; None if there is none."""
     cells = [cell.strip().strip('"').lower() for cell in header]
     return next((cells.index(name) for name in known if name in cells), None)

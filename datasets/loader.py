@@ -1,4 +1,4 @@
-"""Batches from data sets, by worker processes that never change what is in them."""
+"""Data loaders: batches made by worker processes, whose number never changes what is in them."""
 
 import gc
 import signal
@@ -22,9 +22,10 @@ MOST_TEST_WORKERS = 4
 
 
 class Reporting(Dataset):
-    """A data set in a worker: what goes wrong takes the place of the sample, as BadInput or Lost.
+    """A data set that returns its errors, as BadInput or Lost, in place of the sample.
 
-    Not every exception can be sent to the main process, and torch makes a page of those that can.
+    Workers need this because not every exception can be sent to the main process, and because torch
+    turns those that can into a page of traceback.
     """
 
     def __init__(self, dataset: Dataset) -> None:
@@ -43,7 +44,7 @@ class Reporting(Dataset):
             return Lost(f"a data worker failed: {type(error).__name__}: {error}")
 
     def __getitems__(self, items: Sequence) -> list:
-        """The samples of a batch, none after a failure: each of those may take its while."""
+        """The samples of a batch, up to the first failure: further ones may be slow to fail."""
         samples = []
         for item in items:
             samples.append(self[item])
@@ -53,21 +54,22 @@ class Reporting(Dataset):
 
 
 class Loader(DataLoader):
-    """A DataLoader that raises BadInput or Lost for what its workers tell."""
+    """A DataLoader that raises the BadInput or Lost that its workers return."""
 
     def __iter__(self) -> Iterator:
         if self.num_workers and self._iterator is None:
-            # Workers share this process's memory until it is written to, as by collecting garbage.
+            # Workers share this process's memory until someone writes to it, and garbage collection
+            # would.
             gc.freeze()
         batches = super().__iter__()
         while True:
             try:
                 with ending_after(1.05 * self.timeout):
                     batch = next(batches, None)
-            except (ConnectionError, EOFError, FileNotFoundError):  # talking to a dead worker
+            except (ConnectionError, EOFError, FileNotFoundError):  # the worker is dead
                 if not self.num_workers:
                     raise
-                time.sleep(1)  # in which torch's handler will say by what signal it died
+                time.sleep(1)  # meanwhile torch's handler raises an error that names the signal
                 raise Lost("a data worker ended; --num_workers 0 shows why") from None
             if batch is None:
                 return
@@ -78,10 +80,10 @@ class Loader(DataLoader):
 
 @contextmanager
 def ending_after(seconds: float) -> Iterator[None]:
-    """End what takes longer, in the main thread; 0: nothing.
+    """Raise RuntimeError if the block takes longer (main thread only); 0 sets no limit.
 
-    A DataLoader's own time-out does not cover its asking a worker for the memory of a batch that is
-    finished, which a stopped worker does not answer.
+    A DataLoader's own time-out does not cover the request for the memory of a finished batch, which
+    a worker that has been stopped does not answer.
     """
 
     def late(_number: int, _frame: FrameType | None) -> None:
@@ -106,9 +108,9 @@ def build_loader(
     pin_memory: bool = False,
     timeout: float = 600,
 ) -> DataLoader:
-    """A loader of the sampler's micro-batches; the number of workers changes no batch.
+    """A loader of the sampler's micro-batches, which do not depend on the number of workers.
 
-    A batch that takes longer than `timeout` seconds is an error, not a hang.
+    A batch that takes longer than `timeout` seconds raises an error instead of hanging.
     """
     return _loader(dataset, workers, pin_memory, timeout, batch_sampler=sampler)
 
@@ -121,8 +123,8 @@ def build_test_loader(
     pin_memory: bool = False,
     timeout: float = 600,
 ) -> DataLoader:
-    """Every item once over all ranks: this one's are every world-th, and none fills up a batch."""
-    # Loaders keep their workers, and there are several of these beside the one that trains.
+    """A loader of this rank's share of the items, every world-th one, without any padding."""
+    # Workers are persistent, and there are several of these loaders beside the training loader.
     workers = min(workers, MOST_TEST_WORKERS)
     own = range(place.rank, len(dataset), place.world)
     return _loader(dataset, workers, pin_memory, timeout, batch_size=batch_size, sampler=own)
@@ -138,16 +140,17 @@ def _loader(
         timeout=timeout if workers else 0,
         persistent_workers=workers > 0,
         worker_init_fn=shield_worker,
-        generator=torch.Generator(),  # else every epoch would draw from the global one
+        generator=torch.Generator(),  # otherwise every epoch would advance the global generator
         collate_fn=collate,
         **batches,
     )
 
 
 def collate(samples: Sequence[tuple | Exception]) -> list | Exception:
-    """Samples, their images first -> a batch, (N, 3, S, S) with channels last in memory.
+    """Samples, images first -> a batch, (N, 3, S, S) with channels last in memory; or a failure.
 
-    So they are stacked as they lie, and patches are read from them without another turn.
+    Images come with channels last, so they are stacked without a transpose, and patches can be read
+    from the batch without one, too.
     """
     if isinstance(samples[-1], Exception):
         return samples[-1]

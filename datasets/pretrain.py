@@ -1,4 +1,4 @@
-"""What pre-training draws from images."""
+"""The data set for pre-training: augmented images and mask noise."""
 
 import math
 from collections.abc import Callable
@@ -15,9 +15,9 @@ from util.seeding import SAMPLE, generator
 
 
 class PretrainDataset(Dataset):
-    """(epoch, index) -> augmented image, mask noise, and what was wrong with its file if anything.
+    """(epoch, index) -> augmented image, mask noise, and what was wrong with the file, if anything.
 
-    Crop, flip and noise are functions of (seed, epoch, index); a plain index is epoch 0.
+    Crop, flip and noise are functions of (seed, epoch, index); a plain index means epoch 0.
     """
 
     def __init__(
@@ -28,9 +28,9 @@ class PretrainDataset(Dataset):
         seed: int,
         size_at: Callable[[int], int] | None = None,
     ) -> None:
-        """`patches`: how many an image of `size` pixels a side has.
+        """`patches`: the number of patches in an image with a side length of `size` pixels.
 
-        `size_at(epoch)` is the size in an epoch where it changes (workers need to pickle it).
+        `size_at(epoch)` gives the side length in an epoch, if it changes (picklable, for workers).
         """
         self.source, self.size, self.patches, self.seed = source, size, patches, seed
         self.size_at = size_at
@@ -51,7 +51,7 @@ class PretrainDataset(Dataset):
         return crop_and_resize(image, box, size, flip), noise, problem
 
     def view(self, index: int, crop_pct: float) -> Tensor | None:
-        """The image as a whole, (3, S, S) uint8, without augmentation; None if unreadable."""
+        """The central square without augmentation, (3, S, S) uint8; None if it is unreadable."""
         try:
             return centre_crop(self.source.image(index), self.size, crop_pct)
         except UnreadableImage:

@@ -1,8 +1,8 @@
-"""Pseudo-labels: what a classifier says of unlabelled images, to train on beside the labels.
+"""Pseudo-labels: a classifier's predictions for unlabelled images, as additional training data.
 
-Self-training as in Self-training with Noisy Student (Xie et al. 2020, arXiv 1911.04252) with soft
-labels; after masked pre-training and fine-tuning, the last step of Big Self-Supervised Models are
-Strong Semi-Supervised Learners (Chen et al. 2020, arXiv 2006.10029), section 2.
+Self-training with soft labels, as in Self-training with Noisy Student (Xie et al. 2020, arXiv
+1911.04252). After pre-training and fine-tuning, it is the last step of Big Self-Supervised Models
+are Strong Semi-Supervised Learners (Chen et al. 2020, arXiv 2006.10029), section 2.
 """
 
 import os
@@ -19,18 +19,18 @@ from datasets.unreadable import check_readable
 from util.errors import BadInput
 from util.wording import printable
 
-COLUMN = "p_"  # before a class's name
-BOX = {"face", "left", "top", "width", "height", "score"}  # of a face that was found
-START = "paths start at the folder of the file, or else at the current folder"
-CUT = "cut the faces out, and predict them with main_predict.py --detector none"
+COLUMN = "p_"  # the prefix of a class's name
+BOX = {"face", "left", "top", "width", "height", "score"}  # columns about a detected face
+START = "paths are relative to the folder of the file, or else to the current folder"
+CUT = "crop the faces first, then predict the crops with main_predict.py --detector none"
 
 
 def read_pseudo_labels(path: str, classes: Sequence[str]) -> tuple[LabelledImages, list[str]]:
-    """Rows as `main_predict.py --detector none` writes them -> images with targets, lines to say.
+    """Read what `main_predict.py --detector none` writes -> images with targets, and notes.
 
-    Columns `path` and a `p_CLASS` for each of `classes`, matched by name. Paths start at the
-    folder of the file, or else at the current folder. Left out are rows without probabilities and
-    those most probably of a class that is not among `classes`. Raises BadInput.
+    The columns are `path` and a `p_CLASS` for each of `classes`, matched by name. Paths are
+    relative to the folder of the file, or else to the current folder. Rows without probabilities
+    are left out, and those whose most probable class is not among `classes`. Raises BadInput.
     """
     where = f"--pseudo_labels {printable(path)}"
     try:
@@ -39,7 +39,7 @@ def read_pseudo_labels(path: str, classes: Sequence[str]) -> tuple[LabelledImage
         raise BadInput(f"--pseudo_labels {error}") from None
     header = rows[0][1] if rows else []
     if "path" not in header:
-        raise BadInput(f"{where}: no column `path`; write it with main_predict.py, as a CSV file")
+        raise BadInput(f"{where}: no column `path`; create the CSV file with main_predict.py")
     known = [name[len(COLUMN) :] for name in header if name.startswith(COLUMN)]
     ours, theirs = shared_classes(classes, known)
     if lacking := [name for k, name in enumerate(classes) if k not in ours]:
@@ -65,7 +65,7 @@ def read_pseudo_labels(path: str, classes: Sequence[str]) -> tuple[LabelledImage
     if not names:
         raise BadInput("; ".join([f"{where}: no row with probabilities of these classes", *notes]))
     if len(set(names)) < len(names):
-        raise BadInput(f"{where}: several faces of one picture; {CUT}")
+        raise BadInput(f"{where}: several faces in one picture; {CUT}")
     files, there, missing = _present(path, names)
     p = np.array(targets, np.float32)[there]
     images = LabelledImages(ImageFiles(files), p.argmax(axis=1), p)
@@ -74,7 +74,7 @@ def read_pseudo_labels(path: str, classes: Sequence[str]) -> tuple[LabelledImage
 
 
 def _probabilities(row: dict[str, str], known: list[str], where: str) -> np.ndarray | None:
-    """Of the classes `known`, in their order; None where a row has none."""
+    """The probabilities of the classes `known`, in their order; None for a row without any."""
     texts = [row.get(COLUMN + name, "").strip() for name in known]
     if not any(texts):
         return None
@@ -82,7 +82,7 @@ def _probabilities(row: dict[str, str], known: list[str], where: str) -> np.ndar
     for name, text, value in zip(known, texts, p, strict=True):
         if not 0 <= value <= 1:
             shown = printable(text) or "empty"
-            raise BadInput(f"{where}: {COLUMN}{printable(name)} is {shown}, no probability")
+            raise BadInput(f"{where}: {COLUMN}{printable(name)} is {shown}, not a probability")
     if not p.any():
         raise BadInput(f"{where}: all probabilities are 0")
     return p
@@ -96,17 +96,17 @@ def _number(text: str) -> float:
 
 
 def _name(row: dict[str, str], where: str) -> str:
-    """The path in a row. Raises BadInput for none, and for a face found in a larger picture."""
+    """The path in a row. Raises BadInput for a missing one, and for a face in a larger picture."""
     if not row.get("path"):
         raise BadInput(f"{where}: has no path")
     if set(row) >= BOX and _number(row["score"]) != 1:
         score = printable(row["score"])
-        raise BadInput(f"{where}: a face found in a picture, score {score}; {CUT}")
+        raise BadInput(f"{where}: a face detected in a picture, score {score}; {CUT}")
     return os.path.normpath(row["path"])
 
 
 def _present(path: str, names: list[str]) -> tuple[FileList, np.ndarray, list[str]]:
-    """The files, which of the names are there (n,) bool, and a line on those that are not."""
+    """The files that exist, which of the names these are (n,) bool, and a note on the others."""
     folders = [os.path.abspath(os.path.dirname(path)), os.getcwd()]
     found = [present(folder, names) for folder in folders]
     k = int(found[1].sum() > found[0].sum())
@@ -122,11 +122,11 @@ def _described(where: str, images: LabelledImages, classes: Sequence[str]) -> st
     counts = images.counts(len(classes))
     listed = ", ".join(f"{n} {c:,}" for n, c in zip(classes, counts, strict=True))
     sure = 100 * images.targets.max(axis=1).mean()
-    return f"{where}: {len(images):,} images ({listed}), on average {sure:.0f} % sure"
+    return f"{where}: {len(images):,} images ({listed}), mean confidence {sure:.0f} %"
 
 
 def with_pseudo_labels(images: LabelledImages, more: LabelledImages) -> LabelledImages:
-    """Images with labels, and after them those with pseudo-labels."""
+    """The labelled images, followed by those with pseudo-labels."""
     known = images.targets
     if known is None:
         known = np.eye(more.targets.shape[1], dtype=np.float32)[images.labels]

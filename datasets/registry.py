@@ -1,4 +1,4 @@
-"""One entry to every labelled data set: which one a path holds, and its images with labels."""
+"""Opens labelled data sets: recognises which one a path holds, and reads its images and labels."""
 
 import os
 from collections.abc import Callable, Mapping
@@ -32,16 +32,16 @@ from datasets.synthetic.generator import SyntheticFaces, parse_synthetic
 from util.errors import BadInput
 from util.wording import printable
 
-# What has a layout of its own. Class folders may be anything, and are tried only after these.
+# Data sets with a layout of their own. Class folders can be anything, so they are tried last.
 OWNERS: dict[str, Callable[[Path], list[str]]] = {
     "rafdb": recognise_rafdb,
     "affectnet": recognise_affectnet,
     "ferplus": recognise_ferplus,
     "fer2013": recognise_fer2013,
 }
-NAMES = ("auto", *OWNERS, "folder", "list", "synthetic")  # of --data_set
-OFFICIAL = {"IMNET": "folder", "image_folder": "folder"}  # ConvNeXt V2's names for such
-# The option that decides what is read of a set, and what it is unless given.
+NAMES = ("auto", *OWNERS, "folder", "list", "synthetic")  # values of --data_set
+OFFICIAL = {"IMNET": "folder", "image_folder": "folder"}  # ConvNeXt V2's names of class folders
+# The option that determines what is read from a set, and its default.
 SETTINGS = {
     "ferplus": ("label_rule", DEFAULT_RULE),
     "folder": ("label_order", None),
@@ -54,7 +54,7 @@ AFFECTNET_PARTS = {
     "human_annotated",
     *("train_set", "val_set", "validation_set"),
 }
-SPLIT_FOLDERS = {"train_set", "val_set", "validation_set"}  # others call theirs so, too
+SPLIT_FOLDERS = {"train_set", "val_set", "validation_set"}  # other data sets have these, too
 LAYOUTS = (
     "RAF-DB (EmoLabel/ and Image/aligned/), AffectNet (training.csv and "
     "Manually_Annotated_Images/; train_set/annotations/), FERPlus (fer2013new.csv and "
@@ -76,15 +76,16 @@ def open_labelled(
     cache: str | os.PathLike | None = None,
     counts: tuple[int, int] = (2000, 800),
 ) -> LabelledSet:
-    """The images and labels of `--data_path`; `synthetic[-lab][:TRAIN[:TEST]]` draws faces.
+    """Open the labelled images of `--data_path`; `synthetic[-lab][:TRAIN[:TEST]]` generates faces.
 
-    `nb_classes` chooses AffectNet's 7 or 8 classes, and must be what other sets have;
+    `nb_classes` chooses AffectNet's 7 or 8 classes; for other sets it must be the number they have.
     `label_rule` is for FERPlus, `label_order` for class folders and lists, `face_margin` for
-    AffectNet. Those that are not given are those a model was `trained` with, where this set has
-    them. `size` is the side of drawn faces and `counts` how many if the path does not say;
-    `cache` is where a folder's listing is kept. A packed store is the set that was packed, and
-    these options must be what they were then; of 8 classes of AffectNet it gives 7 as well.
-    Raises BadInput.
+    AffectNet. Options that are not given come from `trained`, the options that a model was trained
+    with, if this set has them. `size` is the side length of synthetic faces in pixels, `counts`
+    their number if the path gives none; `cache` is a file that keeps a folder's listing.
+
+    A packed store gives the set that was packed, and these options must be those of packing; a
+    store of AffectNet's 8 classes also gives 7. Raises BadInput.
     """
     name = OFFICIAL.get(data_set, data_set)
     if name not in NAMES:
@@ -101,7 +102,7 @@ def open_labelled(
     if label_rule is not None and name != "ferplus":
         raise BadInput(f"--label_rule {label_rule}: is for the votes of FERPlus; this is {name}")
     if label_order is not None and name not in ("folder", "list"):
-        what = f"is for class folders (--data_set folder); this is {name}, which has an order"
+        what = f"is for class folders and lists; this is {name}, which has an order of its own"
         raise BadInput(f"--label_order {label_order}: {what}")
     if store:
         given = {"label_rule": label_rule, "label_order": label_order, "face_margin": face_margin}
@@ -135,7 +136,10 @@ def open_labelled(
 
 
 def recognised(root: str | os.PathLike) -> str | None:
-    """The name of the one owner's layout a path holds, packed or not; None if none, or more."""
+    """The name of the packed set, or of the only owner's layout, at a path; None if there is none.
+
+    None also for a folder that fits more than one layout.
+    """
     root = Path(os.path.abspath(os.path.expanduser(root)))
     if is_store(root):
         known = read_manifest(root)["set"]
@@ -145,9 +149,9 @@ def recognised(root: str | os.PathLike) -> str | None:
 
 
 def labelled_as(data_path: str) -> str | None:
-    """What `--data_set auto` takes a path for where labels are not needed; None for images alone.
+    """What `--data_set auto` means for a path if labels are optional; None for images alone.
 
-    Raises BadInput where there is more than one data set.
+    Raises BadInput if the path holds more than one data set.
     """
     root = Path(os.path.abspath(os.path.expanduser(data_path)))
     if parse_synthetic(data_path):
@@ -167,7 +171,7 @@ def labelled_as(data_path: str) -> str | None:
 
 
 def settings(name: str | None, given: Mapping[str, str | float | None]) -> dict[str, object]:
-    """Those of the options `given` that a set of this name has, with their defaults."""
+    """Those of the options in `given` that a set of this name has, with defaults filled in."""
     if name not in SETTINGS:
         return {}
     option, default = SETTINGS[name]
@@ -175,14 +179,14 @@ def settings(name: str | None, given: Mapping[str, str | float | None]) -> dict[
 
 
 def _open_store(data_path: str) -> PackedImages | None:
-    """The packed store a path is; None if it is none."""
+    """The packed store at a path; None if it is not one."""
     root = Path(os.path.abspath(os.path.expanduser(data_path)))
     named = data_path and not parse_synthetic(data_path)
     return PackedImages(root) if named and is_store(root) else None
 
 
 def _packed_set(store: PackedImages, data_set: str) -> str:
-    """The name of the set in a store. Raises BadInput if it is not the one asked for."""
+    """The name of the set in a store. Raises BadInput if `data_set` is another."""
     name = store.labelled().name
     if data_set not in ("auto", name):
         raise BadInput(f"--data_set {data_set}: {store.folder} is a packed store of {name}")
@@ -190,11 +194,11 @@ def _packed_set(store: PackedImages, data_set: str) -> str:
 
 
 def _check_settings(store: PackedImages, given: Mapping[str, str | float | None]) -> None:
-    """Raises BadInput for an option that would have given other images or labels."""
+    """Raise BadInput for an option that does not match the images or labels in a store."""
     for option, packed in store.manifest["settings"].items():
         if given[option] not in (None, packed):
             was = f"with {packed}" if packed is not None else "without it"
-            what = f"{store.folder} was packed {was}; leave it out, or pack anew"
+            what = f"{store.folder} was packed {was}; leave the option out, or pack again"
             raise BadInput(f"--{option} {given[option]}: {what}")
 
 
@@ -208,7 +212,7 @@ def _without_contempt(data: LabelledSet) -> LabelledSet:
     left = {split: int((part.labels >= len(classes)).sum()) for split, part in data.splits.items()}
     told = [f"{split}: left out {count:,} Contempt" for split, count in left.items() if count]
     if told and data.notes:
-        told[0] += f"; the lines above are of all {len(data.classes)} classes"
+        told[0] += f"; the lines above are about all {len(data.classes)} classes"
     title = data.title.replace("AffectNet-8", "AffectNet-7", 1)
     counts, options = affectnet_counts(len(classes)), {**data.options, "nb_classes": len(classes)}
     return replace(
@@ -222,37 +226,38 @@ def _without_contempt(data: LabelledSet) -> LabelledSet:
     )
 
 
-# Drawn faces
+# Synthetic faces
 
 
 def _check_synthetic(data_path: str, data_set: str) -> None:
-    """Drawn faces need the path `synthetic…` and no other data set's name."""
+    """Raise BadInput unless the path is `synthetic…` and `data_set` agrees."""
     if not parse_synthetic(data_path):
         what = "takes --data_path synthetic or synthetic-lab, with :TRAIN or :TRAIN:TEST"
         raise BadInput(f"--data_set synthetic: {what}, not {printable(data_path)}")
     if data_set not in ("auto", "synthetic"):
-        raise BadInput(f"--data_path {data_path} draws faces; it is no {data_set} data set")
+        what = f"stands for synthetic faces, not a {data_set} data set"
+        raise BadInput(f"--data_path {data_path}: {what}")
 
 
 def _draw(data_path: str, size: int, counts: tuple[int, int]) -> LabelledSet:
-    """Drawn faces, train and test of different people."""
+    """Generate synthetic faces, with different people in train and test."""
     drawn, splits = parse_synthetic(data_path), {}
     for split, given, usual in zip(("train", "test"), drawn.counts, counts, strict=True):
         count = usual if given is None else given
         if count < len(EXPRESSIONS):
-            what = f"{count} faces to {split} with; ask for at least one of each expression"
-            raise BadInput(f"--data_path {data_path}: {what}, {len(EXPRESSIONS)}")
+            what = f"only {count} {split} faces; ask for at least {len(EXPRESSIONS)}"
+            raise BadInput(f"--data_path {data_path}: {what}, one per expression")
         faces = SyntheticFaces(count, size=size, split=split, lab=drawn.lab)
         splits[split] = LabelledImages(faces, np.array([faces.label(i) for i in range(count)]))
     title = "synthetic faces" + " as in a laboratory" * drawn.lab
     return LabelledSet("synthetic", title, EXPRESSIONS, splits)
 
 
-# Which data set it is
+# Recognising a data set
 
 
 def _root(data_path: str, data_set: str) -> Path:
-    """The folder, or the list, that `--data_path` names."""
+    """The folder or the list that `--data_path` names. Raises BadInput if it does not exist."""
     if not data_path:
         raise BadInput("--data_path is empty: give the folder of a data set with labels")
     path = os.path.abspath(os.path.expanduser(data_path))
@@ -269,13 +274,13 @@ def _root(data_path: str, data_set: str) -> Path:
 
 
 def layouts(root: Path) -> dict[str, list[str]]:
-    """The owners' layouts that fit, described, by the data set's name."""
+    """Descriptions of the owners' layouts that fit, by the data set's name."""
     found = {name: recognise(root) for name, recognise in OWNERS.items()}
     return {name: layouts for name, layouts in found.items() if layouts}
 
 
 def _only_one(root: Path) -> str:
-    """The one data set that fits. Raises BadInput if there is none or the choice is not ours."""
+    """The one data set that fits. Raises BadInput if there is none, or if the user must choose."""
     if root.is_file():
         return "list"
     found, where = layouts(root), f"--data_path {printable(str(root))}"
@@ -290,17 +295,17 @@ def _only_one(root: Path) -> str:
         raise BadInput(f"{where}: {half}")
     if recognise_folder(root):
         return "folder"
-    raise BadInput(f"{where}: {_contents(root)}; known are {LAYOUTS}")
+    raise BadInput(f"{where}: {_contents(root)}; known layouts: {LAYOUTS}")
 
 
 def _half(root: Path) -> str:
-    """What is missing where a folder is a part of an owner's layout; "" if it is no such part."""
+    """What is missing from a folder that is part of an owner's layout; "" if it is no such part."""
     folders = {name.lower() for name in subfolders(root)}
     splits = [root, *(path for path in subfolders(root).values() if split_called(path.name))]
     annotated = any(child(folder, "images", "annotations") for folder in splits)
     parts = AFFECTNET_PARTS if annotated else AFFECTNET_PARTS - SPLIT_FOLDERS
     if parts & {*folders, root.name.lower()}:
-        read_affectnet(root)  # knows best what is missing, and raises that
+        read_affectnet(root)  # raises BadInput, saying what is missing
     for base in (root, root / "basic"):
         if {"aligned", "original"} & {n.lower() for n in subfolders(child(base, "Image") or base)}:
             return f"RAF-DB's images, but not EmoLabel/{LISTS[0]}; give the folder with both"
@@ -312,7 +317,7 @@ def _half(root: Path) -> str:
 
 
 def _contents(root: Path) -> str:
-    """What a folder that is no data set holds."""
+    """What is in a folder that is not a labelled data set."""
     names = sorted(name for name in listing(root) if not is_hidden(name))
     if not names:
         return "is empty"

@@ -1,4 +1,4 @@
-"""Which images every process sees in which micro-batch: a function of (seed, epoch) alone."""
+"""The images of each process's micro-batches, as a function of (seed, epoch) alone."""
 
 from collections.abc import Iterator
 
@@ -12,10 +12,10 @@ from util.seeding import ORDER, generator
 class GlobalBatchSampler:
     """A batch sampler that yields this process's micro-batches as lists of (epoch, index).
 
-    An epoch's order is a permutation, or `repeats` of them one after the other, filled up from its
-    own beginning to whole global batches (batch_size × accum × processes), and cut into them before
-    it is shared out: every step is full, every image is seen, and with the same global batch any
-    number of processes sees the same images in each step.
+    The order of an epoch is a permutation of the images, or `repeats` permutations in a row. It is
+    padded from its own beginning to whole global batches (batch_size × accum × processes) and cut
+    into these before they are shared among the processes. So every step is full, every image is
+    seen, and with the same global batch any number of processes sees the same images in each step.
     """
 
     def __init__(
@@ -28,9 +28,9 @@ class GlobalBatchSampler:
         balance: np.ndarray | None = None,
         repeats: int = 1,
     ) -> None:
-        """`balance`: the images' labels (count,), to draw every class equally often in an epoch.
+        """`balance`: the images' labels (count,), if an epoch is to draw every class equally often.
 
-        Raises BadInput when `count` images are fewer than one global batch.
+        Raises BadInput if `count` images are fewer than one global batch.
         """
         self.place, self.balance, self.repeats = place or Place(), balance, repeats
         self.count, self.batch_size, self.accum, self.seed = count, batch_size, accum, seed
@@ -41,17 +41,17 @@ class GlobalBatchSampler:
                 f"{batch_size} × --accum_iter {accum} × {self.place.world} processes = "
                 f"{self.global_batch}; lower one of them"
             )
-        self.steps = -(-count * repeats // self.global_batch)  # optimizer steps an epoch
+        self.steps = -(-count * repeats // self.global_batch)  # optimizer steps per epoch
         self.epoch = self.first_step = 0
 
     def start_at(self, epoch: int, step: int = 0) -> None:
-        """What the next iteration yields: an epoch from one of its optimizer steps on."""
+        """Let the next iteration begin at an optimizer step of an epoch."""
         self.epoch, self.first_step = epoch, step
 
     def order(self) -> np.ndarray:
         """The epoch's draws, (steps * global_batch,).
 
-        As in `balanced_order`, the k-th repetition of image i is the draw i + k * count.
+        As in `balanced_order`, draw i + k * count is the k-th repetition of image i.
         """
         rng, passes, drawn = generator(ORDER, self.seed, self.epoch), [], 0
         for _ in range(self.repeats):
@@ -76,10 +76,10 @@ class GlobalBatchSampler:
 
 
 def balanced_order(labels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """As many draws as there are images (n,), every class equally often to within one.
+    """As many draws as there are images (n,), of every class equally many (to within one).
 
-    A large class is sampled without repetition, a small one gone through as often as needed. The
-    k-th repetition of image i is the draw i + k * n, so that it can be augmented differently.
+    Large classes are sampled without repetition, small ones are repeated as often as needed. Draw
+    i + k * n is the k-th repetition of image i, so that each can be augmented differently.
     """
     n, classes = len(labels), np.unique(labels)
     quotas = np.full(len(classes), n // len(classes))

@@ -1,4 +1,4 @@
-"""What folders of training, validation and test images are called."""
+"""Recognises the usual names of training, validation and test splits."""
 
 import re
 
@@ -14,6 +14,6 @@ _NAME = re.compile(
 
 
 def split_called(name: str) -> str | None:
-    """`train`, `val` or `test` if a folder's name, in any case, is one of theirs; else None."""
+    """`train`, `val` or `test` if a name, in any case, stands for that split; else None."""
     match = _NAME.fullmatch(name.strip())
     return match and match.lastgroup

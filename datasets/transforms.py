@@ -1,4 +1,4 @@
-"""From a decoded image to what the model takes; randomness comes in as a generator."""
+"""From a decoded image to the model's input; random numbers come from a generator passed in."""
 
 import math
 from collections.abc import Sequence
@@ -21,12 +21,13 @@ def random_crop_box(
     scale: tuple[float, float] = (0.2, 1.0),
     ratio: tuple[float, float] = (3 / 4, 4 / 3),
 ) -> Box:
-    """RandomResizedCrop's box (Szegedy et al. 2015): a share of the area, a log-uniform shape.
+    """RandomResizedCrop's box (Szegedy et al. 2015): random share of the area, log-uniform ratio.
 
-    After ten boxes that do not fit, the largest central one of an allowed shape.
+    `scale` bounds the share, `ratio` is width / height. If ten boxes do not fit, returns the
+    largest central one with an allowed ratio.
     """
     low, high = math.log(ratio[0]), math.log(ratio[1])
-    draws = rng.random(22).tolist()  # all at once: a call costs more than the numbers
+    draws = rng.random(22).tolist()  # in one call, as a call costs more than the numbers
     for u, v in zip(draws[:10], draws[10:20], strict=True):
         area = height * width * (scale[0] + (scale[1] - scale[0]) * u)
         shape = math.exp(low + (high - low) * v)
@@ -42,13 +43,14 @@ def random_crop_box(
 def crop_and_resize(
     image: np.ndarray, box: Box, size: int, flip: bool = False, interpolation: str = "bicubic"
 ) -> Tensor:
-    """(H, W, 3) uint8 -> (3, size, size) uint8: resized with antialiasing, perhaps mirrored.
+    """(H, W, 3) uint8 -> (3, size, size) uint8: cropped, resized with antialiasing, maybe flipped.
 
-    Channels come last in memory. The same as Pillow's resampling but for rounding.
-    `interpolation` is bicubic or bilinear.
+    Channels are last in memory. Equals Pillow's resampling except for rounding. `interpolation` is
+    bicubic or bilinear.
     """
     left, top, w, h = box
-    # Torch is slow on views, and knows a layout by all strides, also that of a batch of one.
+    # A copy, as torch is slow on views. It recognises channels-last by all strides, even that of a
+    # batch of one.
     crop = np.array(image[None, top : top + h, left : left + w], order="C")
     x = torch.from_numpy(crop).permute(0, 3, 1, 2)
     x = F.interpolate(x, (size, size), mode=interpolation, antialias=True)[0]
@@ -60,7 +62,7 @@ def centre_crop(
 ) -> Tensor:
     """(H, W, 3) uint8 -> (3, size, size) uint8: the central square of `crop_pct` of the short side.
 
-    The same as resizing the short side to size / crop_pct and cropping, in one resampling.
+    Amounts to resizing the short side to size / crop_pct and cropping, but resamples only once.
     """
     height, width = image.shape[:2]
     side = max(1, round(min(height, width) * crop_pct))
@@ -69,12 +71,12 @@ def centre_crop(
 
 
 class Normalise(nn.Module):
-    """uint8 (N, 3, H, W) -> float with a mean and deviation of 0, 1, on the images' device."""
+    """uint8 (N, 3, H, W) -> float with mean 0 and standard deviation 1, on the images' device."""
 
     def __init__(
         self, mean: Sequence[float] = IMAGENET_MEAN, std: Sequence[float] = IMAGENET_STD
     ) -> None:
-        """`mean` and `std` of the three channels of pixels in 0–1."""
+        """`mean` and `std` of the three channels, for pixels in 0–1."""
         super().__init__()
         self.register_buffer("mean", 255 * torch.tensor(mean).view(1, 3, 1, 1))
         self.register_buffer("std", 255 * torch.tensor(std).view(1, 3, 1, 1))
@@ -82,7 +84,7 @@ class Normalise(nn.Module):
     def forward(self, imgs: Tensor) -> Tensor:
         """Pixels -> model input."""
         x = imgs.to(torch.float32, copy=True)
-        return x.sub_(self.mean).div_(self.std)  # in place: it is memory that takes the time
+        return x.sub_(self.mean).div_(self.std)  # in place, because memory traffic takes the time
 
     def pixels(self, x: Tensor) -> Tensor:
         """Model input or output -> uint8 pixels, clipped."""

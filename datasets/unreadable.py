@@ -1,4 +1,4 @@
-"""Images that cannot be read: what takes their place, and a look for them before training."""
+"""Unreadable images: replaces them during training, and checks for them beforehand."""
 
 import numpy as np
 
@@ -13,10 +13,11 @@ PREFLIGHT_IMAGES = 32
 def read_or_replace(
     source: Source, index: int, rng: np.random.Generator
 ) -> tuple[np.ndarray, int, str]:
-    """Image `index`, or another drawn from `rng` -> (H, W, 3) uint8, its index, "name<TAB>reason".
+    """Read image `index`, or a random one in its place -> (H, W, 3) uint8, its index, a problem.
 
-    The text is empty when the image itself could be read. When many in a row are unreadable,
-    raises Lost if the file system gave none of them, else BadInput.
+    The problem is "name<TAB>reason", or "" if the image itself could be read. After
+    MAX_REPLACEMENTS unreadable images in a row, raises Lost if the file system refused every one of
+    them, else BadInput.
     """
     problem, of_disk = "", True
     for _ in range(MAX_REPLACEMENTS):
@@ -32,11 +33,13 @@ def read_or_replace(
             f"--data_path: {MAX_REPLACEMENTS} files in a row cannot be read (the first: {first}); "
             "is the disk still there?"
         )
-    raise BadInput(f"--data_path: {MAX_REPLACEMENTS} files in a row are no images ({first})")
+    raise BadInput(
+        f"--data_path: {MAX_REPLACEMENTS} files in a row are not images (the first: {first})"
+    )
 
 
 def check_readable(source: Source, flag: str = "--data_path") -> None:
-    """Decode a few images from all over a source; raises BadInput when none can be read."""
+    """Decode a few images from all over a source; raises BadInput if none can be read."""
     if not len(source):
         raise BadInput(f"{flag}: holds no images")
     sample = np.unique(np.linspace(0, len(source) - 1, PREFLIGHT_IMAGES).astype(int))

@@ -1,7 +1,7 @@
-"""Labelled sets and splits within a folder of which all images are used: some are for testing.
+"""Warns about labelled sets and splits inside a folder that is used as a whole, test images too.
 
-A data set often lies a folder or two below the one that is given. Pre-training would take it for
-loose images, so it is looked for, and said.
+Often, a data set is a folder or two below the one that is given. Pre-training would treat it as
+loose images, so this looks for it and names the folder to give instead.
 """
 
 from pathlib import Path
@@ -15,15 +15,15 @@ from datasets.split_names import split_called
 from util.wording import printable
 
 CALLED = {"rafdb": "RAF-DB", "affectnet": "AffectNet", "ferplus": "FERPlus", "fer2013": "FER2013"}
-DEPTH = 2  # folders to look down
-# A folder with more than these is a part of a data set, not a wrapper around one: class trees of
-# 1,000 folders, or 100,000 images, are not to be listed for this.
+DEPTH = 2  # levels of folders to search
+# A folder with more entries than these is part of a data set rather than a wrapper around one.
+# These limits avoid listing 1,000 class folders, or 100,000 images, just for this check.
 MOST_FOLDERS, MOST_ENTRIES = 20, 100
-MOST_LOOSE = 10_000  # entries of the folder that is given
+MOST_LOOSE = 10_000  # the limit on entries for the folder that is given
 
 
 def wrapped_notes(root: Path) -> list[str]:
-    """The warnings about what is within a folder that is taken whole; mostly []."""
+    """Warnings about data sets and splits inside a folder that is used as a whole; often []."""
     here = list(layouts(root))
     if len(here) > 1:
         names = " and ".join(CALLED[name] for name in here)
@@ -31,7 +31,7 @@ def wrapped_notes(root: Path) -> list[str]:
         return [f"warning: {printable(root.name)} holds {names}: {what}"]
     inside = _folders(root, MOST_LOOSE)
     if splits := [path.name for path in inside if split_called(path.name) and _has_image(path)]:
-        what = "has no training split: all its images are used, also those in"
+        what = "has no training split: all its images are used, including those in"
         return [f"warning: {printable(root.name)} {what} {few(splits)}"]
     found = _found(inside, DEPTH)
     lines = [f"warning: {_told(path, what, root)}" for path, what in found[:3]]
@@ -48,7 +48,7 @@ def _told(path: Path, what: str, root: Path) -> str:
 
 
 def _found(folders: list[Path], depth: int) -> list[tuple[Path, str]]:
-    """The sets in some folders and below, and what each is."""
+    """The labelled sets in some folders and below, with a description each."""
     found = []
     for folder in folders:
         inside = _folders(folder)
@@ -60,7 +60,7 @@ def _found(folders: list[Path], depth: int) -> list[tuple[Path, str]]:
 
 
 def _held(folder: Path, inside: list[Path]) -> str:
-    """What labelled set or splits a folder holds; "" if none."""
+    """A description of the labelled set or the splits that a folder holds; "" if there are none."""
     if len(first_entries(folder, MOST_ENTRIES + 1)) > MOST_ENTRIES:
         return ""
     if here := layouts(folder):
@@ -73,14 +73,14 @@ def _held(folder: Path, inside: list[Path]) -> str:
 
 
 def _folders(folder: Path, most: int = MOST_ENTRIES) -> list[Path]:
-    """The folders in a folder, sorted; [] if that has too much in it to be a wrapper."""
+    """The folders in a folder, sorted; [] if it has too many entries to be a wrapper."""
     entries = first_entries(folder, most + 1)
     inside = sorted(Path(e.path) for e in entries if e.is_dir() and not is_hidden(e.name))
     return [] if len(entries) > most or len(inside) > MOST_FOLDERS else inside
 
 
 def _has_image(folder: Path, depth: int = 3) -> bool:
-    """Whether one of the first entries of a folder, or of those in it, is an image."""
+    """Whether an image is among the first entries of a folder or of the folders below it."""
     entries = [entry for entry in first_entries(folder, MOST_ENTRIES) if not is_hidden(entry.name)]
     if any(is_image(entry.name) for entry in entries):
         return True

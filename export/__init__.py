@@ -1,5 +1,5 @@
-"""Trained models for other programs.
+"""Export of trained models to other programs.
 
-`write`: what is written, and tried out before it is passed on. `onnx_graph`, `weights` (timm,
-MAE-SFER, S2D), `huggingface`: the formats. `model_card`, `model_code`: the page beside them.
+`write`: writes every format and checks its outputs. `onnx_graph`, `weights` (timm, MAE-SFER, S2D),
+`huggingface`: the formats. `model_card`, `model_code`: the model card and the code shown in it.
 """

@@ -1,7 +1,8 @@
-"""A saved model as Hugging Face's transformers know it: names and settings.
+"""A saved model in the form of Hugging Face's transformers: names of weights, and settings.
 
-Nothing is approximated: where the class of the obvious name computes something else, an equal one
-is taken. Names are those that transformers' releases before 5 use; newer ones read them as well.
+Nothing is approximated: where the class with the obvious name computes something else, another one
+that computes the same is used. Names are those of transformers before release 5, which later
+releases read as well.
 """
 
 from typing import Any, NamedTuple
@@ -21,24 +22,26 @@ from util.states import State, root
 from util.weights.hf_settings import EPS, RESAMPLE
 from util.weights.layouts_foreign import to_transformers_convnext, to_transformers_vit
 
-MASK_RATIO = 0.75  # for an encoder that came without its settings
+MASK_RATIO = 0.75  # for encoders, whose mask ratio is not recorded
 
 
 class HFForm(NamedTuple):
-    """`config.json` and the weights of the class it names."""
+    """The content of `config.json`, and the weights for the class it names."""
 
     config: dict[str, Any]
     state: State
 
 
 def hf_form(saved: Saved) -> HFForm:
-    """As transformers' class that computes the same; `architectures` in the settings names it.
+    """The model as the transformers class that computes the same, named by `architectures`.
 
-    Raises BadInput for a ResNet.
+    Raises BadInput for a family without such a class: ResNet.
     """
     form = FORMS.get(family(saved).transformers)
     if form is None:
-        raise BadInput(f"--to hf: takes ViT and ConvNeXt V2; export {saved.name} --to timm or onnx")
+        raise BadInput(
+            f"--to hf: takes ViT and ConvNeXt V2 only; export {saved.name} --to timm or onnx"
+        )
     config, state = form(saved)
     if classes := classes_of(saved):
         config["id2label"] = {str(k): name for k, name in enumerate(classes)}
@@ -67,7 +70,7 @@ def _hf_convnext(saved: Saved) -> HFForm:
 
 
 def _hf_vit(saved: Saved) -> HFForm:
-    """ViT for the class token; BEiT's pooling of patches; ViTMAE for what was pre-trained."""
+    """ViT for class-token pooling, BEiT for mean pooling, ViTMAE for pre-trained models."""
     size = size_of(saved.name)
     config = {
         "hidden_size": size.dim,
@@ -91,9 +94,9 @@ def _hf_vit(saved: Saved) -> HFForm:
     if saved.model.global_pool == "token":
         config |= {"model_type": "vit", "architectures": ["ViTForImageClassification"]}
         return HFForm({**config, "qkv_bias": True}, _under(state, "vit"))
-    # transformers' ViT classifies by the class token only. Its BEiT is the same transformer with
-    # our pooling, once its relative positions and layer scale are off. It has no bias of keys,
-    # which adds the same to a query's score with every key, and so nothing after the softmax.
+    # transformers' ViT only classifies by the class token. Its BEiT, without relative positions and
+    # layer scale, is the same transformer with our pooling. BEiT has no key bias, but that bias
+    # adds the same value to a query's score with every key, so it cancels in the softmax.
     config |= {
         "model_type": "beit",
         "architectures": ["BeitForImageClassification"],
@@ -134,19 +137,19 @@ FORMS = {"vit": _hf_vit, "convnextv2": _hf_convnext}  # see Family.transformers
 
 
 def _their_mask_ratio(patches: int, ratio: float) -> float:
-    """One that keeps as many patches when rounding errors are rounded down with the rest."""
+    """A ratio that makes transformers, which rounds without our epsilon, keep as many patches."""
     keep = kept_patches(patches, ratio)
     return ratio if int(patches * (1 - ratio)) == keep else 1 - (keep + 0.5) / patches
 
 
 def _under(state: State, prefix: str) -> State:
-    """A backbone's names under its own, beside which the head and the decoder stand."""
+    """Put the prefix before the names of the backbone, but not of the head and the decoder."""
     beside = ("classifier", "decoder")
     return {n if root(n) in beside else f"{prefix}.{n}": value for n, value in state.items()}
 
 
 def image_processor(preprocessing: Preprocessing) -> dict[str, Any]:
-    """`preprocessor_config.json`: transformers' way from a picture to the model's input."""
+    """The content of `preprocessor_config.json`: the same preprocessing in transformers' terms."""
     size = {"height": preprocessing.input_size, "width": preprocessing.input_size}
     config = {
         "image_processor_type": "ViTImageProcessor",
@@ -160,7 +163,7 @@ def image_processor(preprocessing: Preprocessing) -> dict[str, Any]:
         "image_mean": list(preprocessing.mean),
         "image_std": list(preprocessing.std),
     }
-    if preprocessing.crop_pct is None:  # the whole picture, squeezed into a square
+    if preprocessing.crop_pct is None:  # the whole image, squeezed into a square
         return config
     config |= {"image_processor_type": "BitImageProcessor", "do_center_crop": True}
     short = round(preprocessing.input_size / preprocessing.crop_pct)

@@ -1,7 +1,7 @@
-"""`README.md` beside exported weights: what they are, how to use them, how good they are, whose.
+"""The model card, `README.md` beside exported weights: input, use, results, limits, licence.
 
-Everything in it may come from an untrusted checkpoint, so every value goes through `text`, and the
-YAML at its top holds nothing but words of this file and a licence that has been checked.
+Values may come from an untrusted checkpoint, so every one goes through `text`. The YAML at the top
+contains only words of this file and a licence that has been checked.
 """
 
 import html
@@ -16,10 +16,10 @@ from util.safe_json import number, parse_object, part, read_text
 from util.wording import one_line
 
 CLIP = 200  # characters of any one value
-MOST_LINES = 30  # of a list
-LICENCE = r"[a-z0-9][a-z0-9.+-]{0,63}"  # an identifier as the Hugging Face Hub has them
+MOST_LINES = 30  # of any one list
+LICENCE = r"[a-z0-9][a-z0-9.+-]{0,63}"  # the form of the Hugging Face Hub's identifiers
 LIBRARIES = {"timm": "timm", "hf": "transformers", "onnx": "onnx"}
-# Of training, what changes a result most; paths are nobody else's business.
+# The training options that change results most. Paths are left out: they are private.
 OPTIONS = (
     *("epochs", "batch_size", "accum_iter", "blr", "lr", "weight_decay", "layer_decay"),
     *("drop_path", "aug", "mixup", "cutmix", "smoothing", "reprob", "balance", "label_fraction"),
@@ -29,37 +29,38 @@ OPTIONS = (
 )
 
 LIMITS = """\
-For research on facial expressions in still pictures, on faces cropped as in training.
+For research on facial expressions in still pictures, with faces cropped as in training.
 
-- **An expression is not an emotion.** The model says which label people of one data set would have
-  given to a face. What somebody feels cannot be read from that; do not decide about people by it.
-- **Bias.** Data sets of expressions are uneven in age, sex, skin colour, culture and pose, and
-  their labels are opinions. Errors differ between groups, and were not measured by group here.
-- **Confidence.** Probabilities of other data than those trained on are mostly too high.
-- **Law.** Where you are, recognising people's emotions may be restricted; find out first."""
+- **An expression is not an emotion.** The model predicts the label that the annotators of one data
+  set would give to a face. It does not show what a person feels; do not base decisions about people
+  on it.
+- **Bias.** Expression data sets are unbalanced in age, sex, skin colour, culture and pose, and
+  their labels are opinions. Error rates differ between groups; they were not measured by group.
+- **Confidence.** On data unlike the training data, probabilities are mostly too high.
+- **Law.** Recognising people's emotions may be restricted where you are; find out first."""
 ENCODER = """\
-To be fine-tuned, or for its features: it classifies nothing. Data sets of faces are uneven in age,
-sex, skin colour and culture, and so is what is learned from them."""
+For fine-tuning or as a feature extractor: it has no classifier head. Face data sets are unbalanced
+in age, sex, skin colour and culture, and so is what a model learns from them."""
 
 
 class Card(NamedTuple):
-    """What a card is made of."""
+    """The content of a model card."""
 
-    to: str  # the target
+    to: str  # the target of the export
     name: str  # of the architecture
-    loader: str  # the class or call that opens it there
-    classes: Sequence[str]  # none: pre-trained only
+    loader: str  # the class or function that opens the files
+    classes: Sequence[str]  # empty: pre-trained only
     preprocessing: dict[str, Any]
-    use: str  # of the files beside it, in Markdown
-    parity: str  # how near the outputs come
-    source: Path  # the checkpoint
-    checkpoint: dict[str, Any]
-    note: str = ""  # what one has to know of it there
-    licence: str = ""  # of the weights, if their owner has said
+    use: str  # how to use the files beside it, in Markdown
+    parity: str  # how close the outputs are to the original model's
+    source: Path  # of the checkpoint
+    checkpoint: dict[str, Any]  # its content
+    note: str = ""  # what users of the exported model must know
+    licence: str = ""  # of the weights, if stated
 
 
 def text(value: object) -> str:
-    """Any value as one line that means nothing in Markdown, HTML and tables."""
+    """Any value as one line, escaped for Markdown, HTML and tables."""
     if isinstance(value, bool) or number(value) is not None:
         return str(value)
     words = value if isinstance(value, str) else type(value).__name__
@@ -69,13 +70,13 @@ def text(value: object) -> str:
 
 
 def model_card(card: Card) -> str:
-    """The whole file."""
+    """The whole file, in Markdown."""
     result = find_result(card) if card.classes else {}
     made = "fine-tuned to classify facial expressions" if card.classes else "pre-trained on faces"
     parts = [
         front_matter(card),
         f"# `{card.name}`, {made}",
-        f"Exported by MAE-SFER for `{card.loader}`. Outputs, there and here: {card.parity}.",
+        f"Exported by MAE-SFER for `{card.loader}`. Compared with the original: {card.parity}.",
         _classes(card.classes),
         card.note,
         f"## Input\n\n{_input(card)}",
@@ -89,7 +90,7 @@ def model_card(card: Card) -> str:
 
 
 def front_matter(card: Card) -> str:
-    """What the Hugging Face Hub reads."""
+    """The metadata that the Hugging Face Hub reads, in YAML."""
     task = "image-classification" if card.classes else "image-feature-extraction"
     lines = [f"license: {card.licence}"] if re.fullmatch(LICENCE, card.licence) else []
     if card.to in LIBRARIES:
@@ -100,14 +101,14 @@ def front_matter(card: Card) -> str:
 
 
 def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Markdown, of cells that are Markdown already."""
+    """A Markdown table; the cells must be Markdown already."""
     lines = [f"| {' | '.join(heads)} |", "|" + "---|" * len(heads)]
     return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in rows)])
 
 
 def _classes(classes: Sequence[str]) -> str:
     if not classes:
-        return "It has no classes yet; fine-tuning gives it some."
+        return "It has no classifier head; fine-tuning adds one."
     return "## Classes\n\n" + table(
         ["output", "class"], [[str(k), text(name)] for k, name in enumerate(classes)]
     )
@@ -119,31 +120,31 @@ def _input(card: Card) -> str:
     cut = (
         "the whole picture, squeezed into a square"
         if share is None
-        else f"the central square of {share:.4g} of the short side"
+        else f"a central square with {share:.4g} of the short side"
     )
     mean, std = (", ".join(f"{v:.4g}" for v in own[name]) for name in ("mean", "std"))
     line = f"RGB, {cut}, resized to {size} × {size} pixels"
     line += f" ({own['interpolation']} with antialiasing)"
     margin = number(own.get("face_margin"))
-    faces = "Pictures of one face, cropped as in training."
+    faces = "Each picture shows one face, cropped as in training."
     if margin is not None:
         faces = (
-            "In training, faces were cut from photographs: a square around the middle of the "
-            f"face's box, with {margin:.4g} of the box's longer side added on each side. Cut "
-            "pictures like that first."
+            "In training, faces were cropped from photographs: a square around the centre of the "
+            f"face's box, with {margin:.4g} of the box's longer side added on each side. Crop "
+            "pictures in the same way."
         )
     if card.to == "onnx":
-        line = f"`images`, uint8, (N, 3, {size}, {size}): {line}. Normalisation is inside."
+        line = f"`images`, uint8, (N, 3, {size}, {size}): {line}. The model normalises them."
     else:
-        line = f"{line}, then from 0–1 normalised by mean {mean} and deviation {std}."
+        line = f"{line}, scaled to 0–1, then normalised with mean {mean} and std {std}."
     return f"{line} {faces}"
 
 
 def find_result(card: Card) -> dict[str, Any]:
-    """What `eval.json` beside the checkpoint says of the very weights that are exported; else {}.
+    """The results of exactly the exported weights in `eval.json` beside the checkpoint; else {}.
 
-    They are known by their epoch, classes and entry in the file, and by the file's name where it
-    was evaluated by itself. Nearest neighbours are no result of the model's.
+    Epoch, classes and checkpoint entry must match, and the file name too if the results are those
+    of `--eval`. Results of nearest neighbours are not the model's and are ignored.
     """
     result = parse_object(read_text(card.source.parent / "eval.json"))
     made_by, epoch = part(result, "made_by"), card.checkpoint.get("epoch")
@@ -165,7 +166,7 @@ def find_result(card: Card) -> dict[str, Any]:
 
 
 def data_roots(card: Card) -> list[str]:
-    """The folders of the data, as the files beside the checkpoint name them; longest first."""
+    """The data folders named in the files beside the checkpoint, longest first."""
     beside = (parse_object(read_text(card.source.parent / n)) for n in ("config.json", "eval.json"))
     config, result = beside
     options = part(config, "options")
@@ -176,7 +177,7 @@ def data_roots(card: Card) -> list[str]:
 
 
 def without_folders(line: str, roots: Sequence[str]) -> str:
-    """A line with its paths as they are within the data, those from elsewhere as mere names."""
+    """A line with paths relative to the data folders, and other paths reduced to file names."""
     for root in roots:
         line = line.replace(f"{root}/", "")
     return re.sub(r"(?<![^\s('\":=])~?/(?:[^\s/]+/)*(?=[^\s/])", "", line)
@@ -193,24 +194,24 @@ def _results(result: dict[str, Any], roots: Sequence[str]) -> str:
         if (share := number(value)) is not None:
             rows.append([f"recall of {text(name)}", f"{share:.1f} %"])
     if not rows:
-        return "## Results\n\nThe checkpoint came without results of this epoch."
+        return "## Results\n\nThe checkpoint came without results for this epoch."
     told = [f"{text(result.get('n'))} images of {text(result.get('data'))}"]
     told += [f"split {text(result.get('split'))}"]
     if rule := result.get("rule"):
         told.append(f"label rule {text(rule)}")
     if result.get("flip") is True:
-        told.append("each image's answer averaged with its mirror image's")
+        told.append("predictions averaged over each image and its mirror image")
     if chosen := result.get("selected_on"):
-        flatters = ", which flatters" if chosen == result.get("split") else ""
+        flatters = ", which flatters the result" if chosen == result.get("split") else ""
         told.append(f"the best epoch on {text(chosen)}{flatters}")
     if result.get("is_last") is True:
-        told.append("the last epoch, which nothing chose")
+        told.append("the last epoch, not chosen by results")
     about = f"{'; '.join(told)}.\n\n" + table(["", ""], rows)
     return f"## Results\n\n{about}{_otherwise(result)}{_report(result, roots)}"
 
 
 def _otherwise(result: dict[str, Any]) -> str:
-    """What was tested otherwise than trained, and what is left out of the results."""
+    """Where testing differed from training, and what is left out of the results."""
     found = part(result, "differs_from_training")
     both = {n: v for n, v in found.items() if isinstance(v, dict) and {"tested", "trained"} <= {*v}}
     lines = difference_lines(both)
@@ -220,14 +221,14 @@ def _otherwise(result: dict[str, Any]) -> str:
             lines.append(f"left out: {images:,.0f} images of {name}, unknown to the model")
     if isinstance(answers := left_out.get("answers"), list) and answers:
         names = ", ".join(str(name) for name in answers)
-        lines.append(f"left out of the model's answers, as the data do not have it: {names}")
+        lines.append(f"left out of the model's predictions, as the data do not have it: {names}")
     if unreadable := number(result.get("unreadable")):
         lines.append(f"left out: {unreadable:,.0f} images that could not be read")
-    return f"\n\nNot as in training, or left out:\n\n{_listed(lines)}" if lines else ""
+    return f"\n\nDiffers from training, or left out:\n\n{_listed(lines)}" if lines else ""
 
 
 def _report(result: dict[str, Any], roots: Sequence[str]) -> str:
-    """What the run said of its data: counts beside the published ones, what is missing."""
+    """The run's report on its data, such as image counts beside the published ones."""
     lines = result.get("report")
     lines = [line for line in lines if isinstance(line, str)] if isinstance(lines, list) else []
     shown = [without_folders(line.strip(), roots) for line in lines]
@@ -239,7 +240,7 @@ def _listed(lines: Sequence[str]) -> str:
 
 
 def _interval(value: object) -> str:
-    """` (95 % interval 1.00–2.00)`, "" for anything but two numbers."""
+    """` (95 % interval 1.00–2.00)`; "" for anything but two numbers."""
     ends = value if isinstance(value, list) else []
     low, high = (number(end) for end in ends) if len(ends) == 2 else (None, None)
     return "" if low is None or high is None else f" (95 % interval {low:.2f}–{high:.2f})"
@@ -255,7 +256,7 @@ def _training(card: Card, result: dict[str, Any]) -> str:
     if type(epoch := card.checkpoint.get("epoch")) is int:
         lines.append(f"epoch {epoch}")
     if isinstance(begun := given.get("finetune"), str) and begun:
-        lines.append(f"begun with {text(os.path.basename(begun))}")
+        lines.append(f"started from {text(os.path.basename(begun))}")
     if isinstance(teacher := given.get("teacher"), str) and teacher:
         lines.append(f"distilled from {text(os.path.basename(teacher))}")
     if isinstance(pseudo := given.get("pseudo_labels"), str) and pseudo:
@@ -267,10 +268,10 @@ def _training(card: Card, result: dict[str, Any]) -> str:
 
 
 def _licence(card: Card) -> str:
-    stated = f"`{card.licence}`" if card.licence else "not stated: whoever publishes them does that"
+    stated = f"`{card.licence}`" if card.licence else "not stated; state it before you publish them"
     return (
-        f"Of these weights: {stated}.\n\nThe data trained on, and weights that training began "
-        "with, may have owners. Their terms may limit what a model made from them may be used for, "
-        "and whether it may be passed on: read them before you use or publish it. The code of "
-        "MAE-SFER is under Apache-2.0."
+        f"Licence of these weights: {stated}.\n\nThe training data, and weights that training "
+        "started from, may have owners whose terms limit how a model made from them may be used "
+        "and shared: read them before you use or publish it. The code of MAE-SFER is licensed "
+        "under Apache-2.0."
     )

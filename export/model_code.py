@@ -1,6 +1,6 @@
-"""How exported weights are used, for their model card; a test runs each piece of Python.
+"""The code in the model card that shows how to use the exported weights.
 
-It is run in the folder of the files, on a picture `face.jpg`.
+It is meant to run in the export folder, on a picture `face.jpg`. Tests run each piece of Python.
 """
 
 from collections.abc import Mapping
@@ -8,7 +8,7 @@ from typing import Any
 
 PICTURE = 'Image.open("face.jpg").convert("RGB")'
 SHOW = "print(dict(zip(classes, p.tolist())))"
-# Of the original authors' programs, which take a file and are started in their own folders.
+# Commands of the original authors' programs, which are started in their own folders.
 COMMANDS = {
     "mae-sfer": (
         "python main_rafdb.py --resume --checkpoint-whole {file} "
@@ -19,21 +19,21 @@ COMMANDS = {
 
 
 def command_use(to: str, file: str, size: str, classes: int) -> str:
-    """The section of the card for one of COMMANDS, in Markdown; no `classes`: pre-trained only."""
-    # Another number of classes would leave their head as initialised, without a word.
+    """The card's section for one of COMMANDS, in Markdown; `classes` 0: pre-trained only."""
+    # With another number of classes, their program silently leaves the head as initialised.
     evaluate = f" --num_class {classes} --evaluate" if classes else ""
     command = COMMANDS[to].format(file=file, size=size, evaluate=evaluate)
-    return f"With the path to `{file}`, and that program's other options:\n\n```sh\n{command}\n```"
+    return f"With the path to `{file}` and the program's other options:\n\n```sh\n{command}\n```"
 
 
 def python_use(to: str, loader: str, classifies: bool, preprocessing: Mapping[str, Any]) -> str:
-    """The section of the card for a library, in Markdown."""
+    """The card's section for a library, in Markdown; arguments as in `code_for`."""
     code = code_for(to, loader, classifies, preprocessing)
     return f"In this folder, with a cropped face in `face.jpg`:\n\n```python\n{code}\n```"
 
 
 def code_for(to: str, loader: str, classifies: bool, preprocessing: Mapping[str, Any]) -> str:
-    """Python for a target, by the class or call that opens it."""
+    """Python code for a target; `loader` is the class or function that opens the files."""
     maker = {"onnx": _onnx, "safetensors": _own, "timm": _timm, "hf": _hf}[to]
     return maker(loader, classifies, preprocessing)
 
@@ -72,7 +72,7 @@ def _onnx(loader: str, classifies: bool, preprocessing: Mapping[str, Any]) -> st
 
 def _own(loader: str, classifies: bool, preprocessing: Mapping[str, Any]) -> str:
     lines = [
-        "# with MAE-SFER's folder in PYTHONPATH",
+        "# PYTHONPATH must contain the folder of MAE-SFER",
         "import numpy as np",
         "import torch",
         "from PIL import Image",
@@ -110,7 +110,7 @@ def _timm(loader: str, classifies: bool, preprocessing: Mapping[str, Any]) -> st
         ]
     else:
         lines += [
-            "    features = model.forward_features(imgs)  # tokens or a map, not pooled",
+            "    features = model.forward_features(imgs)  # tokens or a feature map, not pooled",
             "print(features.shape)",
         ]
     return "\n".join(lines)
@@ -138,7 +138,7 @@ def _hf(loader: str, classifies: bool, preprocessing: Mapping[str, Any]) -> str:
         ]
     elif masks:
         lines += [
-            "    tokens = model(**inputs).last_hidden_state  # the patches in any order",
+            "    tokens = model(**inputs).last_hidden_state  # patches in arbitrary order",
             "features = tokens[:, 1:].mean(dim=1)",
             "print(features.shape)",
         ]

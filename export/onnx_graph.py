@@ -1,4 +1,4 @@
-"""A saved model as ONNX, and what onnxruntime makes of that."""
+"""Writes a saved model as ONNX, and runs it with onnxruntime."""
 
 import json
 from pathlib import Path
@@ -12,12 +12,12 @@ from models_saved import Saved, SavedClassifier
 from util.files import write_json
 
 ONNX, PREPROCESSING = "model.onnx", "preprocessing.json"
-ONE_FILE = 1.9e9  # bytes of weights; protobuf, which ONNX is written in, ends at 2 GiB
-OPSET = 20  # the first with GELU as one operation
+ONE_FILE = 1.9e9  # bytes of weights in a single file; ONNX files (protobuf) are limited to 2 GiB
+OPSET = 20  # the first with GELU as a single operation
 
 
 class Deployed(nn.Module):
-    """Pixels in, answers out: nobody can forget to normalise, or do it otherwise."""
+    """A model that takes raw pixels, so that users cannot forget or change the normalisation."""
 
     def __init__(self, saved: Saved) -> None:
         super().__init__()
@@ -39,7 +39,7 @@ class Deployed(nn.Module):
 
 
 class Features(nn.Module):
-    """What a model says of an image before it has a head."""
+    """The pooled features of a model without a head."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -51,7 +51,7 @@ class Features(nn.Module):
 
 
 def write_onnx(saved: Saved, folder: Path) -> None:
-    """`model.onnx` for any number of images, its settings inside, and `preprocessing.json`."""
+    """Write `model.onnx`, for any batch size and with its settings, and `preprocessing.json`."""
     model = Deployed(saved).eval()
     size = saved.preprocessing.input_size
     names = ["logits", "probabilities"] if model.classifies else ["features"]
@@ -76,8 +76,9 @@ def write_onnx(saved: Saved, folder: Path) -> None:
 
 
 def read_onnx(folder: Path, pixels: Tensor) -> tuple[dict[str, Tensor], list[str]]:
-    """Logits or features of (N, 3, S, S) uint8 by onnxruntime, the first image by itself, and the
-    names of the classes.
+    """Run onnxruntime on (N, 3, S, S) uint8 -> logits or features, and the class names.
+
+    The first image is a batch of its own, to test two batch sizes.
     """
     import onnxruntime
 

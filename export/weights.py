@@ -1,6 +1,6 @@
-"""What exporting asks of a saved model, and the model as timm, MAE-SFER and S2D know it.
+"""A saved model in the form of timm, MAE-SFER and S2D, and what all exports need to know of it.
 
-Translations go the other way than those of util/weights/layouts.py.
+util/weights/layouts.py translates in the opposite direction.
 """
 
 import math
@@ -25,8 +25,8 @@ from util.errors import BadInput
 from util.options.trained import OF_DATA, is_resolved
 from util.states import State, root
 
-# The ViTs of the original MAE-SFER: the file name by which its loader knows pre-trained weights,
-# and the side length of a patch in pixels, which in its vit_small_fixedpe_patch16_224 is 32.
+# The ViTs of the original MAE-SFER: the file name by which its loader recognises pre-trained
+# weights, and the side length of a patch in pixels (32 in its vit_small_fixedpe_patch16_224).
 MAE_SFER = {
     "base": ("vit-base-checkpoint-300.pth", 16),
     "small": ("vit-small-checkpoint-299.pth", 32),
@@ -37,7 +37,7 @@ S2D_PLACEHOLDER = {"patch_embed_prompt.proj.weight": torch.zeros(1, 1, 1, 1)}
 
 
 class TimmForm(NamedTuple):
-    """What `timm.create_model(architecture, num_classes=…, **arguments)` is filled with."""
+    """`state` fits the model of `timm.create_model(architecture, num_classes=…, **arguments)`."""
 
     architecture: str
     arguments: dict[str, Any]
@@ -45,26 +45,26 @@ class TimmForm(NamedTuple):
 
 
 def classes_of(saved: Saved) -> tuple[str, ...]:
-    """Their names, none for a model that was pre-trained only."""
+    """The class names, () for a model that was pre-trained only."""
     return getattr(saved, "classes", ())
 
 
 def family(saved: Saved) -> Family:
-    """What kind of network it is."""
+    """The model's family."""
     return family_of(saved.name)
 
 
 def vit_size(saved: Saved) -> str:
-    """tiny, small, …; "" for other networks than ViTs."""
+    """The size of a ViT: tiny, small, …; "" for other networks."""
     named = re.fullmatch(r"(?:mae_)?vit_(\w+)_patch\d+", saved.name)
     return named[1] if named else ""
 
 
 def plain_state(model: nn.Module) -> State:
-    """A model's weights with one linear head, and without an encoder's `encoder.`.
+    """A model's weights with a single linear head, and without the prefix `encoder.`.
 
-    The batch norm of a linear probe does the same to every image, so it is part of the head:
-    W (x - m) / s + b = (W / s) x + (b - (W / s) m).
+    At test time the batch norm of a linear probe is a fixed affine map, which is merged into the
+    head: W (x - m) / s + b = (W / s) x + (b - (W / s) m).
     """
     state = {name.removeprefix("encoder."): value for name, value in model.state_dict().items()}
     if "head.1.weight" not in state:
@@ -77,19 +77,19 @@ def plain_state(model: nn.Module) -> State:
 
 
 def without_decoder(state: State) -> State:
-    """The encoder's weights alone."""
+    """The weights without those of the decoder."""
     return {name: value for name, value in state.items() if root(name) not in DECODER}
 
 
 def timm_form(saved: Saved) -> TimmForm:
-    """A classifier; or an encoder with as many classes as none, a ViT's pooling the patches."""
+    """The model in timm's form; a pre-trained one as an encoder with 0 classes."""
     import timm
 
     own, classes = family(saved), classes_of(saved)
     state = own.to_timm(without_decoder(plain_state(saved.model)))
     architecture = own.timm_name(saved.name)
     arguments = own.timm_arguments(saved.model, saved.preprocessing.input_size)
-    # Of its small ConvNeXts the MLPs are 1×1 convolutions, and a GRN's vectors are vectors.
+    # timm's small ConvNeXts use 1×1 convolutions as MLPs, and its GRN parameters are 1-D.
     with torch.device("meta"):
         wanted = timm.create_model(architecture, num_classes=len(classes), **arguments).state_dict()
     shaped = {name: value.reshape(wanted[name].shape) for name, value in state.items()}
@@ -97,15 +97,15 @@ def timm_form(saved: Saved) -> TimmForm:
 
 
 def described(saved: Saved, plain_head: bool = False) -> dict[str, Any]:
-    """All that opening it again takes beside its weights, under the names that checkpoints use.
+    """All settings needed to open the exported model again, under the names of our checkpoints.
 
-    `plain_head`: the weights are those of `plain_state`.
+    `plain_head`: the exported weights are those of `plain_state`.
     """
     model, preprocessing = saved.model, saved.preprocessing
     args = {"model": saved.name, "input_size": preprocessing.input_size}
     own = model.own_options()
     if isinstance(saved, SavedEncoder):
-        own.pop("decoder_num_heads", None)  # of the new decoder
+        own.pop("decoder_num_heads", None)  # that of the untrained decoder
     if isinstance(saved, SavedClassifier):
         args["linear_probe"] = isinstance(model.head, nn.Sequential) and not plain_head
         args["crop_pct"] = preprocessing.crop_pct
@@ -113,7 +113,6 @@ def described(saved: Saved, plain_head: bool = False) -> dict[str, Any]:
         args["imagenet_default_mean_and_std"] = tuple(preprocessing.mean) == IMAGENET_MEAN
         args["cls_token"] = False
     args |= own
-    # What its images and labels are, for who opens it again.
     args |= _of_data(saved)
     if isinstance(saved, SavedAutoencoder):
         args["mask_ratio"] = float(model.mask_ratio)
@@ -124,13 +123,13 @@ def described(saved: Saved, plain_head: bool = False) -> dict[str, Any]:
         "std": list(preprocessing.std),
     }
     if preprocessing.face_margin is None and not is_resolved(saved.checkpoint):
-        del seen["face_margin"]  # None would say that images were used whole
+        del seen["face_margin"]  # it is unknown; None would mean that images were used whole
     settings = {"args": args, "preprocessing": seen}
     return {**settings, "classes": list(saved.classes)} if classes_of(saved) else settings
 
 
 def _of_data(saved: Saved) -> dict[str, Any]:
-    """The checkpoint's options about images and labels, without what is not known of them."""
+    """The checkpoint's options about images and labels, as far as they are known."""
     own = saved.checkpoint.get("args")
     own = own if isinstance(own, dict) else {}
     found = {name: own[name] for name in (*OF_DATA, "eval_flip") if name in own}
@@ -140,27 +139,27 @@ def _of_data(saved: Saved) -> dict[str, Any]:
 
 
 def other_use(saved: SavedClassifier) -> str:
-    """How its images and classes differ from `main_rafdb.py`'s, in words; "" if they do not."""
+    """How its images and classes differ from those of `main_rafdb.py`, in words; "" if equal."""
     own = saved.preprocessing
     usual = Preprocessing(own.input_size, interpolation="bilinear")
     found = []
     if own.crop_pct != usual.crop_pct:
-        found.append(f"the central {own.crop_pct:g} of the image instead of all of it")
+        found.append(f"a centre crop of {own.crop_pct:g} instead of the whole image")
     if own.interpolation != usual.interpolation:
         found.append(f"{own.interpolation} instead of {usual.interpolation} resizing")
     if [*own.mean, *own.std] != [*usual.mean, *usual.std]:
         found.append("another mean and std")
     if saved.flip:
-        found.append("the mean of the answers for an image and its mirror image")
+        found.append("predictions averaged over an image and its mirror image")
     if canonical(saved.classes) != canonical(ORDERS["rafdb"]):
-        found.append("classes of another number or order")
+        found.append("another number or order of classes")
     return "; ".join(found)
 
 
 def mae_sfer_form(saved: Saved) -> tuple[str, dict[str, Any]]:
-    """A file's name and content as `utils.load_model` of the original MAE-SFER takes them.
+    """File name and content for `utils.load_model` of the original MAE-SFER.
 
-    Raises BadInput for a model that it does not have.
+    Raises BadInput for a model that MAE-SFER does not have.
     """
     size = token_vit_size(saved, "mae-sfer", {s: patch for s, (_, patch) in MAE_SFER.items()})
     state = without_decoder(plain_state(saved.model))
@@ -169,17 +168,17 @@ def mae_sfer_form(saved: Saved) -> tuple[str, dict[str, Any]]:
     epoch = saved.checkpoint.get("epoch")
     return f"vit-{size}-finetuned.pth", {
         "epoch": epoch if type(epoch) is int else 0,
-        "train_loss": math.inf,  # as theirs where none is known
+        "train_loss": math.inf,  # their value for an unknown loss
         "model_state_dict": state,
         **described(saved, plain_head=True),  # ignored by their loader
     }
 
 
 def s2d_form(saved: Saved) -> tuple[str, dict[str, Any]]:
-    """A file's name and content as S2D's `_create_vision_transformer` takes them.
+    """File name and content for S2D's `_create_vision_transformer`.
 
-    Without a head: S2D's has another name, and the classes of its videos. Raises BadInput for
-    anything but a ViT-Base.
+    The head is left out: S2D's has another name and is for the classes of its videos. Raises
+    BadInput for anything but a ViT-Base.
     """
     token_vit_size(saved, "s2d", {"base": 16})
     state = without_decoder(plain_state(saved.model))
@@ -189,10 +188,9 @@ def s2d_form(saved: Saved) -> tuple[str, dict[str, Any]]:
 
 
 def token_vit_size(saved: Saved, to: str, patches: dict[str, int]) -> str:
-    """The size of a saved ViT, where the program `to` has this very one.
+    """The size of a saved ViT that the program `to` can load. Raises BadInput for other models.
 
-    `patches`: the sizes it has, with the side length of their patches in pixels. Raises BadInput
-    for any other model.
+    `patches`: the sizes that the program has, with the side length in pixels of their patches.
     """
     size = vit_size(saved)
     if size not in patches:
@@ -206,13 +204,13 @@ def token_vit_size(saved: Saved, to: str, patches: dict[str, int]) -> str:
     if classes_of(saved) and saved.model.global_pool != "token":
         raise BadInput(
             f"--to {to}: its models classify by the class token, this checkpoint by the mean of "
-            "the patches; fine-tune with --cls_token True"
+            "the patch tokens; fine-tune with --cls_token True"
         )
     return size
 
 
 def timm_config(saved: Saved, form: TimmForm) -> dict[str, Any]:
-    """`config.json` as `timm.create_model("local-dir:…")` reads it."""
+    """The content of `config.json` for `timm.create_model("local-dir:…")`."""
     classes, preprocessing = classes_of(saved), saved.preprocessing
     size, whole = preprocessing.input_size, preprocessing.crop_pct is None
     first, last = family(saved).timm_ends

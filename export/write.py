@@ -1,7 +1,7 @@
-"""Writing a saved model for other programs, and trying it out there before it is passed on.
+"""Writes a saved model for other programs, and checks that it gives the same outputs there.
 
-A target is a writer and a reader. The reader knows the written files only, opens them with the
-other library's own call, and returns what that computes; it must be what our model computes.
+A target consists of a writer and a reader. The reader only has the written files: it opens them
+with the other library's own function and returns the outputs, which must equal our model's.
 """
 
 import io
@@ -36,7 +36,7 @@ from export.weights import (
     vit_size,
     without_decoder,
 )
-from models_saved import Saved, SavedAutoencoder, SavedClassifier, open_saved
+from models_saved import Saved, SavedAutoencoder, SavedClassifier, SavedEncoder, open_saved
 from util.errors import Fault
 from util.files import write_file, write_json
 from util.states import State
@@ -45,49 +45,50 @@ from util.weights.layouts import describe
 
 WEIGHTS = "model.safetensors"
 
-# Largest difference of an output, relative to our largest one. Another order of the same sums in
-# fp32 changes some 1e-6 of it, which grows with depth; a weight in a wrong place changes all of it.
+# The largest difference allowed in an output, relative to our largest value. Summing in another
+# order in fp32 changes about 1e-6 of it, and more in deeper models; a misplaced weight changes it
+# completely.
 TOLERANCE = 1e-4
 
 NEW_NORM = (
-    "FCMAE pre-trains no norm after pooling, where this library has one: it is as good as new, and "
-    "learns in fine-tuning. Features without it are the mean of the map."
+    "FCMAE has no norm after pooling, but this library's model does: the norm is newly initialised "
+    "and has to be fine-tuned. For features without it, average the last feature map."
 )
 
 OTHER_USE = (
-    "`main_rafdb.py` squeezes the whole image into a square, bilinearly, normalises it by "
-    "ImageNet's mean and std, and numbers the classes as RAF-DB does. This model was made for {}: "
-    "expect other results there."
+    "`main_rafdb.py` squeezes the whole image into a square with bilinear resizing, normalises it "
+    "with ImageNet's mean and std, and numbers the classes as RAF-DB does. This model was made for "
+    "other conditions ({}), so expect other results there."
 )
 
 Outputs = dict[str, Tensor]
 
 
 class Answer(NamedTuple):
-    """What another library says of a probe, and what it calls the classes, in its own order."""
+    """The outputs of another library for a probe, and its class names in its own order."""
 
-    outputs: Outputs  # some of those that `compute` gives
+    outputs: Outputs  # a subset of those of `compute`
     classes: Sequence[str] = ()
 
 
 class Probe(NamedTuple):
-    """What a model and its exported form are both asked about."""
+    """The input on which a model and its exported form are compared."""
 
     pixels: Tensor  # (N, 3, S, S) uint8
-    imgs: Tensor  # the same normalised
-    noise: Tensor  # (N, L), which orders the patches of an autoencoder
+    imgs: Tensor  # the same, normalised
+    noise: Tensor  # (N, L): the masking noise of an autoencoder
 
 
 class Parity(NamedTuple):
-    """How near another library's outputs come to ours."""
+    """The difference between another library's output and ours."""
 
     output: str
-    difference: float  # the largest, absolute
-    scale: float  # our largest output, absolute
+    difference: float  # largest absolute difference
+    scale: float  # our largest absolute value
 
     @property
     def relative(self) -> float:
-        """Of our largest output."""
+        """The difference relative to our largest value."""
         return self.difference / self.scale if self.scale else float(self.difference > 0)
 
     def __str__(self) -> str:
@@ -98,15 +99,15 @@ class Parity(NamedTuple):
 
 
 class Target(NamedTuple):
-    """A form a model can be exported in."""
+    """A format in which a model can be exported."""
 
     write: Callable[[Saved, Path], None]
     read: Callable[[Path, Probe], Answer]
-    keeps_head: bool = True  # of a classifier
+    keeps_head: bool = True  # whether a classifier is exported with its head
 
 
 def make_probe(saved: Saved) -> Probe:
-    """A drawn face and noise, the same each time."""
+    """A synthetic face and two noise images, always the same."""
     generator = torch.Generator().manual_seed(0)
     size = saved.preprocessing.input_size
     noise = torch.randint(0, 256, (2, 3, size, size), generator=generator, dtype=torch.uint8)
@@ -119,7 +120,7 @@ def make_probe(saved: Saved) -> Probe:
 
 @torch.no_grad()
 def compute(saved: Saved, probe: Probe) -> Outputs:
-    """What our model says: `features`, and `logits` or with a decoder `reconstructions`."""
+    """The outputs of our model: `features`, and `logits` or (with a decoder) `reconstructions`."""
     if isinstance(saved, SavedClassifier):
         features = saved.model.forward_features(probe.imgs)
         return {"logits": saved.model.head(features), "features": features}
@@ -131,12 +132,12 @@ def compute(saved: Saved, probe: Probe) -> Outputs:
 
 
 def compare(to: str, ours: Outputs, theirs: Outputs) -> list[Parity]:
-    """By output. Raises Fault for one beyond the tolerance."""
+    """Compare output by output. Raises Fault for one that differs by more than the tolerance."""
     found = []
     for name, value in theirs.items():
         own, wrong = ours[name], ""
         if value.shape != own.shape:
-            wrong = f"{name} are {tuple(value.shape)} instead of {tuple(own.shape)}"
+            wrong = f"{name} have shape {tuple(value.shape)} instead of {tuple(own.shape)}"
         else:
             off, scale = (x.abs().max().item() for x in (value.float() - own, own))
             found.append(Parity(name, off, scale))
@@ -148,22 +149,23 @@ def compare(to: str, ours: Outputs, theirs: Outputs) -> list[Parity]:
 
 
 def export(saved: Saved, to: str, folder: Path) -> list[Parity]:
-    """Write all files of a target but the model card, and compare. Raises Fault and OSError."""
+    """Write all files of a target except the model card, and compare the outputs.
+
+    Raises Fault if they differ, BadInput for a model that the target does not support, OSError.
+    """
     target, probe = TARGETS[to], make_probe(saved)
     with quiet():
         target.write(saved, folder)
         theirs = target.read(folder, probe)
     if list(theirs.classes) != list(classes_of(saved) if target.keeps_head else ()):
-        raise Fault(
-            f"--to {to}: the classes have other names or another order; nothing was written"
-        )
+        raise Fault(f"--to {to}: the exported classes differ in name or order; nothing was written")
     return compare(to, compute(saved, probe), theirs.outputs)
 
 
 def card_of(
     saved: Saved, to: str, source: Path, parity: list[Parity], folder: Path, licence: str = ""
 ) -> str:
-    """The model card of what has been exported into a folder."""
+    """The model card for the files that were exported to a folder."""
     classes = classes_of(saved) if TARGETS[to].keeps_head else ()
     preprocessing = described(saved)["preprocessing"]
     if to in COMMANDS:
@@ -190,7 +192,7 @@ def card_of(
 
 
 def note_of(saved: Saved, to: str) -> str:
-    """What is different there from here; "" if nothing is."""
+    """What a user of the exported model must know about its use there; "" if nothing."""
     if to in ("timm", "hf") and family(saved).new_norm == "norm" and not classes_of(saved):
         return NEW_NORM
     if to == "mae-sfer" and isinstance(saved, SavedClassifier) and (other := other_use(saved)):
@@ -199,7 +201,7 @@ def note_of(saved: Saved, to: str) -> str:
 
 
 def _loader(saved: Saved, to: str, folder: Path) -> str:
-    """The class or call of a library that opens what is in a folder."""
+    """The class or function of a library that opens the files in a folder."""
     if to == "hf":
         return architecture(folder)
     if to == "safetensors":
@@ -209,7 +211,7 @@ def _loader(saved: Saved, to: str, folder: Path) -> str:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Without what exporters and loaders say of their own work."""
+    """Suppress the warnings, logs and output of exporters and loaders."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
@@ -221,17 +223,20 @@ def quiet() -> Iterator[None]:
 
 
 def write_weights(path: Path, state: State, settings: dict[str, Any]) -> None:
-    """safetensors, with all that opening it again takes as JSON in its header. Raises OSError."""
+    """Write safetensors, with the settings for opening it again as JSON in its header.
+
+    Raises OSError.
+    """
     own = {name: value.detach().clone().contiguous() for name, value in state.items()}  # no views
     metadata = {name: json.dumps(value) for name, value in settings.items()}
     write_file(path, save(own, {"format": "pt", **metadata}))
 
 
-# --- safetensors: our own names ---
+# --- safetensors, with our own names ---
 
 
 def write_own(saved: Saved, folder: Path) -> None:
-    """`model.safetensors`, and `config.json` with its settings to read."""
+    """Write `model.safetensors`, and its settings in readable form to `config.json`."""
     settings, state = described(saved), saved.model.state_dict()
     if isinstance(saved, SavedEncoder):  # whose decoder is new, and nothing to pass on
         state = without_decoder(state)
@@ -240,7 +245,7 @@ def write_own(saved: Saved, folder: Path) -> None:
 
 
 def read_own(folder: Path, probe: Probe) -> Answer:
-    """By `models_saved.open_saved`."""
+    """Read with `models_saved.open_saved`."""
     saved = open_saved(folder / WEIGHTS)
     return Answer(compute(saved, probe), classes_of(saved))
 
@@ -249,7 +254,7 @@ def read_own(folder: Path, probe: Probe) -> Answer:
 
 
 def write_timm(saved: Saved, folder: Path) -> None:
-    """What `timm.create_model("local-dir:…", pretrained=True)` reads."""
+    """Write the files that `timm.create_model("local-dir:…", pretrained=True)` reads."""
     form = timm_form(saved)
     write_weights(folder / WEIGHTS, form.state, described(saved, plain_head=True))
     write_json(folder / CONFIG, timm_config(saved, form))
@@ -257,7 +262,7 @@ def write_timm(saved: Saved, folder: Path) -> None:
 
 @torch.no_grad()
 def read_timm(folder: Path, probe: Probe) -> Answer:
-    """Logits, or an encoder's features; of a ConvNeXt those before the last norm, which is new."""
+    """Logits or an encoder's features; ConvNeXt's are taken before the newly initialised norm."""
     import timm
 
     model = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
@@ -272,7 +277,7 @@ def read_timm(folder: Path, probe: Probe) -> Answer:
 
 
 def write_hf(saved: Saved, folder: Path) -> None:
-    """What `from_pretrained` of the class named in `config.json` reads."""
+    """Write the files that `from_pretrained` of the class named in `config.json` reads."""
     form = hf_form(saved)
     write_weights(folder / WEIGHTS, form.state, described(saved, plain_head=True))
     write_json(folder / CONFIG, form.config)
@@ -286,7 +291,7 @@ def architecture(folder: Path) -> str:
 
 @torch.no_grad()
 def read_hf(folder: Path, probe: Probe) -> Answer:
-    """Logits; or an encoder's features, and of ViTMAE with its decoder reconstructions."""
+    """Logits, or an encoder's features and (ViTMAE with its decoder) reconstructions."""
     import transformers
 
     transformers.utils.logging.set_verbosity_error()
@@ -314,12 +319,12 @@ def read_hf(folder: Path, probe: Probe) -> Answer:
 
 
 def write_mae_sfer(saved: Saved, folder: Path) -> None:
-    """What MAE-SFER's `main_rafdb.py --resume --checkpoint-whole FILE` reads."""
+    """Write the file that MAE-SFER's `main_rafdb.py --resume --checkpoint-whole FILE` reads."""
     _write_torch(folder, *mae_sfer_form(saved))
 
 
 def write_s2d(saved: Saved, folder: Path) -> None:
-    """What S2D's `run_class_finetuning.py` begins with."""
+    """Write the file from which S2D's `run_class_finetuning.py` starts."""
     _write_torch(folder, *s2d_form(saved))
 
 
@@ -331,7 +336,7 @@ def _write_torch(folder: Path, name: str, content: dict[str, Any]) -> None:
 
 @torch.no_grad()
 def read_token_vit(folder: Path, probe: Probe) -> Answer:
-    """By timm's ViT, which both programs' models are; every tensor must have its place there."""
+    """Read with timm's ViT, the model of both programs; every tensor must fit."""
     import timm
 
     content = torch.load(next(folder.glob("*.pth")), weights_only=True)

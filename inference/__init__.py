@@ -1,6 +1,6 @@
-"""Trained models at work.
+"""Using trained models.
 
-`predict`: expressions of faces. `explanation`: what a classifier looks at. `visualize`: figures of
-a model and a data set. `annotate`: boxes and labels on pictures. `page`, `same_origin`: the web
+`predict`: expressions of faces. `explanation`: attention maps of classifiers. `visualize`: figures
+of a model on a data set. `annotate`: boxes and labels on pictures. `page`, `same_origin`: the web
 page.
 """

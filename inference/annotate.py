@@ -1,4 +1,4 @@
-"""Boxes and labels drawn on a picture, and names for the files that result."""
+"""Draws boxes and labels on pictures, and names the resulting files."""
 
 import os
 import re
@@ -10,13 +10,13 @@ from PIL import Image, ImageDraw
 from datasets.transforms import Box
 from util.report.drawing import clipped, font
 
-LONG_SIDE = 2048  # pixels of what is written: enough to look at
+LONG_SIDE = 2048  # pixels, the limit for annotated pictures: enough for viewing
 LONGEST_LABEL, LONGEST_NAME = 40, 80  # characters
 INK, PAPER = (255, 255, 255), (20, 120, 60)
 
 
 def annotated(image: np.ndarray, boxes: Sequence[Box], labels: Sequence[str]) -> Image.Image:
-    """(H, W, 3) uint8 -> the picture, made smaller if it is large, with a labelled frame a box."""
+    """(H, W, 3) uint8 -> the picture, at most LONG_SIDE large, with a label and frame per box."""
     height, width = image.shape[:2]
     scale = min(1, LONG_SIDE / max(height, width))
     size = max(1, round(width * scale)), max(1, round(height * scale))
@@ -29,7 +29,8 @@ def annotated(image: np.ndarray, boxes: Sequence[Box], labels: Sequence[str]) ->
         draw.rectangle((x0, y0, max(x0, x1 - 1), max(y0, y1 - 1)), outline=PAPER, width=stroke)
         text = clipped(label, LONGEST_LABEL)
         *_, wide, high = draw.textbbox((0, 0), text, letters)
-        # Above the box; inside it at the picture's upper edge, moved in at the right one.
+        # The label is above the box, or inside it at the picture's upper edge; at the right edge it
+        # is shifted to the left.
         y = y0 - high - stroke if y0 >= high + stroke else y0
         x = max(0, min(x0, size[0] - wide - 2 * stroke))
         draw.rectangle((x, y, x + wide + 2 * stroke, y + high + stroke), fill=PAPER)
@@ -38,7 +39,7 @@ def annotated(image: np.ndarray, boxes: Sequence[Box], labels: Sequence[str]) ->
 
 
 def file_name(path: str, number: int, count: int) -> str:
-    """A name that no other of `count` pictures has and that is nothing but a name."""
+    """A safe file name, unique among `count` pictures because it starts with `number`."""
     stem = os.path.splitext(os.path.basename(path))[0]
     plain, digits = re.sub(r"[^\w-]", "_", stem)[:LONGEST_NAME], len(str(max(0, count - 1)))
     return f"{number:0{digits}}_{plain}.jpg"

@@ -1,9 +1,9 @@
-"""What a classifier looks at: a map over the image, for people to judge.
+"""Attention maps: which parts of an image a classifier looks at.
 
-A ViT by attention rollout (Quantifying Attention Flow in Transformers, Abnar & Zuidema 2020,
-section 3), a convolutional network by Grad-CAM (Selvaraju et al. 2017, section 3). Rollout says
-where the pooled features come from, whatever the class; Grad-CAM what speaks for one class. Neither
-proves that the prediction rests on what it shows.
+ViTs use attention rollout (Quantifying Attention Flow in Transformers, Abnar & Zuidema 2020,
+section 3), convolutional networks Grad-CAM (Selvaraju et al. 2017, section 3). Rollout shows where
+the pooled features come from, whatever the class; Grad-CAM shows what speaks for one class. Neither
+proves that the prediction is based on what it shows.
 """
 
 from collections.abc import Iterator
@@ -20,12 +20,12 @@ from models_mae import Attention, ViTClassifier
 def attention_map(model: nn.Module, x: Tensor, target: Tensor | None = None) -> Tensor:
     """Normalised images (N, 3, S, S) -> (N, S, S) float32 in 0–1, each scaled to its own maximum.
 
-    `target` (N,): the classes that Grad-CAM asks about, default the predicted ones; rollout has no
-    use for it. An image that nothing speaks for has a map of zeros. The model may be in any mode,
-    the caller in any grad mode; both stay, and no gradient is left behind. Blocks must not be
-    compiled. Raises TypeError for a model that is no classifier of ours.
+    `target` (N,): the classes that Grad-CAM explains, by default the predicted ones; rollout
+    ignores it. If nothing speaks for the class, the map is zero. Leaves the model's mode, the
+    caller's grad mode and all gradients as they are. Blocks must not be compiled. Raises TypeError
+    for a model that is not one of our classifiers.
     """
-    # In fp32, whatever the caller computes in: rollout multiplies as many matrices as blocks.
+    # In fp32 under any autocast: rollout multiplies one matrix per block.
     with evaluating(model), torch.no_grad(), torch.autocast(x.device.type, enabled=False):
         method = getattr(model, "explained_by", "")
         if method == "attention rollout":
@@ -33,17 +33,18 @@ def attention_map(model: nn.Module, x: Tensor, target: Tensor | None = None) -> 
         elif method == "Grad-CAM":
             heat = grad_cam(model, x, target)
         else:
-            raise TypeError(f"a {type(model).__name__} is no classifier whose attention is known")
+            raise TypeError(f"attention maps are not implemented for {type(model).__name__}")
         size = x.shape[-2:]
         heat = F.interpolate(heat[:, None], size, mode="bilinear", align_corners=False)[:, 0]
         return heat / heat.amax(dim=(1, 2), keepdim=True).clamp(min=1e-12)
 
 
 def attention_rollout(model: ViTClassifier, x: Tensor) -> Tensor:
-    """(N, 3, S, S) -> (N, g, g): each patch's share in the tokens that are pooled.
+    """(N, 3, S, S) -> (N, g, g): the share of each patch in the pooled features.
 
-    Heads are averaged, and half of each layer is the identity, for the residual connection. The
-    rows wanted are the class token's, or, where patches are pooled, the mean over all patches'.
+    Attention is averaged over heads and mixed equally with the identity, for the residual
+    connection. The result is the class token's row, or the mean over the patches' rows with mean
+    pooling.
     """
     rollout: Tensor | None = None
 
@@ -55,7 +56,7 @@ def attention_rollout(model: ViTClassifier, x: Tensor) -> Tensor:
         layer = (mean + torch.eye(mean.shape[-1], device=mean.device)) / 2  # rows still sum to 1
         rollout = layer if rollout is None else layer @ rollout
 
-    # The fused kernel does not tell its weights: they are computed again from what it is given.
+    # The fused kernel does not return attention weights, so they are recomputed from its inputs.
     hooks = [
         block.attn.qkv.register_forward_hook(partial(add_layer, block.attn))
         for block in model.blocks
@@ -73,16 +74,16 @@ def attention_rollout(model: ViTClassifier, x: Tensor) -> Tensor:
 def grad_cam(model: nn.Module, x: Tensor, target: Tensor | None = None) -> Tensor:
     """(N, 3, H, W) -> (N, H/32, W/32): the last stage's channels, each weighted by its gradient.
 
-    The model is a convolutional classifier: `head(pool(encode(x)))`.
-    Gradients are those of the target's logit, averaged over the cells; what speaks against the
-    target counts as nothing.
+    The model must be a convolutional classifier: `head(pool(encode(x)))`. Gradients are those of
+    the target's logit, averaged over the cells. Negative values, which speak against the target,
+    are set to zero.
     """
     cells = model.encode(x)  # (N, 1, h, w, D); nothing below it is differentiated
     with torch.inference_mode(False), torch.enable_grad():
         cells = cells.detach().clone().requires_grad_()
         logits = model.head(model.pool(cells))
         target = logits.argmax(dim=1) if target is None else target.to(logits.device)
-        chosen = logits.gather(1, target[:, None]).sum()  # images do not touch each other
+        chosen = logits.gather(1, target[:, None]).sum()  # images are independent of each other
         (gradient,) = torch.autograd.grad(chosen, cells)
     weights = gradient.float().mean(dim=(1, 2, 3), keepdim=True)
     return (weights * cells.detach().float()).sum(dim=-1)[:, 0].relu()
@@ -90,7 +91,7 @@ def grad_cam(model: nn.Module, x: Tensor, target: Tensor | None = None) -> Tenso
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """The model in evaluation mode; afterwards each of its modules in the mode it was in."""
+    """Put the model in evaluation mode; on exit, restore the mode of each of its modules."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:

@@ -1,4 +1,4 @@
-"""What the page shows: faces with their expressions, what the model looks at, reconstructions."""
+"""The content of the web page: faces, their expressions, attention maps, reconstructions."""
 
 from collections.abc import Sequence
 from functools import lru_cache
@@ -28,15 +28,15 @@ from util.errors import BadInput
 from util.report.figures import overlay, reconstruction_grid
 
 ENDINGS = (".pth", ".pt", ".safetensors")
-MOST_FACES = 12  # of one picture
-SHOWN = 336  # pixels a side of a face on the page
+MOST_FACES = 12  # per picture
+SHOWN = 336  # side length in pixels of a face on the page
 
 
 class Checkpoints:
-    """Those of a folder, by what they hold; opened when asked for, the last few kept."""
+    """The checkpoints in a folder by type, opened on demand; the last few are kept in memory."""
 
     def __init__(self, folder: str | Path, device: torch.device) -> None:
-        """Raises BadInput when there is none in it that the page can use."""
+        """Raises BadInput when the folder has no checkpoint that the page can show."""
         self.folder, self.device = Path(folder), device
         if not self.folder.is_dir():
             raise BadInput(f"--checkpoints {folder}: no such folder")
@@ -47,8 +47,8 @@ class Checkpoints:
         self.autoencoders = self._named(seen, "autoencoder")
         if not self.classifiers and not self.autoencoders:
             raise BadInput(
-                f"--checkpoints {folder}: none of {len(found)} files is a checkpoint to show; name "
-                "a folder of a pre-training or fine-tuning, or run `make demo`"
+                f"--checkpoints {folder}: none of its {len(found)} files is a checkpoint that can "
+                "be shown; name the folder of a pre-training or fine-tuning run, or run `make demo`"
             )
         self._open_classifier = lru_cache(2)(self._classifier)
         self._open_autoencoder = lru_cache(2)(self._autoencoder)
@@ -62,7 +62,7 @@ class Checkpoints:
         return self._open_autoencoder(*self._current(name, self.autoencoders))
 
     def _named(self, seen: dict[Path, Peeked], kind: str) -> list[str]:
-        """Paths within the folder: best epochs and last ones before others, best results first."""
+        """Paths within the folder: best epochs, last epochs, then others, each by best result."""
         order = {"checkpoint-best.pth": 0, "checkpoint-last.pth": 1}
         paths = [path for path, peeked in seen.items() if peeked.kind == kind]
         paths.sort(key=lambda path: (order.get(path.name, 2), -seen[path].best, path))
@@ -78,38 +78,38 @@ class Checkpoints:
         return saved
 
     def _current(self, name: str, known: Sequence[str]) -> tuple[Path, tuple]:
-        """The path of a checkpoint, and what tells it from the one a run puts in its place."""
-        if name not in known:  # the page sends what it likes
+        """The path of a checkpoint and its version, which changes when a run replaces the file."""
+        if name not in known:  # requests are not trusted
             raise BadInput(f"{name}: no such checkpoint")
         path = self.folder / name
         try:
             found = path.stat()
         except OSError as error:
             reason = error.strerror
-            raise BadInput(f"{name}: cannot be read any more ({reason}); choose another") from None
+            raise BadInput(f"{name}: can no longer be read ({reason}); choose another") from None
         return path, (found.st_ino, found.st_mtime_ns, found.st_size)
 
 
 class Seen(NamedTuple):
-    """A face of a picture and what a classifier says of it."""
+    """A face in a picture, with a classifier's prediction."""
 
     picture: np.ndarray  # (SHOWN, SHOWN, 3) uint8
-    attention: np.ndarray  # the same, with what the classifier looks at
+    attention: np.ndarray  # the same with the attention map as an overlay
     probabilities: dict[str, float]  # by class
 
     @property
     def label(self) -> str:
-        """The class it most probably is."""
+        """The most probable class."""
         return max(self.probabilities, key=self.probabilities.get)
 
 
 def faces_in(
     path: str, detect: Detector, saved: Saved, given: float | None = None
 ) -> tuple[list[np.ndarray], str]:
-    """The faces of a picture, cut out as a model wants them, the largest first, and a line on that.
+    """The faces of a picture, cropped as in training, largest first, and a line to show.
 
-    `given` is a margin to cut with instead of training's. A picture without faces is taken for one.
-    Raises UnreadableImage.
+    `given`: a margin to use instead of training's. A picture without faces is used whole. Raises
+    UnreadableImage.
     """
     image = load_rgb(path)
     if detect is whole_picture:
@@ -117,8 +117,8 @@ def faces_in(
     found = sorted(detect(image), key=lambda face: -face.box[2] * face.box[3])[:MOST_FACES]
     if not found:
         none = (
-            "No face was found, so all of the picture is taken for one. Take one in which the face "
-            "is larger or less turned."
+            "No face was found, so the whole picture is used as a face. Try one in which the face "
+            "is larger or less turned away."
         )
         return [image], "; ".join([none, *saved.notes])
     count = "1 face" if len(found) == 1 else f"{len(found)} faces, the largest first"
@@ -128,14 +128,14 @@ def faces_in(
 
 
 def look(saved: SavedClassifier, predictor: Predictor, faces: Sequence[np.ndarray]) -> list[Seen]:
-    """What a classifier says of faces, (H, W, 3) uint8 each, and what it looks at.
+    """Predictions and attention maps of a classifier for faces, (H, W, 3) uint8 each.
 
-    Raises BadInput for one whose training has failed.
+    Raises BadInput for a classifier whose outputs are not finite.
     """
     views = torch.stack([predictor.view(face) for face in faces])
     p = predictor.of_views(list(views.numpy())).probabilities
     if not np.isfinite(p).all():
-        raise BadInput("What this checkpoint computes are no finite numbers; choose another.")
+        raise BadInput("This checkpoint's outputs are not finite; choose another.")
     device = predictor.device
     x = saved.preprocessing.normalise.to(device)(views.to(device))
     heat = attention_map(saved.model, x).cpu()
@@ -148,14 +148,15 @@ def look(saved: SavedClassifier, predictor: Predictor, faces: Sequence[np.ndarra
 
 
 def hide(saved: SavedAutoencoder, face: np.ndarray, mask_ratio: float, seed: int) -> np.ndarray:
-    """(H, W, 3) uint8 -> original, masked, reconstructed, pasted, as one picture."""
+    """(H, W, 3) uint8 -> one picture of the face original, masked, reconstructed and pasted."""
     model = saved.model
     device = next(model.parameters()).device
     imgs = saved.preprocessing.view(face)[None]
     rng = np.random.default_rng(seed)
     noise = torch.from_numpy(rng.random((1, model.num_patches), "float32"))
     total = model.num_patches
-    kept = min(max(round(total * (1 - mask_ratio)), 1), total - 1)  # a few patches: no such share
+    # With few patches, the ratio cannot be met exactly; some must be visible and some masked.
+    kept = min(max(round(total * (1 - mask_ratio)), 1), total - 1)
     normalise = saved.preprocessing.normalise.to(device)
     stages = reconstruct(model, normalise, imgs, 1 - kept / total, noise)
     title = f"{kept} of {total} patches are visible"

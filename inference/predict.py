@@ -1,4 +1,4 @@
-"""A saved classifier on faces: probabilities and features."""
+"""Applies a saved classifier to faces: probabilities and features."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
@@ -13,12 +13,12 @@ from util.options.predict import MARGIN
 
 
 def face_margin(saved: Saved, given: float | None) -> tuple[float, str]:
-    """The margin to cut faces with, and a line on it: as asked for, else as in training."""
+    """The margin for cropping faces, and a line about it: `given`, else as in training."""
     own = saved.preprocessing.face_margin
     margin = next((m for m in (given, own) if m is not None), MARGIN)
-    how = f"faces are cut with --face_margin {margin:g}"
+    how = f"faces are cropped with --face_margin {margin:g}"
     if own is None:
-        assumed = " (assumed: the checkpoint names none)" if given is None else ""
+        assumed = " (assumed: the checkpoint does not say)" if given is None else ""
         return margin, how + assumed
     if own == margin:
         return margin, f"{how}, as in training"
@@ -26,29 +26,29 @@ def face_margin(saved: Saved, given: float | None) -> tuple[float, str]:
 
 
 def whole_line(margin: float | None) -> str:
-    """What no detector means for a model whose faces were cut with a margin in training."""
+    """The line to print without a detector; `margin`: see Preprocessing.face_margin."""
     if margin is None:
         return "each picture is used whole, as a face"
     return (
-        "warning: each picture is used whole; training cut faces from photographs with "
-        f"--face_margin {margin:g}: give pictures that are cut like that"
+        "warning: each picture is used whole, but training cropped faces from photographs with "
+        f"--face_margin {margin:g}: give pictures cropped in the same way"
     )
 
 
 class Prediction(NamedTuple):
-    """What a model says of n faces."""
+    """A model's outputs for n faces."""
 
     probabilities: np.ndarray  # (n, K) float32, rows sum to 1
-    features: np.ndarray  # (n, D) float32: what the head sees
+    features: np.ndarray  # (n, D) float32: the input of the head
 
 
 class Predictor:
-    """A classifier on a device, together with what it wants done to a picture before."""
+    """A classifier on a device, together with its preprocessing."""
 
     def __init__(self, saved: SavedClassifier, device: torch.device) -> None:
-        """In fp32, so that a face's numbers hardly depend on the others in its batch.
+        """Computes in fp32, so that results hardly depend on the other faces in a batch.
 
-        A model that was tested with mirrored images is used so, too.
+        If the model was tested with mirrored images, predictions use them too.
         """
         self.classes, self.device = saved.classes, device
         self.view = saved.preprocessing.view
@@ -58,12 +58,12 @@ class Predictor:
         self._model, self._flip = saved.model.to(device).eval(), saved.flip
 
     def __call__(self, faces: Sequence[np.ndarray]) -> Prediction:
-        """n pictures of faces, (H, W, 3) uint8 each -> see Prediction. One forward pass."""
+        """n pictures of faces, (H, W, 3) uint8 each -> Prediction, in one forward pass."""
         return self.of_views([self.view(face).numpy() for face in faces])
 
     @torch.no_grad()
     def of_views(self, views: Sequence[np.ndarray]) -> Prediction:
-        """The same of what `view` made of each, (3, S, S) uint8."""
+        """The same for faces preprocessed by `view`, (3, S, S) uint8 each."""
         n = len(views)  # not all layers take an empty batch
         imgs = torch.from_numpy(np.stack(views if n else [self._blank]))
         x = self._normalise(imgs.to(self.device))
@@ -78,14 +78,14 @@ class Predictor:
 def predict_pictures(
     found: Iterable[Found], predictor: Predictor, batch_size: int
 ) -> Iterator[tuple[Found, Prediction]]:
-    """Each picture, in their order, with the prediction of its faces.
+    """Yields each picture, in order, with the prediction for its faces.
 
-    Faces of several pictures share a batch; a picture with more of them goes through in parts.
+    Faces of several pictures share a batch; those of a picture with more faces are split.
     """
     waiting: list[Found] = []
     for picture in found:
         waiting.append(picture)
-        # Pictures without faces count as well: what is known of them need not wait for ever.
+        # Pictures without faces count too, so that they are not held back for long.
         if sum(max(1, len(one.views)) for one in waiting) >= batch_size:
             yield from _predicted(waiting, predictor, batch_size)
             waiting = []

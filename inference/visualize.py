@@ -1,4 +1,4 @@
-"""Figures of a trained model and a data set: which images are shown, and what is drawn of them."""
+"""Figures of a trained model on a data set: chooses the images and draws the figures."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -26,8 +26,8 @@ from util.report.features import FEWEST, feature_figure, project
 from util.report.figures import Verdict, attention_grid, overlay, ratio_grid
 from util.seeding import FIGURE, generator
 
-MOST_POINTS = 2000  # in a map: more take long and hide each other
-MOST_TRIES = 50  # images looked at for each that is shown
+MOST_POINTS = 2000  # in a feature map: more take long and hide each other
+MOST_TRIES = 50  # images tried, in case they cannot be read, for each that is shown
 ROLLOUT = "attention rollout: which patches the features come from, whatever the class"
 GRAD_CAM = "Grad-CAM: what speaks for the predicted class"
 
@@ -35,9 +35,9 @@ GRAD_CAM = "Grad-CAM: what speaks for the predicted class"
 def pick_images(
     source: Source, labels: np.ndarray | None, view: Augment, count: int, seed: int
 ) -> tuple[Tensor, np.ndarray]:
-    """`count` readable images, all classes in turn -> (N, 3, S, S) uint8 and their numbers (N,).
+    """Up to `count` readable images, balanced over classes -> (N, 3, S, S) uint8, indices (N,).
 
-    The same for the same data and seed, class by class. Raises BadInput when none can be read.
+    Sorted by class; the same for the same data and seed. Raises BadInput when none can be read.
     """
     labels = np.zeros(len(source), int) if labels is None else labels
     shown: dict[int, Tensor] = {}
@@ -49,13 +49,13 @@ def pick_images(
         if len(shown) == count:
             break
     if not shown:
-        raise BadInput(f"--data_path: no image tried can be read (the last: {problem})")
+        raise BadInput(f"--data_path: none of the images tried can be read (the last: {problem})")
     chosen = sorted(shown, key=lambda i: (labels[i], i))
     return torch.stack([shown[i] for i in chosen]), np.array(chosen)
 
 
 def in_turn(labels: np.ndarray, seed: int) -> np.ndarray:
-    """(n,) classes -> all images in an order that takes one of each class at a time."""
+    """Class labels (n,) -> indices of all images, cycling through the classes in random order."""
     order = generator(FIGURE, seed).permutation(len(labels))
     turn = np.zeros(len(labels), int)
     for label in np.unique(labels):
@@ -65,16 +65,16 @@ def in_turn(labels: np.ndarray, seed: int) -> np.ndarray:
 
 
 class Data(NamedTuple):
-    """Images to show a model; those that no split or class leaves out."""
+    """The images for the figures: one split, without images of classes unknown to the model."""
 
     source: Source
-    labels: np.ndarray | None  # (n,) places in `classes`; None where there are no labels
+    labels: np.ndarray | None  # (n,) indices into `classes`; None for data without labels
     classes: Sequence[str]  # a classifier's own, else the data set's
     common: Sequence[int]  # as in TestSet
 
 
 class Viewer:
-    """A trained model, and the data it is seen on; every figure is (h, w, 3) uint8."""
+    """Draws figures of a trained model on a data set; each is (h, w, 3) uint8."""
 
     def __init__(
         self,
@@ -85,16 +85,16 @@ class Viewer:
         workers: int,
         seed: int,
     ) -> None:
-        """`seed` chooses images, masks and the map's beginning."""
+        """`seed` determines the choice of images, the masks and the feature map."""
         self.saved, self.model, self.data, self.seed = saved, saved.model.to(device), data, seed
         self.normalise = saved.preprocessing.normalise.to(device)
         self.precision = Precision("auto", device)
         self.batch_size = batch_size
-        self.unreadable = 0  # images that charts and map are without
+        self.unreadable = 0  # images left out of charts and feature map
         self.loading = {"workers": workers, "pin_memory": device.type == "cuda"}
 
     def reconstructions(self, count: int, ratios: Sequence[float]) -> np.ndarray:
-        """`count` images at several mask ratios; what a low one removes, a higher one does too."""
+        """`count` images at several mask ratios; a higher ratio masks the same patches and more."""
         imgs, _ = self._pick(count)
         shape = len(imgs), self.model.num_patches
         noise = torch.from_numpy(generator(FIGURE, self.seed, 1).random(shape, dtype=np.float32))
@@ -104,7 +104,7 @@ class Viewer:
 
     @torch.no_grad()
     def attention(self, count: int) -> np.ndarray:
-        """`count` images beside what the classifier looks at."""
+        """`count` images beside the classifier's attention maps."""
         imgs, chosen = self._pick(count)
         x = self.normalise(imgs.to(self.normalise.mean.device))
         flip = getattr(self.saved, "flip", False)
@@ -122,7 +122,7 @@ class Viewer:
         return attention_grid(pictures, overlays, verdicts, self.saved.name, note)
 
     def results(self) -> dict[str, np.ndarray]:
-        """The charts of an evaluation, see engine_finetune.result_figures."""
+        """The charts of an evaluation by name, see engine_finetune.result_figures."""
         images = LabelledImages(self.data.source, self.data.labels)
         test = TestSet(images, self._loader(images), self.data.classes, self.data.common)
         flip = getattr(self.saved, "flip", False)
@@ -131,7 +131,7 @@ class Viewer:
         return result_figures(evaluation, test)
 
     def features(self) -> np.ndarray:
-        """The features of at most MOST_POINTS images, every class in its share.
+        """A map of the features of at most MOST_POINTS images, sampled in proportion to class.
 
         Raises BadInput for too few images, Fault for features that are not finite.
         """
@@ -142,12 +142,13 @@ class Viewer:
         function, loader = self.model.forward_features, self._loader(images)
         x, readable = collect(function, loader, self.normalise, self.precision)
         count = int(readable.sum())
-        self.unreadable = max(self.unreadable, len(readable) - count)  # perhaps of some images only
+        # The charts may have seen more images than this sample.
+        self.unreadable = max(self.unreadable, len(readable) - count)
         if count < FEWEST:
-            what = f"{count} images that can be read; a map of features needs {FEWEST}"
+            what = f"{count} images can be read; a feature map needs at least {FEWEST}"
             raise BadInput(f"--data_path: {what}")
         if not np.isfinite(x[readable]).all():
-            raise Fault("the model's features are not finite: a map cannot be drawn of them")
+            raise Fault("the model's features are not finite, so no feature map can be drawn")
         points, labels = project(x[readable], self.seed), images.labels[readable]
         title = f"{self.saved.name}, {count:,} images"
         return feature_figure(points, labels, self.data.classes, title)

@@ -1,4 +1,4 @@
-"""Data sets on disk, and runs made from them once for all tests."""
+"""Data sets on disk and runs on them, made once for all tests."""
 
 import gc
 import signal
@@ -21,14 +21,14 @@ from util.errors import BAD_INPUT
 
 
 def pytest_collection_finish():
-    """Programs collect garbage at their end; what tests import need not be looked through."""
+    """Programs collect garbage when they end: exempt the modules that tests have imported."""
     gc.collect()
     gc.freeze()
 
 
 @pytest.fixture(autouse=True)
 def torch_watches_workers():
-    """A program that has lost a worker ends without torch's handler of their deaths."""
+    """Let torch install its SIGCHLD handler again after a program that has lost a worker."""
     yield
     if signal.getsignal(signal.SIGCHLD) == signal.SIG_DFL:
         signal_handling._SIGCHLD_handler_set = False
@@ -36,7 +36,7 @@ def torch_watches_workers():
 
 @pytest.fixture(scope="session")
 def sets(tmp_path_factory):
-    """The data sets as their owners ship them: 56 and 40 training, 21 and 15 test images, …"""
+    """RAF-DB (56 training, 21 test images), AffectNet (40, 15) and FERPlus in owners' layouts."""
     root = tmp_path_factory.mktemp("sets")
     write_rafdb(root / "rafdb", 8, 3)
     write_affectnet_csv(root / "affectnet", {"train": (5,) * 8, "test": (2,) * 7 + (1,)})
@@ -47,7 +47,7 @@ def sets(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def pretrained(sets, tmp_path_factory):
-    """A pre-trained checkpoint of each family, by `main_pretrain.py` on an owner's layout."""
+    """A checkpoint of each family, pre-trained by `main_pretrain.py` on RAF-DB or AffectNet."""
     root, paths = tmp_path_factory.mktemp("pretrained"), {}
     families = (("vit", "mae"), ("convnext", "fcmae"), ("resnet", "resnet"))
     for name, family in families:
@@ -62,7 +62,7 @@ def pretrained(sets, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def photographs(tmp_path_factory):
-    """One of a person, of two, of none, and what is no picture."""
+    """Photographs of one person, of two and of none, and files that are not pictures."""
     folder = tmp_path_factory.mktemp("photographs")
     astronaut = skimage.data.astronaut()
     (folder / "people").mkdir()
@@ -79,7 +79,7 @@ def photographs(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def finetune(sets, pretrained, tmp_path_factory):
-    """Fine-tune here and now; the same options only once."""
+    """Fine-tune in this process, but with the same options only once."""
     made = {}
 
     def run(family="vit", more="", data="rafdb"):
@@ -96,7 +96,7 @@ def finetune(sets, pretrained, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def undisturbed(tmp_path_factory):
-    """Finished pre-trainings by (family, processes), made when first asked for."""
+    """Uninterrupted pre-trainings by (family, processes), made on first use."""
     made = {}
 
     def make(family, processes):
@@ -111,7 +111,7 @@ def undisturbed(tmp_path_factory):
 
 @pytest.fixture
 def refuse(tmp_path, capfd):
-    """Run with options that cannot work; the one line that comes out."""
+    """Run with invalid options; -> the one error line."""
 
     def run(options, output=None):
         output = output or tmp_path / "out"

@@ -1,4 +1,4 @@
-"""AffectNet is read as its owners ship it, and what does not fit is named by file and row."""
+"""AffectNet is read as its owners ship it; errors name the file and the row."""
 
 import os
 import pickle
@@ -38,7 +38,7 @@ def complaint(root, **options):
 
 
 def assert_shows(images, faces):
-    """The images are these drawn faces, and labelled so, in this order."""
+    """The images are these synthetic faces with their labels, in this order."""
     assert images.labels.tolist() == [label for label, _ in faces]
     for i, (_, face) in enumerate(faces):
         image = images.source.image(i)
@@ -95,7 +95,7 @@ def test_lists_and_photographs_are_found_where_people_put_them(tmp_path, lists, 
     assert len(data.splits["test"]) == 1
 
 
-def test_a_data_set_tells_its_counts_beside_the_owners(tmp_path):
+def test_a_data_sets_counts_are_shown_beside_the_published_ones(tmp_path):
     write_affectnet_npy(tmp_path, COUNTS)
     lines = describe(read(tmp_path))
     assert lines[1].startswith("  train: 15 images (Neutral 2, Happy 3, ")
@@ -104,7 +104,7 @@ def test_a_data_set_tells_its_counts_beside_the_owners(tmp_path):
     assert "validation" in lines[-1]
 
 
-def test_splits_survive_a_spawned_worker_and_have_digests_of_their_own(tmp_path):
+def test_splits_can_be_pickled_and_have_different_digests(tmp_path):
     write_affectnet_npy(tmp_path, {"train": (1, 1), "test": (1, 1)})
     splits = read(tmp_path).splits
     again = pickle.loads(pickle.dumps(splits["train"]))
@@ -117,7 +117,7 @@ def test_splits_survive_a_spawned_worker_and_have_digests_of_their_own(tmp_path)
 
 @pytest.fixture
 def listed(tmp_path):
-    """Write a training list with these rows, and the images they name: 40 × 40, rows by colour."""
+    """Write a training list with these rows, and the images they name: black, 40 × 40 pixels."""
 
     def write(*rows, header=HEADER, skip=()):
         for name in {row.split(",")[0] for row in rows} - {"", *skip}:
@@ -133,7 +133,7 @@ def row(name, expression=1, box="5,6,20,10"):
     return f"{name},{box},,{expression},0,0"
 
 
-def test_face_and_margin_are_what_is_cropped(listed):
+def test_the_face_box_with_its_margin_is_cropped(listed):
     top = listed(row("1/a.png", box="12,16,10,20"))
     painted = np.zeros((40, 40, 3), np.uint8)
     painted[..., 0], painted[..., 1] = np.arange(40)[:, None], np.arange(40)  # row, column
@@ -142,11 +142,11 @@ def test_face_and_margin_are_what_is_cropped(listed):
     # A square of 20 × 1.2 around (17, 26).
     assert crop[0, 0].tolist() == [14, 5, 0]
     assert crop[-1, -1].tolist() == [37, 28, 0]
-    wider = read(top, margin=0.5).splits["train"].source.image(0)  # leaves the picture
+    wider = read(top, margin=0.5).splits["train"].source.image(0)  # extends beyond the picture
     assert (wider[0, 0].tolist(), wider[-1, -1].tolist()) == ([6, 0, 0], [39, 36, 0])
 
 
-def test_margin_counts_in_title_and_digest(listed):
+def test_the_margin_changes_title_and_digest(listed):
     top = listed(row("1/a.png"))
     default, wide = read(top), read(top, margin=0.4)
     assert f"cropped with margin {DEFAULT_MARGIN}" in default.title
@@ -156,7 +156,7 @@ def test_margin_counts_in_title_and_digest(listed):
 
 
 @pytest.mark.parametrize("header", [None, HEADER, HEADER.upper(), "\ufeff" + HEADER])
-def test_header_is_told_from_a_row_in_any_case(listed, header):
+def test_a_header_is_recognised_in_any_case(listed, header):
     top = listed(row("2/b.png", 3), row("1/a.JPG", 0), header=header)
     train = read(top).splits["train"]
     assert train.labels.tolist() == [3, 0]
@@ -179,12 +179,12 @@ def test_missing_column_is_named(listed, missing):
 
 
 @pytest.mark.parametrize("label", ["11", "-1", "nan", "", "1.5", "inf", "Happy"])
-def test_label_that_is_none_of_the_owners_is_named_with_its_row(listed, label):
+def test_an_unknown_label_is_named_with_its_row(listed, label):
     message = complaint(listed(row("1/a.png"), row("1/b.png", label)))
     assert f"{os.sep}training.csv, row 3: expression '{label}'" in message
 
 
-def test_label_saved_anew_as_a_float_is_read(listed):
+def test_a_label_written_as_a_float_is_read(listed):
     assert read(listed(row("1/a.png", "3.0"))).splits["train"].labels.tolist() == [3]
 
 
@@ -200,7 +200,7 @@ def test_none_uncertain_and_no_face_are_left_out_and_counted(listed):
     assert data.notes == ("training.csv: left out 3 None, Uncertain or No-face",)
 
 
-def test_list_without_any_expression_is_told(listed):
+def test_a_list_without_any_expression_is_refused(listed):
     assert "training.csv has no image of any of 8 classes" in complaint(listed(row("1/a.png", 8)))
 
 
@@ -208,7 +208,7 @@ def test_list_without_any_expression_is_told(listed):
     "box",
     ["nan,nan,nan,nan", ",,,", "1,2,0,5", "1,2,5,-3", "NULL,2,5,5", "1,2,inf,5", "1e12,2,5,5"],
 )
-def test_unusable_face_box_means_the_whole_image(listed, box):
+def test_an_unusable_face_box_means_the_whole_image(listed, box):
     data = read(listed(row("1/a.png", box=box), row("1/b.png")))
     assert data.splits["train"].source.image(0).shape == (40, 40, 3)
     assert data.splits["train"].source.image(1).shape != (40, 40, 3)
@@ -233,7 +233,7 @@ def test_most_images_missing_is_an_error(listed):
     assert f"{top}/1/0.png" in message
 
 
-def test_all_images_missing_tells_where_they_were_looked_for(listed):
+def test_if_all_images_are_missing_the_searched_folders_are_named(listed):
     top = listed(row("1/0.png"), row("1/1.png"), skip={"1/0.png", "1/1.png"})
     message = complaint(top)
     assert "none of 2 images it names exists, such as 1/0.png" in message
@@ -276,11 +276,11 @@ def test_expression_arrays_of_every_kind_are_read(tmp_path, array):
         (np.array("11"), "expression '11'"),
         (np.array(np.nan), "expression nan"),
         (np.array([1, 2]), "2 values"),
-        (b"", "no NumPy file"),
-        (b"<html>", "no NumPy file"),
+        (b"", "not a NumPy file"),
+        (b"<html>", "not a NumPy file"),
     ],
 )
-def test_expression_file_that_says_no_label_is_named(tmp_path, content, words):
+def test_an_expression_file_without_a_label_is_named(tmp_path, content, words):
     write_affectnet_npy(tmp_path, {"train": (2,)})
     path = annotation(tmp_path, 1, content)
     message = complaint(tmp_path)
@@ -288,7 +288,7 @@ def test_expression_file_that_says_no_label_is_named(tmp_path, content, words):
     assert words in message
 
 
-def test_images_and_annotations_without_the_other_are_counted(tmp_path):
+def test_images_without_annotations_and_the_reverse_are_counted(tmp_path):
     write_affectnet_npy(tmp_path, {"train": (3, 3)})
     folder = tmp_path / "train_set"
     (folder / "annotations" / "1_exp.npy").unlink()
@@ -313,7 +313,7 @@ def test_split_without_images_or_annotations_is_an_error(tmp_path, gone, words):
 
 
 @pytest.mark.parametrize("key", ["Human-Label", "human-label", "HUMAN_LABEL", "Human Label"])
-def test_json_key_is_found_however_it_is_written(tmp_path, key):
+def test_the_json_key_is_found_in_any_spelling(tmp_path, key):
     write_affectnet_plus(tmp_path, {"train": (0, 0, 0, 2)}, keys=(key,))
     assert read(tmp_path / "human_annotated").splits["train"].labels.tolist() == [3, 3]
 
@@ -321,14 +321,14 @@ def test_json_key_is_found_however_it_is_written(tmp_path, key):
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("{", "is no JSON"),
+        ("{", "is not valid JSON"),
         ("[1]", "no Human-Label"),
         ('{"label": 1}', "no Human-Label"),
         ('{"human-label": "12"}', "expression '12'"),
         ('{"human-label": null}', "expression None"),
     ],
 )
-def test_json_that_says_no_label_is_named(tmp_path, text, words):
+def test_json_without_a_label_is_named(tmp_path, text, words):
     write_affectnet_plus(tmp_path, {"train": (2,)})
     path = tmp_path / "human_annotated" / "train_set" / "annotations" / "1.json"
     path.write_text(text)
@@ -337,13 +337,13 @@ def test_json_that_says_no_label_is_named(tmp_path, text, words):
     assert words in message
 
 
-def test_margin_without_effect_is_told(tmp_path):
+def test_a_margin_without_effect_is_reported(tmp_path):
     write_affectnet_npy(tmp_path, {"train": (1,)})
     notes = open_labelled(str(tmp_path), face_margin=0.2).notes
     assert any("--face_margin 0.2 has no effect" in note for note in notes)
 
 
-# What lies there
+# Which layout it is
 
 
 def test_two_layouts_under_one_folder_are_both_named(tmp_path):
@@ -354,7 +354,7 @@ def test_two_layouts_under_one_folder_are_both_named(tmp_path):
     assert read(tmp_path / "old").title.startswith("AffectNet-8 (2017")
 
 
-def test_images_without_lists_tell_which_are_missing_and_where(tmp_path):
+def test_for_images_without_lists_the_missing_files_and_folders_are_named(tmp_path):
     write_affectnet_csv(tmp_path, {"train": (1,)}, images="Manually_Annotated_Images")
     (tmp_path / "Manually_Annotated_file_lists" / "training.csv").unlink()
     for place in (tmp_path, tmp_path / "Manually_Annotated_Images"):
@@ -365,7 +365,7 @@ def test_images_without_lists_tell_which_are_missing_and_where(tmp_path):
 
 
 @pytest.mark.parametrize("writer", [write_affectnet_npy, write_affectnet_plus], ids=["npy", "plus"])
-def test_images_without_annotations_tell_which_are_missing_and_where(tmp_path, writer):
+def test_for_images_without_annotations_the_missing_files_are_named(tmp_path, writer):
     writer(tmp_path, {"train": (1,)})
     (folder,) = tmp_path.rglob("annotations")
     for path in folder.iterdir():
@@ -379,16 +379,16 @@ def test_one_split_of_a_release_asks_for_the_folder_above(tmp_path):
     assert f"give the folder above it, {tmp_path}" in complaint(tmp_path / "train_set")
 
 
-def test_other_folders_are_not_taken_for_affectnet(tmp_path):
+def test_other_folders_are_not_recognised_as_affectnet(tmp_path):
     (tmp_path / "training.csv").write_text("left_eye_x,left_eye_y,Image\n1,2,3\n")
     (tmp_path / "train_set" / "annotations").mkdir(parents=True)
     (tmp_path / "train_set" / "annotations" / "1.xml").touch()
     assert recognise(tmp_path) == []
     assert "nothing of AffectNet here" in complaint(tmp_path)
-    assert "is no folder" in complaint(tmp_path / "missing")
+    assert "is not a folder" in complaint(tmp_path / "missing")
 
 
-def test_recognising_never_walks_the_images(tmp_path, monkeypatch):
+def test_recognising_a_layout_does_not_list_its_images(tmp_path, monkeypatch):
     write_affectnet_npy(tmp_path, {"train": (1,)})
     for i in range(300):
         (tmp_path / "train_set" / "annotations" / f"{i}_lnd.npy").touch()
@@ -419,14 +419,14 @@ def test_recognising_never_walks_the_images(tmp_path, monkeypatch):
         ({"margin": float("nan")}, "--face_margin nan"),
     ],
 )
-def test_option_that_cannot_work_is_named(tmp_path, options, words):
+def test_an_invalid_option_is_named(tmp_path, options, words):
     assert words in complaint(tmp_path, **options)
 
 
-# What owners' files are read with
+# Reading annotation files
 
 
-def test_presence_is_asked_once_a_folder(tmp_path, monkeypatch):
+def test_each_folder_is_listed_once_to_check_which_files_exist(tmp_path, monkeypatch):
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "1.jpg").touch()
     (tmp_path / "2.jpg").touch()
@@ -443,12 +443,12 @@ def test_csv_rows_are_numbered_by_their_lines(tmp_path):
     assert rows == [(1, ["a", "b"]), (4, ["x\ny", "\udcff"]), (6, ["1", "2"])]
 
 
-def test_csv_that_cannot_be_read_is_named(tmp_path):
+def test_an_unreadable_csv_is_named(tmp_path):
     with pytest.raises(BadInput, match=r"training\.csv cannot be read"):
         list(csv_rows(tmp_path / "training.csv"))
 
 
-# Whatever is left out is counted
+# Everything that is left out is counted
 
 
 @pytest.mark.parametrize(
@@ -458,7 +458,7 @@ def test_csv_that_cannot_be_read_is_named(tmp_path):
         ("TRAINING.CSV", "manually_annotated_File_Lists"),
     ],
 )
-def test_lists_are_found_however_they_are_written(tmp_path, name, folder):
+def test_lists_are_found_in_any_case(tmp_path, name, folder):
     write_affectnet_csv(tmp_path, {"train": (2, 1), "test": (1,)})
     lists = tmp_path / "Manually_Annotated_file_lists"
     (lists / "training.csv").rename(lists / name)
@@ -469,30 +469,30 @@ def test_lists_are_found_however_they_are_written(tmp_path, name, folder):
     }
 
 
-def test_rows_that_repeat_another_one_count_once(listed):
+def test_repeated_rows_count_once(listed):
     same, other = row("1/a.png", 1), row("1/a.png", 1, "9,9,9,9")  # another face of it
     data = read(listed(same, row("1/b.png", 2), same, other, same))
     assert data.splits["train"].labels.tolist() == [1, 2, 1]
-    told = "2 rows of training.csv name an image again and are left out (first: row 4)"
+    told = "2 rows of training.csv repeat an earlier row and are left out (first: row 4)"
     assert data.notes == (told,)
 
 
-def test_rows_of_one_face_with_other_labels_are_kept_and_counted(listed):
+def test_rows_that_give_a_face_another_label_are_kept_and_counted(listed):
     rows = [row("1/a.png", label) for label in (1, 2, 1, 2)]
     data = read(listed(*rows))
     assert data.splits["train"].labels.tolist() == [1, 2]
     assert data.notes == (
-        "2 rows of training.csv name an image again and are left out (first: row 4)",
-        "1 rows of training.csv give a face another label than an earlier row and are kept "
+        "2 rows of training.csv repeat an earlier row and are left out (first: row 4)",
+        "1 rows of training.csv label a face differently from an earlier row and are kept "
         "(first: row 3, unlike row 2)",
     )
 
 
-def test_of_two_images_of_one_number_the_first_is_read_and_the_other_counted(tmp_path):
+def test_of_two_images_with_one_number_the_first_is_read_and_the_other_counted(tmp_path):
     write_affectnet_npy(tmp_path, {"train": (3,)})
     images = tmp_path / "train_set" / "images"
     Image.new("RGB", (4, 4)).save(images / "1.png")
     data = read(tmp_path)
     assert data.splits["train"].source.name(1) == str(images / "1.jpg")
-    told = "train_set: 1 files have the name of another one but for the ending and are left out "
-    assert data.notes == (f"{told}(first: 1.png)",)
+    told = "train_set: 1 files have the name of another one except for the extension "
+    assert data.notes == (f"{told}and are left out (first: 1.png)",)

@@ -1,4 +1,4 @@
-"""The page in a real browser: upload, result, slider; what is no picture; who may reach it."""
+"""The page in a real browser: uploads, results, masks, bad files, and who can reach it."""
 
 import json
 import os
@@ -42,13 +42,13 @@ def checkpoints(finetune, pretrained, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def temporary(tmp_path_factory):
-    """Where the program finds room for what it does not keep."""
+    """The folder for the program's temporary files."""
     return tmp_path_factory.mktemp("temporary")
 
 
 @pytest.fixture(scope="module")
 def address(checkpoints, temporary):
-    """The page's, while the program runs."""
+    """The address of the page, while the program runs."""
     port = free_port()
     program = [sys.executable, str(ROOT / "app.py"), "--checkpoints", str(checkpoints)]
     process = start([*program, "--port", str(port)], TMPDIR=str(temporary))
@@ -63,7 +63,7 @@ def address(checkpoints, temporary):
 
 @pytest.fixture(scope="module")
 def browser():
-    """Headless Chromium: the machine's, else Playwright's own."""
+    """Headless Chromium: the machine's or else Playwright's."""
     from playwright.sync_api import Error, sync_playwright
 
     with sync_playwright() as playwright:
@@ -92,13 +92,13 @@ def upload(page, path, tab=0):
 
 
 def source(picture):
-    """What a picture on the page shows."""
+    """The source of a picture on the page."""
     return picture.locator("img").get_attribute("src")
 
 
-def test_a_photograph_gives_bars_and_what_the_model_looks_at(page, photographs, checkpoints):
+def test_a_photograph_gives_probabilities_and_an_attention_map(page, photographs, checkpoints):
     upload(page, photographs / "people" / "astronaut.jpg")
-    page.get_by_text("1 face; faces are cut with --face_margin").wait_for()
+    page.get_by_text("1 face; faces are cropped with --face_margin").wait_for()
     bars = page.locator("#bars")
     saved = open_classifier(checkpoints / "fine-tuning" / "checkpoint-best.pth")
     pictures, _ = faces_in(photographs / "people" / "astronaut.jpg", open_detector("mtcnn"), saved)
@@ -110,7 +110,7 @@ def test_a_photograph_gives_bars_and_what_the_model_looks_at(page, photographs, 
     assert page.locator("#attention img").bounding_box()["height"] > 300
 
 
-def test_of_several_faces_one_is_chosen(page, photographs):
+def test_one_of_several_faces_can_be_chosen(page, photographs):
     upload(page, photographs / "people" / "two.jpg")
     page.get_by_text("2 faces, the largest first").wait_for()
     thumbnails = page.locator(".thumbnail-item, .gallery-item button").locator("visible=true")
@@ -121,7 +121,7 @@ def test_of_several_faces_one_is_chosen(page, photographs):
     )
 
 
-def test_a_drawn_face_is_taken_as_models_learn_it_and_a_photograph_searched(page, photographs):
+def test_a_synthetic_face_is_used_whole_and_a_photograph_searched_for_faces(page, photographs):
     drawn = page.locator(".gallery button, button.gallery-item").locator("visible=true")
     drawn.first.wait_for()
     assert drawn.count() == app.EXAMPLES
@@ -129,7 +129,7 @@ def test_a_drawn_face_is_taken_as_models_learn_it_and_a_photograph_searched(page
     page.get_by_text(app.TICK).wait_for()
     page.locator("#attention img").wait_for()
     upload(page, photographs / "people" / "two.jpg")
-    page.get_by_label("Find faces in it").locator("visible=true").check()
+    page.get_by_label("Find faces in the picture").locator("visible=true").check()
     page.get_by_text("2 faces, the largest first").wait_for()
 
 
@@ -154,7 +154,7 @@ def test_masks_follow_the_slider_and_the_button(page, photographs):
     number.press("Enter")
     wait_for_another()
     assert len(set(seen)) == 3
-    for _ in range(50):  # of four patches two are visible: one of six new masks is the old one
+    for _ in range(50):  # two of four patches are visible: one in six new masks equals the old one
         page.get_by_role("button", name="New mask").click()
         page.wait_for_timeout(200)
         if source(picture) not in seen:
@@ -162,21 +162,21 @@ def test_masks_follow_the_slider_and_the_button(page, photographs):
     raise AssertionError("New mask makes no new mask")
 
 
-def test_no_face_and_no_picture_are_told_kindly(page, photographs):
+def test_pictures_without_faces_and_unreadable_files_are_explained(page, photographs):
     upload(page, photographs / "grey.png")
-    page.get_by_text("No face was found, so all of the picture is taken for one.").wait_for()
+    page.get_by_text("No face was found, so the whole picture is used as a face.").wait_for()
     page.get_by_label("Remove Image").or_(page.get_by_label("Clear")).first.click()
     page.get_by_text(app.INVITATION).first.wait_for()
     assert page.locator("#attention img").count() == 0
     upload(page, photographs / "page.jpg")
-    page.get_by_text("This is no picture that can be read (is a web page, not an image").wait_for()
+    page.get_by_text("This picture cannot be read (is a web page, not an image").wait_for()
     upload(page, photographs / "bomb.png")
-    page.get_by_text("no picture that can be read (has more than 89,478,485 pixels").wait_for()
-    upload(page, photographs / "people" / "astronaut.jpg")  # and it goes on
-    page.get_by_text("1 face; faces are cut with --face_margin").wait_for()
+    page.get_by_text("This picture cannot be read (has more than 89,478,485 pixels").wait_for()
+    upload(page, photographs / "people" / "astronaut.jpg")  # the page still works
+    page.get_by_text("1 face; faces are cropped with --face_margin").wait_for()
 
 
-def test_the_page_asks_nothing_of_the_network_and_writes_nothing_here(browser, address):
+def test_the_page_uses_no_network_and_writes_nothing_to_the_repository(browser, address):
     asked, before = [], {path.name for path in ROOT.iterdir()}
     page = browser.new_page()
     page.on("request", lambda request: asked.append(request.url))
@@ -192,7 +192,7 @@ def test_the_page_asks_nothing_of_the_network_and_writes_nothing_here(browser, a
 def test_only_this_machine_reaches_the_page(address):
     port = int(address.rpartition(":")[2])
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        probe.connect(("10.255.255.255", 1))  # nothing is sent; says which address it would be from
+        probe.connect(("10.255.255.255", 1))  # sends nothing, but chooses this machine's address
         own = probe.getsockname()[0]
     if own.startswith("127."):
         pytest.skip("this machine has no address but its own")
@@ -223,7 +223,7 @@ def test_files_of_the_machine_are_not_served(address, checkpoints):
 
 
 def ask(address, picture, checkpoint):
-    """What the page's function answers to a request that was not made by the page."""
+    """The answer of the page's function to a request that the page did not make."""
     data = json.dumps({"data": [picture, False, checkpoint]}).encode()
     call, kind = f"{address}/gradio_api/call/judge", {"Content-Type": "application/json"}
     request = urllib.request.Request(call, data, kind)
@@ -234,7 +234,7 @@ def ask(address, picture, checkpoint):
 
 
 @pytest.mark.parametrize("more", [{}, {"meta": {"_type": "gradio.FileData"}}, {"is_stream": True}])
-def test_a_request_cannot_name_a_picture_of_the_machine(more, address, photographs, temporary):
+def test_a_request_cannot_read_files_of_the_machine(more, address, photographs, temporary):
     (private,) = temporary.glob("mae-sfer-*")
     name = "fine-tuning/checkpoint-best.pth"
     grey = str(photographs / "grey.png")
@@ -245,7 +245,7 @@ def test_a_request_cannot_name_a_picture_of_the_machine(more, address, photograp
     assert app.TICK in shown
 
 
-def test_pictures_are_for_nobody_else_on_this_machine(address, temporary):
+def test_other_users_of_the_machine_cannot_see_pictures(address, temporary):
     (private,) = temporary.glob("mae-sfer-*")
     assert stat.S_IMODE(os.stat(private).st_mode) == 0o700
     request = urllib.request.Request(f"{address}/monitoring")
@@ -278,7 +278,7 @@ def test_pages_of_other_sites_are_refused(more, let_through, address):
     assert error.value.code in (400, 403)
 
 
-def test_on_a_phone_nothing_is_cut_or_covered(browser, address, photographs):
+def test_on_a_phone_nothing_is_cut_off_or_covered(browser, address, photographs):
     page = browser.new_page(viewport={"width": 390, "height": 844}, color_scheme="dark")
     page.goto(address)
     page.get_by_text("What a model sees in a face").wait_for()
@@ -296,7 +296,7 @@ def test_on_a_phone_nothing_is_cut_or_covered(browser, address, photographs):
     assert face_end <= end
 
 
-def test_checkpoints_are_told_apart_and_others_left_out(checkpoints):
+def test_checkpoints_are_listed_by_kind_without_other_files(checkpoints):
     found = Checkpoints(checkpoints, torch.device("cpu"))
     assert found.classifiers == ["fine-tuning/checkpoint-best.pth"]
     assert found.autoencoders == ["pre-training/checkpoint-last.pth"]
@@ -304,7 +304,7 @@ def test_checkpoints_are_told_apart_and_others_left_out(checkpoints):
         found.classifier("../x")
 
 
-def test_the_best_of_the_best_epochs_come_first(checkpoints, tmp_path):
+def test_classifiers_are_sorted_by_their_best_result(checkpoints, tmp_path):
     saved = torch.load(checkpoints / "fine-tuning" / "checkpoint-best.pth", weights_only=True)
     results = {"a/checkpoint-best.pth": 20.0, "b/checkpoint-best.pth": 30.5}
     results |= {"a/checkpoint-last.pth": 90.0, "c/checkpoint-best.pth": "?"}
@@ -316,7 +316,7 @@ def test_the_best_of_the_best_epochs_come_first(checkpoints, tmp_path):
     assert found.classifiers == [*order, "a/checkpoint-last.pth"]
 
 
-def test_a_checkpoint_that_a_run_has_replaced_is_read_anew(checkpoints, finetune, tmp_path):
+def test_a_checkpoint_that_a_run_has_replaced_is_loaded_again(checkpoints, finetune, tmp_path):
     path = tmp_path / "checkpoint-last.pth"
     shutil.copy(checkpoints / "fine-tuning" / "checkpoint-best.pth", path)
     found = Checkpoints(tmp_path, torch.device("cpu"))
@@ -326,20 +326,20 @@ def test_a_checkpoint_that_a_run_has_replaced_is_read_anew(checkpoints, finetune
     (tmp_path / "new").replace(path)
     assert found.classifier(path.name)[0].name.startswith("convnextv2")
     path.unlink()
-    with pytest.raises(BadInput, match=r"cannot be read any more .*; choose another"):
+    with pytest.raises(BadInput, match=r"can no longer be read .*; choose another"):
         found.classifier(path.name)
 
 
-def test_a_checkpoint_that_computes_no_numbers_is_told(checkpoints, tmp_path):
+def test_a_checkpoint_with_non_finite_outputs_is_reported(checkpoints, tmp_path):
     saved = torch.load(checkpoints / "fine-tuning" / "checkpoint-best.pth", weights_only=True)
     saved["model"]["head.weight"][:] = 3e38
     torch.save(saved, tmp_path / "lost.pth")
     found = Checkpoints(tmp_path, torch.device("cpu"))
-    with pytest.raises(BadInput, match="no finite numbers; choose another"):
+    with pytest.raises(BadInput, match="outputs are not finite; choose another"):
         look(*found.classifier("lost.pth"), [np.zeros((30, 30, 3), np.uint8)])
 
 
-def test_what_cannot_be_shown_is_one_line(tmp_path, capfd, monkeypatch):
+def test_wrong_options_give_one_error_line(tmp_path, capfd, monkeypatch):
     def said(options):
         assert run_here(app, options) == BAD_INPUT
         (line,) = capfd.readouterr().err.splitlines()
@@ -349,12 +349,13 @@ def test_what_cannot_be_shown_is_one_line(tmp_path, capfd, monkeypatch):
     margin = ["--checkpoints", str(tmp_path), "--detector", "none", "--face_margin", "0.2"]
     assert "--face_margin: without a detector pictures are used whole" in said(margin)
     assert "demo: no such folder; run `make demo`" in said([])
-    assert "none of 0 files is a checkpoint to show" in said(["--checkpoints", str(tmp_path)])
+    line = said(["--checkpoints", str(tmp_path)])
+    assert "none of its 0 files is a checkpoint that can be shown" in line
     monkeypatch.setitem(sys.modules, "gradio", None)
     assert "pip install -r requirements/app.txt" in said(["--checkpoints", str(tmp_path)])
 
 
-def test_a_port_that_is_taken_is_told(checkpoints, address, capfd):
+def test_a_port_in_use_is_reported(checkpoints, address, capfd):
     port = address.rpartition(":")[2]
     assert run_here(app, ["--checkpoints", str(checkpoints), "--port", port]) == FAULT
-    assert f"--port {port}: is taken; name another" in capfd.readouterr().err
+    assert f"--port {port}: is already in use; choose another" in capfd.readouterr().err

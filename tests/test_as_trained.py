@@ -1,4 +1,4 @@
-"""A checkpoint is used as it was trained: by every program, and said where it is not."""
+"""Every program uses a checkpoint as it was trained, or reports where it does not."""
 
 import json
 import re
@@ -40,14 +40,14 @@ def numbered(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def disputed(tmp_path_factory):
-    """FERPlus with every other test image in doubt, so that rules count different ones."""
+    """FERPlus with ambiguous votes for every other test image, so that label rules differ."""
     votes = [clear_votes(k % 8) for k in range(24)]
     doubtful = [0, 4, 4, 0, 0, 0, 0, 0, 1, 1]
     votes += [doubtful if k % 2 else clear_votes(k % 8) for k in range(16)]
     return write_ferplus_csv(tmp_path_factory.mktemp("disputed"), 2, 1, 2, votes=votes)
 
 
-# What training was given -> how each thing was, that another default would silently replace.
+# Data set and options of a training, each of which a default would silently replace.
 TRAINED = {
     "margin": ("affectnet", "--face_margin 0.5"),
     "seven": ("affectnet", "--nb_classes 7"),
@@ -70,16 +70,17 @@ def test_evaluation_repeats_what_training_measured(kind, sets, finetune, tmp_pat
     ]
 
 
-def test_numbers_of_folders_mean_what_they_meant_in_training(numbered, finetune, tmp_path, capfd):
+def test_numbered_folders_mean_the_same_classes_as_in_training(numbered, finetune, tmp_path, capfd):
     run = finetune(more=f"--label_order {ORDER}", data=numbered)
     capfd.readouterr()
     result = evaluate(run / "checkpoint-best.pth", tmp_path, f"--data_path {numbered}")
     assert_close(measured(result), measured(results(run)))
-    assert f"numbered by --label_order 0:{ORDER}: 0 Sad, 1 Anger, 2 Happy" in capfd.readouterr().out
+    told = f"numbered as in --label_order 0:{ORDER}: 0 Sad, 1 Anger, 2 Happy"
+    assert told in capfd.readouterr().out
     assert "--label_order" in results(run)["report"][-1]
 
 
-def test_the_rule_of_labels_is_that_of_training(disputed, finetune, tmp_path, capfd):
+def test_the_label_rule_of_training_is_used(disputed, finetune, tmp_path, capfd):
     run = finetune(more="--label_rule majority", data=disputed)
     assert results(run)["n"] == 8
     again = evaluate(run / "checkpoint-best.pth", tmp_path / "a", f"--data_path {disputed}")
@@ -102,7 +103,7 @@ def test_the_rule_of_labels_is_that_of_training(disputed, finetune, tmp_path, ca
         ("flip", "--eval_flip False", "eval_flip", False, True),
     ],
 )
-def test_an_option_that_is_given_wins_and_is_reported(
+def test_a_given_option_overrides_that_of_training_and_is_reported(
     kind, given, name, tested, trained, sets, finetune, tmp_path, capfd
 ):
     data, more = TRAINED[kind]
@@ -119,7 +120,7 @@ def test_an_option_that_is_given_wins_and_is_reported(
     assert f"Tested with {name}" in (tmp_path / "report.html").read_text()
 
 
-def test_eight_classes_for_a_model_of_seven_leave_some_out_and_say_so(
+def test_images_of_a_class_that_the_model_lacks_are_left_out_and_reported(
     sets, finetune, tmp_path, capfd
 ):
     data, more = TRAINED["seven"]
@@ -143,7 +144,7 @@ def test_eight_classes_for_a_model_of_seven_leave_some_out_and_say_so(
         ("--linear_probe", "--linear_probe False"),
     ],
 )
-def test_an_option_that_the_weights_cannot_obey_is_refused(
+def test_an_option_that_does_not_fit_the_weights_is_refused(
     given, named, sets, finetune, tmp_path, capfd
 ):
     checkpoint = finetune() / "checkpoint-best.pth"
@@ -164,9 +165,7 @@ def test_the_same_options_as_in_training_may_be_repeated(sets, finetune, tmp_pat
     assert_close(measured(result), measured(results(finetune())))
 
 
-def test_faces_cut_from_photographs_for_a_model_that_knew_none_are_reported(
-    sets, finetune, tmp_path
-):
+def test_face_crops_for_a_model_trained_without_them_are_reported(sets, finetune, tmp_path):
     checkpoint = finetune() / "checkpoint-best.pth"
     result = evaluate(checkpoint, tmp_path, f"--data_path {sets / 'affectnet'}")
     differ = {"face_margin": {"tested": 0.15, "trained": None}}
@@ -176,14 +175,16 @@ def test_faces_cut_from_photographs_for_a_model_that_knew_none_are_reported(
     assert result["differs_from_training"]["face_margin"] == {"tested": None, "trained": 0.15}
 
 
-def test_two_processes_use_it_as_trained_too(sets, finetune, tmp_path):
+def test_two_processes_use_a_checkpoint_as_trained_too(sets, finetune, tmp_path):
     run = finetune(more=TRAINED["margin"][1], data="affectnet")
     options = f"--eval --finetune {run / 'checkpoint-best.pth'} --data_path {sets / 'affectnet'}"
     run_two("main_finetune", f"{options} --num_workers 0 --output_dir {tmp_path}".split())
     assert_close(measured(results(tmp_path)), measured(results(run)))
 
 
-def test_names_for_the_outputs_of_a_file_without_any(sets, finetune, tmp_path, capfd):
+def test_outputs_without_names_get_those_of_the_data_or_of_an_option(
+    sets, finetune, tmp_path, capfd
+):
     run = finetune()
     content = load(run, "checkpoint-best.pth")
     torch.save({"model": content["model"]}, tmp_path / "weights.pth")
@@ -205,7 +206,7 @@ def test_names_for_the_outputs_of_a_file_without_any(sets, finetune, tmp_path, c
     assert said in capfd.readouterr().out
 
 
-def test_other_weights_than_the_results_are_of_are_reported(sets, finetune, tmp_path, capfd):
+def test_testing_other_weights_than_training_did_is_reported(sets, finetune, tmp_path, capfd):
     run = finetune(more="--model_ema --model_ema_decay 0.5")
     data, best = f"--data_path {sets / 'rafdb'}", run / "checkpoint-best.pth"
     result = evaluate(best, tmp_path / "a", f"{data} --model_key model_ema")
@@ -219,7 +220,7 @@ def test_other_weights_than_the_results_are_of_are_reported(sets, finetune, tmp_
     assert "--select val has no effect: it chooses an epoch in training" in said
 
 
-def test_an_order_spelled_in_another_way_is_the_same(numbered, finetune, tmp_path):
+def test_an_order_in_another_spelling_is_the_same(numbered, finetune, tmp_path):
     run = finetune(more=f"--label_order {ORDER}", data=numbered)
     more = f"--data_path {numbered} --label_order"
     for k, same in enumerate(("sadness,Angry,joy", "0:Sad,Anger,Happy")):
@@ -230,7 +231,7 @@ def test_an_order_spelled_in_another_way_is_the_same(numbered, finetune, tmp_pat
         assert (not found) == same
 
 
-def test_what_labels_of_the_test_set_mean_is_kept(sets, disputed, numbered, finetune, tmp_path):
+def test_label_options_of_another_test_set_are_stored(sets, disputed, numbered, finetune, tmp_path):
     test = f"--eval_data_path {disputed} --label_rule majority"
     run = finetune(more=test)
     assert (results(run)["n"], config(run)["options"]["label_rule"]) == (8, "majority")
@@ -246,7 +247,7 @@ def test_what_labels_of_the_test_set_mean_is_kept(sets, disputed, numbered, fine
     assert load(run)["preprocessing"]["face_margin"] is None
 
 
-def test_a_side_is_judged_by_the_patch_of_the_checkpoint(sets, finetune, tmp_path, capfd):
+def test_the_input_size_must_fit_the_checkpoints_patch_size(sets, finetune, tmp_path, capfd):
     run, data = tmp_path / "run", f"--data_path {sets / 'rafdb'}"
     options = finetune_options(run, "vit", f"{data} --patch_size 8 --epochs 1 --warmup_epochs 0")
     assert run_here(main_finetune, options) == DONE
@@ -257,7 +258,7 @@ def test_a_side_is_judged_by_the_patch_of_the_checkpoint(sets, finetune, tmp_pat
     assert "--input_size 36: not a multiple of the patch, 8" in capfd.readouterr().err
 
 
-def test_a_convnext_has_no_class_token_to_speak_of(sets, finetune, tmp_path, capfd):
+def test_cls_token_is_not_reported_for_a_convnext(sets, finetune, tmp_path, capfd):
     run = finetune("convnext", "--linear_probe --lr 0.5 --batch_size 8")
     capfd.readouterr()
     evaluate(run / "checkpoint-best.pth", tmp_path, f"--data_path {sets / 'rafdb'}")
@@ -277,14 +278,14 @@ def wide(sets, tmp_path_factory):
     return folder / "checkpoint-last.pth"
 
 
-def test_pre_training_says_what_its_images_are_and_keeps_it(wide, sets):
+def test_pre_training_stores_how_its_images_were_cropped(wide, sets):
     saved = load(wide.parent)
     assert saved["args"]["face_margin"] == saved["preprocessing"]["face_margin"] == 0.4
     assert trained_with(saved, wide)["input_size"] == 48
     assert open_autoencoder(wide).preprocessing.face_margin == 0.4
 
 
-def test_neighbours_are_looked_for_in_images_as_they_were_trained_on(wide, sets, tmp_path, capfd):
+def test_nearest_neighbours_use_images_as_in_training(wide, sets, tmp_path, capfd):
     options = f"--knn --finetune {wide} --data_path {sets / 'affectnet'} --num_workers 0"
     assert run_here(main_finetune, f"{options} --output_dir {tmp_path / 'a'}".split()) == DONE
     said = capfd.readouterr().out
@@ -301,10 +302,10 @@ def test_neighbours_are_looked_for_in_images_as_they_were_trained_on(wide, sets,
 
 
 @pytest.mark.parametrize("more", ["", "--linear_probe", "--freeze_backbone"])
-def test_training_from_a_checkpoint_cuts_faces_as_that_did(more, wide, sets, tmp_path, capfd):
+def test_training_from_a_checkpoint_crops_faces_as_that_did(more, wide, sets, tmp_path, capfd):
     data = f"--data_path {sets / 'affectnet'} --finetune {wide} {more}"
     options = finetune_options(tmp_path, "vit", data)
-    if more:  # frozen features are those of images of that size
+    if more:  # frozen features need the size of pre-training
         at = options.index("--input_size")
         del options[at : at + 2]
     assert run_here(main_finetune, options) == DONE
@@ -347,29 +348,33 @@ def predict(checkpoint, photograph, output, *options, code=DONE):
     return output.read_text() if code == DONE else ""
 
 
-def test_prediction_cuts_faces_as_training_did(margin, finetune, photograph, tmp_path, capfd):
+def test_prediction_crops_faces_as_training_did(margin, finetune, photograph, tmp_path, capfd):
     rows = [
         predict(margin, photograph, tmp_path / f"{k}.csv", *options)
         for k, options in enumerate(([], ["--face_margin", 0.5], ["--face_margin", 0.15]))
     ]
     assert rows[0] == rows[1] != rows[2]
     said = capfd.readouterr().err
-    assert said.count("faces are cut with --face_margin 0.5, as in training") == 2
-    assert "warning: faces are cut with --face_margin 0.15; trained with --face_margin 0.5" in said
+    assert said.count("faces are cropped with --face_margin 0.5, as in training") == 2
+    cropped = "warning: faces are cropped with --face_margin 0.15; trained with --face_margin 0.5"
+    assert cropped in said
     predict(finetune() / "checkpoint-best.pth", photograph, tmp_path / "raf.csv")
     said = capfd.readouterr().err
-    assert "--face_margin 0.15 (assumed: the checkpoint names none)" in said
+    assert "--face_margin 0.15 (assumed: the checkpoint does not say)" in said
 
 
-def test_prediction_without_a_detector_says_what_training_did(margin, photograph, tmp_path, capfd):
+def test_prediction_without_a_detector_reports_how_training_cropped(
+    margin, photograph, tmp_path, capfd
+):
     predict(margin, photograph, tmp_path / "rows.csv", "--detector", "none")
-    assert "training cut faces from photographs with --face_margin 0.5" in capfd.readouterr().err
+    said = capfd.readouterr().err
+    assert "training cropped faces from photographs with --face_margin 0.5" in said
     options = ["--detector", "none", "--face_margin", 0.5]
     predict(margin, photograph, tmp_path / "rows.csv", *options, code=BAD_INPUT)
     assert "--face_margin: without a detector" in capfd.readouterr().err
 
 
-def test_prediction_mirrors_faces_where_the_results_are_of_both(finetune):
+def test_prediction_averages_over_mirrored_faces_if_the_evaluation_did(finetune):
     saved = open_classifier(finetune(more=TRAINED["flip"][1]) / "checkpoint-best.pth")
     face = astronaut()[:200, 130:330]
     p = Predictor(saved, torch.device("cpu"))([face, face[:, ::-1]]).probabilities
@@ -377,27 +382,27 @@ def test_prediction_mirrors_faces_where_the_results_are_of_both(finetune):
     assert saved.flip
 
 
-def test_the_page_cuts_faces_as_training_did(margin, photograph):
+def test_the_page_crops_faces_as_training_did(margin, photograph):
     detect, saved = open_detector("mtcnn"), open_classifier(margin)
     (face,), line = faces_in(photograph, detect, saved)
     (narrow,), _ = faces_in(photograph, detect, saved, 0.15)
     assert face.shape[0] / narrow.shape[0] == pytest.approx(2 / 1.3, rel=0.02)
-    assert line == "1 face; faces are cut with --face_margin 0.5, as in training"
+    assert line == "1 face; faces are cropped with --face_margin 0.5, as in training"
 
 
 def test_the_page_says_when_a_picture_is_used_whole(margin, finetune, photograph):
     detect = open_detector("none")
-    saved = open_classifier(margin)._replace(notes=("classes as in --classes",))
+    saved = open_classifier(margin)._replace(notes=("using the classes of --classes",))
     (face,), line = faces_in(photograph, detect, saved, 0.5)
     assert face.shape == astronaut().shape
-    assert line.startswith("warning: each picture is used whole; training cut faces")
+    assert line.startswith("warning: each picture is used whole, but training cropped faces")
     assert "--face_margin 0.5: give pictures that are cut like that" in line
-    assert line.endswith("; classes as in --classes")
+    assert line.endswith("; using the classes of --classes")
     _, line = faces_in(photograph, detect, open_classifier(finetune() / "checkpoint-best.pth"))
     assert line == "each picture is used whole, as a face"
 
 
-def test_figures_are_of_images_as_in_training(margin, finetune, sets, tmp_path, capfd):
+def test_figures_use_images_as_in_training(margin, finetune, sets, tmp_path, capfd):
     argv = ["--checkpoint", margin, "--data_path", sets / "affectnet", "--figures", "confusion"]
     argv += ["--num_workers", 0, "--output_dir", tmp_path]
     assert run_here(main_visualize, list(map(str, argv))) == DONE
@@ -409,7 +414,7 @@ def test_figures_are_of_images_as_in_training(margin, finetune, sets, tmp_path, 
     assert "warning: drawn with --face_margin 0; trained with --face_margin 0.5" in said
 
 
-def test_exported_models_know_how_faces_were_cut(margin, sets, finetune, tmp_path):
+def test_exported_models_know_how_faces_were_cropped(margin, sets, finetune, tmp_path):
     folder = tmp_path / "out"
     assert export(margin, "safetensors", folder) == DONE
     config = json.loads((folder / "config.json").read_text())
@@ -423,7 +428,7 @@ def test_exported_models_know_how_faces_were_cut(margin, sets, finetune, tmp_pat
     assert_close(measured(result), measured(results(margin.parent)))
 
 
-def test_an_exported_model_knows_the_rule_of_its_labels(sets, finetune, tmp_path):
+def test_an_exported_model_knows_its_label_rule(sets, finetune, tmp_path):
     run = finetune(more=TRAINED["rule"][1], data="ferplus")
     assert export(run / "checkpoint-best.pth", "safetensors", tmp_path / "out") == DONE
     data = f"--data_path {sets / 'ferplus'}"
@@ -431,11 +436,11 @@ def test_an_exported_model_knows_the_rule_of_its_labels(sets, finetune, tmp_path
     assert_close(measured(result), measured(results(run)))
 
 
-# Files of older releases, and such as nobody should trust
+# Files of older releases, and files with invalid values
 
 
 def older(path, new):
-    """The checkpoint as releases wrote it that did not resolve the options of the data."""
+    """The checkpoint as older releases wrote it, without resolved options of the data."""
     content = load(path.parent, path.name)
     for name in ("nb_classes", "face_margin", "label_rule", "label_order"):
         content["args"][name] = None
@@ -444,7 +449,7 @@ def older(path, new):
     return new
 
 
-def test_older_checkpoints_are_used_with_the_defaults_of_then(sets, finetune, tmp_path):
+def test_older_checkpoints_are_used_with_the_defaults_of_their_release(sets, finetune, tmp_path):
     run = finetune(data="affectnet")
     path = older(run / "checkpoint-best.pth", tmp_path / "older.pth")
     result = evaluate(path, tmp_path / "out", f"--data_path {sets / 'affectnet'}")
@@ -454,7 +459,7 @@ def test_older_checkpoints_are_used_with_the_defaults_of_then(sets, finetune, tm
 
 
 @pytest.mark.parametrize("to", ["safetensors", "timm"])
-def test_an_export_does_not_know_more_than_an_older_checkpoint(to, sets, finetune, tmp_path):
+def test_an_export_of_an_older_checkpoint_adds_no_settings(to, sets, finetune, tmp_path):
     run = finetune(data="affectnet")
     path = older(run / "checkpoint-best.pth", tmp_path / "older.pth")
     assert export(path, to, tmp_path / "out") == DONE
@@ -480,17 +485,19 @@ def test_an_export_does_not_know_more_than_an_older_checkpoint(to, sets, finetun
         ("nb_classes", -7),
     ],
 )
-def test_values_that_are_none_are_refused_by_name(name, value, sets, finetune, tmp_path, capfd):
+def test_invalid_values_in_a_checkpoint_are_refused_by_name(
+    name, value, sets, finetune, tmp_path, capfd
+):
     content = load(finetune(), "checkpoint-best.pth")
     content["args"][name] = value
     torch.save(content, tmp_path / "odd.pth")
     options = f"--eval --finetune {tmp_path / 'odd.pth'} --data_path {sets / 'rafdb'}"
     code = run_here(main_finetune, f"{options} --output_dir {tmp_path / 'out'}".split())
     assert code == BAD_INPUT
-    assert f"a {name} that is not understood" in capfd.readouterr().err
+    assert f"holds an invalid {name}: " in capfd.readouterr().err
 
 
-def test_the_report_of_a_run_says_what_its_data_lacked(sets, finetune, tmp_path):
+def test_the_report_mentions_missing_images(sets, finetune, tmp_path):
     shutil.copytree(sets / "rafdb", tmp_path / "rafdb")
     for path in sorted((tmp_path / "rafdb").rglob("test_*.jpg"))[::3]:
         path.unlink()

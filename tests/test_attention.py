@@ -1,4 +1,4 @@
-"""What a classifier looks at: against other libraries and plain loops, and without a trace."""
+"""Attention maps of classifiers: equal to other libraries and plain loops, without side effects."""
 
 import pytest
 import torch
@@ -14,7 +14,7 @@ SIZE, GRID = 64, 4
 def vit(pool="avg"):
     torch.manual_seed(0)
     model = create_classifier("vit_tiny_patch16", 5, SIZE, global_pool=pool)
-    for block in model.blocks:  # far from uniform attention, in which mistakes would hide
+    for block in model.blocks:  # uniform attention would hide mistakes
         torch.nn.init.normal_(block.attn.qkv.weight, std=0.15)
     return model
 
@@ -30,7 +30,7 @@ def resnet():
 
 
 def in_transformers(model):
-    """The weights of our ViT in a model that tells its attention."""
+    """The weights of our ViT in a model that returns its attention."""
     config = ViTConfig(
         hidden_size=192,
         num_hidden_layers=12,
@@ -71,12 +71,12 @@ def in_transformers(model):
 
 
 @pytest.mark.parametrize("pool", ["token", "avg"])
-def test_rollout_is_a_plain_loop_over_the_attention_that_transformers_tells(pool):
+def test_rollout_equals_a_plain_loop_over_the_attention_from_transformers(pool):
     model, x = vit(pool).eval(), torch.randn(3, 3, SIZE, SIZE)
     other = in_transformers(vit("token") if pool == "avg" else model)
     with torch.no_grad():
         out = other(x, output_attentions=True)
-        if pool == "token":  # the other model is the same
+        if pool == "token":  # both models are the same
             torch.testing.assert_close(model(x), out.logits, atol=1e-4, rtol=1e-4)
         ours = attention_rollout(model, x)
     for n in range(3):
@@ -87,11 +87,11 @@ def test_rollout_is_a_plain_loop_over_the_attention_that_transformers_tells(pool
         rows = [0] if pool == "token" else range(1, 1 + GRID**2)
         row = sum(rollout[r] for r in rows) / len(rows)
         torch.testing.assert_close(ours[n].flatten(), row[1:], atol=1e-5, rtol=1e-4)
-        assert row[1:].max() > 1.5 * row[1:].min()  # there is something to see
+        assert row[1:].max() > 1.5 * row[1:].min()  # else the test would show nothing
 
 
 @pytest.mark.parametrize(("make", "probe"), [(convnext, False), (convnext, True), (resnet, False)])
-def test_grad_cam_is_the_gradient_through_the_whole_model(make, probe):
+def test_grad_cam_equals_the_gradient_through_the_whole_model(make, probe):
     model, x = make(), torch.randn(3, 3, 96, 96)
     if probe:
         normalise_head_input(model)
@@ -119,7 +119,7 @@ def test_grad_cam_is_the_gradient_through_the_whole_model(make, probe):
 
 
 @pytest.mark.parametrize("make", [vit, convnext, resnet])
-def test_maps_are_of_the_images_size_and_each_is_scaled_to_its_own_maximum(make):
+def test_maps_have_the_images_size_and_are_scaled_to_their_own_maximum(make):
     model, x = make().eval(), torch.randn(3, 3, SIZE, SIZE)
     heat = attention_map(model, x)
     assert (heat.shape, heat.dtype) == ((3, SIZE, SIZE), torch.float32)
@@ -130,7 +130,7 @@ def test_maps_are_of_the_images_size_and_each_is_scaled_to_its_own_maximum(make)
     torch.testing.assert_close(attention_map(model, x[1:2])[0], heat[1], atol=1e-4, rtol=1e-4)
 
 
-def test_an_image_that_nothing_speaks_for_has_an_empty_map():
+def test_a_model_that_ignores_its_image_gives_an_empty_map():
     model = convnext()
     torch.nn.init.zeros_(model.head.weight)
     heat = attention_map(model, torch.randn(2, 3, SIZE, SIZE))
@@ -138,7 +138,7 @@ def test_an_image_that_nothing_speaks_for_has_an_empty_map():
 
 
 @pytest.mark.parametrize("make", [vit, convnext, resnet])
-def test_a_model_is_left_as_it_was(make):
+def test_the_model_stays_unchanged(make):
     model, x = make().train(), torch.randn(2, 3, SIZE, SIZE, requires_grad=True)
     next(model.children()).eval()
     frozen = next(model.parameters()).requires_grad_(False)
@@ -158,7 +158,7 @@ def test_a_model_is_left_as_it_was(make):
     with torch.inference_mode():
         torch.testing.assert_close(attention_map(model, x), heat)
     with pytest.raises((ValueError, AssertionError, RuntimeError)):
-        # A ResNet takes images of any size.
+        # A ResNet accepts images of any size.
         attention_map(model, torch.randn(1, 4 if make is resnet else 3, 50, 50))
     assert modes == [module.training for module in model.modules()]
     assert not any(m._forward_hooks for m in model.modules())
@@ -166,12 +166,12 @@ def test_a_model_is_left_as_it_was(make):
 
 @pytest.mark.parametrize("pool", ["token", "avg"])
 @pytest.mark.parametrize("corner", [(0, 0), (3, 0), (1, 3)])
-def test_a_vit_made_to_look_at_what_is_bright_shows_it_there(pool, corner):
+def test_a_vit_made_to_attend_to_a_bright_patch_shows_that_patch(pool, corner):
     model = vit(pool)
     with torch.no_grad():
         model.pos_embed.zero_()
-        model.patch_embed.proj.weight.zero_()[0] = 0.01  # channel 0: how bright a patch is
-        for block in model.blocks:  # every token asks for it, and nothing else happens
+        model.patch_embed.proj.weight.zero_()[0] = 0.01  # channel 0: the brightness of a patch
+        for block in model.blocks:  # every token attends to it, and nothing else happens
             block.attn.qkv.weight.zero_()[192, 0] = 1
             block.attn.qkv.bias.zero_()[0] = 10
             block.attn.proj.weight.zero_()
@@ -185,7 +185,7 @@ def test_a_vit_made_to_look_at_what_is_bright_shows_it_there(pool, corner):
 
 
 @pytest.mark.parametrize("corner", [(0, 0), (2, 0), (1, 2)])
-def test_a_convnext_whose_class_is_what_stands_in_a_corner_shows_it_there(corner):
+def test_a_convnext_made_to_classify_by_one_region_shows_that_region(corner):
     model = convnext().eval()
     torch.manual_seed(1)
     x = 0.2 * torch.randn(1, 3, 192, 192)
@@ -202,7 +202,7 @@ def test_a_convnext_whose_class_is_what_stands_in_a_corner_shows_it_there(corner
 
 
 @pytest.mark.parametrize("make", [vit, convnext, resnet])
-def test_a_map_is_computed_in_fp32_within_autocast_too(make):
+def test_a_map_is_computed_in_fp32_even_under_autocast(make):
     model, x = make().eval(), torch.randn(2, 3, SIZE, SIZE)
     with torch.autocast("cpu", torch.bfloat16):
         heat = attention_map(model, x)
@@ -210,5 +210,5 @@ def test_a_map_is_computed_in_fp32_within_autocast_too(make):
 
 
 def test_other_models_are_refused():
-    with pytest.raises(TypeError, match="MaskedAutoencoderViT is no classifier"):
+    with pytest.raises(TypeError, match="not implemented for MaskedAutoencoderViT"):
         attention_map(create_pretrain_model("mae_vit_tiny_patch16", 32), torch.zeros(1, 3, 32, 32))

@@ -1,4 +1,4 @@
-"""What fine-tuning does to images and labels, on the host and on the device."""
+"""Augmentation of images and labels in fine-tuning, on the CPU and on the device."""
 
 import random
 
@@ -53,24 +53,24 @@ VIEWS = {
 
 @pytest.mark.parametrize("shape", [(100, 70), (31, 48), (7, 5)])
 @pytest.mark.parametrize("view", VIEWS)
-def test_every_view_of_any_image_is_a_square_of_bytes(view, shape):
+def test_every_view_of_any_image_is_a_uint8_square(view, shape):
     x = drawn(VIEWS[view], noise_image(*shape), 0)
     assert (x.shape, x.dtype) == ((3, 48, 48), torch.uint8)
     assert x.permute(1, 2, 0).is_contiguous(), "collated as they lie"
 
 
-def test_the_plain_view_is_the_whole_image_as_pil_resizes_it():
-    image = noise_image(70, 100)  # Pillow resamples tall images in the other order of axes
+def test_the_plain_view_is_the_whole_image_resized_as_by_pillow():
+    image = noise_image(70, 100)  # Pillow resamples tall images along the axes in reverse order
     expected = Image.fromarray(image).resize((48, 48), Image.Resampling.BICUBIC)
     assert_as_pillow(plain(48)(image), expected)
 
 
 @pytest.fixture(scope="module")
 def placements():
-    """(DRAWS, 2, 2): how the face augmentation maps output x and y to source, slope and offset.
+    """(DRAWS, 2, 2): slope and offset with which the face augmentation maps output x and y.
 
-    In a picture whose red is x, green y, and blue marks what is not fill, in a square of side 1
-    around 0: source = slope * output + offset.
+    source = slope * output + offset, in a square of side length 1 around 0. Measured on a picture
+    whose red is x, whose green is y, and whose blue marks everything but the fill.
     """
     side = 96
     steps = np.linspace(0, 255, side)
@@ -90,18 +90,18 @@ def placements():
     return np.array(found)
 
 
-def test_a_face_is_moved_and_enlarged_no_further_than_published(placements):
+def test_faces_are_shifted_and_enlarged_no_further_than_published(placements):
     slopes, offsets = np.abs(placements[..., 0]), placements[..., 1]
     zoom = 1 / slopes
     assert zoom.min() > 0.99
     assert zoom.max() < 1.26
     assert np.abs(offsets * zoom).max() < 0.1 + 0.01
-    # What lies in the middle 64 % of a side – eyes, mouth, brows – is therefore always seen.
+    # So the middle 64 % of each side – eyes, mouth, brows – are always visible.
     edges = slopes * 0.5 - np.abs(offsets)
     assert edges.min() > 0.5 - 0.185
 
 
-def test_the_bounds_of_moving_are_reached_and_half_the_faces_stay(placements):
+def test_half_the_faces_stay_in_place_and_others_reach_the_bounds(placements):
     zoom = 1 / np.abs(placements[:, 0, 0])
     still = np.isclose(zoom, 1, atol=0.003) & (np.abs(placements[..., 1]).max(axis=1) < 0.003)
     assert still.mean() == pytest.approx(0.5, abs=4 * 0.5 / np.sqrt(DRAWS))
@@ -126,7 +126,7 @@ def test_no_face_is_recoloured_without_jitter():
     ("policy", "jitter", "scale"),
     [("rand-m9-mstd0.5-inc1", None, 0.08), ("", None, 0.5), ("", 0.4, 0.08), ("augmix-m5", 0, 1)],
 )
-def test_the_random_augmentation_is_timms_under_equal_seeds(policy, jitter, scale):
+def test_the_random_augmentation_equals_timms_with_equal_seeds(policy, jitter, scale):
     ours = random_augment(40, policy, jitter, smallest_crop=scale)
     theirs = create_transform(
         40,
@@ -167,7 +167,7 @@ def test_posterizing_keeps_the_upper_bits(bits, mask):
     assert (np.asarray(posterize(Image.fromarray(image), bits, resample=2)) == image & mask).all()
 
 
-def test_borrowed_generators_repeat_and_go_back_to_where_they_were():
+def test_borrowed_generators_are_reproducible_and_restored():
     before = global_states()
     drawn = []
     for k in (0, 0, 1):
@@ -178,7 +178,7 @@ def test_borrowed_generators_repeat_and_go_back_to_where_they_were():
     assert not set(drawn[0]) & set(drawn[2])
 
 
-def test_borrowed_generators_go_back_after_an_error_too():
+def test_borrowed_generators_are_restored_after_an_error():
     def unlucky():
         draw_from_all()
         raise ZeroDivisionError
@@ -213,7 +213,7 @@ def a_batch(n=8):
 
 
 def mixup(**options):
-    """As the program builds it; images smooth themselves before."""
+    """Mixup as the program builds it; labels are smoothed before."""
     return Mixup(**options, label_smoothing=0.0, num_classes=CLASSES, multi_label=True)
 
 
@@ -253,8 +253,8 @@ def test_mixing_hard_labels_gives_timms_loss(kind, mode):
 
 @pytest.mark.parametrize("mode", ["batch", "pair", "elem"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_votes_are_mixed_by_the_share_of_each_image(kind, mode):
-    """Images of one colour each: a mixed one's mean colour tells the share of its first image."""
+def test_votes_are_mixed_in_proportion_to_their_images(kind, mode):
+    """Each image has one colour, so that the mean colour of a mixed one gives its first's share."""
     n = 8
     colours = torch.tensor([0, 10, 30, 60, 100, 150, 200, 255], dtype=torch.uint8)
     imgs = colours.view(n, 1, 1, 1).expand(n, 3, 10, 10).contiguous()
@@ -272,7 +272,7 @@ def test_votes_are_mixed_by_the_share_of_each_image(kind, mode):
 
 
 def erased(step, **options):
-    """What reaches the model of a grey batch after erasing in one step of a run."""
+    """A grey batch after erasing in one step of a run, and before."""
     loss = ClassifierLoss(
         Normalise(), erase=RandomErasing(1.0, mode="pixel", device=CPU, **options)
     )
@@ -295,7 +295,7 @@ def test_resplit_erases_nothing_in_the_first_half():
     assert (x[3:] != clean[3:]).flatten(1).any(dim=1).all()
 
 
-def test_half_precision_keeps_the_loss_in_float32_and_near():
+def test_the_loss_stays_in_fp32_and_close_under_half_precision():
     imgs, _, targets = a_batch()
     model, loss = Flat(), ClassifierLoss(Normalise(), 0.1)
     exact = loss(model, (imgs, targets, []))
@@ -306,7 +306,7 @@ def test_half_precision_keeps_the_loss_in_float32_and_near():
     torch.testing.assert_close(half, exact, rtol=0.01, atol=0)
 
 
-def test_problems_of_a_batch_are_kept_until_they_are_told():
+def test_problems_of_batches_are_kept_until_they_are_reported():
     imgs, _, targets = a_batch(2)
     loss = ClassifierLoss(Normalise())
     for problems in (["", "a.jpg\tempty"], ["a.jpg\tempty", "b.jpg\ttruncated"]):

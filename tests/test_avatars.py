@@ -1,4 +1,4 @@
-"""benchmarks/avatars.py, as far as it goes without the packages that draw."""
+"""benchmarks/avatars.py, as far as it works without the packages that make the faces."""
 
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ def rng():
     return np.random.default_rng(0)
 
 
-def test_training_classes_are_uneven_and_test_classes_even():
+def test_training_classes_are_imbalanced_and_test_classes_balanced():
     train, test = (avatars.labels_of(1000, even, rng()) for even in (False, True))
     assert len(train) == len(test) == 1000
     assert {train.count(name) / 1000 for name in avatars.CLASSES} == set(avatars.CLASSES.values())
@@ -19,7 +19,7 @@ def test_training_classes_are_uneven_and_test_classes_even():
     assert train != sorted(train)
 
 
-def test_every_expression_has_combinations_of_its_own():
+def test_every_expression_has_combinations_that_no_other_has():
     for table in (avatars.AVATAAARS, avatars.TOON_HEAD):
         assert table.keys() == avatars.CLASSES.keys()
         faces = {
@@ -43,7 +43,7 @@ def test_a_face_stays_near_the_middle(seed):
         assert abs(place - 47.5) < 0.06 * 96 / 0.85 + 1
 
 
-def test_light_and_noise_keep_the_picture():
+def test_light_and_noise_leave_the_image_recognisable():
     x = np.tile(np.linspace(0.1, 0.9, 96, dtype=np.float32)[:, None, None], (1, 96, 3))
     y = avatars.light(x, rng())
     assert y.shape == (96, 96, 3)
@@ -52,7 +52,7 @@ def test_light_and_noise_keep_the_picture():
     assert np.std(y[48, :, 0].astype(float)) > 1
 
 
-def test_what_is_missing_is_named_before_anything_is_written(tmp_path, monkeypatch, capsys):
+def test_missing_packages_and_an_existing_output_are_reported_first(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(avatars, "find_spec", lambda name: None)
     with pytest.raises(SystemExit) as stopped:
         avatars.main(["--output", str(tmp_path / "faces")])

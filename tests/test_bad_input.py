@@ -20,7 +20,7 @@ from util.stop import SIGNALS
 
 @pytest.fixture(autouse=True)
 def signals():
-    """A run in this process takes over signals; give them back."""
+    """Restore the signal handlers that a run in this process replaces."""
     before = {number: signal.getsignal(number) for number in SIGNALS}
     yield
     for number, handler in before.items():
@@ -87,7 +87,7 @@ def test_more_than_five_percent_unreadable_images_end_a_run(tmp_path, capfd):
 
 @pytest.fixture
 def checkpoints(tmp_path):
-    """Files that are no checkpoint of this run."""
+    """Files that are not checkpoints of this run."""
     torch.save({"model": {"weight": torch.full((3,), 1.5)}}, tmp_path / "good.pth")
     whole = (tmp_path / "good.pth").read_bytes()
     flipped = bytearray(whole)
@@ -119,7 +119,7 @@ def checkpoints(tmp_path):
         ("good", "no ViT, ConvNeXt V2 or ResNet in a known layout"),
     ],
 )
-def test_a_file_that_is_no_checkpoint_is_named(refuse, checkpoints, name, expected):
+def test_a_file_that_is_not_a_checkpoint_is_named(refuse, checkpoints, name, expected):
     path = checkpoints / f"{name}.pth"
     before = path.read_bytes()
     line = refuse(["--resume", path])
@@ -137,7 +137,7 @@ def test_official_checkpoints_with_a_namespace_can_be_read(tmp_path):
         read_checkpoint(tmp_path / "b.pth")
 
 
-def test_a_fault_is_told_as_such(tmp_path, capfd):
+def test_a_fault_is_reported_with_its_reason(tmp_path, capfd):
     def work(args):
         raise Fault("the loss was not finite")
 
@@ -148,7 +148,7 @@ def test_a_fault_is_told_as_such(tmp_path, capfd):
     assert state == {"status": "failed", "reason": "the loss was not finite"}
 
 
-def test_only_rank_0_speaks_under_a_launcher(tmp_path):
+def test_only_rank_0_prints_the_error_under_a_launcher(tmp_path):
     arguments = command(tmp_path / "out", more="--data_path /nowhere/at/all", processes=2)
     process = start(arguments)
     output = process.communicate(timeout=120)[0]
@@ -161,14 +161,16 @@ def test_only_rank_0_speaks_under_a_launcher(tmp_path):
 
 
 @pytest.mark.parametrize(("rank", "local", "speaks"), [(0, 0, True), (8, 0, True), (9, 1, False)])
-def test_before_processes_have_met_one_of_each_machine_speaks(monkeypatch, rank, local, speaks):
+def test_before_the_rendezvous_one_process_per_machine_prints_the_error(
+    monkeypatch, rank, local, speaks
+):
     monkeypatch.setenv("RANK", str(rank))
     monkeypatch.setenv("LOCAL_RANK", str(local))
     monkeypatch.setattr(program.time, "sleep", lambda seconds: None)
     assert program.speaks(BAD_INPUT, "--device cuda: …") == speaks
 
 
-def test_ctrl_c_saves_too(tmp_path):
+def test_ctrl_c_saves_and_leaves_a_resumable_run(tmp_path):
     code, output = signal_at(command(tmp_path), "epoch 0/2  step 3/", signal.SIGINT)
     assert code == 75, output
     assert status(tmp_path) == "resumable"

@@ -1,4 +1,4 @@
-"""util.class_order: a wrong order is found, a right one is never doubted, and it is well worded."""
+"""util.class_order: wrong orders are found, right ones never doubted, and options are correct."""
 
 import itertools
 import shlex
@@ -22,7 +22,7 @@ from util.options.parser import Parser, class_names
 AFFECTNET, RAFDB, FERPLUS = ORDERS["affectnet"], ORDERS["rafdb"], ORDERS["ferplus"]
 RAFDB_SIZES = (329, 74, 160, 1185, 478, 162, 680)
 
-# Like published ones: the owner's order, the images of each class, % of them by prediction.
+# Like published ones: the owners' order, the images of each class, % of them by prediction.
 PUBLISHED = {
     "RAF-DB": (
         RAFDB,
@@ -92,7 +92,7 @@ PUBLISHED = {
         ],
     ),
 }
-# A right order, too, but far from what the model was trained on: 43 % are right.
+# A right order, too, but with data far from the model's training data: 43 % are right.
 OTHER_DATA = [
     [78, 6, 8, 4, 0, 1, 3],
     [10, 84, 2, 2, 0, 1, 1],
@@ -119,18 +119,20 @@ def even_sizes(k, n):
 
 
 def rafdb_sizes(k, n):
-    """`n` images shared out like RAF-DB's; an eighth class is as rare as Fear."""
+    """`n` images distributed like RAF-DB's; an eighth class is as rare as Fear."""
     return np.rint(n * np.array((*RAFDB_SIZES, 74)[:k]) / sum(RAFDB_SIZES)).astype(int)
 
 
 def spread(k, accuracy):
-    """(K, K) probabilities: errors go to all other classes alike."""
+    """(K, K) probabilities whose errors are spread evenly over the other classes."""
     return np.where(np.eye(k, dtype=bool), accuracy, (1 - accuracy) / (k - 1))
 
 
 def confused(name, accuracy):
-    """Those of a published matrix, moved to an accuracy: towards certainty, or towards the frequent
-    outputs whatever the image shows."""
+    """Probabilities of a published matrix, moved to an accuracy.
+
+    Higher ones are moved towards certainty, lower ones towards outputs independent of the image.
+    """
     _, sizes, p = published(name)
     share = sizes / sizes.sum()
     far = np.eye(len(p)) if accuracy > share @ p.diagonal() else np.tile(share @ p, (len(p), 1))
@@ -143,7 +145,7 @@ def drawn(rng, sizes, p):
 
 
 def reordered(matrix, order):
-    """The same model, when the output that is class t stands at place order[t]."""
+    """The matrix of the same model with the output of class t at place order[t]."""
     moved = np.empty_like(matrix)
     moved[:, order] = matrix
     return moved
@@ -163,14 +165,14 @@ def swap(k, a, b):
 
 
 def named_order(right, named):
-    """The order when outputs that are `right`, one after the other, are called `named`."""
+    """The order if outputs for the classes `right` are called `named`, one after the other."""
     return [right.index(name) for name in named]
 
 
 # The best order
 
 
-def test_the_assignment_is_the_best_of_all_orders():
+def test_the_best_order_is_the_best_of_all_permutations():
     rng, every = np.random.default_rng(0), list(itertools.permutations(range(5)))
     for _ in range(100):
         matrix = rng.integers(0, rng.integers(2, 30), (5, 5))
@@ -204,7 +206,7 @@ def test_matrices_like_published_ones_are_never_doubted(name, n):
     assert all(better_order(drawn(rng, sizes, p)) is None for _ in range(20))
 
 
-def test_other_data_than_the_model_was_trained_on_is_no_wrong_order():
+def test_data_unlike_the_training_data_does_not_raise_doubt():
     rng = np.random.default_rng(1)
     for n in (100, 700, 3500, 100_000):
         sizes = even_sizes(7, n)
@@ -214,7 +216,7 @@ def test_other_data_than_the_model_was_trained_on_is_no_wrong_order():
 
 
 @pytest.mark.parametrize("sizes", [even_sizes, rafdb_sizes])
-def test_models_that_guess_have_no_better_order(sizes):
+def test_the_order_of_guessing_models_is_not_doubted(sizes):
     rng = np.random.default_rng(2)
     for n, concentration in itertools.product([15, 100, 300, 3000], [0.05, 0.3, 1, 1000]):
         for _ in range(30):
@@ -223,8 +225,8 @@ def test_models_that_guess_have_no_better_order(sizes):
 
 
 @pytest.mark.parametrize("live", [1, 2, 3])
-def test_collapsed_models_have_no_better_order(live):
-    """That use few outputs, the others never or hardly ever."""
+def test_the_order_of_collapsed_models_is_not_doubted(live):
+    """Collapsed models use few outputs, and the others never or hardly ever."""
     rng = np.random.default_rng(live)
     for sizes, rest in itertools.product([even_sizes, rafdb_sizes], [1e-6, 1e-4, 0.01]):
         for _ in range(50):
@@ -234,7 +236,7 @@ def test_collapsed_models_have_no_better_order(live):
             assert better_order(drawn(rng, sizes(7, rng.choice([100, 300, 3000])), p)) is None
 
 
-def test_classes_without_images_raise_no_doubt():
+def test_classes_without_images_do_not_raise_doubt():
     rng = np.random.default_rng(3)
     for absent in range(1, 8):
         for _ in range(20):
@@ -243,7 +245,7 @@ def test_classes_without_images_raise_no_doubt():
             assert better_order(drawn(rng, sizes, confused("RAF-DB", 0.6))) is None
 
 
-def test_tiny_matrices_have_no_better_order():
+def test_the_order_of_tiny_matrices_is_not_doubted():
     rng = np.random.default_rng(4)
     for n in range(15):
         for p in (spread(7, 0.4), spread(7, 1 / 7)):
@@ -254,7 +256,7 @@ def test_tiny_matrices_have_no_better_order():
     assert better_order([[0, 2], [2, 0]]) is None
 
 
-# One matrix for each condition that a cycle must meet: it alone keeps the order from being doubted
+# One matrix for each condition of a cycle that alone keeps the order from being doubted
 
 
 def rafdb_but(rows):
@@ -266,7 +268,7 @@ def rafdb_but(rows):
 
 
 def few_images():
-    """Of the first two classes, twelve."""
+    """The first two classes have twelve images."""
     matrix = np.diag([20] * 7)
     matrix[:2, :2] = [[1, 6], [5, 0]]
     return matrix
@@ -282,7 +284,7 @@ def weak_classes():
 
 
 def collapsed():
-    """Nearly all are called Fear, and of those that show it some are called Happy."""
+    """Nearly all images are called Fear, and some of Fear are called Happy."""
     others = {name: {"Fear": 80, name: 20} for name in RAFDB if name not in ("Fear", "Happy")}
     return rafdb_but(
         {**others, "Happy": {"Fear": 90, "Happy": 10}, "Fear": {"Fear": 50, "Happy": 40, "Sad": 10}}
@@ -290,7 +292,7 @@ def collapsed():
 
 
 def small_class():
-    """Neutral is mostly called Contempt; five images do not say what contempt is called."""
+    """Neutral is mostly called Contempt; five images do not show what Contempt is called."""
     matrix = np.diag([15, 60, 60, 60, 60, 60, 60, 3])
     matrix[0, 7], matrix[7, 0] = 60, 2
     return matrix
@@ -305,7 +307,7 @@ def small_class():
         ("ODDS", 0, small_class),
     ],
 )
-def test_every_condition_keeps_a_right_order_from_being_doubted(
+def test_every_condition_is_needed_so_as_not_to_doubt_a_right_order(
     constant, unlimited, matrix, monkeypatch
 ):
     assert better_order(matrix()) is None
@@ -313,8 +315,8 @@ def test_every_condition_keeps_a_right_order_from_being_doubted(
     assert better_order(matrix()) is not None
 
 
-def test_one_large_class_alone_does_not_decide():
-    """Neutral is called Contempt, and no image that shows contempt gets either name."""
+def test_one_large_class_alone_does_not_make_an_order_wrong():
+    """Neutral is called Contempt, and images of Contempt get neither name."""
     matrix = np.diag([0, 60, 60, 60, 60, 60, 60, 0])
     matrix[0, 7], matrix[7, 1] = 1000, 8
     cycle = class_order._cycle(matrix, [0, 7], np.array([7, 0]))
@@ -355,7 +357,7 @@ def test_two_swapped_classes_are_found_in_300_images(k):
     assert found >= 0.99 * total
 
 
-# Pairs of which the model recognises one or both too seldom: their swap stays unnoticed.
+# Pairs whose swap is not noticed, as the model recognises one or both too rarely.
 UNCLEAR = {
     "RAF-DB, from scratch": [("Fear", "Disgust"), ("Fear", "Anger"), ("Disgust", "Anger")],
     "FERPlus": [("Neutral", "Contempt"), ("Disgust", "Contempt"), ("Fear", "Contempt")],
@@ -379,7 +381,7 @@ def test_every_swap_and_rotation_of_a_whole_test_set_is_found(name):
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
-def test_every_known_order_is_told_from_every_other(name):
+def test_every_known_order_is_distinguished_from_every_other(name):
     classes, sizes, p = published(name)
     known = {tuple(o) for o in (*ORDERS.values(), sorted(AFFECTNET), sorted(RAFDB), AFFECTNET[:7])}
     others = [named for named in known if set(named) == set(classes) and named != classes]
@@ -389,26 +391,26 @@ def test_every_known_order_is_told_from_every_other(name):
         assert better_order(reordered(counts(sizes, p), order)) == order
 
 
-def test_many_classes_are_put_in_order():
+def test_an_order_of_many_classes_is_found():
     matrix, order = np.diag([20] * 300), shuffle(np.random.default_rng(6), 300)
     assert better_order(matrix) is None
     assert better_order(reordered(matrix, order)) == order
 
 
-def test_classes_too_rare_to_tell_keep_their_outputs():
+def test_classes_that_are_too_rare_keep_their_outputs():
     matrix = np.diag([50, 50, 50, 2, 2])
     matrix[3:, 3:] = [[1, 1], [1, 1]]
     order = [1, 2, 0, 3, 4]
     assert better_order(reordered(matrix, order)) == order
 
 
-def test_rare_classes_follow_once_the_order_is_known_to_be_wrong():
+def test_rare_classes_are_moved_once_the_order_is_known_to_be_wrong():
     matrix, both = np.diag([50, 50, 50, 4, 4]), [1, 2, 0, 4, 3]
     assert better_order(reordered(matrix, [0, 1, 2, 4, 3])) is None
     assert better_order(reordered(matrix, both)) == both
 
 
-def test_a_class_that_the_data_lacks_takes_the_output_left_over():
+def test_a_class_that_the_data_lacks_gets_the_remaining_output():
     _, sizes, p = published("AffectNet, 8 classes")
     matrix = counts((*sizes[:7], 0), p)
     order = named_order(AFFECTNET, tuple(sorted(AFFECTNET)))
@@ -419,10 +421,10 @@ def test_a_class_that_the_data_lacks_takes_the_output_left_over():
     assert placed_by_elimination(matrix.tolist(), list(range(8))) == []
 
 
-# What is said of it
+# Scores and options
 
 
-def test_scores_are_those_of_the_metrics():
+def test_scores_equal_the_metrics():
     _, sizes, p = published("FERPlus")
     matrix = counts((*sizes[:7], 0), p)
     order = shuffle(np.random.default_rng(7), 8)
@@ -435,8 +437,8 @@ def test_scores_are_those_of_the_metrics():
         assert scores(moved.tolist(), given) == pytest.approx((result["accuracy"], result["uar"]))
 
 
-def test_outputs_are_renamed_and_labels_turned_round():
-    # Of a head (a, b, c, d, e): a is really c, c is d, d is a; the data has no b and no e.
+def test_outputs_get_new_names_and_labels_the_reverse():
+    # In a head (a, b, c, d, e), a is really c, c is d and d is a; the data has no b and no e.
     said = word_order("abcde", order=[2, 0, 1], common=[0, 2, 3])
     assert said.classes == "--classes=c,b,d,a,e"
     assert said.shows == {"a": "d", "c": "a", "d": "c"}
@@ -459,7 +461,7 @@ def test_renamed_outputs_are_right():
     "names",
     ["ab", ["Happy", "so la la"], ["-x", "b"], ["@x", "'"], ["ä", "$(x) `y`"], ["a=b", "#"]],
 )
-def test_options_mean_the_names_they_were_made_of(names):
+def test_option_texts_are_parsed_back_to_their_names(names):
     parser = Parser("")
     parser.add_argument("--classes", type=class_names)
     text = option_text("--classes", names)
@@ -467,7 +469,7 @@ def test_options_mean_the_names_they_were_made_of(names):
 
 
 @pytest.mark.parametrize("name", ["a, b", "", " a", "a\n", "\x1b[31mred", "\udce9", "a\0"])
-def test_names_that_an_option_cannot_hold_give_no_text(name):
+def test_names_that_an_option_cannot_express_give_no_text(name):
     assert option_text("--classes", ["Happy", name]) is None
     said = word_order(["Happy", name], [1, 0])
     assert said.classes is None

@@ -1,4 +1,4 @@
-"""Blocks compiled: how often, and stochastic depth in them."""
+"""Compiled blocks: the number of compilations, and stochastic depth."""
 
 import pytest
 import torch
@@ -10,7 +10,7 @@ from models_registry import AlikeDropPath, compile_blocks, create_classifier
 
 @pytest.mark.parametrize(
     ("name", "kinds"),
-    # Blocks of a width share, but for the very first, which never drops its path.
+    # Blocks of equal width share one, except for the very first, which never drops its path.
     [("vit_tiny_patch16", 2), ("convnextv2_atto", 5)],
 )
 def test_equal_blocks_are_compiled_once_whatever_their_drop_path(name, kinds, monkeypatch):

@@ -16,7 +16,7 @@ def run(options):
 
 
 def leave_run(folder, uar, seconds):
-    """What a program leaves: a look a number of `uar`, an equal part of the seconds each."""
+    """Write a run's results: a test per number in `uar`, after equal parts of the seconds."""
     folder.mkdir(parents=True)
     scores = {"accuracy": 90.0, "macro_f1": 90.0}
     result = {**scores, "uar": max(uar), "last": {**scores, "uar": uar[-1], "epoch": len(uar) - 1}}
@@ -65,7 +65,7 @@ def test_seeds_in_any_order_give_the_same_curves(tmp_path):
     assert np.array_equal(*charts)
 
 
-def test_options_are_handed_on_as_they_stand():
+def test_quoted_options_are_passed_on_unchanged():
     words = ["--faces", "x", "--output-dir", "y", "--pretrain", "--epochs 3 --data_path 'a-b c'"]
     assert contest.build_parser().parse(words).pretrain == ["--epochs", "3", "--data_path", "a-b c"]
 
@@ -105,7 +105,7 @@ def test_it_trains_both_sides_for_the_same_minutes(tmp_path, capsys):
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("eval.json")} == before
 
 
-def test_a_program_that_fails_is_named(tmp_path, capsys):
+def test_a_failing_program_is_named_with_its_log(tmp_path, capsys):
     (tmp_path / "none").mkdir()
     options = f"--faces synthetic-lab:32:16 --unlabelled {tmp_path}/none --labels 8"
     assert run(f"{options} --output_dir {tmp_path}/out") == 2
@@ -122,13 +122,13 @@ def test_a_program_that_fails_is_named(tmp_path, capsys):
         ("--faces synthetic-lab:32:16 --unlabelled synthetic", "--labels 560: synthetic-lab:32:16"),
     ],
 )
-def test_bad_input_is_told_before_anything_runs(more, message, tmp_path, monkeypatch, capsys):
+def test_bad_input_is_reported_before_anything_runs(more, message, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(contest, "run", lambda *_: pytest.fail("ran"))
     assert run(f"{more} --output_dir {tmp_path}") == 2
     assert message in capsys.readouterr().err
 
 
-def test_it_continues_with_the_same_options_only(tmp_path, monkeypatch, capsys):
+def test_it_resumes_with_the_same_options_only(tmp_path, monkeypatch, capsys):
     ran = []
     monkeypatch.setattr(contest, "run", lambda command, log: ran.append(command))
     monkeypatch.setattr(contest, "starts", lambda *_: {"end": 2.5})

@@ -1,4 +1,4 @@
-"""util.report.curves: the curves of one run, and of several beside each other."""
+"""util.report.curves: the curves of one run and of several runs."""
 
 import xml.etree.ElementTree as ET
 
@@ -33,7 +33,7 @@ def test_loss_is_logarithmic_only_where_it_spans_a_decade():
     assert heading(1.0, 0.2) == heading(1.0, 0.0) == heading(1.0, -0.1) == "Loss"
 
 
-def test_epochs_are_whole_and_names_are_shown_as_they_stand():
+def test_epochs_are_whole_numbers_and_names_are_shown_unchanged():
     log = [{"epoch": e, "test__a": 0.5, "test_$x^2$\ud800\0": 0.25} for e in range(3)]
     (svg,) = learning_curves(log)
     text = [e.text for e in ET.fromstring(svg).iter() if e.tag.endswith("text")]
@@ -41,7 +41,7 @@ def test_epochs_are_whole_and_names_are_shown_as_they_stand():
     assert {"test__a 0.5", "test_$x^2$?? 0.25"} <= set(text)
 
 
-def test_curves_of_nothing_are_empty_and_of_thousands_short():
+def test_an_empty_log_has_no_curves_and_a_long_one_small_curves():
     assert learning_curves([]) == []
     assert learning_curves([{"epoch": 0, "note": "x", "flag": True}]) == []
     log = [
@@ -55,7 +55,7 @@ def test_curves_of_nothing_are_empty_and_of_thousands_short():
     assert titles >= {"Accuracy, %", "Test, 0–100", "Test, 0–1", "Images a second"}
 
 
-def test_metrics_have_panels_of_their_own_and_keep_their_colours():
+def test_every_metric_has_its_panel_and_colours_stay_the_same():
     keys = ["train_loss", "test_loss", "test_acc1", "test_uar", "test_f1", "test_acc1_ema"]
     keys += ["test_uar_ema", "val_acc1", "val_uar", "probe_knn_acc1", "probe_linear_acc1"]
     keys += ["probe_knn_uar", "probe_linear_uar"]
@@ -78,7 +78,7 @@ def test_metrics_have_panels_of_their_own_and_keep_their_colours():
     }
 
 
-def test_no_panel_holds_more_lines_than_there_are_colours():
+def test_no_panel_has_more_lines_than_there_are_colours():
     log = [{"epoch": e, **{f"test_{c}": 0.5 for c in "abcdefghi"}} for e in range(3)]
     panels = [ET.fromstring(svg) for svg in learning_curves(log)]
     assert [p.get("aria-label") for p in panels] == ["Test, 0–1", "Test, 0–1 (2)", "Test, 0–1 (3)"]
@@ -91,7 +91,7 @@ def log(*values, key="train_loss"):
 
 
 def drawn(image, k):
-    """Where the colour of run k is drawn on a picture, below the legend."""
+    """Where a picture has the colour of run k, below the legend."""
     colour = [int(PALETTE[k][i : i + 2], 16) for i in (1, 3, 5)]
     return (np.abs(image.astype(int) - colour).max(axis=2) < 60)[60:]
 
@@ -99,7 +99,7 @@ def drawn(image, k):
 def test_runs_are_compared_in_the_same_panel():
     image = compared_curves({"first": log(4, 3, 2), "second": log(2, 1.5, 1)})
     assert (image.dtype, image.shape[2]) == (np.uint8, 3)
-    # The first lies above the second everywhere.
+    # The first is above the second everywhere.
     tops = [np.nonzero(drawn(image, k))[0] for k in (0, 1)]
     assert tops[0].mean() < tops[1].mean()
     assert not drawn(image, 2).any()
@@ -113,7 +113,7 @@ def test_every_metric_that_a_run_has_gets_a_panel():
     assert many.shape[1] > 1.5 * one.shape[1]
 
 
-def test_comparing_takes_any_name_and_leaves_out_what_is_no_number():
+def test_comparing_accepts_any_name_and_leaves_out_values_that_are_not_numbers():
     odd = {"_a": log(float("nan"), None, 3.0, 1e300, True), "$x^2$\ud800": log("4"), "c": []}
     assert compared_curves(odd) is not None
     assert compared_curves({"a": log("1"), "b": []}) is None
@@ -127,5 +127,5 @@ def test_more_runs_than_colours_differ_in_their_dashes():
         columns = np.nonzero(row)[0]
         if len(columns) > 50:
             shares.append(len(columns) / (np.ptp(columns) + 1))
-    assert max(shares) > 0.95  # a full line
+    assert max(shares) > 0.95  # a solid line
     assert min(shares) < 0.9  # a dashed one

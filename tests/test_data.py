@@ -1,4 +1,4 @@
-"""What pre-training draws from images: order, crops, masks, replacements."""
+"""Data of pre-training: order, crops, mask noise, replacements of unreadable images."""
 
 import gc
 
@@ -24,7 +24,7 @@ from util.seeding import generator
 
 @pytest.fixture
 def folder(tmp_path):
-    """Forty small photographs-to-be."""
+    """A folder of forty small images."""
     rng = np.random.default_rng(0)
     for k in range(40):
         pixels = rng.integers(0, 256, (20 + k, 30, 3), dtype=np.uint8)
@@ -41,7 +41,7 @@ def micro_batches(count, batch_size, accum, world, epoch=0, step=0):
 
 
 @pytest.mark.parametrize(("batch_size", "accum", "world"), [(8, 1, 1), (2, 4, 1), (2, 2, 2)])
-def test_a_steps_images_do_not_depend_on_the_number_of_processes(batch_size, accum, world):
+def test_the_images_of_a_step_do_not_depend_on_the_number_of_processes(batch_size, accum, world):
     parts = micro_batches(50, batch_size, accum, world, epoch=3)
     steps = [set() for _ in range(7)]
     for rank in parts:
@@ -57,14 +57,14 @@ def test_every_step_is_full_and_every_image_is_seen():
     seen = [index for batch in micro_batches(50, 8, 1, 1)[0] for _, index in batch]
     assert len(seen) == 56
     assert set(seen) == set(range(50))
-    assert seen[50:] == seen[:6]  # filled up from the epoch's own beginning
+    assert seen[50:] == seen[:6]  # filled up from the start of the epoch
 
 
-def test_an_epoch_with_repeats_goes_through_the_images_one_pass_after_the_other():
+def test_an_epoch_with_repeats_is_one_pass_after_the_other():
     sampler = GlobalBatchSampler(50, 8, repeats=3)
     order = sampler.order()
     assert (len(order), sampler.steps) == (152, 19)
-    for k in range(3):  # a draw of its own for each repetition, to be augmented differently
+    for k in range(3):  # each repetition has its own sample number, hence augmentation
         assert sorted(order[50 * k : 50 * (k + 1)]) == list(range(50 * k, 50 * (k + 1)))
     assert np.array_equal(order[:50], GlobalBatchSampler(50, 8).order()[:50])
     assert not np.array_equal(order[:50], order[50:100] - 50)
@@ -95,7 +95,7 @@ def test_a_sample_is_a_function_of_seed_epoch_and_index(folder):
 
 
 @pytest.mark.parametrize("workers", [1, 3])
-def test_the_number_of_workers_changes_no_batch(folder, workers):
+def test_batches_do_not_depend_on_the_number_of_workers(folder, workers):
     ds = build_pretrain_dataset(folder, 32, num_patches=16)
     loaders = [build_loader(ds, GlobalBatchSampler(len(ds), 8), w) for w in (0, workers)]
     torch.manual_seed(0)
@@ -114,7 +114,7 @@ def test_the_number_of_workers_changes_no_batch(folder, workers):
     "box", [(23, 11, 61, 50), (0, 0, 120, 90), (5, 3, 13, 17), (9, 80, 100, 1)]
 )
 @pytest.mark.parametrize("flip", [False, True])
-def test_crops_are_those_of_torchvision_and_pillow(box, flip):
+def test_crops_equal_those_of_torchvision_and_pillow(box, flip):
     pixels = np.random.default_rng(1).integers(0, 256, (90, 120, 3), dtype=np.uint8)
     pixels.flags.writeable = False  # as in a memory map
     ours = crop_and_resize(pixels, box, 48, flip)
@@ -125,12 +125,12 @@ def test_crops_are_those_of_torchvision_and_pillow(box, flip):
     assert ours.permute(1, 2, 0).is_contiguous(), "collated as they lie"
 
 
-def test_crop_boxes_are_distributed_as_torchvisions():
+def test_crop_boxes_are_distributed_like_torchvisions():
     torch.manual_seed(0)
     image = torch.empty(3, 100, 80)
     theirs = [RandomResizedCrop.get_params(image, (0.2, 1.0), (3 / 4, 4 / 3)) for _ in range(4000)]
     ours = [random_crop_box(100, 80, generator(9, 0, 0, k)) for k in range(4000)]
-    # Theirs are top, left, height, width.
+    # Theirs are (top, left, height, width).
     a, b = np.array(ours, float), np.array(theirs, float)[:, [1, 0, 3, 2]]
     assert (a[:, 0] + a[:, 2]).max() <= 80
     assert (a[:, 1] + a[:, 3]).max() <= 100
@@ -140,7 +140,7 @@ def test_crop_boxes_are_distributed_as_torchvisions():
 
 
 @pytest.mark.parametrize(("height", "width"), [(1, 1), (1, 4000), (3000, 2)])
-def test_extreme_shapes_give_boxes_inside(height, width):
+def test_crop_boxes_of_extreme_shapes_lie_inside_the_image(height, width):
     for k in range(50):
         left, top, w, h = random_crop_box(height, width, generator(9, 0, 0, k))
         assert h > 0
@@ -149,7 +149,7 @@ def test_extreme_shapes_give_boxes_inside(height, width):
         assert 0 <= left <= width - w
 
 
-def test_centre_crop_and_normalisation_are_imagenets():
+def test_centre_crop_and_normalisation_are_those_of_imagenet():
     pixels = np.zeros((100, 200, 3), np.uint8)
     pixels[25:75, 75:125] = 255
     assert (centre_crop(pixels, 40, 0.5) == 255).all()
@@ -163,7 +163,7 @@ def test_centre_crop_and_normalisation_are_imagenets():
     assert (given == 128).all(), "what is given stays as it is"
 
 
-def test_an_unreadable_image_is_replaced_the_same_way_every_time_and_told(folder):
+def test_an_unreadable_image_is_reported_and_replaced_reproducibly(folder):
     (folder / "07.png").write_bytes(b"<html>not found</html>")
     ds = build_pretrain_dataset(folder, 32, num_patches=16)
     image, noise, problem = ds[1, 7]
@@ -175,7 +175,7 @@ def test_an_unreadable_image_is_replaced_the_same_way_every_time_and_told(folder
 
 
 class Lines(RunLog):
-    """A log that keeps its lines."""
+    """A log that stores its lines."""
 
     def __init__(self):
         self.lines, self._late = [], {}
@@ -213,7 +213,7 @@ def test_a_folder_without_one_readable_image_is_refused_at_once(folder):
         check_readable(build_pretrain_dataset(folder, 32).source)
 
 
-def test_synthetic_takes_a_count():
+def test_synthetic_accepts_a_count():
     assert len(build_pretrain_dataset("synthetic:17", 32)) == 17
     assert len(build_pretrain_dataset()) == 10_000
     with pytest.raises(BadInput, match="synthetic:0"):

@@ -1,4 +1,4 @@
-"""Every kind of image file comes out as RGB bytes the right way up, or as UnreadableImage."""
+"""Every image file is decoded to upright RGB bytes or raises UnreadableImage."""
 
 import io
 import os
@@ -20,7 +20,7 @@ from util.wording import printable
 
 @pytest.fixture
 def save(tmp_path):
-    """Write an image, an array or bytes to a file of that name; returns its path."""
+    """A function that writes an image, an array or bytes to a file; -> its path."""
 
     def write(name, content, **options):
         path = tmp_path / name
@@ -66,10 +66,10 @@ def png(width, height, depth, colour, rows, *chunks):
     return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
 
 
-# What decodes
+# Readable files
 
 
-def test_rgb_comes_out_unchanged_and_writable(save):
+def test_rgb_is_decoded_unchanged_and_writable(save):
     image = noise(5, 7, 3)
     out = load_rgb(save("a.png", image))
     assert out.dtype == np.uint8
@@ -88,7 +88,7 @@ def test_jpeg_is_close_to_what_was_saved(save):
     "options", [{"subsampling": k} for k in range(3)] + [{"progressive": True}]
 )
 @pytest.mark.parametrize("mode", ["RGB", "L"])
-def test_jpegs_are_decoded_as_pillow_decodes_them(save, quality, options, mode):
+def test_jpegs_are_decoded_exactly_as_by_pillow(save, quality, options, mode):
     path = save(
         "a.jpg", Image.fromarray(noise(37, 53, 3)).convert(mode), quality=quality, **options
     )
@@ -101,7 +101,7 @@ def test_jpegs_are_decoded_as_pillow_decodes_them(save, quality, options, mode):
 
 @pytest.mark.parametrize("place", ["before the frame", "behind it", "behind the tables"])
 @pytest.mark.parametrize("orientation", [1, 3, 6])
-def test_exif_counts_wherever_pillow_reads_it(place, orientation, save):
+def test_exif_is_found_wherever_pillow_finds_it(place, orientation, save):
     exif = Image.Exif()
     exif[0x0112] = orientation
     path = save("a.jpg", Image.fromarray(noise(16, 24, 3)), exif=exif)
@@ -119,7 +119,7 @@ def test_exif_counts_wherever_pillow_reads_it(place, orientation, save):
 
 
 def segments_of(data):
-    """A JPEG's segments up to its pixels, and these."""
+    """A JPEG's segments before its pixels, and the rest."""
     segments, at = [], 2
     while data[at + 1] != 0xDA:
         end = at + 2 + int.from_bytes(data[at + 2 : at + 4], "big")
@@ -128,7 +128,7 @@ def segments_of(data):
     return segments, data[at:]
 
 
-def test_the_content_decides_not_the_ending(save):
+def test_the_content_of_a_file_decides_not_its_ending(save):
     image = noise(4, 4, 3)
     np.testing.assert_array_equal(load_rgb(save("a.jpg", encoded(image, "PNG"))), image)
 
@@ -139,7 +139,7 @@ def test_bytes_and_strings_and_paths_are_accepted(save):
         assert load_rgb(form).shape == (2, 2, 3)
 
 
-def test_names_that_are_no_text_are_accepted(tmp_path):
+def test_names_that_are_not_valid_text_are_accepted(tmp_path):
     path = os.fsencode(tmp_path) + b"/\xff\n.png"
     with open(path, "wb") as file:
         file.write(encoded(noise(2, 3, 3), "PNG"))
@@ -208,7 +208,7 @@ def test_other_colour_spaces_are_converted(save, mode):
 
 
 def test_hsv_is_converted(save, monkeypatch):
-    """No format Pillow writes keeps HSV: a reader that hands one out stands in."""
+    """Uses a fake reader that returns HSV, as Pillow writes no format that keeps it."""
     path = save("a.png", noise(1, 1, 3))
     im = Image.new("HSV", (1, 1), (85, 255, 255))
     monkeypatch.setattr(Image, "open", lambda file: im)
@@ -228,7 +228,7 @@ def test_sixteen_bit_grey_is_scaled_not_clipped(save, name, dtype):
     assert out[0].tolist() == [[v] * 3 for v in BYTES]
 
 
-def test_sixteen_bit_grey_is_rounded_to_the_nearest(save):
+def test_sixteen_bit_grey_is_rounded_to_nearest(save):
     out = load_rgb(save("a.png", np.array([[128, 129, 65406, 65407]], np.uint16)))
     assert out[0, :, 0].tolist() == [0, 1, 254, 255]
 
@@ -251,7 +251,7 @@ def test_floats_are_scaled_by_the_range_they_need(save, factor):
     assert load_rgb(save("a.tif", image))[0, :, 0].tolist() == BYTES
 
 
-def test_float_nan_is_black_and_infinity_the_end(save):
+def test_float_nan_is_black_and_infinity_the_end_of_the_range(save):
     image = np.array([[np.nan, 0.5, np.inf, -np.inf]], np.float32)
     assert load_rgb(save("a.tif", image))[0, :, 0].tolist() == [0, 128, 255, 0]
     hollow = np.full((1, 2), np.nan, np.float32)
@@ -309,12 +309,12 @@ def test_rotated_jpeg_is_turned(save):
     assert out[20:].max() < 15
 
 
-def test_damaged_exif_does_not_cost_the_image(save):
+def test_an_image_with_damaged_exif_is_still_read(save):
     for exif in (b"Exif\0\0garbage", b"Exif\0\0MM\0*\0\0\0\x08\xff\xff\x01\x12"):
         assert load_rgb(save("a.jpg", noise(8, 8, 3), exif=exif)).shape == (8, 8, 3)
 
 
-# What does not
+# Unreadable files
 
 
 def test_empty_file_is_unreadable(save):
@@ -404,7 +404,7 @@ def test_folder_and_dangling_link_and_vanished_file_are_unreadable(tmp_path):
     "error",
     [SyntaxError("x"), ValueError(), struct.error("x"), zlib.error("x"), MemoryError(), OSError()],
 )
-def test_whatever_a_plugin_raises_is_unreadable(save, monkeypatch, error):
+def test_any_error_in_a_pillow_plugin_means_unreadable(save, monkeypatch, error):
     path = save("a.png", noise(2, 2, 3))
 
     def fail(self):
@@ -425,7 +425,7 @@ def test_an_interrupt_is_not_swallowed(save, monkeypatch):
         load_rgb(path)
 
 
-def test_unreadable_image_crosses_processes():
+def test_unreadable_image_can_be_pickled():
     e = pickle.loads(pickle.dumps(UnreadableImage("/a/b.jpg", "is empty")))
     assert (e.path, e.reason, str(e)) == ("/a/b.jpg", "is empty", "/a/b.jpg: is empty")
 

@@ -1,4 +1,4 @@
-"""Distillation: a teacher's share of the loss, what it sees, and runs that learn from one."""
+"""Distillation: the teacher's part of the loss, its input, and runs that learn from a teacher."""
 
 import math
 
@@ -39,7 +39,7 @@ HALF = (0.5, 0.5, 0.5)
 
 
 def linear(classes=4, seed=0):
-    """A classifier of few pixels that is sure of what it says."""
+    """A confident classifier of few pixels."""
     torch.manual_seed(seed)
     model = nn.Sequential(nn.Flatten(), nn.Linear(3 * SIDE**2, classes))
     nn.init.normal_(model[1].weight, std=0.1)
@@ -70,7 +70,7 @@ def softmax(row, temperature=1.0):
 
 
 def slow_loss(student, teacher, targets, weight, temperature):
-    """Of rows of logits and targets, in Python's floats; teacher None: not known, by class."""
+    """The loss of rows of logits and targets, in Python; None for classes the teacher lacks."""
     total = 0.0
     for z, t, y in zip(student, teacher, targets, strict=True):
         usual = -sum(a * math.log(b) for a, b in zip(y, softmax(z), strict=True))
@@ -83,7 +83,7 @@ def slow_loss(student, teacher, targets, weight, temperature):
 
 
 def slow_gradient(student, *rest, step=1e-5):
-    """By differences."""
+    """The gradient of `slow_loss` by finite differences."""
     gradient = np.zeros((len(student), len(student[0])))
     for place in np.ndindex(gradient.shape):
         moved = []
@@ -96,7 +96,7 @@ def slow_gradient(student, *rest, step=1e-5):
 
 
 class Given(nn.Module):
-    """A student that answers with these logits."""
+    """A student that returns these logits."""
 
     def __init__(self, logits):
         super().__init__()
@@ -123,7 +123,7 @@ def test_loss_and_gradient_equal_a_slow_reference(weight, temperature):
     assert all(p.grad is None and not p.requires_grad for p in teacher.model.parameters())
 
 
-def test_the_temperature_hardly_changes_how_large_the_gradient_is():
+def test_the_temperature_hardly_changes_the_size_of_the_gradient():
     sizes = []
     for temperature in (20.0, 40.0):
         student = Given(torch.randn(6, 4, generator=torch.Generator().manual_seed(3)))
@@ -133,7 +133,7 @@ def test_the_temperature_hardly_changes_how_large_the_gradient_is():
     assert sizes[0] == pytest.approx(sizes[1], rel=0.1)
 
 
-def test_a_student_learns_the_teachers_answers_and_not_the_labels():
+def test_with_weight_1_a_student_learns_from_the_teacher_and_not_from_labels():
     imgs, _, _ = batch(16)
     model, student = linear(), linear(seed=5)
     with torch.no_grad():
@@ -167,15 +167,15 @@ def test_bf16_logits_are_compared_in_fp32():
 # --- classes ---
 
 
-def test_classes_are_matched_by_name_however_they_are_written_and_ordered():
+def test_classes_are_matched_by_name_in_any_spelling_and_order():
     assert shared_classes(NAMES, ("anger", "x", "happiness", "sad")) == ([0, 1, 3], [2, 3, 0])
     assert shared_classes(ORDERS["rafdb"], ORDERS["affectnet"])[1] == [3, 4, 5, 1, 2, 6, 0]
 
 
-def test_another_order_and_classes_in_addition_change_nothing():
-    """But what a class in addition is thought of is left out of the softmax."""
+def test_another_class_order_and_additional_classes_change_nothing():
+    """The teacher's additional classes are left out of its softmax."""
     model, turned = linear(), linear(6)
-    order = [2, 0, 3, 1]  # of ours among the teacher's, behind one in addition
+    order = [2, 0, 3, 1]  # of our classes among the teacher's, after an additional one
     with torch.no_grad():
         for part in ("weight", "bias"):
             getattr(turned[1], part)[1:5] = getattr(model[1], part)[order]
@@ -189,7 +189,7 @@ def test_another_order_and_classes_in_addition_change_nothing():
     assert line == "left out: the teacher's Contempt, Other, which the data set does not have"
 
 
-def test_a_class_that_the_teacher_does_not_know_is_learned_from_labels_alone():
+def test_a_class_that_the_teacher_lacks_is_learned_from_labels_only():
     imgs, targets, _ = batch()
     model, student = linear(3), Given(torch.randn(6, 4))
     with torch.no_grad():
@@ -222,7 +222,7 @@ def test_a_teacher_that_cannot_teach_these_classes_is_refused(classes, weight, e
 
 
 class Seeing(nn.Module):
-    """Remembers what it was shown."""
+    """Remembers its input."""
 
     def __init__(self, model):
         super().__init__()
@@ -233,7 +233,7 @@ class Seeing(nn.Module):
         return self.model(x)
 
 
-def test_the_teacher_sees_the_students_view_erased_and_mixed():
+def test_the_teacher_sees_the_same_erased_and_mixed_images_as_the_student():
     student, model = Seeing(linear(seed=5)), Seeing(linear())
     teacher = teacher_of(saved_as(model.train(), mean=HALF, std=HALF))
     mix = Mixup(0.8, 1.0, label_smoothing=0.0, num_classes=4, multi_label=True)
@@ -246,7 +246,7 @@ def test_the_teacher_sees_the_students_view_erased_and_mixed():
     assert not torch.allclose(pixels[0], batch()[0].float(), atol=1)
 
 
-def test_equal_normalisation_leaves_every_bit():
+def test_with_equal_normalisation_the_teacher_sees_identical_input():
     student, model = Seeing(linear(seed=5)), Seeing(linear())
     ClassifierLoss(Normalise(), teacher=teacher_of(saved_as(model)))(student, batch())
     assert torch.equal(student.shown, model.shown)
@@ -254,7 +254,7 @@ def test_equal_normalisation_leaves_every_bit():
 
 @pytest.mark.parametrize(("name", "size"), [("convnextv2_atto", 64), ("vit_tiny_patch16", 16)])
 @pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
-def test_another_family_size_and_normalisation(name, size, interpolation):
+def test_the_teacher_may_have_another_family_size_and_normalisation(name, size, interpolation):
     torch.manual_seed(0)
     model = create_classifier(name, 4, size).eval()
     nn.init.normal_(model.head.weight)
@@ -269,7 +269,7 @@ def test_another_family_size_and_normalisation(name, size, interpolation):
     assert expected.std() > 0.05
 
 
-def test_what_decides_the_answers_decides_the_digest():
+def test_the_digest_depends_on_everything_that_changes_the_teachers_outputs():
     plain = teacher_of(saved_as(linear())).digest
     assert teacher_of(saved_as(linear()), weight=0.2).digest == plain
     others = [
@@ -287,13 +287,13 @@ def test_what_decides_the_answers_decides_the_digest():
 
 @pytest.fixture(scope="module")
 def large(finetune):
-    """A ConvNeXt whose weight average was evaluated."""
+    """A ConvNeXt whose EMA weights were evaluated."""
     return finetune("convnext", EVERYTHING) / "checkpoint-best.pth"
 
 
 @pytest.fixture(scope="module")
 def other(large, tmp_path_factory):
-    """Another teacher: of eight classes in another order, 64 px and another normalisation."""
+    """A teacher with eight classes in another order, 64 px and another normalisation."""
     path = tmp_path_factory.mktemp("other") / "other.pth"
     torch.manual_seed(0)
     model = create_classifier("vit_tiny_patch16", 8, 64)
@@ -313,7 +313,7 @@ def options(sets, pretrained, folder, more):
     return finetune_options(folder, "vit", f"{source} {more}")
 
 
-def test_a_run_learns_from_a_teacher_and_says_so(
+def test_a_run_learns_from_a_teacher_and_reports_it(
     sets, pretrained, finetune, large, tmp_path, capfd
 ):
     more = f"{EVERYTHING} --teacher {large} --distill_weight 0.7"
@@ -348,7 +348,7 @@ def test_a_run_learns_from_a_teacher_and_says_so(
     assert str(large.parent) not in card
 
 
-def test_with_and_without_a_teacher_a_student_begins_the_same(sets, pretrained, large, tmp_path):
+def test_a_teacher_does_not_change_the_students_initial_weights(sets, pretrained, large, tmp_path):
     more = "--lr 0 --min_lr 0 --label_fraction 0.5 --epochs 1 --warmup_epochs 0 --disable_eval"
     for name, teacher in (("with", f"--teacher {large}"), ("without", "")):
         argv = options(sets, pretrained, tmp_path / name, f"{more} {teacher}")
@@ -357,7 +357,7 @@ def test_with_and_without_a_teacher_a_student_begins_the_same(sets, pretrained, 
     assert log(tmp_path / "with") != log(tmp_path / "without")
 
 
-def test_the_weights_that_teach_are_those_that_predict(large):
+def test_a_teacher_uses_the_weights_that_were_evaluated(large):
     own = load(large.parent, large.name)
     assert own["evaluated"] == "model_ema"
     teacher = teacher_of(open_classifier(large), RAF_NAMES)
@@ -365,7 +365,7 @@ def test_the_weights_that_teach_are_those_that_predict(large):
     assert not same(own["model_ema"], own["model"])
 
 
-def test_accuracy_is_told_only_of_the_epoch_that_had_it(large):
+def test_the_teachers_accuracy_is_reported_only_for_the_epoch_that_had_it(large):
     saved = open_classifier(large)
     later = {**saved.checkpoint, "epoch": saved.checkpoint["epoch"] + 1}
     assert "accuracy" in teacher_of(saved, RAF_NAMES).lines[0]
@@ -380,7 +380,9 @@ def test_accuracy_is_told_only_of_the_epoch_that_had_it(large):
         "--accum_iter 2 --drop_path 0.1 --mixup 0.8 --grad_checkpointing",
     ],
 )
-def test_it_works_with_other_ways_to_train(more, sets, pretrained, large, other, tmp_path):
+def test_distillation_works_with_other_training_options(
+    more, sets, pretrained, large, other, tmp_path
+):
     losses = []
     for teacher in (large, other):
         folder = tmp_path / teacher.stem
@@ -400,7 +402,7 @@ def test_only_the_student_is_compiled(sets, pretrained, large, tmp_path, monkeyp
     assert all(hasattr(module, "attn") for module in compiled)
 
 
-def test_faces_cut_otherwise_than_the_teachers_are_reported(sets, finetune, tmp_path, capfd):
+def test_faces_cropped_differently_from_the_teachers_are_reported(sets, finetune, tmp_path, capfd):
     teacher = finetune(data="affectnet") / "checkpoint-best.pth"
     more = f"{data_of(sets)} --teacher {teacher} --epochs 1 --warmup_epochs 0 --disable_eval"
     assert run_here(main_finetune, finetune_options(tmp_path, "vit", more)) == DONE
@@ -410,7 +412,7 @@ def test_faces_cut_otherwise_than_the_teachers_are_reported(sets, finetune, tmp_
     assert "left out: the teacher's Contempt, which the data set does not have" in said
 
 
-def test_classes_name_the_outputs_of_a_file_that_does_not(sets, finetune, tmp_path, capfd):
+def test_classes_are_given_to_a_teacher_that_does_not_name_them(sets, finetune, tmp_path, capfd):
     content = load(finetune(), "checkpoint-best.pth")
     torch.save({"model": content["model"]}, tmp_path / "weights.pth")
     more = f"{data_of(sets)} --epochs 1 --warmup_epochs 0 --disable_eval"
@@ -431,8 +433,8 @@ def test_classes_name_the_outputs_of_a_file_that_does_not(sets, finetune, tmp_pa
 
 
 @pytest.mark.parametrize("processes", [1, 2])
-def test_stopped_in_mid_epoch_it_ends_the_same(processes, sets, pretrained, other, tmp_path):
-    """Also with the teacher's file at another place."""
+def test_a_run_stopped_in_mid_epoch_ends_the_same(processes, sets, pretrained, other, tmp_path):
+    """Also if the teacher's file has been moved."""
     moved = tmp_path / "moved.pth"
     moved.write_bytes(other.read_bytes())
     more = f"{EVERYTHING} --label_fraction 0.5 --teacher {other}"
@@ -457,7 +459,7 @@ def test_stopped_in_mid_epoch_it_ends_the_same(processes, sets, pretrained, othe
     assert results(tmp_path / "parts") == results(tmp_path / "whole")
 
 
-def test_two_processes_learn_as_one(sets, pretrained, other, tmp_path):
+def test_two_processes_learn_like_one(sets, pretrained, other, tmp_path):
     more = f"--teacher {other} --drop_path 0 --reprob 0 --lr 0.001 --epochs 1 --warmup_epochs 0"
     run("main_finetune", options(sets, pretrained, tmp_path / "one", more))
     more += " --batch_size 2"
@@ -491,7 +493,7 @@ def taught(sets, pretrained, other, tmp_path_factory):
         ("--teacher {gone}", "--teacher {gone}: no such file"),
     ],
 )
-def test_a_resume_learns_from_the_same_teacher(
+def test_resuming_with_another_teacher_is_refused(
     change, expected, sets, pretrained, large, other, taught, tmp_path, capfd
 ):
     names = {
@@ -504,7 +506,7 @@ def test_a_resume_learns_from_the_same_teacher(
     assert expected.format(**names) in refused(capfd)
 
 
-def test_a_run_of_a_release_without_teachers_resumes(sets, pretrained, tmp_path):
+def test_a_run_of_an_older_release_without_teachers_resumes(sets, pretrained, tmp_path):
     more = f"{TAUGHT} --epochs"
     assert run_here(main_finetune, options(sets, pretrained, tmp_path, f"{more} 1")) == DONE
     saved = load(tmp_path)
@@ -547,7 +549,9 @@ def test_wrong_options_are_named(given, expected, pretrained, finetune, tmp_path
 
 
 @pytest.mark.parametrize("program", ["--eval", "--knn"])
-def test_an_evaluation_says_that_a_teacher_has_no_effect(program, sets, finetune, tmp_path, capfd):
+def test_an_evaluation_reports_that_a_teacher_has_no_effect(
+    program, sets, finetune, tmp_path, capfd
+):
     more = f"{program} --finetune {finetune() / 'checkpoint-best.pth'} --teacher /nowhere/x.pth"
     assert (
         run_here(main_finetune, finetune_options(tmp_path, "vit", f"{data_of(sets)} {more}")) == 0

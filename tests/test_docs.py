@@ -1,7 +1,7 @@
-"""What README.md and docs/*.md show is run, on small settings; what they name exists.
+"""Commands and Python in README.md and docs/*.md run, with small settings; named options exist.
 
-A command that this test does not know fails: see `CANNOT_RUN` for those that are not run, `places`
-for the paths that documents show, and tests/helpers/shown.py for what makes a run small.
+Unknown commands fail the test. See `CANNOT_RUN` for the commands that are not run, `places` for the
+paths in the documentation, and tests/helpers/shown.py for the options that make runs small.
 """
 
 import re
@@ -30,7 +30,7 @@ from util.options.parser import underscored
 
 THEIRS = ("rafdb", "ferplus", "affectnet7", "finetune_affectnet", "pretrain_convnextv2")
 EXPORT = "python main_export.py --checkpoint runs/rafdb/checkpoint-best.pth"
-# How a command begins, and why it is not run. Options and targets are checked all the same.
+# How a command begins, and why it is not run. Its options and targets are checked nevertheless.
 CANNOT_RUN = {
     "python3 -m venv": "makes an environment",
     ". .venv/bin/activate": "changes the shell",
@@ -38,14 +38,14 @@ CANNOT_RUN = {
     "make": "takes minutes, or runs this test",
     "tensorboard": "serves pages until it is stopped",
     "python app.py": "serves a page until it is stopped",
-    "grep -q resumable": "is in a job of SLURM",
-    "scontrol requeue": "is in a job of SLURM",
-    "python benchmarks": "takes minutes of two cores",
-    **{f"python main_{name}": "is the original MAE-SFER's" for name in THEIRS},
-    f"{EXPORT} --to mae-sfer": "takes no small model: tests/test_export_authors.py",
-    f"{EXPORT} --to s2d": "takes no small model: tests/test_export_authors.py",
+    "grep -q resumable": "is part of a SLURM job",
+    "scontrol requeue": "is part of a SLURM job",
+    "python benchmarks": "takes minutes on two cores",
+    **{f"python main_{name}": "belongs to the original MAE-SFER" for name in THEIRS},
+    f"{EXPORT} --to mae-sfer": "needs a large model: see tests/test_export_authors.py",
+    f"{EXPORT} --to s2d": "needs a large model: see tests/test_export_authors.py",
 }
-# Options that are not of our programs, and whose.
+# Options of other programs, and of which.
 FOREIGN = {
     "--signals-to-handle": "torchrun",
     "--max_restarts": "torchrun",
@@ -60,7 +60,7 @@ FOREIGN = {
         "the original MAE-SFER",
     ),
 }
-# What makes the Python that is shown small.
+# Replacements that make the documented Python code small.
 PYTHON = {
     'create_pretrain_model("mae_vit_base_patch16")': "create_pretrain_model("
     '"mae_vit_tiny_patch16", input_size=32, decoder_embed_dim=32, decoder_depth=1, '
@@ -77,7 +77,7 @@ def by_place(command):
 
 
 def typed(command):
-    """A command as it is typed; a program named alone is started with python."""
+    """A command as it is typed, with python before a program that is named alone."""
     return " ".join(["python"] * command.words[0].endswith(".py") + [*command.words])
 
 
@@ -98,8 +98,8 @@ def start_of(command):
 
 
 @pytest.mark.parametrize("command", SHOWN, ids=by_place)
-def test_options_shown_exist(command, places, monkeypatch):
-    """Of every command, run or not, and of its launcher."""
+def test_documented_options_exist(command, places, monkeypatch):
+    """For every command, run or not, and for its launcher."""
     start = start_of(command)
     if start is None:
         check_target(command.words)
@@ -112,7 +112,7 @@ def test_options_shown_exist(command, places, monkeypatch):
 
 
 def check_target(words):
-    """What a command that is not ours is about."""
+    """Check the target of a command of another program."""
     assert words[0] not in ("python", "torchrun"), f"{words[1]}: no such program"
     if words[0] == "make":
         targets = re.findall(r"^([\w/-]+):", (ROOT / "Makefile").read_text(), re.M)
@@ -121,14 +121,14 @@ def check_target(words):
         assert (ROOT / words[3]).is_file()
 
 
-def test_nothing_stands_among_the_exceptions_that_is_not_shown():
+def test_every_exception_is_for_a_documented_command():
     shown = [typed(command) for command in SHOWN]
     assert [begin for begin in CANNOT_RUN if not any(c.startswith(begin) for c in shown)] == []
 
 
 @pytest.fixture(scope="session")
 def places(sets, pretrained, finetune, photographs, tmp_path_factory):
-    """Paths as documents show them -> real ones, for a model's family."""
+    """A function: model family -> {path in the documentation: real path}."""
     store = tmp_path_factory.mktemp("docs") / "store"
     packing = f"--data_path {sets / 'rafdb'} --num_workers 1 --output {store}"
     assert run_here(main_pack, packing.split()) == 0
@@ -183,7 +183,7 @@ def places(sets, pretrained, finetune, photographs, tmp_path_factory):
 
 @pytest.fixture
 def released(only_here, server, address, pretrained):
-    """Released weights by name: a small ViT's, whichever is asked for."""
+    """Serve a small ViT's weights under the name of every release."""
     path = pretrained["vit"].with_name("released.pth")
     if not path.exists():
         torch.save({"model": load(path.parent)["model"]}, path)
@@ -191,11 +191,11 @@ def released(only_here, server, address, pretrained):
 
 
 @pytest.mark.parametrize("command", list(filter(is_run, SHOWN)), ids=by_place)
-def test_commands_shown_run(command, places, released, tmp_path, monkeypatch, capfd):
-    """Each with small options; of commands that then do the same, one."""
+def test_documented_commands_run(command, places, released, tmp_path, monkeypatch, capfd):
+    """Each with options that make it small; of commands that then do the same, only one."""
     start = start_of(command)
     if start.options == ["--help"]:
-        return  # test_options_shown_exist has asked for it
+        return  # test_documented_options_exist checks it
     start = small(in_places(start, places(model_of(start))))
     if (what := result(start)) in HAVE_RUN:
         return
@@ -209,7 +209,7 @@ def test_commands_shown_run(command, places, released, tmp_path, monkeypatch, ca
 
 
 @pytest.mark.parametrize("recipe", sorted(ROOT.glob("recipes/*.args")), ids=lambda path: path.stem)
-def test_a_recipe_tells_the_command_that_takes_it(recipe):
+def test_a_recipe_shows_the_command_that_uses_it(recipe):
     told = "\n".join(re.findall(r"^#     (.*)$", recipe.read_text(), re.M))
     starts = [find_start(words) for words in split_shell(told)]
     for start in starts:
@@ -218,7 +218,7 @@ def test_a_recipe_tells_the_command_that_takes_it(recipe):
 
 
 @pytest.mark.parametrize("program", PROGRAMS)
-def test_every_program_is_shown(program):
+def test_every_program_is_documented(program):
     assert any((start := find_start(c.words)) and start.program == program for c in SHOWN)
 
 
@@ -226,13 +226,13 @@ def test_every_program_is_shown(program):
 
 
 PYTHON_SHOWN = all_code("python")
-# Those of docs/export.md need what is exported: tests/test_export*.py run them.
+# Code in docs/export.md needs exported models: tests/test_export*.py run it.
 PYTHON_SHOWN = [block for block in PYTHON_SHOWN if "docs/export.md" not in block.place]
 
 
 @pytest.mark.parametrize("block", PYTHON_SHOWN, ids=lambda block: block.place)
-def test_python_shown_runs(block, places, tmp_path, monkeypatch):
-    """With `imgs`, a batch of two images, and what PYTHON makes small."""
+def test_documented_python_runs(block, places, tmp_path, monkeypatch):
+    """With a batch of two images as `imgs`, and the replacements in PYTHON."""
     source = block.text
     paths = {f'"{shown}"': repr(str(real)) for shown, real in places("vit").items()}
     for shown, real in {**PYTHON, **paths}.items():
@@ -245,13 +245,13 @@ def test_python_shown_runs(block, places, tmp_path, monkeypatch):
 
 
 def parsers():
-    """Of all programs that have one to ask for."""
+    """The parsers of all programs that have a `build_parser`."""
     names = [*PROGRAMS, "util.report", "util.download"]
     return {name: module_of(name).build_parser() for name in names}
 
 
 def names_of(parser):
-    """The options of a parser, each with its other names."""
+    """The options of a parser, each with all of its names."""
     options = [tuple(action.option_strings) for action in parser._actions]
     return [names for names in options if names and "--help" not in names]
 
@@ -289,7 +289,7 @@ def test_options_named_in_the_text_exist():
 VALUE = re.compile(r"(--\w+) ([^\s…=]*[^\sA-Z_:…=][^\s…=]*)")  # --select val; not --resume PATH
 
 
-def test_values_named_in_the_text_are_taken():
+def test_option_values_named_in_the_text_are_valid():
     wrong = []
     for piece in all_code("options", "inline"):
         lines = [line.partition("  #")[0].strip() for line in piece.text.splitlines()]
@@ -303,7 +303,7 @@ def test_values_named_in_the_text_are_taken():
 
 
 def parses(parser, *words):
-    """Whether a parser takes these options; what else is missing does not count."""
+    """Whether a parser accepts these options; missing required ones are ignored."""
     for action in parser._actions:
         action.required = False
     try:

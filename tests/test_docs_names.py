@@ -1,4 +1,4 @@
-"""Links, files and messages that README.md and docs/*.md name: all of them exist."""
+"""Links, files and messages named in README.md and docs/*.md exist."""
 
 import ast
 import re
@@ -15,7 +15,7 @@ README = ROOT / "README.md"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_links_lead_somewhere(page):
+def test_links_have_targets(page):
     for place, target in links(page):
         if target.startswith("http"):
             continue
@@ -33,9 +33,9 @@ def test_pages_are_linked_from_the_front_page_and_back():
         assert "](../README.md)" in head, f"{page.name} does not link back in its first lines"
 
 
-def test_pictures_are_shown():
-    shown = {(page.parent / target).resolve() for page in PAGES for _, target in links(page)}
-    assert [p.name for p in (ROOT / "docs").glob("*.png") if p.resolve() not in shown] == []
+def test_every_picture_is_shown_on_a_page():
+    shown = {target for page in PAGES for _, target in links(page)}
+    assert [p.name for p in (ROOT / "docs").glob("*.png") if f"docs/{p.name}" not in shown] == []
 
 
 def test_files_named_in_the_text_exist():
@@ -50,7 +50,7 @@ def test_files_named_in_the_text_exist():
     assert wrong == []
 
 
-def test_map_names_every_file_and_folder_and_no_other():
+def test_the_map_names_every_file_and_folder_and_no_other():
     (block,) = [code for code in all_code("text") if code.text.startswith("main_pretrain.py ")]
     first = [line[:25].strip() for line in block.text.splitlines()]  # the column of names
     named = [name.rstrip("/") for names in first for name in names.split(", ")]
@@ -63,7 +63,7 @@ def test_map_names_every_file_and_folder_and_no_other():
 
 
 def strings_of(path):
-    """Every text in a module, with … for what is put in."""
+    """Every string in a module, with … in place of inserted values."""
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.JoinedStr):
             yield "".join(v.value if isinstance(v, ast.Constant) else "…" for v in node.values)
@@ -71,7 +71,7 @@ def strings_of(path):
             yield node.value
 
 
-def test_messages_explained_are_messages_of_the_programs():
+def test_explained_messages_are_printed_by_the_programs():
     said = [text for path in SOURCES for text in strings_of(path)]
     unknown = []
     for message in first_cells(ROOT / "docs" / "troubleshooting.md"):

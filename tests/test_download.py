@@ -1,4 +1,4 @@
-"""Released weights by name, from a local server that misbehaves in every way a real one does."""
+"""Downloads of released weights, from a local server with the faults of real ones."""
 
 import hashlib
 import os
@@ -19,17 +19,17 @@ from util.errors import BAD_INPUT, DONE, BadInput
 
 NAME = "mae_vit_tiny_300e"
 pytestmark = pytest.mark.usefixtures("only_here")
-CHUNK = 512 * 1024  # gdown keeps whole ones of a transfer that is cut
+CHUNK = 512 * 1024  # gdown keeps whole chunks of an interrupted transfer
 
 
 PAGE = b"<!DOCTYPE html><html><title>Google Drive - Quota exceeded</title></html>"
 
 
-# --- manners of a server: functions of a request ---
+# --- behaviours of a server: functions of a request ---
 
 
 def ranged(request, content=CONTENT):
-    """Go on from where the client asks."""
+    """Send the range that the client asks for."""
     asked = request.headers.get("Range")
     if not asked:
         return request.send(content)
@@ -39,7 +39,7 @@ def ranged(request, content=CONTENT):
 
 
 def cut(request):
-    """Announce everything, send two thirds."""
+    """Announce the full length, but send only two thirds."""
     request.send(CONTENT[: 2 * len(CONTENT) // 3], length=len(CONTENT))
 
 
@@ -54,7 +54,7 @@ def moved_to_page(request):
 
 
 def torn(request):
-    """End early without having announced a length."""
+    """End early, without announcing a length."""
     request.send_response(200)
     request.end_headers()
     request.wfile.write(CONTENT[: len(CONTENT) // 2])
@@ -79,7 +79,7 @@ def refusal(**options):
     return str(caught.value)
 
 
-def test_every_released_name_is_of_a_model_of_ours_and_has_its_own_file():
+def test_every_released_name_has_a_known_model_and_its_own_file():
     assert len(RELEASED) == 8
     for name, released in RELEASED.items():
         assert released.model in model_names(masked=True)
@@ -125,7 +125,7 @@ MISFITS = {
 
 
 @pytest.mark.parametrize(("answer", "reason"), MISFITS.values(), ids=MISFITS)
-def test_what_is_not_the_file_never_gets_its_name(answer, reason, server, address, monkeypatch):
+def test_a_failed_download_never_gets_the_name_of_the_file(answer, reason, server, address, monkeypatch):
     monkeypatch.setattr(download, "TIMEOUT", 0.3)
     server.answer = answer
     line, path = refusal(), cached_path(NAME)
@@ -135,12 +135,12 @@ def test_what_is_not_the_file_never_gets_its_name(answer, reason, server, addres
     assert line.endswith(f"save the file as {path}")
     assert visible(path.parent) == []
 
-    server.answer = ranged  # and nothing that was left behind is in the way later
+    server.answer = ranged  # no leftover prevents a later download
     assert fetch(NAME).read_bytes() == CONTENT
     assert not list(path.parent.glob(".*unchecked*"))
 
 
-def test_without_a_network_the_way_to_do_it_by_hand_is_told_and_works(capsys):
+def test_without_a_network_the_manual_way_is_explained_and_works(capsys):
     closed = f"http://127.0.0.1:{free_port()}/"
     line = refusal(url=closed)
     assert "127.0.0.1 cannot be reached" in line
@@ -160,7 +160,7 @@ def test_a_redirect_is_followed(server, address):
     assert fetch(NAME).read_bytes() == CONTENT
 
 
-def test_a_cut_download_goes_on_where_it_was(server, address):
+def test_an_interrupted_download_resumes(server, address):
     server.answer = cut
     refusal()
     server.answer = ranged
@@ -168,7 +168,7 @@ def test_a_cut_download_goes_on_where_it_was(server, address):
     assert server.log[-1][1] == f"bytes={2 * CHUNK}-"
 
 
-def test_a_lost_connection_is_taken_up_again_within_one_call(server, address, monkeypatch):
+def test_a_lost_connection_is_resumed_within_one_call(server, address, monkeypatch):
     monkeypatch.setattr(download, "RETRIES", 2)
     monkeypatch.setattr("random.uniform", lambda *_: 0)  # gdown's pause
     server.answer = lambda request: (ranged if request.headers.get("Range") else cut)(request)
@@ -176,7 +176,7 @@ def test_a_lost_connection_is_taken_up_again_within_one_call(server, address, mo
     assert [asked for _, asked in server.log] == [None, f"bytes={2 * CHUNK}-"]
 
 
-def test_a_network_that_is_away_costs_nothing_of_what_has_arrived(server, address):
+def test_network_failures_keep_what_has_been_downloaded(server, address):
     server.answer = cut
     refusal()
     refusal(url=f"http://127.0.0.1:{free_port()}/")
@@ -192,26 +192,26 @@ def test_a_network_that_is_away_costs_nothing_of_what_has_arrived(server, addres
     [(whole, CONTENT), (lambda request: ranged(request, weights(2.0)), weights(2.0))],
     ids=["server_ignores_range", "file_was_replaced"],
 )
-def test_a_part_that_leads_nowhere_is_dropped(answer, content, server, address):
+def test_a_partial_file_that_cannot_be_completed_is_dropped(answer, content, server, address):
     server.answer = cut
     refusal()
     server.answer = answer
     assert fetch(NAME).read_bytes() == content
-    assert len(server.log) == 4  # cut; the length, then the rest asked for; all
+    assert len(server.log) == 4  # cut; the length; the rest; everything
 
 
-def test_a_process_killed_before_its_check_leaves_a_file_to_be_checked(server, address):
+def test_a_file_of_a_process_killed_before_its_check_is_checked_later(server, address):
     path = cached_path(NAME)
     path.parent.mkdir()
     for content in (CONTENT[:-100], CONTENT):
         path.with_name(f".{path.name}.unchecked").write_bytes(content)
         assert fetch(NAME).read_bytes() == CONTENT
         path.unlink()
-    assert len(server.log) == 1  # for the first, which was damaged
+    assert len(server.log) == 1  # for the first file, which was damaged
 
 
-def test_google_drives_questions_are_passed_and_its_refusal_is_told(server, monkeypatch):
-    """Drive asks about files too large for its virus scan, with a form; else it has a page."""
+def test_google_drives_confirmation_is_given_and_its_refusal_reported(server, monkeypatch):
+    """Drive asks for confirmation of files too large for its virus scan, or refuses with a page."""
     get, drive = requests.Session.get, "https://drive.google.com/"
     base = server.url.removesuffix("{id}")
     monkeypatch.setattr(download, "DRIVE", DRIVE)
@@ -247,7 +247,7 @@ def test_a_cached_file_that_changes_is_refused_until_it_is_deleted(server, addre
     assert fetch(NAME).read_bytes() == CONTENT
 
 
-def test_a_file_that_its_authors_replaced_is_refused_until_its_hash_is_forgotten(server, address):
+def test_a_replaced_release_is_refused_until_the_old_hash_is_deleted(server, address):
     path = fetch(NAME)
     path.unlink()
     server.answer = lambda request: request.send(weights(2.0))
@@ -260,7 +260,7 @@ def test_a_file_that_its_authors_replaced_is_refused_until_its_hash_is_forgotten
 @pytest.mark.parametrize(
     ("content", "reason"), [(PAGE, "a web page"), (CONTENT[:-100], "truncated"), (b"", "empty")]
 )
-def test_what_was_put_there_by_hand_is_checked(content, reason):
+def test_a_manually_saved_file_is_checked(content, reason):
     path = cached_path(NAME)
     path.parent.mkdir()
     path.write_bytes(content)
@@ -270,7 +270,7 @@ def test_what_was_put_there_by_hand_is_checked(content, reason):
     assert visible(path.parent) == [path.name]
 
 
-def test_a_record_that_is_no_hash_is_not_taken_for_one(server, address):
+def test_a_hash_file_without_a_hash_is_refused(server, address):
     path = fetch(NAME)
     path.with_name(path.name + ".sha256").write_bytes(b"\xff\x00")
     assert hashlib.sha256(CONTENT).hexdigest() in refusal()
@@ -281,7 +281,7 @@ def slowly(request):
     whole(request)
 
 
-def test_threads_that_ask_at_once_download_once(server, address, capsys):
+def test_concurrent_threads_download_once(server, address, capsys):
     server.answer = slowly
     with ThreadPoolExecutor(4) as pool:
         paths = {future.result() for future in [pool.submit(fetch, NAME) for _ in range(4)]}
@@ -290,7 +290,7 @@ def test_threads_that_ask_at_once_download_once(server, address, capsys):
     assert "waiting for another process" in capsys.readouterr().err
 
 
-def test_processes_that_ask_at_once_download_once(server):
+def test_concurrent_processes_download_once(server):
     server.answer = slowly
     code = (
         "import gdown, util.checkpoint, util.download as d; print('ready', flush=True); input(); "
@@ -320,7 +320,7 @@ def test_processes_that_ask_at_once_download_once(server):
         ({"MAE_SFER_CACHE": "/m"}, "/given", "/given"),
     ],
 )
-def test_the_cache_is_the_one_given_then_the_variables_then_the_users(
+def test_the_cache_folder_comes_from_the_option_then_variables_then_home(
     environment, argument, folder, monkeypatch
 ):
     for variable in ("HOME", "XDG_CACHE_HOME", "MAE_SFER_CACHE"):
@@ -364,7 +364,7 @@ def test_the_command_fetches_and_lists(server, address, tmp_path, capsys):
         ([NAME], "127.0.0.1 cannot be reached"),
     ],
 )
-def test_a_command_that_cannot_work_is_one_line_and_exit_code_2(argv, expected, server, capsys):
+def test_wrong_options_give_one_error_line_and_exit_code_2(argv, expected, server, capsys):
     assert main(argv) == BAD_INPUT
     *notices, line = capsys.readouterr().err.splitlines()
     assert expected in line
@@ -380,7 +380,7 @@ def test_a_terminal_gets_a_progress_bar(server, address, monkeypatch, capsys):
     assert "unchecked" not in said
 
 
-def test_the_list_is_there_at_once():
+def test_the_list_needs_no_heavy_imports():
     heavy = "[m for m in ('torch', 'gdown', 'requests') if m in sys.modules]"
     code = f"import sys; from util.download import main; main(['--list']); print({heavy})"
     run = subprocess.run(

@@ -1,4 +1,4 @@
-"""Images that stand in two splits are found, byte for byte, and said by every program."""
+"""Images that are in two splits, byte for byte, are found and reported by every program."""
 
 import json
 import os
@@ -40,25 +40,25 @@ def lines(root):
 def test_equal_files_are_counted_and_the_first_is_named(leaky):
     (line,) = lines(leaky)
     assert line.startswith("warning: 2 of 14 images of test are in train, too, byte for byte")
-    assert "test_00002_aligned.jpg is " in line
+    assert "test_00002_aligned.jpg equals " in line
     assert line.endswith("train_00009_aligned.jpg)")
 
 
-def test_clean_data_say_nothing(tmp_path):
+def test_clean_data_sets_give_no_line(tmp_path):
     assert lines(write_rafdb(tmp_path, 2, 1)) == []
 
 
-def test_files_of_one_size_are_told_apart_by_what_they_hold(tmp_path):
+def test_files_of_equal_size_are_distinguished_by_content(tmp_path):
     write_folder(tmp_path, {"train": 2, "test": 1}, ["happy", "sad"], drawn=False)
     for k, path in enumerate(sorted(tmp_path.rglob("*.png"))):
         noise = np.random.default_rng(k).integers(0, 256, (4, 4, 3), np.uint8)
-        Image.fromarray(noise).save(path.with_suffix(".bmp"))  # each of the same size
+        Image.fromarray(noise).save(path.with_suffix(".bmp"))  # all of the same size
         path.unlink()
     assert len({path.stat().st_size for path in tmp_path.rglob("*.bmp")}) == 1
     assert lines(tmp_path) == []
 
 
-def test_only_files_of_one_size_are_read(leaky, tmp_path, monkeypatch):
+def test_only_files_of_equal_size_are_read(leaky, tmp_path, monkeypatch):
     write_folder(tmp_path, {"train": 6, "test": 1}, ["happy", "sad"], drawn=False)
     for k, path in enumerate(sorted(tmp_path.rglob("*.png"))):
         path.write_bytes(bytes(100 + k))
@@ -88,10 +88,10 @@ def test_rows_of_a_table_are_compared_by_their_pixels(tmp_path):
     path.write_text("\n".join(rows))
     (line,) = lines(tmp_path)
     assert "1 of 7 images of test are in train" in line
-    assert f"fer2013.csv:{len(rows)} is fer2013.csv:2" in line
+    assert f"fer2013.csv:{len(rows)} equals fer2013.csv:2" in line
 
 
-def test_missing_and_odd_files_are_passed_over(tmp_path):
+def test_missing_and_odd_files_are_skipped(tmp_path):
     write_folder(tmp_path, {"train": 1, "test": 1}, ["happy", "sad"], drawn=False)
     data = open_labelled(str(tmp_path))
     for path in tmp_path.rglob("*.png"):
@@ -100,13 +100,14 @@ def test_missing_and_odd_files_are_passed_over(tmp_path):
     assert duplicates(data.splits) == []
 
 
-def test_of_many_files_it_says_who_would_find_them(leaky, monkeypatch):
+def test_for_many_files_packing_is_recommended_instead(leaky, monkeypatch):
     monkeypatch.setattr(module, "MOST_FILES", 20)
     (line,) = lines(leaky)
-    assert "were not looked for: more than 20 files; main_pack.py finds them" in line
+    assert "not checked for images that are in two splits: more than 20 files" in line
+    assert line.endswith("; main_pack.py finds them")
 
 
-def test_photographs_with_two_boxes_are_one_photograph(leaky):
+def test_photographs_are_compared_regardless_of_face_boxes(leaky):
     data = open_labelled(str(leaky))
     files = data.splits["train"].source.files
     splits = {}
@@ -123,7 +124,7 @@ def test_photographs_with_two_boxes_are_one_photograph(leaky):
 TOLD = "warning: 2 of 14 images of test are in train, too, byte for byte"
 
 
-def test_training_and_evaluation_say_it_and_keep_it(leaky, finetune, tmp_path, capfd):
+def test_training_and_evaluation_report_and_record_duplicates(leaky, finetune, tmp_path, capfd):
     options = finetune_options(tmp_path / "run", "vit", f"--data_path {leaky}")
     assert run_here(main_finetune, options) == 0
     assert TOLD in capfd.readouterr().out
@@ -141,7 +142,7 @@ def test_training_and_evaluation_say_it_and_keep_it(leaky, finetune, tmp_path, c
     assert TOLD in capfd.readouterr().out
 
 
-def test_a_probe_beside_pre_training_says_it(leaky, tmp_path, capfd):
+def test_a_probe_during_pre_training_reports_duplicates(leaky, tmp_path, capfd):
     options = f"{SMALL} {FAMILIES['mae']} --num_workers 0 --epochs 1 --output_dir {tmp_path}"
     options += f" --data_path {leaky} --probe_data_path {leaky}"
     assert run_here(main_pretrain, options.split()) == 0
@@ -150,7 +151,7 @@ def test_a_probe_beside_pre_training_says_it(leaky, tmp_path, capfd):
     assert "only the training images are used, not test" in said
 
 
-def test_packing_finds_them_however_many_and_the_store_says_so(leaky, tmp_path, monkeypatch, capfd):
+def test_packing_finds_duplicates_among_any_number_of_files_and_records_them(leaky, tmp_path, monkeypatch, capfd):
     monkeypatch.setattr(module, "MOST_FILES", 20)
     argv = ["--data_path", leaky, "--output", tmp_path / "store", "--num_workers", 0]
     assert run_here(main_pack, list(map(str, argv))) == 0
@@ -161,7 +162,7 @@ def test_packing_finds_them_however_many_and_the_store_says_so(leaky, tmp_path, 
     assert any(TOLD in note for note in open_labelled(str(tmp_path / "store")).notes)
 
 
-def test_an_interrupted_packing_finds_them_all_the_same(leaky, tmp_path, capfd):
+def test_an_interrupted_packing_still_finds_duplicates(leaky, tmp_path, capfd):
     argv = ["--data_path", leaky, "--output", tmp_path / "store", "--num_workers", 0]
     argv = list(map(str, argv))
     with pytest.MonkeyPatch.context() as stopped:

@@ -18,7 +18,7 @@ CPU = torch.device("cpu")
 
 
 class Recorder:
-    """An observer that keeps every result."""
+    """An observer that stores every result."""
 
     def __init__(self):
         self.results, self.unfinished, self.last_saved = [], 0, "of epoch 0, step 2"
@@ -58,7 +58,7 @@ def test_accumulated_micro_batches_equal_one_large_batch():
     assert results.results[0].loss == pytest.approx(results.results[1].loss, rel=1e-6)
 
 
-def test_the_epochs_sums_are_means_over_its_steps():
+def test_the_epochs_sums_add_up_its_steps():
     torch.manual_seed(1)
     data = torch.randn(5, 2, 3)
     trainer, recorder = make_trainer(square), Recorder()
@@ -69,7 +69,7 @@ def test_the_epochs_sums_are_means_over_its_steps():
     assert trainer.state.position.step == 5
 
 
-def test_clipping_bounds_the_update_and_reports_the_norm_before():
+def test_clipping_bounds_the_update_and_reports_the_norm_before_clipping():
     data = torch.full((4, 3), 10.0)
     trainer, recorder = make_trainer(square, clip_grad=0.5), Recorder()
     before = torch.cat([p.detach().flatten().clone() for p in trainer.parameters])
@@ -100,7 +100,7 @@ def test_a_non_finite_step_is_skipped_and_counted():
     assert (trainer.state.position.sums.skipped, trainer.state.position.sums.steps) == (1, 3)
 
 
-def test_a_skipped_step_leaves_no_trace_in_batch_norms():
+def test_a_skipped_step_does_not_change_batch_norm_statistics():
     torch.manual_seed(1)
     data = torch.randn(3, 4, 3)
     trainer, clean = make_trainer(square, norm=True), make_trainer(square, norm=True)
@@ -111,7 +111,7 @@ def test_a_skipped_step_leaves_no_trace_in_batch_norms():
         assert all(torch.equal(ours[name], value) for name, value in expected.items()), model
 
 
-def test_several_in_a_row_end_the_run_with_step_and_rate():
+def test_several_skipped_steps_in_a_row_end_the_run():
     batches = [(k, torch.ones(2, 3)) for k in range(20)]
     trainer = make_trainer(broken(set(range(3, 20))))
     with pytest.raises(Fault, match=r"step 7 of epoch 0 at learning rate 0\.1") as fault:
@@ -121,7 +121,7 @@ def test_several_in_a_row_end_the_run_with_step_and_rate():
     assert torch.isfinite(trainer.state.model.weight).all()
 
 
-def test_an_infinite_gradient_of_a_finite_loss_is_skipped_too():
+def test_a_step_with_a_finite_loss_but_infinite_gradient_is_skipped():
     def loss(model, batch):
         return (model.weight.sum() * 0).sqrt() + model(batch).sum() * 0
 
@@ -131,7 +131,7 @@ def test_an_infinite_gradient_of_a_finite_loss_is_skipped_too():
     assert torch.isfinite(trainer.state.model.weight).all()
 
 
-def test_a_step_slower_than_a_launchers_patience_is_saved_in_its_middle(monkeypatch):
+def test_a_stop_request_in_a_long_step_saves_before_the_step_ends(monkeypatch):
     monkeypatch.setattr("util.stop.PATIENCE", 0.0)
     stop = StopRequest()
     stop._handle(15, None)
@@ -141,7 +141,7 @@ def test_a_step_slower_than_a_launchers_patience_is_saved_in_its_middle(monkeypa
     assert recorder.results[0].stop
 
 
-def test_half_floats_on_the_cpu_are_refused_and_bf16_trains():
+def test_fp16_on_the_cpu_is_refused_and_bf16_trains():
     with pytest.raises(BadInput, match="--amp fp16"):
         Precision("fp16", CPU)
     assert Precision("auto", CPU).name == "fp32"
@@ -176,7 +176,7 @@ def check_agreement(place):
     assert torch.equal(total, 2 * weight)
 
 
-def test_all_ranks_see_a_non_finite_loss_anywhere(tmp_path):
+def test_a_non_finite_loss_on_one_rank_is_seen_by_all(tmp_path):
     two_ranks(check_agreement, tmp_path)
 
 
@@ -191,8 +191,8 @@ def check_statistics(place):
         assert means[0][0] != [0.0]
 
 
-def test_after_an_epoch_all_ranks_have_the_batch_norms_that_are_saved(tmp_path):
-    """Else each would evaluate its share of the images with another model."""
+def test_after_an_epoch_all_ranks_have_equal_batch_norm_statistics(tmp_path):
+    """Otherwise each rank would evaluate its share of the images with another model."""
     two_ranks(check_statistics, tmp_path)
 
 
@@ -205,12 +205,12 @@ def check_stop(place):
     assert recorder.results[0].stop
 
 
-def test_a_stop_asked_of_one_rank_is_seen_by_all(tmp_path):
+def test_a_stop_request_to_one_rank_is_seen_by_all(tmp_path):
     two_ranks(check_stop, tmp_path)
 
 
 def check_communication(place):
-    """Four micro-batches: the gradients cross the network once, and equal one large batch's."""
+    """Gradients of four micro-batches are reduced once and equal those of one large batch."""
     reduced = []
 
     def count(state, bucket):
@@ -233,5 +233,5 @@ def check_communication(place):
     torch.testing.assert_close(trainer.state.model.weight, alone.state.model.weight)
 
 
-def test_accumulation_communicates_once_a_step_and_two_ranks_equal_one(tmp_path):
+def test_accumulation_communicates_once_per_step_and_two_ranks_equal_one(tmp_path):
     two_ranks(check_communication, tmp_path)

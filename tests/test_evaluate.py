@@ -1,4 +1,4 @@
-"""Predictions and features of images that are not trained on, and what is made of them."""
+"""Predictions and features of test images, their metrics, and the choice of the best epoch."""
 
 import copy
 from functools import partial
@@ -39,7 +39,7 @@ EXACT = Precision("off", torch.device("cpu"))
 
 @pytest.fixture
 def folder(tmp_path):
-    """Images whose red is their number, green left and blue right of the middle; two are broken."""
+    """Images with their number in red, green on the left, blue on the right; two are broken."""
     images = tmp_path / "images"
     images.mkdir()
     rng = np.random.default_rng(0)
@@ -85,7 +85,7 @@ class Stub(nn.Module):
 
 
 def numbers(x):
-    """(N, 3, H, W) -> (N, 1): each image's number, which its red tells."""
+    """(N, 3, H, W) -> (N, 1): each image's number, encoded in its red."""
     return x[:, 0, 0, 0].unsqueeze(1)
 
 
@@ -93,7 +93,7 @@ READABLE = ~np.isin(np.arange(COUNT), BAD)
 
 
 def check_shared(folder, place):
-    """Two ranks: every image once, in order, equal to what a lone process finds."""
+    """On two ranks, every image is evaluated once, in order, with the results of one process."""
     with np.load(folder.parent / "alone.npz") as alone:
         seen = []
         loader = loader_of(labelled(folder), place)
@@ -116,7 +116,7 @@ def probe_of(folder, place=Place()):  # noqa: B008
     return Probe(images, images, CLASSES, plain(8), PIXELS, place, workers=0)
 
 
-def test_two_processes_evaluate_every_image_once_and_as_one_does(folder):
+def test_two_processes_evaluate_every_image_once_with_the_results_of_one(folder):
     evaluation = evaluate_model(Stub(), a_split(folder), PIXELS, EXACT, flip=True)
     train, _ = probe_of(folder).features(Stub(), EXACT)
     accuracy = evaluation.result["accuracy"]
@@ -124,7 +124,7 @@ def test_two_processes_evaluate_every_image_once_and_as_one_does(folder):
     two_ranks(partial(check_shared, folder), folder.parent)
 
 
-def test_what_is_done_between_batches_is_done_before_each(folder):
+def test_the_callback_is_called_before_each_batch(folder):
     calls = []
     collect(numbers, loader_of(labelled(folder)), PIXELS, EXACT, lambda: calls.append(1))
     assert len(calls) == 8
@@ -142,7 +142,7 @@ def stub_answers(folder, flip=False, indices=None):
 
 
 @pytest.mark.parametrize("flip", [False, True])
-def test_the_numbers_are_scikit_learns_over_the_readable_images(folder, flip):
+def test_metrics_equal_scikit_learns_over_the_readable_images(folder, flip):
     model = Stub().train()
     evaluation = evaluate_model(model, a_split(folder), PIXELS, EXACT, flip)
     assert model.training
@@ -158,14 +158,14 @@ def test_the_numbers_are_scikit_learns_over_the_readable_images(folder, flip):
     assert result["confusion_matrix"] == metrics.confusion_matrix(truth, guess).tolist()
 
 
-def test_flipping_makes_the_answers_those_of_no_side():
+def test_with_flipping_mirrored_images_have_equal_predictions():
     x = torch.rand(5, 3, 8, 8) * 255
     function = probabilities(Stub(), flip=True)
     torch.testing.assert_close(function(x), function(x.flip(-1)))
     assert not torch.allclose(function(x), probabilities(Stub(), flip=False)(x))
 
 
-def test_classes_the_test_set_lacks_take_no_part(folder):
+def test_classes_that_the_test_set_lacks_are_ignored(folder):
     evaluation = evaluate_model(Stub(), a_split(folder, common=(0, 2)), PIXELS, EXACT)
     own = np.flatnonzero(READABLE & (LABELS != 1))
     p = stub_answers(folder, indices=own)[:, [0, 2]]
@@ -176,21 +176,21 @@ def test_classes_the_test_set_lacks_take_no_part(folder):
     assert evaluation.result["accuracy"] == pytest.approx(100 * right.mean())
 
 
-def test_a_model_sure_of_a_class_the_test_set_lacks_is_merely_wrong(folder):
+def test_confidence_in_a_class_that_the_test_set_lacks_gives_a_finite_loss(folder):
     model = Stub()
     model.head.bias.data[1] = 1e4  # the others' probabilities are 0 in float32
     result = evaluate_model(model, a_split(folder, common=(0, 2)), PIXELS, EXACT).result
     assert result["log_loss"] == pytest.approx(np.log(2))
 
 
-def test_outputs_that_are_no_numbers_are_a_fault_not_unreadable_images(folder):
+def test_non_finite_outputs_are_a_fault_and_not_unreadable_images(folder):
     model = Stub()
     model.head.weight.data[:] = float("nan")
     with pytest.raises(Fault, match="not finite for 21 of 21 images"):
         evaluate_model(model, a_split(folder), PIXELS, EXACT)
 
 
-def test_half_precision_outputs_are_averaged_in_float32(folder):
+def test_half_precision_outputs_are_averaged_in_fp32(folder):
     half = Precision("bf16", torch.device("cpu"))
     rough = evaluate_model(Stub(), a_split(folder), PIXELS, half, flip=True).probabilities
     exact = evaluate_model(Stub(), a_split(folder), PIXELS, EXACT, flip=True).probabilities
@@ -209,7 +209,7 @@ def a_state(ema=True):
     return TrainState(model, optimizer, EXACT.scaler, ema=average)
 
 
-def test_the_best_epoch_is_the_first_of_the_highest_accuracy():
+def test_the_best_epoch_is_the_first_with_the_highest_accuracy():
     position = Position()
     for accuracy in (0.0, 50.0, 40.0, 50.0):
         position.note(accuracy)
@@ -218,7 +218,7 @@ def test_the_best_epoch_is_the_first_of_the_highest_accuracy():
 
 
 @pytest.mark.parametrize("by_ema", [False, True])
-def test_the_best_is_chosen_on_the_split_and_the_weights_named(folder, by_ema):
+def test_the_best_epoch_is_selected_by_the_given_split_and_weights(folder, by_ema):
     state = a_state()
     for p in state.ema.module.parameters():
         p.data.mul_(-1)
@@ -243,7 +243,7 @@ def test_the_best_is_chosen_on_the_split_and_the_weights_named(folder, by_ema):
     assert len({scores[name] for name in scores if "_loss" in name}) == len(scores) // 4
 
 
-def test_state_average_and_best_survive_a_checkpoint(tmp_path):
+def test_state_ema_and_best_epoch_are_restored_from_a_checkpoint(tmp_path):
     state, again = a_state(), a_state()
     for k in range(3):
         state.optimizer.zero_grad()
@@ -293,7 +293,7 @@ def test_neighbours_vote_by_their_similarity(n):
 
 
 @pytest.mark.parametrize("classify", [knn, linear])
-def test_separable_features_are_told_apart_and_noise_is_not(classify):
+def test_separable_features_are_classified_and_noise_is_not(classify):
     for spread, low, high in ((0.3, 0.98, 1.0), (1e4, 0.2, 0.5)):
         train, test = clusters(300, spread, 0), clusters(300, spread, 1)
         accuracy = np.mean(classify(train, test.x, 3).argmax(axis=1) == test.labels)
@@ -301,7 +301,7 @@ def test_separable_features_are_told_apart_and_noise_is_not(classify):
 
 
 @pytest.mark.parametrize("classify", [knn, linear])
-def test_a_class_training_lacks_is_never_predicted_and_unreadable_images_teach_nothing(classify):
+def test_absent_classes_are_never_predicted_and_unreadable_images_ignored(classify):
     train, test = clusters(60, 1.0, 0, classes=(0, 2)), clusters(30, 1.0, 1)
     p = classify(train, test.x, 3)
     assert p.shape == (30, 3)
@@ -315,12 +315,12 @@ def test_a_class_training_lacks_is_never_predicted_and_unreadable_images_teach_n
     np.testing.assert_allclose(classify(junk, test.x, 3), p)
 
 
-def test_a_probe_measures_a_frozen_model_and_leaves_its_mode(folder):
+def test_a_probe_measures_a_frozen_model_and_restores_its_mode(folder):
     model = Stub().train()
     scores = probe_of(folder).measure(model, EXACT, lambda: None)
     names = {f"probe_{c}_{s}" for c in ("knn", "linear") for s in ("acc1", "uar")}
     assert set(scores) == {*names, "probe_unreadable"}
-    assert scores["probe_unreadable"] == 2 * np.sum(~READABLE)  # to learn from and to test on
+    assert scores["probe_unreadable"] == 2 * np.sum(~READABLE)  # in training and test images
     assert model.training
     train, test = probe_of(folder).features(model, EXACT)
     assert np.array_equal(train.readable, READABLE)
@@ -330,7 +330,7 @@ def test_a_probe_measures_a_frozen_model_and_leaves_its_mode(folder):
     assert scores["probe_knn_acc1"] == pytest.approx(100 * np.mean(guess == LABELS[READABLE]))
 
 
-def test_a_large_training_set_is_thinned_class_by_class(folder, monkeypatch):
+def test_a_large_training_set_is_subsampled_class_by_class(folder, monkeypatch):
     monkeypatch.setattr(training.probe, "MOST_IMAGES", 12)
     train, test = probe_of(folder).sets
     assert train.counts(3).tolist() == [round(12 / COUNT * n) for n in np.bincount(LABELS)]

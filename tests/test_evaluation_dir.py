@@ -1,4 +1,4 @@
-"""Evaluations leave the results of a run, and each other's, as they are."""
+"""Evaluations do not overwrite the results of a run or of other evaluations."""
 
 import json
 import shutil
@@ -16,14 +16,14 @@ from util.evaluation_dir import check_results, evaluation_folder, holds_run
 
 @pytest.fixture
 def run(finetune, tmp_path):
-    """A finished fine-tuning of one's own, without what others have tried on it."""
+    """A copy of a finished fine-tuning, without the evaluations of other tests."""
     others = shutil.ignore_patterns("eval", "knn", "visualize")
     shutil.copytree(finetune(), tmp_path / "run", ignore=others)
     return tmp_path / "run"
 
 
 def contents(folder):
-    """What the files of a run hold, without what lies in folders below it."""
+    """The content of a run's files and figures, but not of other folders in it."""
     files = [*folder.glob("*"), *(folder / "figures").glob("*")]
     return {path: path.read_bytes() for path in files if path.is_file() and path.name != ".lock"}
 
@@ -32,7 +32,7 @@ def go(*options, code=DONE):
     assert run_here(main_finetune, [*map(str, options), "--num_workers", "0"]) == code
 
 
-def test_an_evaluation_into_a_runs_folder_goes_to_one_of_its_own(run, sets, capfd):
+def test_an_evaluation_into_a_runs_folder_is_written_to_a_subfolder(run, sets, capfd):
     before = contents(run)
     data = ["--data_path", sets / "affectnet"]
     go("--eval", "--finetune", run / "checkpoint-best.pth", "--output_dir", run, *data)
@@ -50,7 +50,7 @@ def test_an_evaluation_into_a_runs_folder_goes_to_one_of_its_own(run, sets, capf
     }
 
 
-def test_without_an_output_dir_results_lie_beside_the_checkpoint(run, sets, tmp_path, monkeypatch):
+def test_without_an_output_dir_results_are_written_beside_the_checkpoint(run, sets, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     before = contents(run)
     data = ["--data_path", sets / "rafdb"]
@@ -125,18 +125,18 @@ OTHERS = {
 
 
 @pytest.mark.parametrize("kind", OTHERS)
-def test_each_other_evaluation_has_a_folder_of_its_own(kind, run, pretrained, sets, tmp_path):
+def test_every_different_evaluation_gets_its_own_folder(kind, run, pretrained, sets, tmp_path):
     source = run / "checkpoint-best.pth"
     if kind == "knn":
         source = shutil.copy(pretrained["vit"], tmp_path / "encoder.pth")
     for count, given in enumerate(OTHERS[kind], 1):
         options = f"--data_path {sets}/affectnet --input_size 32 {given.format(sets=sets)}".split()
-        for _ in range(2):  # the second time into the same one
+        for _ in range(2):  # the second time into the same folder
             go(f"--{kind}", "--finetune", source, "--model", "vit_tiny_patch16", *options)
         assert len(list(Path(source).parent.glob(f"{kind}/*/eval.json"))) == count
 
 
-def test_the_same_evaluation_is_known_however_it_is_spelled(run, sets, tmp_path, monkeypatch):
+def test_the_same_evaluation_in_another_spelling_uses_the_same_folder(run, sets, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for checkpoint, data in (("run/checkpoint-best.pth", "rafdb"), (f"{run}/../run/", "rafdb/")):
         checkpoint = checkpoint.removesuffix("checkpoint-best.pth") + "checkpoint-best.pth"
@@ -147,7 +147,7 @@ def test_the_same_evaluation_is_known_however_it_is_spelled(run, sets, tmp_path,
     assert len(list(moved.glob("eval/*"))) == 1
 
 
-def test_data_of_one_name_get_folders_of_their_own(run, sets, tmp_path):
+def test_different_data_with_the_same_name_get_different_folders(run, sets, tmp_path):
     for name in ("one", "two"):
         shutil.copytree(sets / "rafdb", tmp_path / name / "test")
         options = ["--data_path", tmp_path / name / "test"]
@@ -165,13 +165,13 @@ def test_data_of_one_name_get_folders_of_their_own(run, sets, tmp_path):
         ("--eval --resume {run}/checkpoint-last.pth", "--resume: --finetune names the checkpoint"),
     ],
 )
-def test_what_cannot_be_done_at_once_is_refused(given, words, run, sets, capfd):
+def test_conflicting_options_are_refused(given, words, run, sets, capfd):
     options = [*given.format(run=run).split(), "--finetune", run / "checkpoint-best.pth"]
     go(*options, "--data_path", sets / "rafdb", code=BAD_INPUT)
     assert words in capfd.readouterr().err
 
 
-def test_neighbours_do_not_claim_mirror_images(finetune, sets, tmp_path, capfd):
+def test_nearest_neighbours_do_not_report_flipped_images(finetune, sets, tmp_path, capfd):
     run = finetune(more="--eval_flip")
     capfd.readouterr()
     data = ["--data_path", sets / "rafdb", "--output_dir", tmp_path]
@@ -195,7 +195,7 @@ def test_results_of_an_earlier_run_are_moved_aside(run, sets, capfd):
     assert (run / "eval.json").read_bytes() != before[run / "eval.json"]
 
 
-def test_a_run_whose_results_an_older_release_replaced_goes_on(run, sets, pretrained):
+def test_a_run_whose_results_an_older_release_overwrote_resumes(run, sets, pretrained):
     old = results(run)
     del old["made_by"], old["train_data"]
     (run / "eval.json").write_text(json.dumps(old))
@@ -206,7 +206,7 @@ def test_a_run_whose_results_an_older_release_replaced_goes_on(run, sets, pretra
 
 
 @pytest.mark.parametrize("flags", [["--eval"], ["--knn"], ["--eval", "--modle", "x"]])
-def test_an_evaluation_that_fails_leaves_a_runs_status_alone(flags, run, capfd):
+def test_a_failed_evaluation_does_not_change_the_status_of_the_run(flags, run, capfd):
     assert status(run) == "done"
     checkpoint = ["--finetune", run / "checkpoint-best.pth"]
     go(*flags, *checkpoint, "--data_path", "/nowhere", "--output_dir", run, code=BAD_INPUT)
@@ -227,7 +227,7 @@ def test_a_folder_without_checkpoints_names_the_option(sets, tmp_path, capfd):
         ({"made_by": {"kind": "knn"}}, "knn"),
     ],
 )
-def test_results_that_do_not_say_what_they_are_are_known_by_what_they_hold(result, kind, tmp_path):
+def test_the_kind_of_older_results_is_inferred_from_their_content(result, kind, tmp_path):
     (tmp_path / "eval.json").write_text(json.dumps(result))
     check_results(tmp_path, {"kind": kind})
     for other in {"training", "knn", "eval"} - {kind}:
@@ -236,19 +236,19 @@ def test_results_that_do_not_say_what_they_are_are_known_by_what_they_hold(resul
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "{}", '"eval"'])
-def test_torn_results_are_replaced(text, tmp_path):
+def test_incomplete_results_are_replaced(text, tmp_path):
     (tmp_path / "eval.json").write_text(text)
     check_results(tmp_path, {"kind": "eval", "data": "x"})
 
 
 @pytest.mark.parametrize("made_by", [3, [], {"kind": []}, {"data": {"a": [1]}}])
-def test_results_that_say_anything_are_kept(made_by, tmp_path):
+def test_results_of_unknown_origin_are_kept(made_by, tmp_path):
     (tmp_path / "eval.json").write_text(json.dumps({"made_by": made_by, "classifier": 1}))
     with pytest.raises(BadInput, match="holds results of another kind"):
         check_results(tmp_path, {"kind": "eval", "data": "x"})
 
 
-def test_names_of_folders_are_names(tmp_path):
+def test_names_of_evaluation_folders_are_valid_and_short(tmp_path):
     odd = "/data/a b/…\n$(x)/../RAF-DB/"
     made = evaluation_folder("eval", "released_name", odd, None, {"label_order": "a,b"})
     assert made == "output_dir/eval/released_name-RAF-DB-label_order_a,b"
@@ -260,7 +260,7 @@ def test_names_of_folders_are_names(tmp_path):
     assert len(long.rpartition("/")[2]) == 200
 
 
-def test_figures_of_other_images_do_not_replace_those_of_a_runs_results(run, sets, capfd):
+def test_figures_of_other_images_do_not_replace_the_figures_of_a_run(run, sets, capfd):
     before = contents(run)
     argv = ["--checkpoint", run / "checkpoint-best.pth", "--data_path", sets / "affectnet"]
     argv += ["--figures", "confusion", "--num_workers", 0]

@@ -1,4 +1,4 @@
-"""Exported models, opened from their files alone by the libraries they are for."""
+"""Exported models, opened only from their files by the libraries they are for."""
 
 import json
 import re
@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 import export.onnx_graph
 import export.write
 import main_export
+from backbones.family import DECODER
 from export.weights import plain_state
 from exported import (
     CLASSIFIERS,
@@ -27,10 +28,9 @@ from exported import (
 )
 from finetuned import RAF_NAMES, evaluate, measured
 from models_registry import create_classifier
-from models_saved import open_autoencoder, open_classifier, open_saved
+from models_saved import SavedEncoder, open_autoencoder, open_classifier, open_saved
 from runs import run_here
 from util.errors import BAD_INPUT, FAULT, BadInput
-from util.layouts import DECODER
 from util.states import root
 from util.weights import load_pretrained
 
@@ -46,8 +46,10 @@ HF_CLASSES = {
 
 
 @pytest.mark.parametrize("kind", ["pooled", "convnext", "resnet", "mae"])
-def test_onnxruntime_answers_for_any_number_of_images(kind, exported, tmp_path, monkeypatch, capfd):
-    """All there is to say of an ONNX file, which takes long to make."""
+def test_onnxruntime_computes_our_outputs_for_any_number_of_images(
+    kind, exported, tmp_path, monkeypatch, capfd
+):
+    """Everything about ONNX files in one test, as exporting them is slow."""
     if kind == "mae":  # as if it were too large for one file
         monkeypatch.setattr(export.onnx_graph, "ONE_FILE", 0)
     folder, saved = exported(kind, "onnx")
@@ -70,7 +72,7 @@ def test_onnxruntime_answers_for_any_number_of_images(kind, exported, tmp_path, 
         **json.loads(notes["preprocessing"]),
         "input_size": 32,
     }
-    if kind == "resnet":  # which a few steps have not taught to mind other pixels more than noise
+    if kind == "resnet":  # after a few steps, its outputs hardly depend on the image
         return
     run_card(folder, saved, tmp_path / "card", monkeypatch, capfd)
     if kind == "pooled":
@@ -80,7 +82,7 @@ def test_onnxruntime_answers_for_any_number_of_images(kind, exported, tmp_path, 
 @pytest.mark.parametrize(
     "kind", [*CLASSIFIERS, *RESNET, "mae", "encoder", "fcmae", "masked resnet"]
 )
-def test_timm_creates_it_from_the_folder(kind, exported):
+def test_timm_creates_the_model_from_the_folder(kind, exported):
     folder, saved = exported(kind, "timm")
     model = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
     _, imgs = some_images(saved)
@@ -157,7 +159,7 @@ def test_transformers_convnextv2_model_is_fcmaes_encoder(exported):
 
 
 @pytest.mark.parametrize("kind", CLASSIFIERS)
-def test_exported_safetensors_are_a_checkpoint_again(kind, exported):
+def test_exported_safetensors_can_be_opened_as_a_checkpoint(kind, exported):
     folder, saved = exported(kind, "safetensors")
     again = open_classifier(folder / "model.safetensors")
     assert again[2:4] == saved[2:4]
@@ -170,7 +172,7 @@ def test_exported_safetensors_are_a_checkpoint_again(kind, exported):
 
 
 @pytest.mark.parametrize("kind", ["mae", "fcmae"])
-def test_an_exported_autoencoder_reconstructs_again(kind, exported):
+def test_an_exported_autoencoder_reconstructs_like_the_checkpoint(kind, exported):
     folder, saved = exported(kind, "safetensors")
     again = open_autoencoder(folder / "model.safetensors")
     assert again.model.mask_ratio == saved.model.mask_ratio
@@ -197,7 +199,7 @@ def test_an_exported_encoder_stays_an_encoder(exported):
 
 @pytest.mark.parametrize("to", ["hf", "timm"])
 @pytest.mark.parametrize("kind", [*CLASSIFIERS, "mae", "fcmae", "encoder"])
-def test_an_export_for_others_is_read_back_as_it_was(kind, to, exported):
+def test_an_export_for_another_library_is_read_back_unchanged(kind, to, exported):
     folder, saved = exported(kind, to)
     again = open_saved(folder / "model.safetensors")
     pixels, imgs = some_images(saved)
@@ -217,8 +219,8 @@ def test_an_export_for_others_is_read_back_as_it_was(kind, to, exported):
 
 
 @pytest.mark.parametrize("kind", ["token", "convnext", "mae"])
-def test_an_export_without_settings_is_known_by_the_files_beside_it(kind, exported, tmp_path):
-    """As other programs pass it on."""
+def test_missing_settings_of_an_export_are_read_from_files_beside_it(kind, exported, tmp_path):
+    """As other programs save it."""
     folder, saved = exported(kind, "hf")
     for path in folder.glob("*.json"):
         (tmp_path / path.name).write_text(path.read_text())
@@ -227,7 +229,7 @@ def test_an_export_without_settings_is_known_by_the_files_beside_it(kind, export
     ours, theirs = again.preprocessing, saved.preprocessing
     assert (list(again.notes), ours.input_size) == ([], theirs.input_size)
     assert list(ours.mean) == list(theirs.mean)
-    if theirs.crop_pct:  # of a whole number of pixels there
+    if theirs.crop_pct:  # rounded to whole pixels there
         assert ours.crop_pct == pytest.approx(theirs.crop_pct, abs=0.02)
     assert getattr(again, "classes", ()) == getattr(saved, "classes", ())
     if kind == "mae":
@@ -261,7 +263,7 @@ def test_exported_safetensors_are_evaluated_like_the_checkpoint(
         {"args": "[]", "classes": "{"},
     ],
 )
-def test_settings_beside_weights_that_were_tampered_with_are_bad_input(damage, exported, tmp_path):
+def test_weights_with_invalid_settings_are_bad_input(damage, exported, tmp_path):
     source = exported("pooled", "safetensors")[0] / "model.safetensors"
     with safe_open(source, "pt") as file:
         notes = file.metadata()
@@ -270,7 +272,7 @@ def test_settings_beside_weights_that_were_tampered_with_are_bad_input(damage, e
         open_classifier(tmp_path / "bad.safetensors")
 
 
-# What cannot work
+# Failures
 
 
 def larger(state):
@@ -281,14 +283,14 @@ def larger(state):
 
 
 def swapped(state):
-    """Two vectors of the same shape and purpose, as a translation that counts wrongly does."""
+    """Swap two vectors of the same shape and purpose, like an off-by-one error in a translation."""
     first = next(n for n in state if n.endswith(("3.norm1.bias", "3.layernorm_before.bias")))
     second = first.replace("3.", "4.")
     return {**state, first: state[second], second: state[first]}
 
 
 def upside_down(state):
-    """The classes' rows in another order than their names."""
+    """Put the rows of classes in another order than their names."""
     last = [n for n in state if n.endswith(("head.weight", "classifier.weight"))]
     return {**state, **{n: state[n].flip(0) for n in last}}
 
@@ -301,7 +303,7 @@ def renamed(config):
 
 
 def other_eps(config):
-    """As transformers' settings have it."""
+    """Use transformers' default."""
     return {**config, "layer_norm_eps": 1e-5}
 
 
@@ -315,7 +317,7 @@ def other_eps(config):
         ("hf", other_eps),
     ],
 )
-def test_an_export_that_answers_otherwise_is_no_export(
+def test_an_export_with_other_outputs_is_not_written(
     to, damage, checkpoint, tmp_path, monkeypatch, capfd
 ):
     of_config = damage in (renamed, other_eps)
@@ -327,14 +329,14 @@ def test_an_export_that_answers_otherwise_is_no_export(
 
     monkeypatch.setattr(export.write, name, broken)
     assert export(checkpoint("pooled"), to, tmp_path / "out") == FAULT
-    said = "the classes have other names or another order; nothing was written"
+    said = "the exported classes differ in name or order; nothing was written"
     if damage is not renamed:
         said = "logits differ by at most .*; the limit is 1e-04"
     assert re.search(rf"--to {to}: {said}", refused(capfd))
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_export_that_fails_half_way_leaves_nothing(checkpoint, tmp_path, monkeypatch, capfd):
+def test_a_failed_export_leaves_no_files(checkpoint, tmp_path, monkeypatch, capfd):
     def full(path, value):
         raise OSError(28, "No space left on device", str(path))
 
@@ -353,8 +355,8 @@ def test_an_export_that_fails_half_way_leaves_nothing(checkpoint, tmp_path, monk
             "--checkpoint {file} --to keras --output {new}",
             "choose from onnx, safetensors, timm, hf",
         ),
-        ("--checkpoint {file} --to timm --output {full}", "is there already; name a new folder"),
-        ("--checkpoint {file} --to timm --output {file}", "is there already"),
+        ("--checkpoint {file} --to timm --output {full}", "already exists; name a new folder"),
+        ("--checkpoint {file} --to timm --output {file}", "already exists"),
         ("--checkpoint {file} --to timm --output {file}/x", "cannot be written"),
         ("--checkpoint {file} --to timm --output {new} --license a:b", "an identifier such as"),
         ("--checkpoint {file} --to timm --output {new} --classes a,,b", "names by commas"),
@@ -365,7 +367,7 @@ def test_an_export_that_fails_half_way_leaves_nothing(checkpoint, tmp_path, monk
         ("--checkpoint {full}/page --to timm --output {new}", "a web page"),
     ],
 )
-def test_what_cannot_be_exported_is_one_line(options, words, checkpoint, tmp_path, capfd):
+def test_wrong_options_give_one_error_line(options, words, checkpoint, tmp_path, capfd):
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "page").write_text("<html>")
     places = {"file": checkpoint("pooled"), "mae": checkpoint("mae")}

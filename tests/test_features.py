@@ -1,4 +1,4 @@
-"""util.report.features: the map is the same again, keeps neighbours, and is drawn by class."""
+"""util.report.features: the map is reproducible, keeps neighbours, and is coloured by class."""
 
 import warnings
 
@@ -15,7 +15,7 @@ def clusters(n=60, dims=80, seed=0):
     return rng.normal(size=(n, dims)) + 8 * rng.normal(size=(3, dims))[labels], labels
 
 
-def test_a_map_is_the_same_for_a_seed_and_keeps_neighbours():
+def test_a_map_depends_on_its_seed_only_and_keeps_neighbours():
     x, labels = clusters()
     points = project(x, seed=1)
     assert (points.shape, points.dtype) == ((60, 2), np.float32)
@@ -32,7 +32,7 @@ def test_few_images_or_features_have_a_map_too(n, dims):
         assert np.isfinite(project(x)).all()
 
 
-def test_images_that_are_all_alike_lie_on_one_point():
+def test_identical_images_lie_on_one_point():
     assert not project(np.ones((9, 4))).any()
     with pytest.raises(ValueError, match="at least 5"):
         project(np.ones((4, 4)))
@@ -40,7 +40,7 @@ def test_images_that_are_all_alike_lie_on_one_point():
 
 def test_every_class_is_drawn_where_its_points_are():
     points = np.repeat([[0, 0], [10, 0], [0, 10]], 4, axis=0) + 0.01 * np.arange(12)[:, None]
-    labels = np.repeat([0, 1, 9], 4)  # the last has the colour of class 1 again, another shape
+    labels = np.repeat([0, 1, 9], 4)  # the last has the colour of class 1, but another shape
     image = feature_figure(points, labels, ["_a", "$b$"] + [f"{k}\ud800" for k in range(9)], "t")
     side = image.shape[1]  # the axes are square
     middles = {}
@@ -48,7 +48,7 @@ def test_every_class_is_drawn_where_its_points_are():
         colour = [int(PALETTE[k][i : i + 2], 16) for i in (1, 3, 5)]
         ys, xs = np.nonzero(np.abs(part.astype(int) - colour).max(axis=2) < 60)
         middles[k] = ys, xs
-    assert middles[0][0].mean() > 0.8 * side  # below, left
+    assert middles[0][0].mean() > 0.8 * side  # at the bottom left
     assert middles[0][1].mean() < 0.2 * side
     ys, xs = middles[1]
     right, up = (xs > 0.8 * side), (xs < 0.2 * side)

@@ -1,4 +1,4 @@
-"""util.report.figures: grids of reconstructions and of what a model looks at."""
+"""util.report.figures: grids of reconstructions and of attention maps."""
 
 import numpy as np
 import pytest
@@ -36,14 +36,14 @@ def test_grid_shows_every_pixel_of_every_stage(k, size, factor):
             y, x = top + row * (side + GAP), MARGIN + column * (side + GAP)
             cell = grid[y : y + side : factor, x : x + side : factor]
             np.testing.assert_array_equal(cell, stage[row])
-            # A label stands above each column and reaches into no other.
+            # A label is above each column and does not reach into another.
         strip = grid[top - 16 : top, x : x + side]
         assert (strip < 128).any(), COLUMNS[column]
         assert (grid[top - 16 : top, x + side : x + side + GAP] == 255).all()
 
 
 @pytest.mark.parametrize(("k", "rows"), [(5, 5), (6, 3), (7, 4), (8, 4)])
-def test_many_images_stand_in_two_blocks(k, rows):
+def test_many_images_are_arranged_in_two_blocks(k, rows):
     stages = [images(k, 128, seed) for seed in range(4)]
     grid = reconstruction_grid(*stages, title="a title")
     blocks = 2 if rows < k else 1
@@ -54,7 +54,7 @@ def test_many_images_stand_in_two_blocks(k, rows):
         for i in range(k):
             y, x = top + i % rows * (128 + GAP), MARGIN + i // rows * block + column * (128 + GAP)
             np.testing.assert_array_equal(grid[y : y + 128, x : x + 128], stage[i])
-            assert (grid[top - 16 : top, x : x + 128] < 128).any()  # a label over both blocks
+            assert (grid[top - 16 : top, x : x + 128] < 128).any()  # both blocks have labels
     if blocks * rows > k:
         assert (grid[-MARGIN - 128 :, MARGIN + block :] == 255).all()
 
@@ -79,7 +79,7 @@ def test_grid_refuses_what_it_cannot_show():
         reconstruction_grid(*[good[:0]] * 4, title="")
 
 
-def test_saving_replaces_whole_files_only(tmp_path):
+def test_a_failed_save_keeps_the_old_file(tmp_path):
     path = tmp_path / "new" / "a.png"
     save_png(images()[0], path)
     before = path.read_bytes()
@@ -89,7 +89,7 @@ def test_saving_replaces_whole_files_only(tmp_path):
     assert [p.name for p in path.parent.iterdir()] == ["a.png"]
 
 
-def test_an_overlay_is_hot_where_the_heat_is_and_shows_the_picture_through():
+def test_an_overlay_is_coloured_by_the_map_and_shows_the_picture():
     image = images(1, 64)[0]
     heat = np.zeros((64, 64))
     heat[10:20, 40:50] = 1
@@ -106,7 +106,7 @@ def test_an_overlay_is_hot_where_the_heat_is_and_shows_the_picture_through():
 
 
 @pytest.mark.parametrize("size", [64, 112, 224])
-def test_ratios_stand_beside_the_original(size):
+def test_mask_ratios_are_shown_beside_the_original(size):
     stages = [images(3, size, seed) for seed in range(5)]
     grid = ratio_grid(stages[0], [(0.5, *stages[1:3]), (0.75, *stages[3:])], "a title", "a note")
     side = {64: 128, 112: 112, 224: 112}[size]
@@ -121,12 +121,12 @@ def test_ratios_stand_beside_the_original(size):
                 assert np.abs(cell - means).max() <= 0.5
             else:
                 np.testing.assert_array_equal(cell[:: side // size, :: side // size], stage[row])
-        assert (grid[top - 16 : top, x : x + side] < 128).any()  # its name
+        assert (grid[top - 16 : top, x : x + side] < 128).any()  # its label
     with pytest.raises(ValueError, match="3 times the same"):
         ratio_grid(stages[0], [(0.5, stages[1], stages[2][:1])], "")
 
 
-def test_attention_stands_beside_each_face_with_what_was_said_of_it():
+def test_attention_is_shown_beside_each_face_with_its_prediction():
     faces, heat = images(5, 112, 0), images(5, 112, 1)
     right = Verdict("Happy", "Happy", 0.9)
     wrong = Verdict("a very long name " * 9, "\ud800\0", 0.4)

@@ -1,4 +1,4 @@
-"""util.report.charts: the charts of an evaluation say what eval.json says."""
+"""util.report.charts: the charts of an evaluation show the values of eval.json."""
 
 import warnings
 
@@ -21,7 +21,7 @@ from util.report.drawing import DPI
 @pytest.mark.parametrize("k", [2, 7])
 def test_confusion_figure_has_truth_downwards_and_predictions_rightwards(k):
     def middle(row, column):
-        """Where the one cell that holds all images is: the only one in the darkest shade."""
+        """The middle of the cell with all images: the only one in the darkest shade."""
         counts = np.zeros((k, k), int)
         counts[row, column] = 5
         image = confusion_figure(counts, [f"class {i}" for i in range(k)], "a title")
@@ -35,7 +35,7 @@ def test_confusion_figure_has_truth_downwards_and_predictions_rightwards(k):
     np.testing.assert_allclose(middle(0, last) - first, (0, last * side), atol=2)
 
 
-def test_confusion_figure_of_many_classes_stays_on_a_screen():
+def test_confusion_figure_of_many_classes_fits_a_screen():
     counts = np.random.default_rng(0).integers(0, 2000, (20, 20))
     height, width, _ = confusion_figure(counts, [f"class {i}" for i in range(20)], "t").shape
     assert max(height, width) < 1500
@@ -52,7 +52,7 @@ def test_confusion_figure_shows_awkward_names_and_empty_classes():
 
 
 def colour(image, name):
-    """Where a colour of the charts is, (h, w) bool."""
+    """Where an image has a colour of the charts, (h, w) bool."""
     wanted = [int(name[i : i + 2], 16) for i in (1, 3, 5)]
     return np.abs(image.astype(int) - wanted).max(axis=2) < 12
 
@@ -65,7 +65,7 @@ def evaluated(k=4, n=200, seed=0):
     return evaluate(p, labels, [f"class {i}" for i in range(k)]), p, labels
 
 
-def test_bars_end_at_the_recall_and_diamonds_stand_at_the_f1():
+def test_bars_show_the_recall_and_diamonds_the_f1():
     result, _, _ = evaluated()
     names = result["classes"]
     result["recall"] = dict(zip(names, (100.0, 20.0, 50.0, 0.0), strict=True))
@@ -86,7 +86,7 @@ def test_bars_end_at_the_recall_and_diamonds_stand_at_the_f1():
         assert (at.mean() - left) / scale == pytest.approx(result["f1"][name], abs=1.5)
 
 
-def test_lines_end_where_the_intervals_do():
+def test_lines_show_the_confidence_intervals():
     result, _, _ = evaluated(k=2)
     result["recall"] = dict.fromkeys(result["classes"], 50.0)
     result["f1"] = dict.fromkeys(result["classes"])
@@ -101,7 +101,7 @@ def test_lines_end_where_the_intervals_do():
     np.testing.assert_allclose(ends, (30, 80), atol=1.2)
 
 
-def test_class_chart_of_anything_is_whole():
+def test_class_chart_of_awkward_values_is_not_cut_off():
     result, _, _ = evaluated(k=3)
     names = ["$x^2$", "_\ud800\0漢", "a class name that does not come to an end at all"]
     for key in ("recall", "recall_ci", "f1", "support"):
@@ -115,7 +115,7 @@ def test_class_chart_of_anything_is_whole():
         assert (edge == 255).all()
 
 
-def test_intervals_of_recall_are_wilsons():
+def test_confidence_intervals_of_recall_are_wilsons():
     p = np.eye(2)[[0] * 8 + [1] * 2 + [1] * 5]
     result = evaluate(p, np.array([0] * 10 + [1] * 5), ["a", "b"])
     z, n, share = 1.959964, 10, 0.8
@@ -126,13 +126,13 @@ def test_intervals_of_recall_are_wilsons():
     assert result["recall_ci"]["b"][0] == pytest.approx(100 * 5 / (5 + z * z))
 
 
-def test_reliability_bars_are_the_accuracy_in_the_bins_of_the_calibration_error():
-    # In the bin (0.6, 0.667] 5 of 10 are right, in the last all 10: the rest is empty.
+def test_reliability_bars_show_the_accuracy_in_each_bin():
+    # In bin (0.6, 0.667], 5 of 10 are right, in the last bin all 10; other bins are empty.
     confidence = np.array([0.65] * 10 + [0.99] * 10)
     right = np.array([1, 0] * 5 + [1] * 10, bool)
     image = reliability_figure(confidence, right)
     bars = colour(image, RECALL)
-    bottom = np.nonzero(bars.sum(axis=1) > 60)[0][-1]  # where both stand
+    bottom = np.nonzero(bars.sum(axis=1) > 60)[0][-1]  # where both bars stand
     width, height = WIDTH * DPI, 0.72 * 1.15 * WIDTH * DPI
     upper = bars[round(bottom - 1.01 * height) : bottom + 1]
     columns, heights = np.nonzero(upper[-1])[0], []

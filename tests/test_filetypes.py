@@ -1,4 +1,4 @@
-"""Which files of a folder are read: whatever holds an image; and that the others are counted."""
+"""All image files in a folder are read, whatever their ending, and other files are counted."""
 
 import io
 import os
@@ -13,7 +13,7 @@ from datasets.faces.pictures import list_pictures
 from datasets.folder import list_images
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (24, 32, 3), np.uint8)
-# What Pillow can write, so that a test can.
+# File endings and formats that Pillow can write.
 WRITTEN = {
     **{f".{kind}": "JPEG" for kind in ("jpg", "jpeg", "jpe", "jfif", "JPG", "Jfif")},
     **{".png": "PNG", ".apng": "PNG", ".gif": "GIF", ".bmp": "BMP", ".dib": "DIB"},
@@ -38,7 +38,7 @@ def names(files):
 
 @pytest.fixture
 def folder(tmp_path):
-    """Make files with contents; returns their folder."""
+    """A function that writes files with these contents; -> their folder."""
 
     def make(**contents):
         for name, content in contents.items():
@@ -58,7 +58,7 @@ def without_heif(monkeypatch):
 
 
 @pytest.mark.parametrize("ending", WRITTEN)
-def test_whatever_pillow_decodes_is_found_in_a_folder_and_read(ending, folder):
+def test_every_format_that_pillow_decodes_is_found_and_read(ending, folder):
     if ending == ".avif" and not features.check("avif"):
         pytest.skip("this Pillow was built without AVIF")
     data = folder({f"face{ending}": encoded(WRITTEN[ending]), "more/notes.txt": b"text"})
@@ -69,7 +69,7 @@ def test_whatever_pillow_decodes_is_found_in_a_folder_and_read(ending, folder):
     assert list_pictures([str(data)]).paths == [f"{data}/face{ending}"]
 
 
-def test_files_of_unknown_endings_and_of_none_are_read_if_they_begin_like_images(folder):
+def test_files_with_an_unknown_or_no_ending_are_recognised_by_their_first_bytes(folder):
     data = folder(
         {
             "0001": encoded("JPEG"),
@@ -78,7 +78,7 @@ def test_files_of_unknown_endings_and_of_none_are_read_if_they_begin_like_images
             "d.face": b"not an image",
             "README": b"not an image",
             "empty": b"",
-            "e.txt": encoded("PNG"),  # what calls itself a text is not looked into
+            "e.txt": encoded("PNG"),  # a file that is called a text is not read
         }
     )
     os.mkfifo(data / "pipe")  # must not block
@@ -89,7 +89,7 @@ def test_files_of_unknown_endings_and_of_none_are_read_if_they_begin_like_images
     assert [load_rgb(files[i]).shape for i in range(3)] == [PIXELS.shape] * 3
 
 
-def test_hundreds_of_thousands_of_files_beside_the_images_are_not_all_looked_into(
+def test_only_some_of_many_other_files_are_opened(
     folder, monkeypatch
 ):
     data = folder({"a.jpg": JPEG, **{f"{k:03}.marks": b"1 2" for k in range(300)}})
@@ -99,7 +99,7 @@ def test_hundreds_of_thousands_of_files_beside_the_images_are_not_all_looked_int
     )
     assert list_images(data).skipped == {".marks": 300}
     assert len(looked) == filetypes.TRIED
-    for k in range(150, 300):  # then every one counts, wherever they begin
+    for k in range(150, 300):  # if some are images, wherever in the folder, every file is checked
         (data / f"{k:03}.marks").write_bytes(PNG)
     assert len(list_images(data)) == 151
 
@@ -123,7 +123,7 @@ def test_hundreds_of_thousands_of_files_beside_the_images_are_not_all_looked_int
         (b"", ""),
     ],
 )
-def test_the_first_bytes_tell_what_a_file_is(head, kind):
+def test_the_first_bytes_determine_the_kind_of_file(head, kind):
     assert filetypes.content(head[: filetypes.HEAD]) == kind
 
 
@@ -132,7 +132,7 @@ def test_the_first_bytes_tell_what_a_file_is(head, kind):
 
 @pytest.fixture
 def heic(tmp_path):
-    """A photograph as telephones take it: HEVC, with an orientation in its EXIF data."""
+    """A photograph like those of phones: HEVC, with an orientation in its EXIF data."""
     pillow_heif = pytest.importorskip("pillow_heif")
     image = Image.fromarray(np.repeat(np.repeat(PIXELS[:6, :8], 8, 0), 8, 1))
     path = tmp_path / "photo.heic"
@@ -140,7 +140,7 @@ def heic(tmp_path):
     return path, np.asarray(image)
 
 
-def test_heic_is_read_with_the_package(heic):
+def test_heic_is_read_with_pillow_heif(heic):
     path, pixels = heic
     image = load_rgb(path)
     assert image.shape == pixels.shape
@@ -148,7 +148,7 @@ def test_heic_is_read_with_the_package(heic):
     assert names(list_images(path.parent)) == ["photo.heic"]
 
 
-def test_without_the_package_heic_is_counted_and_the_package_named(folder, without_heif):
+def test_without_pillow_heif_heic_files_are_counted_and_the_package_named(folder, without_heif):
     data = folder({"a.jpg": JPEG, "b.heic": HEIC, "c.HEIF": HEIC, "d.mp4": MP4})
     files = list_images(data)
     assert names(files) == ["a.jpg"]
@@ -160,7 +160,7 @@ def test_without_the_package_heic_is_counted_and_the_package_named(folder, witho
         load_rgb(data / "b.heic")
 
 
-def test_a_listing_kept_before_the_package_was_installed_is_not_believed(
+def test_a_listing_cached_before_pillow_heif_was_installed_is_not_used(
     heic, tmp_path, monkeypatch
 ):
     os.utime(tmp_path, (1, 1))
@@ -176,41 +176,41 @@ def test_a_listing_kept_before_the_package_was_installed_is_not_believed(
     assert names(list_images(folder, cache)) == ["b.png", "photo.heic"]
 
 
-def test_a_video_given_by_name_is_called_one(folder):
+def test_a_video_given_by_name_is_reported_as_a_video(folder):
     data = folder({"a.mp4": MP4, "b.jpg": MP4, "c.mkv": b"\x1aE\xdf\xa3" + bytes(40)})
     for name in ("a.mp4", "b.jpg", "c.mkv"):
         with pytest.raises(UnreadableImage, match="is a video; extract its frames"):
             load_rgb(data / name)
 
 
-# What is told
+# Skipped files are reported
 
 
 MIXED = {"a.jfif": encoded("JPEG"), "b.gif": encoded("GIF"), "c.txt": b"", "d.mp4": MP4}
 
 
-def test_images_without_labels_come_with_the_line(folder):
+def test_skipped_files_are_reported_for_images_without_labels(folder):
     images = open_images(str(folder(MIXED)))
     assert len(images.source) == 2
     (line,) = images.notes
     assert line.startswith("skipped 2 files that cannot be read as images: 1 .mp4, 1 .txt")
 
 
-def test_a_listing_from_the_cache_comes_with_the_line_too(folder, tmp_path):
+def test_skipped_files_are_reported_for_a_cached_listing(folder, tmp_path):
     data = folder(MIXED)
     os.utime(data, (1, 1))
     first, again = (open_images(str(data), tmp_path / "cache").notes for _ in range(2))
     assert first == again != []
 
 
-def test_class_folders_come_with_the_line(folder):
+def test_skipped_files_are_reported_for_class_folders(folder):
     data = folder({f"{name}/{file}": c for name in ("happy", "sad") for file, c in MIXED.items()})
     labelled = open_labelled(str(data))
     assert len(labelled.splits["all"]) == 4
     assert any("skipped 4 files" in note for note in labelled.notes)
 
 
-def test_folders_within_each_other_are_counted_once(folder):
+def test_nested_folders_are_counted_once(folder):
     data = folder({"a.jpg": JPEG, "sub/b.jpg": JPEG, "sub/c.txt": b""})
     listed = list_pictures([str(data / "sub"), str(data), str(data / "sub" / "b.jpg")])
     assert [os.path.relpath(path, data) for path in listed.paths] == ["sub/b.jpg", "a.jpg"]

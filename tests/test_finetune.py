@@ -1,4 +1,4 @@
-"""Fine-tuning end to end: from files as owners ship them to numbers."""
+"""Fine-tuning end to end: from data sets as their owners ship them to results."""
 
 import math
 
@@ -30,7 +30,7 @@ COMMANDS = {
 
 
 @pytest.mark.parametrize("family", COMMANDS)
-def test_the_published_commands_run_on_the_owners_files(family, sets, pretrained, tmp_path):
+def test_the_published_commands_run_on_data_sets_as_shipped(family, sets, pretrained, tmp_path):
     data, options = COMMANDS[family]
     options += f" --data_path {sets / data} --finetune {pretrained[family]} --input_size 32"
     options += f" --num_workers 1 --output_dir {tmp_path}"
@@ -57,7 +57,7 @@ def test_the_published_commands_run_on_the_owners_files(family, sets, pretrained
 # --- what is trained on, and how the best is chosen ---
 
 
-def test_the_best_is_chosen_on_held_out_training_images(sets, finetune):
+def test_the_best_epoch_can_be_selected_on_held_out_training_images(sets, finetune):
     folder = finetune(more="--select val --val_fraction 0.25 --lr 0.002")
     assert config(folder)["data"]["count"] == 56 - 14
     records, saved, result = log(folder), load(folder), results(folder)
@@ -73,7 +73,7 @@ def test_the_best_is_chosen_on_held_out_training_images(sets, finetune):
     assert sum(map(len, names)) == len(set.union(*names)) == 56 + 21
 
 
-def test_a_fraction_of_labels_leaves_every_class_its_share(finetune):
+def test_a_fraction_of_the_labels_is_trained_on(finetune):
     folder = finetune(more="--label_fraction 0.5 --disable_eval")
     assert config(folder)["data"]["count"] == 28
     assert status(folder) == "done"
@@ -81,7 +81,7 @@ def test_a_fraction_of_labels_leaves_every_class_its_share(finetune):
     assert not any(key.startswith("test") for record in log(folder) for key in record)
 
 
-def test_classes_are_balanced_for_affectnet_unless_told_otherwise(finetune):
+def test_classes_are_balanced_by_default_for_affectnet_only(finetune):
     assert load(finetune(data="affectnet"))["run"]["balance"] is True
     assert load(finetune())["run"]["balance"] is False
     assert load(finetune("convnext", EVERYTHING))["run"]["balance"] is True
@@ -99,13 +99,13 @@ def test_votes_are_soft_targets_and_their_rule_is_named(finetune):
 # --- schedules, optimizers, averages ---
 
 
-def test_the_rate_falls_in_steps(finetune):
+def test_the_learning_rate_falls_in_steps(finetune):
     more = "--schedule step --step_epochs 1 --step_factor 0.1 --lr 0.01 --warmup_epochs 0"
     records = log(finetune(more=f"{more} --opt sgd --momentum 0.8 --aug fer"))
     assert [record["train_lr"] for record in records] == pytest.approx([0.01, 0.001])
 
 
-def test_warm_up_and_weight_decay_go_by_steps(finetune):
+def test_warm_up_and_weight_decay_change_every_step(finetune):
     more = "--warmup_steps 56 --lr 0.056 --weight_decay 0.04 --weight_decay_end 0.4 --opt adam"
     folder = finetune(more=more)
     assert [r["train_lr"] for r in log(folder)] == pytest.approx([0.013, 0.027])
@@ -126,7 +126,7 @@ def test_the_optimizer_asked_for_is_used(more, known, finetune):
     assert {name: group[name] for name in known} == known
 
 
-def test_an_average_in_main_memory_is_the_same_average(finetune):
+def test_an_ema_in_main_memory_is_the_same(finetune):
     apart = finetune("convnext", f"{EVERYTHING} --model_ema_eval False --model_ema_force_cpu")
     together = finetune("convnext", EVERYTHING)
     assert same(load(apart)["model_ema"], load(together)["model_ema"])

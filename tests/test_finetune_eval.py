@@ -1,4 +1,4 @@
-"""`--eval`: the same numbers by any number of processes, from any checkpoint, across data sets."""
+"""`--eval`: with any number of processes, from any checkpoint, across data sets."""
 
 import re
 import shutil
@@ -34,7 +34,7 @@ from util.weights import load_pretrained
 
 
 @pytest.mark.parametrize("more", ["", "--dist_eval False --eval_flip --amp bf16"])
-def test_two_processes_evaluate_as_one(more, sets, finetune, tmp_path):
+def test_two_processes_evaluate_like_one(more, sets, finetune, tmp_path):
     checkpoint = finetune("convnext", EVERYTHING) / "checkpoint-best.pth"
     more = f"--data_path {sets / 'rafdb'} {more}"
     one, two = tmp_path / "one", tmp_path / "two"
@@ -70,7 +70,7 @@ def test_evaluation_obeys_amp_and_flip(sets, finetune, tmp_path):
 
 
 @pytest.mark.parametrize(("family", "more"), [("vit", ""), ("convnext", EVERYTHING)])
-def test_our_checkpoint_is_evaluated_without_saying_what_it_is(
+def test_our_checkpoints_are_evaluated_without_model_options(
     family, more, sets, finetune, tmp_path
 ):
     folder = finetune(family, more)
@@ -80,7 +80,7 @@ def test_our_checkpoint_is_evaluated_without_saying_what_it_is(
     assert result["weights"] == ("model_ema" if more else "model")
 
 
-def test_without_a_name_the_best_of_the_output_dir_is_evaluated(sets, finetune, tmp_path):
+def test_without_finetune_the_best_checkpoint_of_the_output_dir_is_evaluated(sets, finetune, tmp_path):
     folder = tmp_path / "run"
     shutil.copytree(finetune(), folder)
     options = f"--eval --data_path {sets / 'rafdb'} --output_dir {folder} --num_workers 0"
@@ -96,7 +96,7 @@ def test_without_a_name_the_best_of_the_output_dir_is_evaluated(sets, finetune, 
         ("convnextv2_atto", "convnextv2_atto", {}),
     ],
 )
-def test_a_checkpoint_of_timm_has_the_accuracy_it_has_in_timm(
+def test_a_timm_checkpoint_has_the_same_accuracy_as_in_timm(
     ours, theirs, options, sets, tmp_path
 ):
     torch.manual_seed(3)
@@ -106,7 +106,7 @@ def test_a_checkpoint_of_timm_has_the_accuracy_it_has_in_timm(
     x, labels = unaugmented(sets / "rafdb", "test")
     with torch.no_grad():
         logits = model(x)
-        head.bias -= logits.mean(0)  # else one class would win everywhere
+        head.bias -= logits.mean(0)  # else all predictions would be of one class
         p = model(x).softmax(1)
     torch.save(model.state_dict(), tmp_path / "timm.pth")
     more = f"--model {ours} --input_size 32 --data_path {sets / 'rafdb'}"
@@ -122,14 +122,14 @@ def test_a_checkpoint_of_timm_has_the_accuracy_it_has_in_timm(
 
 
 def affectnet_truth(root):
-    """The name of the expression of every validation image, by the owner's list."""
+    """The expression of every validation image, by name, from the owners' list."""
     lines = (root / "Manually_Annotated_file_lists" / "validation.csv").read_text().splitlines()
     rows = [line.split(",") for line in lines]
     return {row[0]: AFF_NAMES[int(row[6])] for row in rows}
 
 
 def assert_counts_only(folder, truth, names):
-    """predictions.csv holds the images of `truth`, and eval.json what follows from it."""
+    """predictions.csv has the images of `truth` only, and eval.json the metrics that follow."""
     rows, result = predictions(folder), results(folder)
     assert len(rows) == len(truth) == result["n"]
     right = Counter()
@@ -148,7 +148,7 @@ def assert_counts_only(folder, truth, names):
 
 
 @pytest.mark.parametrize("flag", ["--data_path", "--eval_data_path"])
-def test_seven_classes_are_tested_on_those_of_affectnets_eight(flag, sets, finetune, tmp_path):
+def test_a_model_of_seven_classes_is_tested_on_seven_of_affectnets_eight(flag, sets, finetune, tmp_path):
     checkpoint = finetune() / "checkpoint-best.pth"
     data = f"--data_path {sets / 'rafdb'}" if flag == "--eval_data_path" else ""
     result = evaluate(checkpoint, tmp_path, f"{data} {flag} {sets / 'affectnet'}")
@@ -159,7 +159,7 @@ def test_seven_classes_are_tested_on_those_of_affectnets_eight(flag, sets, finet
     assert result["data"].startswith("AffectNet-8")
 
 
-def test_eight_classes_are_tested_on_rafdbs_seven(sets, finetune, tmp_path):
+def test_a_model_of_eight_classes_is_tested_on_rafdbs_seven(sets, finetune, tmp_path):
     checkpoint = finetune(data="affectnet") / "checkpoint-best.pth"
     evaluate(checkpoint, tmp_path, f"--data_path {sets / 'rafdb'}")
     list_file = sets / "rafdb" / "basic" / "EmoLabel" / "list_patition_label.txt"
@@ -172,7 +172,7 @@ def test_eight_classes_are_tested_on_rafdbs_seven(sets, finetune, tmp_path):
     assert_counts_only(tmp_path, truth, AFF_NAMES[:7])
 
 
-def test_training_can_be_tested_on_ferplus_under_a_named_rule(sets, finetune):
+def test_training_can_be_tested_on_ferplus_with_a_label_rule(sets, finetune):
     folder = finetune(more=f"--eval_data_path {sets / 'ferplus'} --label_rule majority")
     result = results(folder)
     assert result["data"] == "FERPlus, CSV files"
@@ -181,14 +181,14 @@ def test_training_can_be_tested_on_ferplus_under_a_named_rule(sets, finetune):
     assert {row["label"] for row in predictions(folder)} == set(RAF_NAMES)
 
 
-# --- classes that do not meet, and classes in another order ---
+# --- unknown classes, and classes in another order ---
 
 
 @pytest.fixture(scope="module")
 def knowing(tmp_path_factory):
-    """A classifier of 7 expressions that answers by the colour of an image, mostly right.
+    """A classifier that tells 7 expressions by the colour of an image, mostly right.
 
-    Its features are trained on nothing: a head is fitted to the images of `coloured`.
+    Its features are untrained: only a head is fitted to the images of `coloured`.
     """
     root = tmp_path_factory.mktemp("knowing")
     folder = coloured(root / "data", RAF_NAMES, 48)
@@ -250,7 +250,7 @@ def test_a_right_order_of_classes_is_not_doubted(knowing, tmp_path, capfd):
     assert "another order" not in capfd.readouterr().out
 
 
-def test_a_wrong_order_of_a_foreign_files_classes_is_found_and_the_right_one_told(
+def test_a_wrong_order_of_a_foreign_models_classes_is_found_and_corrected(
     knowing, tmp_path, capfd
 ):
     path, data = knowing
@@ -266,7 +266,7 @@ def test_a_wrong_order_of_a_foreign_files_classes_is_found_and_the_right_one_tol
     assert right["accuracy"] > 75
 
 
-def test_a_wrong_order_of_numbered_folders_is_found_and_the_right_one_told(
+def test_a_wrong_order_of_numbered_folders_is_found_and_corrected(
     knowing, tmp_path, capfd
 ):
     path, _ = knowing
@@ -283,7 +283,7 @@ def test_a_wrong_order_of_numbered_folders_is_found_and_the_right_one_told(
     assert "another order" not in capfd.readouterr().out
 
 
-def test_classes_named_beside_a_file_of_transformers_are_taken_from_there(tmp_path, sets, capfd):
+def test_class_names_are_read_from_the_config_beside_transformers_weights(tmp_path, sets, capfd):
     names = dict(enumerate(RAF_NAMES[::-1]))
     config = transformers.ViTConfig(
         hidden_size=192,
@@ -303,7 +303,7 @@ def test_classes_named_beside_a_file_of_transformers_are_taken_from_there(tmp_pa
     said = capfd.readouterr().out
     assert "names no classes" not in said
     images = open_labelled(str(sets / "rafdb")).splits["test"]
-    view, normalise = plain(32), Normalise((0.5,) * 3, (0.5,) * 3)  # as the processor says
+    view, normalise = plain(32), Normalise((0.5,) * 3, (0.5,) * 3)  # as in the processor's settings
     x = normalise(torch.stack([view(images.source.image(i)) for i in range(len(images))]))
     with torch.no_grad():
         p = theirs(x).logits.softmax(1).numpy()

@@ -1,4 +1,4 @@
-"""Bad input to fine-tuning: exit code 2 and one line that names the misfit, before any training."""
+"""Bad input to fine-tuning: exit code 2 and one line that names the problem, before training."""
 
 import os
 import shutil
@@ -20,7 +20,7 @@ FILE_LISTS = "Manually_Annotated_file_lists"
 
 @pytest.fixture
 def refuse(tmp_path, capfd):
-    """Run with options that cannot work; the one line that comes out."""
+    """Run with invalid options; -> the one error line."""
 
     def run(*options, output=None):
         output, before = output or tmp_path / "out", snapshot(tmp_path)
@@ -38,7 +38,7 @@ def refuse(tmp_path, capfd):
 
 
 def snapshot(root):
-    """What the files hold that are there before a run; its own note of how it ended is no loss."""
+    """The content of the files before a run, except for the status that it may write."""
     files = (path for path in root.rglob("*") if path.is_file() and path.name != "status.json")
     return {path: path.read_bytes() for path in files}
 
@@ -105,28 +105,28 @@ def test_wrong_options_are_named(refuse, options, expected):
 # --- data ---
 
 
-def test_a_folder_with_images_and_nothing_else(refuse, rafdb):
+def test_a_folder_of_images_without_labels_is_named(refuse, rafdb):
     folder = rafdb / "basic" / "Image" / "aligned"
     line = refuse("--data_path", folder)
     assert f"--data_path {folder}" in line
     assert "21 images and nothing that labels them" in line
 
 
-def test_images_of_affectnet_without_its_lists(refuse, affectnet):
+def test_missing_lists_of_affectnet_are_named(refuse, affectnet):
     shutil.rmtree(affectnet / FILE_LISTS)
     line = refuse("--data_path", affectnet)
     assert f"--data_path {affectnet}" in line
     assert "training.csv" in line
 
 
-def test_images_of_rafdb_without_its_list(refuse, rafdb):
+def test_the_missing_list_of_rafdb_is_named(refuse, rafdb):
     (rafdb / LIST).unlink()
     line = refuse("--data_path", rafdb)
     assert f"--data_path {rafdb}" in line
     assert "EmoLabel/list_patition_label.txt" in line
 
 
-def test_a_list_without_the_column_expression(refuse, affectnet):
+def test_a_list_without_the_column_expression_is_named(refuse, affectnet):
     path = affectnet / FILE_LISTS / "training.csv"
     path.write_text(path.read_text().replace(",expression,", ",mood,"))
     line = refuse("--data_path", affectnet)
@@ -135,7 +135,7 @@ def test_a_list_without_the_column_expression(refuse, affectnet):
 
 
 @pytest.mark.parametrize("label", ["11", "-1", "nan", "NaN", "", "2.5"])
-def test_a_label_that_is_none_of_affectnets(refuse, affectnet, label):
+def test_an_invalid_label_in_affectnet_is_named(refuse, affectnet, label):
     path = affectnet / FILE_LISTS / "training.csv"
     rows = path.read_text().splitlines()
     cells = rows[4].split(",")
@@ -148,7 +148,7 @@ def test_a_label_that_is_none_of_affectnets(refuse, affectnet, label):
 
 
 @pytest.mark.parametrize("label", ["0", "8", "nan", ""])
-def test_a_label_that_is_none_of_rafdbs(refuse, rafdb, label):
+def test_an_invalid_label_in_rafdb_is_named(refuse, rafdb, label):
     path = rafdb / LIST
     rows = path.read_text().splitlines()
     rows[2] = f"{rows[2].split()[0]} {label}"
@@ -158,7 +158,7 @@ def test_a_label_that_is_none_of_rafdbs(refuse, rafdb, label):
     assert "row 3" in line
 
 
-def test_a_class_without_a_training_image(refuse, tmp_path):
+def test_a_class_without_training_images_is_named(refuse, tmp_path):
     root = tmp_path / "seven"
     write_affectnet_csv(root, {"train": (2,) * 7, "test": (1,) * 8})
     line = refuse("--data_path", root)
@@ -166,7 +166,7 @@ def test_a_class_without_a_training_image(refuse, tmp_path):
     assert "--nb_classes 7" in line
 
 
-def test_test_folders_of_classes_that_training_lacks(refuse, tmp_path):
+def test_a_test_class_that_training_lacks_is_named(refuse, tmp_path):
     root = write_folder(tmp_path / "f", {"train": 8}, ("Happy", "Sad"), drawn=False)
     write_folder(root, {"test": 2}, ("Happy", "Sad", "Anger"), drawn=False)
     line = refuse("--data_path", root)
@@ -174,38 +174,38 @@ def test_test_folders_of_classes_that_training_lacks(refuse, tmp_path):
     assert "Anger" in line
 
 
-def test_a_number_of_classes_the_set_does_not_have(refuse, rafdb, affectnet):
+def test_a_number_of_classes_that_does_not_fit_is_refused(refuse, rafdb, affectnet):
     assert "--nb_classes 8: RAF-DB" in refuse("--data_path", rafdb, "--nb_classes", 8)
     assert "--nb_classes 6: AffectNet" in refuse("--data_path", affectnet, "--nb_classes", 6)
 
 
-def test_a_label_rule_where_nobody_voted(refuse, rafdb):
+def test_a_label_rule_for_data_without_votes_is_refused(refuse, rafdb):
     line = refuse("--data_path", rafdb, "--label_rule", "majority")
     assert "--label_rule majority" in line
     assert "rafdb" in line
 
 
-def test_two_data_sets_under_one_path(refuse, rafdb):
+def test_two_data_sets_under_one_path_are_named(refuse, rafdb):
     write_fer2013(rafdb, drawn=False)
     line = refuse("--data_path", rafdb)
     for text in (f"--data_path {rafdb}", "--data_set rafdb", "--data_set fer2013"):
         assert text in line
 
 
-def test_a_batch_larger_than_the_data(refuse, rafdb):
+def test_a_batch_larger_than_the_data_is_refused(refuse, rafdb):
     line = refuse("--data_path", rafdb, "--batch_size", 4, "--accum_iter", 4)
     for text in ("14 images", "--batch_size 4", "--accum_iter 4", "1 processes = 16"):
         assert text in line
 
 
-def test_no_image_that_can_be_read(refuse, rafdb):
+def test_data_without_readable_images_are_refused(refuse, rafdb):
     for path in rafdb.rglob("*.jpg"):
         path.write_bytes(b"<html>quota exceeded</html>")
     line = refuse("--data_path", rafdb)
     assert "none of the 14 images tried can be read" in line
 
 
-def test_no_class_in_common_with_the_set_tested_on(refuse, rafdb, tmp_path):
+def test_a_test_set_without_common_classes_is_refused(refuse, rafdb, tmp_path):
     other = write_folder(tmp_path / "f", {"train": 2, "test": 2}, ("cat", "dog"), drawn=False)
     line = refuse("--data_path", rafdb, "--eval_data_path", other)
     assert "cat, dog" in line
@@ -222,7 +222,7 @@ class Canary:
 
 @pytest.fixture
 def no_checkpoints(tmp_path):
-    """Files that are no checkpoint."""
+    """Files that are not valid checkpoints."""
     whole = tmp_path / "whole.pth"
     torch.save({"model": {"weight": torch.zeros(1000)}}, whole)
     (tmp_path / "page.pth").write_bytes(b"<!DOCTYPE html><title>Quota exceeded</title>")
@@ -240,7 +240,7 @@ def no_checkpoints(tmp_path):
         ("truncated", "truncated or damaged"),
     ],
 )
-def test_a_file_that_is_no_checkpoint_is_named_and_never_run(
+def test_a_file_that_is_not_a_valid_checkpoint_is_named_and_never_executed(
     refuse, no_checkpoints, monkeypatch, rafdb, way, name, expected
 ):
     monkeypatch.chdir(no_checkpoints)
@@ -259,7 +259,7 @@ def test_a_file_that_is_no_checkpoint_is_named_and_never_run(
         ("convnextv2_atto", "convnextv2_femto", "--model convnextv2_atto"),
     ],
 )
-def test_weights_of_another_model_name_the_one_they_fit(
+def test_weights_of_another_model_are_refused_with_the_model_they_fit(
     refuse, rafdb, tmp_path, held, asked, closest
 ):
     path = tmp_path / "other.pth"
@@ -269,7 +269,7 @@ def test_weights_of_another_model_name_the_one_they_fit(
         assert text in line
 
 
-def test_a_head_of_other_classes_cannot_be_evaluated(refuse, rafdb, tmp_path):
+def test_a_head_with_another_number_of_classes_cannot_be_evaluated(refuse, rafdb, tmp_path):
     path = tmp_path / "imagenet.pth"
     torch.save(create_classifier("vit_tiny_patch16", 1000, 32).state_dict(), path)
     line = refuse("--eval", "--data_path", rafdb, "--finetune", path)
@@ -277,7 +277,7 @@ def test_a_head_of_other_classes_cannot_be_evaluated(refuse, rafdb, tmp_path):
     assert "1000 classes, the model 7" in line
 
 
-def test_weights_that_are_not_finite(refuse, rafdb, tmp_path):
+def test_weights_that_are_not_finite_are_refused(refuse, rafdb, tmp_path):
     path = tmp_path / "diverged.pth"
     state = create_classifier("vit_tiny_patch16", 7, 32).state_dict()
     state["blocks.3.mlp.fc1.weight"][0, 0] = np.nan
@@ -286,7 +286,7 @@ def test_weights_that_are_not_finite(refuse, rafdb, tmp_path):
     assert f"{path}: blocks.3.mlp.fc1.weight is not finite" in line
 
 
-def test_changed_options_are_listed_and_nothing_is_written_over(refuse, rafdb, tmp_path, capfd):
+def test_changed_options_are_listed_and_nothing_is_overwritten(refuse, rafdb, tmp_path, capfd):
     out = tmp_path / "run"
     options = [*finetune_options(out), "--data_path", str(rafdb), "--epochs", "1"]
     assert run_here(main_finetune, options) == 0

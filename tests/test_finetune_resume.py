@@ -1,4 +1,4 @@
-"""Stopped or killed anywhere, a fine-tuning ends exactly as an undisturbed one."""
+"""A fine-tuning that is stopped or killed anywhere ends exactly like an uninterrupted one."""
 
 import shutil
 import signal
@@ -24,7 +24,7 @@ from runs import (
 
 @pytest.fixture(scope="module")
 def undisturbed(sets, pretrained, finetune, tmp_path_factory):
-    """Finished runs with everything on, by (family, processes), made when first asked for."""
+    """Uninterrupted runs with all options on, by (family, processes), made on first use."""
     made = {}
 
     def make(family, processes):
@@ -52,7 +52,7 @@ def assert_same_end(ours, undisturbed):
 
 
 @pytest.mark.parametrize(("family", "processes"), [("convnext", 1), ("vit", 2), ("resnet", 2)])
-def test_stopped_in_mid_epoch_fine_tuning_ends_the_same(
+def test_fine_tuning_stopped_in_mid_epoch_ends_the_same(
     family, processes, sets, pretrained, undisturbed, tmp_path
 ):
     more = everything(sets, pretrained, family)
@@ -67,7 +67,7 @@ def test_stopped_in_mid_epoch_fine_tuning_ends_the_same(
 
 
 @pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.long)])
-def test_killed_fine_tuning_ends_the_same(processes, sets, pretrained, undisturbed, tmp_path):
+def test_fine_tuning_that_was_killed_ends_the_same(processes, sets, pretrained, undisturbed, tmp_path):
     more = f"{everything(sets, pretrained, 'vit')} --save_steps 2"
     arguments = finetune_command(tmp_path, "vit", more, processes)
     signal_at(arguments, "epoch 1/2  step 4/", signal.SIGKILL)
@@ -77,7 +77,7 @@ def test_killed_fine_tuning_ends_the_same(processes, sets, pretrained, undisturb
     assert_same_end(tmp_path, undisturbed("vit", processes))
 
 
-def test_a_resume_keeps_the_best_checkpoint_from_worse_epochs(sets, finetune, tmp_path):
+def test_worse_epochs_after_a_resume_do_not_replace_the_best_checkpoint(sets, finetune, tmp_path):
     folder = tmp_path / "run"
     shutil.copytree(finetune(), folder)
     for path in folder.glob("checkpoint-*.pth"):

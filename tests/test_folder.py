@@ -1,4 +1,4 @@
-"""Which files a `--data_path` means, in which order, and when a kept listing may be believed."""
+"""Which files a `--data_path` contains, in which order, and when a cached listing is used."""
 
 import os
 import pickle
@@ -16,7 +16,7 @@ from util.errors import BadInput
 
 @pytest.fixture
 def tree(tmp_path):
-    """Make empty files below `data/`, all folders long unchanged; returns `data/`."""
+    """A function that makes empty files in old folders below `data/`; -> `data/`."""
 
     def make(*names):
         for name in names:
@@ -63,7 +63,7 @@ def test_images_are_found_at_any_depth_in_byte_order(tree):
         files[5]
 
 
-def test_every_extension_counts_in_any_case(tree):
+def test_every_image_ending_is_listed_in_any_case(tree):
     kinds = ["jpg", "jpeg", "png", "bmp", "webp", "tif", "tiff", "JPG", "TiFF"]
     assert len(list_images(tree(*(f"a.{k}" for k in kinds)))) == len(kinds)
 
@@ -99,7 +99,7 @@ def test_train_folder_without_images_is_not_used(tree):
     assert names(list_images(tree("train/readme.txt", "test/2.jpg"))) == ["test/2.jpg"]
 
 
-def test_hidden_folders_and_those_of_archives_and_network_disks_are_skipped(tree):
+def test_hidden_folders_and_those_of_archivers_and_network_disks_are_skipped(tree):
     data = tree("1.jpg", ".2.jpg", "._1.jpg", ".cache/3.jpg", "__MACOSX/4.jpg", "a/.b/5.jpg")
     aside = ["@eaDir", "#recycle", "$RECYCLE.BIN", ".@__thumb", "lost+found", "a/@eaDir/1.jpg"]
     tree(*(f"{name}/6.jpg" for name in aside))
@@ -120,7 +120,7 @@ def test_linked_folders_are_followed_but_not_loops(tree, tmp_path):
     assert names(list_images(data)) == ["a/1.jpg", "link/deep/2.jpg"]
 
 
-def test_linked_images_are_listed_without_asking(tree):
+def test_linked_images_are_listed_without_a_check(tree):
     data = tree("1.jpg")
     (data / "2.jpg").symlink_to(data / "gone")
     os.mkfifo(data / "3.jpg")
@@ -131,14 +131,14 @@ def test_linked_images_are_listed_without_asking(tree):
             files.image(i)
 
 
-def test_names_that_are_no_text_survive(tree, tmp_path):
+def test_names_that_are_not_valid_text_are_kept(tree, tmp_path):
     data = tree("1.jpg")
     odd = [b"\xff\xfe.jpg", b"new\nline.jpg", b" .jpg", "ü☃.jpg".encode()]
     for name in odd:
         Image.new("RGB", (2, 1), (9, 9, 9)).save(tmp_path / "x.png")
         os.replace(tmp_path / "x.png", os.path.join(os.fsencode(data), name))
     age(data)
-    for _ in range(2):  # the second from the cache
+    for _ in range(2):  # the second time from the cache
         files = list_images(data, tmp_path / "cache")
         assert [os.fsencode(n) for n in names(files)] == sorted([*odd, b"1.jpg"])
         sizes = [ImageFiles(files).image(i).shape for i in range(5) if names(files)[i] != "1.jpg"]
@@ -164,7 +164,7 @@ def test_image_files_are_a_source_of_arrays(tree):
     image = np.random.default_rng(0).integers(0, 256, (3, 5, 3), np.uint8)
     Image.fromarray(image).save(data / "a.png")
     files = list_images(data)
-    source = pickle.loads(pickle.dumps(ImageFiles(files)))  # as a spawned worker gets it
+    source = pickle.loads(pickle.dumps(ImageFiles(files)))  # as a spawned worker receives it
     assert len(source) == 1
     assert source.name(0) == f"{data}/a.png"
     assert source.digest == files.digest
@@ -191,7 +191,7 @@ def test_list_from_a_spreadsheet_is_read(tree, bom):
     assert names(list_images(data / "list.txt")) == ["é.jpg"]
 
 
-def test_list_of_names_that_are_no_text_survives(tree):
+def test_names_in_a_list_that_are_not_valid_text_are_kept(tree):
     data = tree("a.jpg")
     (data / "list.txt").write_bytes(b"a.jpg\n\xff.jpg\n")
     assert os.fsencode(list_images(data / "list.txt")[1]) == os.fsencode(data) + b"/\xff.jpg"
@@ -208,13 +208,13 @@ def test_list_of_names_that_are_no_text_survives(tree):
         "image_path\na.jpg\nb/c.jpg\n",
     ],
 )
-def test_csv_column_of_paths_is_found(tree, text):
+def test_the_column_of_paths_in_a_csv_is_found(tree, text):
     data = tree("a.jpg")
     (data / "list.csv").write_bytes(text.encode())
     assert names(list_images(data / "list.csv")) == ["a.jpg", "b/c.jpg"]
 
 
-def test_csv_quotes_are_understood(tree):
+def test_quotes_in_a_csv_are_parsed(tree):
     data = tree("a, b.jpg", "new\nline.jpg", 'say "x".jpg')
     (data / "l.csv").write_text('file,y\n"a, b.jpg",1\n"new\nline.jpg",2\n"say ""x"".jpg",3\n')
     files = list_images(data / "l.csv")
@@ -222,17 +222,17 @@ def test_csv_quotes_are_understood(tree):
     assert all(os.path.exists(files[i]) for i in range(3))
 
 
-# What is wrong
+# Errors
 
 
-def test_missing_path_names_its_nearest_parent(tree):
+def test_for_a_missing_path_the_nearest_parent_is_named(tree):
     data = tree("a/1.jpg")
     message = complaint(data / "a" / "b" / "c")
     assert f"{data}/a/b/c" in message
-    assert f"{data}/a does, but there is no b" in message
+    assert f"{data}/a does, but has no b" in message
 
 
-def test_dangling_link_and_empty_path_and_fifo_are_told(tree):
+def test_a_dangling_link_an_empty_path_and_a_fifo_are_refused(tree):
     data = tree()
     (data / "link").symlink_to(data / "gone")
     os.mkfifo(data / "fifo")
@@ -241,7 +241,7 @@ def test_dangling_link_and_empty_path_and_fifo_are_told(tree):
     assert "empty" in complaint("")
 
 
-def test_folder_without_images_tells_what_else_it_holds(tree):
+def test_for_a_folder_without_images_its_other_files_are_named(tree):
     others = ["1.npy", "2.npy", "3.npy", "a/1.json", "a/2.json", "x.csv", "x.csv.gz", "y.gz"]
     message = complaint(tree(*others, "README"))
     assert "9 other files" in message
@@ -249,7 +249,7 @@ def test_folder_without_images_tells_what_else_it_holds(tree):
     assert "jpg, jpeg, png" in message
 
 
-def test_empty_folder_is_told(tree):
+def test_an_empty_folder_is_refused(tree):
     assert "no images" in complaint(tree())
 
 
@@ -257,7 +257,7 @@ def test_empty_folder_is_told(tree):
 def test_unreadable_folder_is_named(tree, monkeypatch, locked):
     data, scandir = tree("1.jpg", "sub/2.jpg"), os.scandir
 
-    def refuse(path):  # not by mode bits: root may read everything
+    def refuse(path):  # without mode bits, as root may read everything
         if path.rstrip(b"/") == os.fsencode(f"{data}{locked}"):
             raise PermissionError(13, "Permission denied", path)
         return scandir(path)
@@ -266,14 +266,14 @@ def test_unreadable_folder_is_named(tree, monkeypatch, locked):
     assert f"cannot read {data}{locked}" in complaint(data).replace("/ (", " (")
 
 
-def test_list_without_entries_is_told(tree):
+def test_a_list_without_entries_is_refused(tree):
     data = tree()
     for name, text in [("a.txt", "\n# none\n"), ("b.csv", "path,label\n"), ("c.txt", "")]:
         (data / name).write_text(text)
         assert "without entries" in complaint(data / name)
 
 
-def test_list_whose_entries_do_not_exist_shows_the_first(tree):
+def test_for_a_list_of_missing_files_the_first_is_named(tree):
     data = tree("a/1.jpg")
     (data / "list.txt").write_text("x/1.jpg\nx/2.jpg\n")
     message = complaint(data / "list.txt")
@@ -283,7 +283,7 @@ def test_list_whose_entries_do_not_exist_shows_the_first(tree):
     assert len(list_images(data / "list.txt")) == 2
 
 
-def test_image_or_binary_file_is_no_list(tree):
+def test_an_image_or_binary_file_is_refused_as_a_list(tree):
     data = tree("1.JPG")
     (data / "archive.zip").write_bytes(b"PK\3\4\0\0\0")
     assert "single image" in complaint(data / "1.JPG")
@@ -294,7 +294,7 @@ def test_image_or_binary_file_is_no_list(tree):
 
 
 def scans(monkeypatch):
-    """Count what is really listed: one entry a folder or list file."""
+    """A list that gets an entry for every folder or list file that is really read."""
     seen, scandir, read_list = [], os.scandir, folder.read_list
     monkeypatch.setattr(os, "scandir", lambda p: seen.append(p) or scandir(p))
     monkeypatch.setattr(folder, "read_list", lambda p: seen.append(p) or read_list(p))
@@ -327,17 +327,17 @@ def test_removed_file_and_new_folder_make_the_cached_listing_stale(tree, tmp_pat
     assert names(list_images(data, tmp_path / "cache")) == ["3.jpg"]
 
 
-def test_file_added_within_the_clock_tick_of_the_scan_is_not_missed(tree, tmp_path):
+def test_a_file_added_in_the_same_clock_tick_as_the_scan_is_found(tree, tmp_path):
     data = tree("1.jpg")
     os.utime(data)
     changed = os.stat(data).st_mtime_ns
     list_images(data, tmp_path / "cache")
     (data / "2.jpg").touch()
-    os.utime(data, ns=(changed, changed))  # as a file system with a slow clock shows it
+    os.utime(data, ns=(changed, changed))  # as on a file system with coarse time stamps
     assert len(list_images(data, tmp_path / "cache")) == 2
 
 
-def test_cache_of_another_folder_is_not_believed(tree, tmp_path):
+def test_the_cache_of_another_folder_is_not_used(tree, tmp_path):
     data = tree("a/1.jpg", "b/2.jpg")
     list_images(data / "a", tmp_path / "cache")
     assert names(list_images(data / "b", tmp_path / "cache")) == ["2.jpg"]
@@ -356,7 +356,7 @@ def test_changed_list_makes_the_cached_listing_stale(tree, tmp_path, monkeypatch
     assert len(list_images(data / "l.txt", tmp_path / "cache")) == 2
 
 
-def test_damaged_cache_is_scanned_anew(tree, tmp_path):
+def test_with_a_damaged_cache_the_folder_is_scanned_again(tree, tmp_path):
     data, cache = tree("a/1.jpg", "2.jpg"), tmp_path / "cache"
     good = list_images(data, cache)
     whole = cache.read_bytes()
@@ -368,13 +368,13 @@ def test_damaged_cache_is_scanned_anew(tree, tmp_path):
 
 
 @pytest.mark.parametrize("header", [b"[]", b"{}", b"[" * 100000, b'{"version": 1}', b"\xff"])
-def test_foreign_cache_is_scanned_anew(tree, tmp_path, header):
+def test_with_an_invalid_cache_the_folder_is_scanned_again(tree, tmp_path, header):
     data, line = tree("1.jpg"), header + b"\n"
     (tmp_path / "cache").write_bytes(folder._sha256(line) + b" " + line + b"7.jpg\0")
     assert names(list_images(data, tmp_path / "cache")) == ["1.jpg"]
 
 
-def test_cache_of_another_version_is_scanned_anew(tree, tmp_path, monkeypatch):
+def test_with_a_cache_of_another_version_the_folder_is_scanned_again(tree, tmp_path, monkeypatch):
     data, seen = tree("1.jpg"), scans(monkeypatch)
     list_images(data, tmp_path / "cache")
     monkeypatch.setattr(folder, "CACHE_VERSION", 99)
@@ -382,17 +382,17 @@ def test_cache_of_another_version_is_scanned_anew(tree, tmp_path, monkeypatch):
     assert len(seen) == 2
 
 
-def test_cache_that_cannot_be_written_is_gone_without(tree, tmp_path, monkeypatch):
+def test_a_cache_that_cannot_be_written_is_ignored(tree, tmp_path, monkeypatch):
     data = tree("1.jpg")
     assert len(list_images(data, tmp_path / "missing" / "cache")) == 1
     (tmp_path / "folder").mkdir()
     assert len(list_images(data, tmp_path / "folder")) == 1
     monkeypatch.setattr(os, "fsync", lambda _: (_ for _ in ()).throw(OSError(28, "disk full")))
     assert len(list_images(data, tmp_path / "cache")) == 1
-    assert sorted(os.listdir(tmp_path)) == ["data", "folder"]  # no temporary file stays
+    assert sorted(os.listdir(tmp_path)) == ["data", "folder"]  # no temporary file is left
 
 
-def test_interrupted_write_leaves_the_old_cache_whole(tree, tmp_path, monkeypatch):
+def test_an_interrupted_write_leaves_the_old_cache_unchanged(tree, tmp_path, monkeypatch):
     data = tree("1.jpg")
     list_images(data, tmp_path / "cache")
     before = (tmp_path / "cache").read_bytes()

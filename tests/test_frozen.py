@@ -1,4 +1,4 @@
-"""Frozen backbones: what a head on them learns, their nearest neighbours, the probe of a run."""
+"""Frozen backbones: training a head, nearest neighbours, and probes during pre-training."""
 
 import math
 import shutil
@@ -18,7 +18,7 @@ LINEAR = "--linear_probe --lr 0.5 --batch_size 8"
 
 
 def assert_frozen(folder, checkpoint):
-    """All that was loaded is as it was; the head is not."""
+    """Everything that was loaded is unchanged, but the head is not."""
     before, after = torch.load(checkpoint, weights_only=True)["model"], load(folder)["model"]
     before = {name.removeprefix("encoder."): value for name, value in before.items()}
     trained = [name for name in after if name in before and not name.startswith("head")]
@@ -29,11 +29,11 @@ def assert_frozen(folder, checkpoint):
 
 
 @pytest.mark.parametrize("family", ["vit", "convnext"])
-def test_a_frozen_backbone_keeps_its_bits(family, finetune, pretrained):
+def test_a_frozen_backbone_stays_unchanged(family, finetune, pretrained):
     assert_frozen(finetune(family, "--freeze_backbone --lr 0.01"), pretrained[family])
 
 
-def test_a_linear_probe_trains_a_normalised_head_alone_and_can_be_evaluated(
+def test_a_linear_probe_trains_only_a_normalised_head_and_can_be_evaluated(
     sets, finetune, pretrained, tmp_path
 ):
     folder = finetune(more=LINEAR)
@@ -46,7 +46,7 @@ def test_a_linear_probe_trains_a_normalised_head_alone_and_can_be_evaluated(
     assert_close(measured(result), measured(results(folder)))
 
 
-def test_ranks_evaluate_a_linear_probe_with_the_same_statistics(sets, pretrained, tmp_path):
+def test_all_ranks_evaluate_a_linear_probe_with_the_same_statistics(sets, pretrained, tmp_path):
     more = f"--data_path {sets / 'rafdb'} --finetune {pretrained['vit']} {LINEAR} --epochs 1"
     run_two("main_finetune", finetune_options(tmp_path / "two", "vit", f"{more} --warmup_epochs 0"))
     data = f"--data_path {sets / 'rafdb'}"
@@ -80,8 +80,8 @@ def test_nearest_neighbours_equal_a_slow_reference(sets, finetune, pretrained):
     assert not list(folder.glob("checkpoint*"))
 
 
-def test_frozen_features_are_of_images_as_in_training(sets, finetune, pretrained, tmp_path):
-    """The crop follows the side that is taken over, or is taken over itself."""
+def test_frozen_features_use_images_as_in_training(sets, finetune, pretrained, tmp_path):
+    """The crop follows the input size of the checkpoint, or is taken from the checkpoint itself."""
     large = tmp_path / "large"
     data = f"--data_path {sets / 'rafdb'} --input_size 256 --epochs 1 --num_workers 0"
     assert run_here(main_pretrain, command(large, "mae", data)[2:]) == 0
@@ -89,13 +89,13 @@ def test_frozen_features_are_of_images_as_in_training(sets, finetune, pretrained
     options = f"{probe} --data_path {sets / 'rafdb'} --output_dir {tmp_path / 'probe'}"
     source = f"--finetune {large / 'checkpoint-last.pth'}"
     assert run_here(main_finetune, f"{options} {source}".split()) == 0
-    assert load(tmp_path / "probe")["preprocessing"]["crop_pct"] == 1.0  # of more than 224 px
+    assert load(tmp_path / "probe")["preprocessing"]["crop_pct"] == 1.0  # default above 224 px
     whole = finetune(more="--aug none") / "checkpoint-best.pth"
     frozen = finetune(more=f"--freeze_backbone --finetune {whole}")
     assert load(frozen)["preprocessing"]["crop_pct"] is None
 
 
-def test_unreadable_images_are_counted_where_neighbours_are_sought(
+def test_unreadable_images_are_counted_by_nearest_neighbours(
     sets, pretrained, tmp_path, capfd
 ):
     shutil.copytree(sets / "rafdb", tmp_path / "data")
@@ -112,14 +112,14 @@ def test_unreadable_images_are_counted_where_neighbours_are_sought(
     assert [result[key] for key in ("train_images", "train_unreadable", "unreadable")] == [54, 2, 1]
 
 
-# --- while pre-training ---
+# --- during pre-training ---
 
 
 PRETRAIN = "--input_size 32 --num_workers 0 --data_path synthetic:24"
 SCORES = ("probe_knn_acc1", "probe_knn_uar", "probe_linear_acc1", "probe_linear_uar")
 
 
-def test_a_probe_measures_and_changes_nothing(sets, tmp_path):
+def test_a_probe_does_not_change_training(sets, tmp_path):
     probe = f"--probe_data_path {sets / 'rafdb'} --probe_freq 1"
     for name, more in (("with", probe), ("without", "")):
         options = command(tmp_path / name, "mae", f"{PRETRAIN} {more}")[2:]
@@ -130,14 +130,14 @@ def test_a_probe_measures_and_changes_nothing(sets, tmp_path):
     assert same(load(tmp_path / "with")["optimizer"], load(tmp_path / "without")["optimizer"])
 
 
-def test_faces_to_probe_are_cut_as_asked_for(sets, tmp_path, capfd):
+def test_faces_for_a_probe_are_cropped_with_the_given_margin(sets, tmp_path, capfd):
     more = f"{PRETRAIN} --probe_data_path {sets / 'affectnet'} --face_margin 0.4 --epochs 1"
     assert run_here(main_pretrain, command(tmp_path, "mae", more)[2:]) == 0
     assert "faces cropped with margin 0.4" in capfd.readouterr().out
 
 
 def test_a_probe_on_two_processes_equals_one(sets, tmp_path):
-    # Without learning all see the same weights, and only the probe is compared.
+    # With a learning rate of 0 the weights are equal, and only the probes are compared.
     more = f"{PRETRAIN} --lr 0 --epochs 1 --probe_data_path {sets / 'rafdb'} --probe_freq 1"
     assert run_here(main_pretrain, command(tmp_path / "one", "mae", more)[2:]) == 0
     run_two("main_pretrain", command(tmp_path / "two", "mae", f"{more} --batch_size 4")[2:])

@@ -1,4 +1,4 @@
-"""What transformers' files beside weights say: used where it is ours, else noted or refused."""
+"""Settings of transformers beside weights: used if we support them, else noted or refused."""
 
 import json
 import os
@@ -52,7 +52,7 @@ def beside(weights, tmp_path):
 
 
 def said(beside, processor, config=CONFIG):
-    """Preprocessing and notes, of weights whose input has 32 pixels a side."""
+    """Preprocessing and notes for weights with an input of 32 × 32 pixels."""
     settings, notes = described_beside(beside(config, processor), 32)
     return settings["preprocessing"], notes
 
@@ -78,19 +78,19 @@ def test_classes_come_from_the_config(beside):
         None,
     ],
 )
-def test_labels_that_name_nothing_are_no_classes(labels, beside):
+def test_invalid_labels_are_not_used_as_class_names(labels, beside):
     with pytest.raises(BadInput, match="has 3 classes, but does not name them"):
         open_classifier(beside({**CONFIG, "id2label": labels}))
 
 
 @pytest.mark.parametrize("junk", [b"", b"[1]", b"{", b"\xff\xfe", DEEP, b'{"a":' + DEEP])
-def test_files_that_are_no_objects_say_nothing(junk, beside):
+def test_files_without_a_json_object_are_ignored(junk, beside):
     saved = open_classifier(beside(junk, junk), NAMES)
     assert saved.preprocessing[:4] == (32, None, IMAGENET_MEAN, IMAGENET_STD)
     assert saved.notes == []
 
 
-# ---- what weights do not tell
+# ---- settings that the weights do not show
 
 
 @pytest.mark.parametrize(
@@ -113,11 +113,11 @@ def test_other_heads_or_another_activation_are_refused(changes, told, beside):
         assert str(error.value).isprintable()
 
 
-def test_the_activation_under_its_other_name_is_ours(beside):
+def test_another_name_of_the_same_activation_is_accepted(beside):
     assert open_classifier(beside({**CONFIG, "hidden_act": "gelu_python"})).notes == []
 
 
-def test_a_config_beside_weights_in_another_layout_is_not_theirs(tmp_path):
+def test_a_config_beside_weights_in_another_layout_is_ignored(tmp_path):
     model = create_classifier("vit_tiny_patch16", 3, 32)
     save_file(model.state_dict(), tmp_path / "model.safetensors")
     (tmp_path / "config.json").write_text(json.dumps({**CONFIG, "num_attention_heads": 12}))
@@ -131,7 +131,7 @@ def test_another_epsilon_is_noted(beside):
     assert notes == ["config.json: layer_norm_eps is 1e-12, here 1e-06"]
 
 
-# ---- pixels
+# ---- preprocessing
 
 HALVES = {"image_mean": [0.5, 0.4, 0.3], "image_std": [0.5, 0.25, 0.125]}
 SQUARE = {"do_resize": True, "size": {"height": 32, "width": 32}, "resample": 3, **HALVES}
@@ -154,7 +154,7 @@ CONVNEXT |= {"size": {"shortest_edge": 32}}
         ({**CONVNEXT, "size": 32}, 0.8),
     ],
 )
-def test_the_way_to_the_models_input_is_taken_over(processor, crop_pct, beside):
+def test_resizing_and_cropping_are_taken_over(processor, crop_pct, beside):
     preprocessing = {"mean": [0.5, 0.4, 0.3], "std": [0.5, 0.25, 0.125]}
     preprocessing |= {"input_size": 32, "crop_pct": crop_pct}
     for number, interpolation in ((2, "bilinear"), (3, "bicubic")):
@@ -162,7 +162,7 @@ def test_the_way_to_the_models_input_is_taken_over(processor, crop_pct, beside):
         assert said(beside, {**processor, "resample": number}) == (expected, [])
 
 
-def test_a_classifier_uses_what_stands_beside_it(beside):
+def test_a_classifier_uses_the_settings_beside_it(beside):
     saved = open_classifier(beside(processor={**EDGE, "resample": 1}))
     assert saved.preprocessing[:4] == (32, 0.8, [0.5, 0.4, 0.3], [0.5, 0.25, 0.125])
     assert saved.notes == ["preprocessor_config.json: resample is 1, here 3 (bicubic)"]
@@ -170,7 +170,7 @@ def test_a_classifier_uses_what_stands_beside_it(beside):
     assert (saved.preprocessing.interpolation, saved.notes) == ("bilinear", [])
 
 
-def test_a_program_prints_what_it_does_otherwise(beside, tmp_path, capfd):
+def test_programs_print_notes_on_differing_settings(beside, tmp_path, capfd):
     source = beside(processor={**SQUARE, "resample": 1})
     assert export(source, "safetensors", tmp_path / "out") == DONE
     assert "note: preprocessor_config.json: resample is 1, here 3" in capfd.readouterr().out
@@ -190,7 +190,7 @@ def test_a_program_prints_what_it_does_otherwise(beside, tmp_path, capfd):
         ),
     ],
 )
-def test_pixels_are_normalised_as_there(changes, mean, std, beside):
+def test_normalisation_is_taken_over(changes, mean, std, beside):
     preprocessing, _ = said(beside, {**SQUARE, **changes})
     assert preprocessing["mean"] == pytest.approx(mean)
     assert preprocessing["std"] == pytest.approx(std)
@@ -214,7 +214,7 @@ RESIZES = "resizes and crops in a way we do not; here the whole picture is made 
         ({"size": {"height": 64, "width": 64}}, "pictures have 64 pixels a side, here 32"),
     ],
 )
-def test_what_we_do_otherwise_is_noted(changes, note, beside):
+def test_unsupported_preprocessing_is_noted(changes, note, beside):
     preprocessing, notes = said(beside, {**SQUARE, **changes})
     assert (preprocessing["input_size"], preprocessing["crop_pct"]) == (32, None)
     assert notes == [f"preprocessor_config.json: {note}"]
@@ -232,7 +232,7 @@ def test_what_we_do_otherwise_is_noted(changes, note, beside):
         {**CONVNEXT, "crop_pct": "0.8"},
     ],
 )
-def test_what_makes_no_sense_is_refused(changes, beside):
+def test_invalid_preprocessing_is_refused(changes, beside):
     with pytest.raises(BadInput, match="invalid preprocessing settings"):
         open_classifier(beside(processor={**SQUARE, **changes}))
 
@@ -250,7 +250,7 @@ def test_what_makes_no_sense_is_refused(changes, beside):
         ),
     ],
 )
-def test_files_of_transformers_own_processors_are_understood(name, options, crop_pct, tmp_path):
+def test_settings_written_by_transformers_are_read(name, options, crop_pct, tmp_path):
     processor = getattr(transformers, name)(**options, image_mean=[0.1] * 3, image_std=[0.2] * 3)
     processor.save_pretrained(tmp_path)
     settings, notes = described_beside(tmp_path / "model.safetensors", None)
@@ -288,8 +288,8 @@ def test_any_value_is_read_or_is_bad_input(key, beside):
 
 
 @pytest.mark.parametrize("junk", [NESTED, "x", 0, {"height": 0, "width": 0}])
-def test_a_line_says_what_is_wrong_with_pixels(junk, beside):
+def test_invalid_preprocessing_gives_one_error_line(junk, beside):
     for key in ("image_mean", "rescale_factor", "crop_pct"):
-        with pytest.raises(BadInput, match="not understood") as error:
+        with pytest.raises(BadInput, match="invalid preprocessing settings") as error:
             open_classifier(beside(processor={**CONVNEXT, key: junk, "image_std": junk}))
         assert len(str(error.value)) < 400

@@ -1,4 +1,4 @@
-"""Reading labelled data sets in their owners' layouts, and telling which one a path holds."""
+"""Reading labelled data sets in their owners' layouts, and recognising them."""
 
 import pickle
 import shutil
@@ -38,7 +38,7 @@ def named(images):
 
 
 def replace_line(path, number, text):
-    """Put another text in line `number`, from 1."""
+    """Replace line `number`, counted from 1."""
     lines = path.read_text().splitlines()
     lines[number - 1] = text
     write_lines(path, lines)
@@ -48,7 +48,7 @@ def replace_line(path, number, text):
 
 
 @pytest.mark.parametrize("variant", ["list", "split", "folder"])
-def test_rafdb_labels_are_the_owners_in_every_variant(tmp_path, variant):
+def test_rafdb_labels_are_read_in_every_variant(tmp_path, variant):
     root = write_rafdb(tmp_path, 2, 1, variant, drawn=False)
     data = rafdb.read(root)
     assert data.classes == ORDERS["rafdb"]
@@ -85,7 +85,7 @@ def test_rafdb_quirks_change_nothing(tmp_path, quirk):
 
 
 @pytest.mark.parametrize("place", ["basic", "root", "beside"])
-def test_rafdb_list_is_found_wherever_it_lies(tmp_path, place):
+def test_the_rafdb_list_is_found_in_every_usual_place(tmp_path, place):
     root = write_rafdb(tmp_path, drawn=False) / "basic"
     if place == "root":
         shutil.move(root / "EmoLabel" / "list_patition_label.txt", root)
@@ -97,7 +97,7 @@ def test_rafdb_list_is_found_wherever_it_lies(tmp_path, place):
     assert len(rafdb.read(root).splits["train"]) == 14
 
 
-def test_rafdb_prefers_aligned_images_and_says_so(tmp_path):
+def test_rafdb_aligned_images_are_preferred_and_this_is_noted(tmp_path):
     data = rafdb.read(write_rafdb(tmp_path, images=("original", "aligned"), drawn=False))
     assert named(data.splits["train"])[0] == ("train_00001_aligned.jpg", 0)
     assert any("Image/original is not" in note for note in data.notes)
@@ -113,16 +113,16 @@ def test_rafdb_prefers_aligned_images_and_says_so(tmp_path):
         ("train_99999.jpg", "row 22: nothing as label"),
         ("train_99999.jpg 5 6", "row 22: 5 6 as label"),
         ("valid_99999.jpg 5", "row 22: valid_99999.jpg is named neither"),
-        ("train_00003.jpg 3", "row 22: train_00003.jpg again; first in .*, row 3"),
+        ("train_00003.jpg 3", "row 22: train_00003.jpg is listed again; first in .*, row 3"),
     ],
 )
-def test_rafdb_bad_line_is_named_with_its_row(tmp_path, line, what):
+def test_a_bad_line_in_the_rafdb_list_is_named_with_its_row(tmp_path, line, what):
     root = write_rafdb(tmp_path, extra=[line], drawn=False)
     with pytest.raises(BadInput, match=f"list_patition_label.txt, {what}"):
         rafdb.read(root)
 
 
-def test_rafdb_missing_images_are_told_unless_most_are(tmp_path):
+def test_missing_rafdb_images_are_noted_or_refused_if_most_are_missing(tmp_path):
     root = write_rafdb(tmp_path, drawn=False)
     images = root / "basic" / "Image" / "aligned"
     (images / "train_00002_aligned.jpg").unlink()
@@ -136,13 +136,13 @@ def test_rafdb_missing_images_are_told_unless_most_are(tmp_path):
     assert "unpack" in complaint(rafdb.read, root)
 
 
-def test_rafdb_missing_annotations_are_named(tmp_path):
+def test_missing_rafdb_annotations_are_named(tmp_path):
     root = write_rafdb(tmp_path, variant="split", drawn=False)
     (root / "basic" / "EmoLabel" / "test_label.txt").unlink()
     assert "test_label.txt cannot be read" in complaint(open_labelled, str(root))
 
 
-def test_folders_called_1_to_7_are_rafdb_only_by_its_image_names(tmp_path):
+def test_folders_called_1_to_7_are_recognised_as_rafdb_only_with_its_files(tmp_path):
     root = write_folder(tmp_path, {"train": 1, "valid": 1}, "1234567", drawn=False)
     assert recognised(root) is None
     (root / "train_labels.csv").touch()
@@ -156,7 +156,7 @@ def test_rafdb_published_counts_are_the_owners_totals():
     assert [sum(counts) for counts in rafdb.PUBLISHED.values()] == [12_271, 3_068]
 
 
-# FERPlus: the five rules, against slow ones a row at a time
+# FERPlus: the five label rules against slow ones that go row by row
 
 
 def first_most(counts):
@@ -189,7 +189,7 @@ def slow_label(rule, counts):
 
 
 def random_votes(n):
-    """Ten votes a row over few or many columns, so that ties of every kind occur."""
+    """Ten votes per row over few or many columns, with all kinds of ties."""
     rng = np.random.default_rng(0)
     rows = [
         rng.multinomial(10, rng.dirichlet(np.full(10, spread)))
@@ -199,7 +199,7 @@ def random_votes(n):
 
 
 @pytest.mark.parametrize("rule", ferplus.RULES)
-def test_ferplus_rule_equals_a_slow_one_row_by_row(rule):
+def test_ferplus_rules_equal_slow_references(rule):
     votes = random_votes(4000)
     labels, kept, targets = ferplus.RULES[rule].label(votes)
     slow = [slow_label(rule, row.tolist()) for row in votes]
@@ -250,7 +250,7 @@ def test_ferplus_csv_and_folders_hold_the_same(tmp_path, rule, quirk):
         assert (ours.targets is None) == (theirs.targets is None) == (rule != "votes")
 
 
-def test_ferplus_is_compared_with_the_counts_of_its_own_layout(tmp_path):
+def test_ferplus_is_compared_with_the_published_counts_of_its_layout(tmp_path):
     """The owners' label.csv files are not fer2013new.csv: 1,602 rows have other votes."""
     write_ferplus_csv(tmp_path / "csv", drawn=False)
     write_ferplus_folders(tmp_path / "folders", drawn=False)
@@ -264,16 +264,16 @@ def test_ferplus_is_compared_with_the_counts_of_its_own_layout(tmp_path):
     }
 
 
-def test_a_ferplus_rule_that_leaves_nothing_is_named(tmp_path):
-    undecided = [[0, 0, 0, 0, 0, 0, 0, 0, 10, 0]] * 16  # all of the training images are unknown
+def test_a_ferplus_rule_that_leaves_no_images_is_named(tmp_path):
+    undecided = [[0, 0, 0, 0, 0, 0, 0, 0, 10, 0]] * 16  # all training images are unknown
     write_ferplus_csv(tmp_path, votes=undecided)
     said = complaint(open_labelled, str(tmp_path), label_rule="majority")
     assert "--label_rule majority: none of the 16 images of train gets a label" in said
 
 
-def test_ferplus_pixels_come_from_the_row_of_the_votes(tmp_path):
+def test_ferplus_pixels_and_votes_come_from_the_same_row(tmp_path):
     write_ferplus_csv(tmp_path, 1, 1, 1, nameless=2, drawn=False)
-    data = pickle.loads(pickle.dumps(open_labelled(str(tmp_path))))  # as a worker gets it
+    data = pickle.loads(pickle.dumps(open_labelled(str(tmp_path))))  # as a worker receives it
     lines = (tmp_path / "fer2013.csv").read_text().splitlines()
     names = {split: images.source.name(0) for split, images in data.splits.items()}
     assert names == {"train": "fer2013.csv:2", "val": "fer2013.csv:12", "test": "fer2013.csv:20"}
@@ -316,7 +316,7 @@ PIXELS = " ".join(["0"] * 2304)
         ("fer2013.csv", "0,,Training", "row 3: 0 pixels"),
         ("fer2013.csv", f"0,{PIXELS[:-1]}256,Training", "row 3: pixels from 0 to 256"),
         ("fer2013.csv", f"0,{PIXELS[:-1]}-1,Training", "row 3: pixels from -1 to 0"),
-        ("fer2013.csv", f"0,{PIXELS[:-1]}x,Training", "row 3: its pixels are no numbers"),
+        ("fer2013.csv", f"0,{PIXELS[:-1]}x,Training", "row 3: its pixels are not numbers"),
         ("fer2013.csv", f"7,{PIXELS},Training", "row 3: emotion '7'"),
         ("fer2013.csv", f"0,{PIXELS},Test", "row 3: Usage 'Test'"),
         ("fer2013.csv", f"0,{PIXELS}", "row 3: only 2 cells"),
@@ -343,7 +343,7 @@ def test_ferplus_missing_columns_and_files_are_named(tmp_path):
     assert "argmax10" in complaint(ferplus.read, root, "most")
 
 
-def test_fer2013_has_its_owners_order_and_splits(tmp_path):
+def test_fer2013_has_the_order_and_splits_of_its_owners(tmp_path):
     data = open_labelled(
         str(write_fer2013(tmp_path, 2, 1, 1, header=["emotion", " Pixels", "usage"]))
     )
@@ -353,7 +353,7 @@ def test_fer2013_has_its_owners_order_and_splits(tmp_path):
     assert data.splits["test"].source.name(0) == "fer2013.csv:23"
 
 
-def test_fer2013_beside_ferplus_is_read_only_when_asked_for(tmp_path):
+def test_fer2013_beside_ferplus_is_read_only_on_request(tmp_path):
     write_ferplus_csv(tmp_path, drawn=False)
     assert recognised(tmp_path) == "ferplus"
     assert open_labelled(str(tmp_path), "fer2013").name == "fer2013"
@@ -370,7 +370,7 @@ def test_fer2013_beside_ferplus_is_read_only_when_asked_for(tmp_path):
         ["6_neutral", "3-happy", "0_sad", "1_surprise", "2_fear", "4_disgust", "5_anger", "7_co"],
     ],
 )
-def test_folders_named_after_expressions_get_canonical_names_and_order(tmp_path, names):
+def test_folders_named_after_expressions_get_standard_names_and_order(tmp_path, names):
     root = write_folder(tmp_path, {"train": 2, "test": 1}, names, drawn=False)
     data = class_folder.read(root)
     assert data.classes == EXPRESSIONS
@@ -379,7 +379,7 @@ def test_folders_named_after_expressions_get_canonical_names_and_order(tmp_path,
             assert images.source.name(i).split("/")[-2] == names[label]
 
 
-def test_other_folder_names_stay_in_byte_order_and_images_lie_at_any_depth(tmp_path):
+def test_other_folder_names_are_in_byte_order_with_images_at_any_depth(tmp_path):
     root = write_folder(tmp_path, 1, ["zebra", "Äpfel", "cat", "Dog"], drawn=False)
     (root / "cat" / "more" / "of").mkdir(parents=True)
     shutil.copy(root / "cat" / "0000.png", root / "cat" / "more" / "of" / "it.png")
@@ -398,7 +398,7 @@ def test_other_folder_names_stay_in_byte_order_and_images_lie_at_any_depth(tmp_p
         ("1234567", "rafdb", ORDERS["rafdb"]),
         ("123456", "1:rafdb", ORDERS["rafdb"][:6]),
         ("123456", "0:rafdb", ORDERS["rafdb"][1:]),
-        ("123456", "rafdb", None),  # without its first class or its last
+        ("123456", "rafdb", None),  # the first or the last class is missing
         ("1234567", "affectnet", None),
         ("013456", "rafdb", ORDERS["rafdb"][:2] + ORDERS["rafdb"][3:]),
         ("01234567", "affectnet", EXPRESSIONS),
@@ -417,7 +417,7 @@ def test_other_folder_names_stay_in_byte_order_and_images_lie_at_any_depth(tmp_p
         ("0238", "affectnet", None),
     ],
 )
-def test_numbers_mean_what_the_label_order_says_or_nothing(ids, order, classes, tmp_path):
+def test_numbered_folders_are_named_by_the_label_order_or_refused(ids, order, classes, tmp_path):
     if classes is None:
         assert "--label_order" in complaint(name_classes, str(tmp_path), [*ids], order)
     else:
@@ -426,16 +426,16 @@ def test_numbers_mean_what_the_label_order_says_or_nothing(ids, order, classes, 
         assert [called[name] for name in ids] == [*classes]
 
 
-def test_numbers_keep_their_meaning_where_classes_are_missing(tmp_path):
+def test_numbered_folders_keep_their_classes_if_some_are_missing(tmp_path):
     known = name_classes("train", [*"0123456"], "rafdb")
     assert known.label_order == "0:rafdb"
     fewer = name_classes("test", [*"123456"], None, known.label_order)
     assert fewer.classes == known.classes[1:]
     assert {n: known.called[n] for n in "123456"} == fewer.called
-    assert fewer.notes[0].endswith("; none is of Surprise")
+    assert fewer.notes[0].endswith("; none stands for Surprise")
     both = "1, 2, 3, 4, 5, 6 may count from 0 or from 1: give --label_order 0:rafdb or 1:rafdb"
     assert both in complaint(name_classes, "test", [*"123456"], "rafdb")
-    assert both in complaint(name_classes, "test", [*"123456"], None, "rafdb")  # of an older file
+    assert both in complaint(name_classes, "test", [*"123456"], None, "rafdb")  # as in an older checkpoint
     message = complaint(name_classes, "test", [*"1234567"], None, "0:rafdb")
     assert "and 0:rafdb, as in training, does not fit: give --label_order" in message
 
@@ -443,13 +443,13 @@ def test_numbers_keep_their_meaning_where_classes_are_missing(tmp_path):
 @pytest.mark.parametrize(
     "names", [["0", "1", "None"], ["-1", "0", "1"], ["0.5", "1.5"], ["1", "b"]]
 )
-def test_what_is_half_numbers_is_no_set_of_names(names, tmp_path):
+def test_class_folders_that_are_partly_numbers_are_refused(names, tmp_path):
     message = complaint(name_classes, str(tmp_path), names)
     assert f"{tmp_path}: some class folders are numbers" in message
     assert name_classes(str(tmp_path), names, ",".join(names)).classes == tuple(names)
 
 
-def test_numbers_are_sorted_by_value(tmp_path):
+def test_numbered_folders_are_sorted_by_value(tmp_path):
     folders = [str(i) for i in range(11)]
     called = name_classes(str(tmp_path), sorted(folders), "a,b,c,d,e,f,g,h,i,j,k").called
     assert "".join(called[name] for name in folders) == "abcdefghijk"
@@ -460,7 +460,7 @@ def test_label_order_fixes_the_order_of_named_folders(tmp_path):
     order = "Anger,happiness,sad"
     assert open_labelled(str(root), label_order=order).classes == ("Anger", "Happy", "Sad")
     assert open_labelled(str(root), label_order="fer2013").classes == ("Anger", "Happy", "Sad")
-    assert "class folder sad, which --label_order anger,happy lacks" in complaint(
+    assert "class folder sad is not in --label_order anger,happy" in complaint(
         open_labelled, str(root), label_order="anger,happy"
     )
     assert "no class folder Fear" in complaint(
@@ -486,7 +486,7 @@ def test_validation_alone_is_the_test_split(tmp_path, before, after, told):
 
 
 def break_folder(root, how):
-    """Spoil class folders in one way."""
+    """Damage class folders in one way."""
     test = root / "test"
     if how == "empty":
         (test / "Smirk").mkdir()
@@ -503,7 +503,7 @@ def break_folder(root, how):
         shutil.copy(test / "Sad" / "0000.png", test / "x.png")
     if how == "extra":
         shutil.copytree(test, root / "old")
-        shutil.copytree(test, root / "@eaDir")  # a network disk's thumbnails are no folder of ours
+        shutil.copytree(test, root / "@eaDir")  # a network disk's thumbnails are ignored
     if how == "beside":
         for name in ("x.png", "y.PNG", ".z.png", "notes.txt"):
             shutil.copy(test / "Sad" / "0000.png", root / name)
@@ -513,9 +513,9 @@ def break_folder(root, how):
     ("how", "what"),
     [
         ("empty", "test/Smirk: a class folder without images"),
-        ("new", "test: class .*Contempt2.* which .*train lacks"),
+        ("new", "test: class .*Contempt2, not in .*train;"),
         ("twice", "test: Sad and sadness are both Sad"),
-        ("two", "val and valid are one split"),
+        ("two", "val and valid are the same split"),
     ],
 )
 def test_class_folders_that_do_not_fit_are_named(tmp_path, how, what):
@@ -529,12 +529,12 @@ def test_class_folders_that_do_not_fit_are_named(tmp_path, how, what):
     ("how", "what", "images"),
     [
         ("gone", "test has no images of Sad", 7),
-        ("loose", "1 images of test lie in no class folder and are left out (first: x.png)", 8),
-        ("extra", "not used, beside the splits: old", 8),
-        ("beside", "not used, beside the splits: 2 images", 8),
+        ("loose", "1 images of test are in no class folder and are left out (first: x.png)", 8),
+        ("extra", "not in any split, so not used: old", 8),
+        ("beside", "not in any split, so not used: 2 images", 8),
     ],
 )
-def test_class_folders_left_out_are_told(tmp_path, how, what, images):
+def test_class_folders_that_are_left_out_are_noted(tmp_path, how, what, images):
     root = write_folder(tmp_path, {"train": 1, "test": 1}, drawn=False)
     break_folder(root, how)
     data = open_labelled(str(root))
@@ -542,7 +542,7 @@ def test_class_folders_left_out_are_told(tmp_path, how, what, images):
     assert len(data.splits["test"]) == images
 
 
-def test_class_folder_listings_are_kept_for_each_split(tmp_path):
+def test_class_folder_listings_are_cached_for_each_split(tmp_path):
     root = write_folder(tmp_path / "data", {"train": 2, "test": 1}, drawn=False)
     first = open_labelled(str(root), cache=tmp_path / "list")
     again = open_labelled(str(root), cache=tmp_path / "list")
@@ -551,10 +551,10 @@ def test_class_folder_listings_are_kept_for_each_split(tmp_path):
         assert images.digest == again.splits[split].digest
 
 
-# Which one it is
+# Recognising data sets
 
 
-def test_every_layout_is_recognised_and_shows_what_it_is_labelled_with(tmp_path):
+def test_every_layout_is_recognised_and_labelled_correctly(tmp_path):
     write = {
         "rafdb": lambda root: write_rafdb(root, 1, 1),
         "ferplus": lambda root: write_ferplus_folders(root, 1, 1, 1),
@@ -571,11 +571,11 @@ def test_every_layout_is_recognised_and_shows_what_it_is_labelled_with(tmp_path)
         small = [Image.fromarray(test.source.image(i)).convert("L") for i in range(len(test))]
         faces += [np.asarray(face.resize((12, 12), Image.Resampling.BOX), float) for face in small]
     apart = np.abs(np.stack(faces)[:, None] - np.stack(faces)).mean((2, 3))
-    np.fill_diagonal(apart, np.inf)  # what looks most alike is the same face in another layout
+    np.fill_diagonal(apart, np.inf)  # the most similar image is the same face in another layout
     assert [shown[i] for i in apart.argmin(1)] == shown
 
 
-def test_affectnet_has_the_classes_asked_for(tmp_path):
+def test_affectnet_has_the_requested_number_of_classes(tmp_path):
     write_affectnet_csv(tmp_path, {"train": (1,) * 8, "test": (1,) * 8})
     assert recognised(tmp_path) == "affectnet"
     assert open_labelled(str(tmp_path)).classes == EXPRESSIONS
@@ -646,14 +646,17 @@ def affectnet_images(root):
         (affectnet_images, "neither training.csv nor validation.csv"),
         (lambda root: affectnet_images(root) / "Manually_Annotated_Images", "training.csv"),
         (lambda root: write_folder(root, 1, "12", drawn=False), "give --label_order"),
-        (lambda root: (root / "empty").mkdir() or root / "empty", "is empty; known are RAF-DB"),
+        (
+            lambda root: (root / "empty").mkdir() or root / "empty",
+            "is empty; known layouts: RAF-DB",
+        ),
         (lambda root: (root / "a").touch() or root, "no data set with labels; it holds a; known"),
         (lambda root: (root / "a").touch() or root / "a", "is a list without entries"),
         (lambda root: (root / "a.zip").write_bytes(b"PK\3\4\0") and root / "a.zip", "an archive"),
         (lambda root: root / "gone", "does not exist"),
     ],
 )
-def test_path_that_is_no_data_set_is_told_what_is_missing(tmp_path, make, what):
+def test_for_a_path_without_a_data_set_the_missing_files_are_named(tmp_path, make, what):
     message = complaint(open_labelled, str(make(tmp_path)))
     assert message.startswith(("--data_path", str(tmp_path)))
     assert what in message
@@ -678,7 +681,7 @@ def test_options_that_do_not_fit_the_data_set_are_refused(tmp_path, options, wha
     assert what in complaint(open_labelled, str(root), **options)
 
 
-def test_official_names_mean_class_folders(tmp_path):
+def test_names_of_the_official_scripts_mean_class_folders(tmp_path):
     write_rafdb(tmp_path, 1, 1, "folder", drawn=False)
     for name in ("IMNET", "image_folder", "folder"):
         data = open_labelled(str(tmp_path / "DATASET"), name, label_order="rafdb")
@@ -696,7 +699,7 @@ def test_home_is_expanded(tmp_path, monkeypatch):
     ("path", "sizes"),
     [("synthetic", [24, 16]), ("synthetic:40", [40, 16]), ("synthetic:9:8", [9, 8])],
 )
-def test_synthetic_faces_are_labelled_with_what_they_show(path, sizes):
+def test_synthetic_faces_have_the_labels_of_their_generator(path, sizes):
     data = open_labelled(path, size=32, counts=(24, 16))
     assert (data.name, data.classes) == ("synthetic", EXPRESSIONS)
     assert [len(images) for images in data.splits.values()] == sizes
@@ -709,46 +712,46 @@ def test_synthetic_faces_are_labelled_with_what_they_show(path, sizes):
 @pytest.mark.parametrize(
     ("path", "data_set"), [("synthetic:7", "auto"), ("synthetic", "rafdb"), ("", "auto")]
 )
-def test_synthetic_and_empty_paths_that_cannot_work_are_refused(path, data_set):
+def test_invalid_synthetic_and_empty_paths_are_refused(path, data_set):
     assert complaint(open_labelled, path, data_set).startswith("--data_path")
 
 
 @pytest.mark.parametrize("aside", ["@eaDir", "#recycle", "$RECYCLE.BIN", ".@__thumb", "lost+found"])
-def test_folders_that_network_disks_keep_are_no_classes(tmp_path, aside):
+def test_folders_of_network_disks_are_not_classes(tmp_path, aside):
     write_folder(tmp_path, 1, ["happy", "sad", aside], drawn=False)
     data = open_labelled(str(tmp_path))
     assert (data.classes, data.notes) == (("Happy", "Sad"), ())
 
 
-def test_of_two_rafdb_images_of_one_name_the_first_is_read_and_the_other_counted(tmp_path):
+def test_of_two_rafdb_images_with_one_name_the_first_is_read_and_the_other_counted(tmp_path):
     root = write_rafdb(tmp_path, 1, 1, drawn=False)
     aligned = root / "basic" / "Image" / "aligned"
     shutil.copy(aligned / "train_00003_aligned.jpg", aligned / "train_00003_aligned.png")
     data = rafdb.read(root)
     assert named(data.splits["train"])[2][0] == "train_00003_aligned.jpg"
-    told = "aligned: 1 files have the name of another one but for the ending and are left out "
-    assert data.notes == (f"{told}(first: train_00003_aligned.png)",)
+    told = "aligned: 1 files have the name of another one except for the extension "
+    assert data.notes == (f"{told}and are left out (first: train_00003_aligned.png)",)
 
 
 @pytest.fixture
 def label_csv(tmp_path):
-    """The rows of a label.csv of FERPlus to add to, of 8 training images of another class each."""
+    """A label.csv of FERPlus with 8 training images, one per class, to add rows to."""
     return write_ferplus_folders(tmp_path, 1, 1, 1, drawn=False) / "FER2013Train" / "label.csv"
 
 
-def test_ferplus_rows_without_an_image_or_that_repeat_one_are_counted(tmp_path, label_csv):
+def test_ferplus_rows_without_an_image_and_repeated_rows_are_counted(tmp_path, label_csv):
     first = label_csv.read_text().splitlines()[0]
     nameless = first.replace("fer0000000.png", "")
     label_csv.write_text("\n".join([label_csv.read_text().strip(), nameless, first, nameless]))
     data = ferplus.read(tmp_path)
     assert len(data.splits["train"]) == 8
-    repeated = "1 rows of label.csv name an image again and are left out (first: row 10)"
+    repeated = "1 rows of label.csv repeat an earlier row and are left out (first: row 10)"
     assert data.notes == (f"FER2013Train: {repeated}", "2 rows without an image are left out")
 
 
-def test_a_ferplus_image_with_two_tallies_is_named_with_both_rows(tmp_path, label_csv):
+def test_a_ferplus_image_with_different_votes_is_named_with_both_rows(tmp_path, label_csv):
     lines = label_csv.read_text().strip().splitlines()
     other = lines[1].replace("fer0000001.png", "fer0000000.png")
     label_csv.write_text("\n".join([*lines, other]))
     message = complaint(ferplus.read, tmp_path)
-    assert "label.csv, row 9: fer0000000.png has other votes than in row 1; leave one" in message
+    assert "label.csv, row 9: fer0000000.png has other votes than in row 1; keep one" in message

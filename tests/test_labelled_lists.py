@@ -1,4 +1,4 @@
-"""Labelled lists, names that are nearly expressions, and what lists and folders are told."""
+"""Lists with labels, names that resemble expressions, and messages about lists and folders."""
 
 import pytest
 from PIL import Image
@@ -63,7 +63,7 @@ def test_a_column_of_splits_makes_splits(images):
     (images / "list.csv").write_text(text)
     data = open_labelled(str(images / "list.csv"))
     assert {split: len(part) for split, part in data.splits.items()} == {"train": 2, "test": 2}
-    alone = open_images(str(images / "list.csv"))  # pre-training keeps away from test images
+    alone = open_images(str(images / "list.csv"))  # pre-training does not use test images
     assert [alone.source.name(i) for i in range(2)] == [str(images / name) for name in NAMES[:2]]
     assert (len(alone.source), len(alone.notes)) == (2, 1)
     assert alone.notes[0] == "only the 2 training images of 4 in the list are used"
@@ -80,12 +80,12 @@ def test_numbers_in_a_list_need_an_order(images):
     assert data.classes == ("Sad", "Happy")
     assert data.splits["all"].labels.tolist() == [1, 0, 1, 0]
     assert data.options == {"label_order": "0:Sad,Happy"}
-    assert "labels are numbered by --label_order 0:Sad,Happy: 0 Sad, 1 Happy" in data.notes
+    assert "labels are numbered as in --label_order 0:Sad,Happy: 0 Sad, 1 Happy" in data.notes
 
 
-def test_whole_numbers_may_be_written_with_a_point(images):
+def test_labels_may_be_whole_numbers_with_a_decimal_point(images):
     text = "path,label\n" + "".join(f"{name},{k % 2}.0\n" for k, name in enumerate(NAMES))
-    (images / "list.csv").write_text(text)  # as pandas saves a column in which a label was missing
+    (images / "list.csv").write_text(text)  # as pandas writes a column with a missing label
     assert "give --label_order" in complaint(open_labelled, str(images / "list.csv"))
     data = open_labelled(str(images / "list.csv"), label_order="sad,happy")
     assert data.splits["all"].labels.tolist() == [0, 1, 0, 1]
@@ -96,11 +96,14 @@ def test_whole_numbers_may_be_written_with_a_point(images):
     [
         ("happy/a.png\nsad/e.png\n", "a list of images without labels; write `path label` lines"),
         ("happy/a.png happy\nsad/e.png\n", "sad/e.png has no label"),
-        ("happy/a.png happy\nhappy/d.png happy\n", "only one class, happy; a classifier needs two"),
+        (
+            "happy/a.png happy\nhappy/d.png happy\n",
+            "only one class, happy; a classifier needs at least two",
+        ),
         ("x/a.png happy\nx/b.png sad\n", "none of its 2 entries exists"),
     ],
 )
-def test_a_list_that_cannot_be_trained_on_says_why(text, words, images):
+def test_a_list_that_cannot_be_trained_on_is_refused_with_the_reason(text, words, images):
     (images / "list.txt").write_text(text)
     assert words in complaint(open_labelled, str(images / "list.txt"))
 
@@ -122,7 +125,7 @@ def test_missing_files_of_a_list_are_counted(images):
     ],
 )
 @pytest.mark.parametrize("call", [open_images, open_labelled])
-def test_unknown_columns_are_answered_with_the_known_ones(call, text, columns, images):
+def test_for_unknown_columns_the_known_ones_are_named(call, text, columns, images):
     (images / "list.csv").write_text(text)
     message = complaint(call, str(images / "list.csv"))
     assert f"no column of paths among {columns}; name it one of path, file, filename" in message
@@ -136,7 +139,7 @@ def test_a_list_with_labels_can_be_trained_on_and_tested_with_another(images, tm
     assert run_here(main_finetune, options) == DONE
     result = results(tmp_path / "run")
     assert (result["n"], result["data"], result["split"]) == (4, "list test.csv", "all")
-    assert "list test.csv has no test split: all of its images are tested on" in result["report"]
+    assert "list test.csv has no test split: testing on all of its images" in result["report"]
 
 
 def test_a_list_with_labels_is_packed_with_them(images, tmp_path):
@@ -147,7 +150,7 @@ def test_a_list_with_labels_is_packed_with_them(images, tmp_path):
     assert (data.name, data.classes) == ("list", ("Happy", "Sad"))
 
 
-def test_a_text_of_paths_with_blanks_is_no_list_of_labels(images):
+def test_a_list_of_paths_with_spaces_is_not_read_as_labels(images):
     (images / "list.txt").write_text("sad/b c.png\nhappy/a.png\n")
     listed = read_list(str(images / "list.txt"))
     assert (listed.names, listed.labels) == (["sad/b c.png", "happy/a.png"], [])
@@ -156,7 +159,7 @@ def test_a_text_of_paths_with_blanks_is_no_list_of_labels(images):
 # Names
 
 
-def test_one_folder_that_is_no_expression_is_named_with_the_nearest(tmp_path):
+def test_folders_that_are_not_expressions_are_noted_with_the_nearest_name(tmp_path):
     names = ["happiness", "sadness", "Suprise", "other"]
     data = open_labelled(str(write_folder(tmp_path, 1, names, drawn=False)))
     assert data.classes == tuple(sorted(names))
@@ -166,7 +169,7 @@ def test_one_folder_that_is_no_expression_is_named_with_the_nearest(tmp_path):
     )
 
 
-def test_folders_that_are_no_expressions_at_all_are_nothing_to_speak_of(tmp_path):
+def test_folders_are_not_noted_if_none_is_an_expression(tmp_path):
     assert open_labelled(str(write_folder(tmp_path, 1, ["cat", "dog"], drawn=False))).notes == ()
 
 
@@ -174,15 +177,15 @@ def test_one_class_is_refused_before_anything_is_built(tmp_path, capfd):
     write_folder(tmp_path / "data", {"train": 2, "test": 1}, ["happy"], drawn=False)
     options = f"--data_path {tmp_path / 'data'} --data_set folder"
     assert run_here(main_finetune, finetune_options(tmp_path / "out", "vit", options)) == BAD_INPUT
-    assert "only one class, happy; a classifier needs two at least" in capfd.readouterr().err
+    assert "only one class, happy; a classifier needs at least two" in capfd.readouterr().err
 
 
-# Rows and columns: whatever is left out is counted, and what cannot be meant is refused
+# Rows and columns: those left out are counted, and ambiguous ones refused
 
 
 @pytest.fixture
 def faces(tmp_path):
-    """Six images of two classes; returns a function that writes a list beside them."""
+    """Six images of each of two classes; -> a function that writes a list beside them."""
     for k, name in enumerate(FACES):
         save(Image.new("RGB", (8, 8), (20 * k, 0, 0)), tmp_path / name)
 
@@ -197,7 +200,7 @@ FACES = [f"{word}/{k}.jpg" for word in ("happy", "sad") for k in range(6)]
 
 
 def rows(*more, header="path,label", names=FACES):
-    """A CSV of the faces: path, label and what `more(k)` gives for the k-th."""
+    """A CSV of the faces: path, label and the values of each `more(k)` for the k-th."""
     lines = [",".join([n, n.split("/")[0], *(m(k) for m in more)]) for k, n in enumerate(names)]
     return "\n".join([header, *lines]) + "\n"
 
@@ -218,7 +221,7 @@ def test_a_split_whose_images_are_all_missing_is_refused(faces):
 
 
 @pytest.mark.parametrize("column", ["set", "fold", "partition", "phase"])
-def test_a_column_of_splits_is_known_by_its_cells(column, faces):
+def test_a_column_of_splits_is_recognised_by_its_cells(column, faces):
     path = faces(rows(lambda k: str(k), third_test, header=f"path,label,id,{column}"))
     data = open_labelled(path)
     assert {split: len(part) for split, part in data.splits.items()} == {"train": 8, "test": 4}
@@ -229,7 +232,7 @@ def test_a_column_of_splits_is_known_by_its_cells(column, faces):
     assert images.notes == told
 
 
-def test_a_column_of_which_some_cells_are_no_splits_is_not_used_and_said_so(faces):
+def test_a_column_with_cells_that_are_not_splits_is_reported_as_not_used(faces):
     path = faces(rows(lambda k: str(k % 5), header="path,label,fold"))
     assert [*open_labelled(path).splits] == ["all"]
     assert "columns not used: fold" in open_labelled(path).notes
@@ -256,29 +259,29 @@ def test_a_row_without_a_path_is_named(call, text, words, faces):
     assert words in complaint(call, faces(text))
 
 
-def test_blank_rows_and_comments_are_no_rows(faces):
+def test_blank_rows_and_comments_are_ignored(faces):
     text = rows().replace("sad/0.jpg", "\n,\n # more,\nsad/0.jpg")
     assert len(open_labelled(faces(text)).splits["all"]) == 12
 
 
-def test_the_paths_of_a_table_may_be_its_index_without_a_name(faces):
+def test_paths_may_be_in_a_first_column_without_a_name(faces):
     assert len(open_labelled(faces(rows(header=",label"))).splits["all"]) == 12
 
 
-def test_rows_that_repeat_another_one_count_once(faces):
+def test_repeated_rows_count_once(faces):
     text = rows() + "sad/1.jpg,Sadness\n./happy/0.jpg,happy\n"
     data = open_labelled(faces(text))
     assert len(data.splits["all"]) == 12
-    told = "2 rows of list.csv name an image again and are left out (first: row 14)"
+    told = "2 rows of list.csv repeat an earlier row and are left out (first: row 14)"
     assert told in data.notes
 
 
 def test_an_image_with_two_labels_is_named_with_both_rows(faces):
     message = complaint(open_labelled, faces(rows() + "sad/1.jpg,happy\n"))
-    assert "list.csv, row 14: sad/1.jpg is happy, but sad in row 9; leave one of them" in message
+    assert "list.csv, row 14: sad/1.jpg is happy, but sad in row 9; keep one of them" in message
 
 
-def test_an_image_in_two_splits_is_left_to_the_line_on_duplicates(faces):
+def test_an_image_in_two_splits_is_reported_as_a_duplicate_only(faces):
     text = rows(third_test, header="path,label,split") + "sad/0.jpg,sad,test\n"
     data = open_labelled(faces(text))
     assert {split: len(part) for split, part in data.splits.items()} == {"train": 8, "test": 5}
@@ -295,19 +298,19 @@ def test_a_list_without_a_training_split_is_used_whole_with_a_warning(faces):
 BOXED = "subDirectory_filePath,face_x,face_y,face_width,face_height,facial_landmarks,expression"
 
 
-def test_affectnets_own_csv_as_a_list_says_that_its_boxes_are_not_used(faces):
+def test_for_affectnets_csv_as_a_list_the_unused_boxes_are_noted(faces):
     lines = [f"{name},1,2,3,4,1;2,{k % 2}" for k, name in enumerate(FACES)]
     path = faces("\n".join([BOXED, *lines]))
-    told = "columns not used: face_x, face_y, face_width, face_height, facial_landmarks; give "
-    told += "AffectNet's folder instead to crop faces by their boxes"
+    told = "columns not used: face_x, face_y, face_width, face_height, facial_landmarks; to "
+    told += "crop faces by their boxes, give AffectNet's folder instead"
     assert told in open_labelled(path, label_order="happy,sad").notes
     assert open_images(path).notes == [told]
     message = complaint(open_images, faces("\n".join([BOXED, "1/a.jpg,1,2,3,4,,0"])))
-    assert "of AffectNet's own lists, give the folder of the data set" in message
+    assert "for AffectNet's own lists, give the folder of the data set" in message
 
 
 @pytest.mark.parametrize("call", [open_images, open_labelled])
-def test_entries_are_looked_for_all_over_a_list(call, faces):
+def test_entries_from_all_parts_of_a_list_are_checked(call, faces):
     gone = "".join(f"gone/{k}.jpg {['happy', 'sad'][k % 2]}\n" for k in range(150))
     there = "".join(f"{name} {name.split('/')[0]}\n" for name in FACES)
     if call is open_images:
@@ -316,7 +319,7 @@ def test_entries_are_looked_for_all_over_a_list(call, faces):
         message = complaint(call, faces(gone + there, "list.txt"))
         assert "list.txt: 150 of 162 images it names are missing" in message
     message = complaint(call, faces(gone, "list.txt"))
-    assert "none of 100 entries all over it exists; the first, gone/0.jpg, was looked" in message
+    assert "none of 100 of its entries exists; the first, gone/0.jpg, was looked" in message
 
 
 @pytest.mark.parametrize(
@@ -330,15 +333,15 @@ def test_a_text_list_may_have_any_separator_and_a_header(separator, header, face
     assert len(data.splits["all"]) == 12
 
 
-def test_paths_written_on_windows_are_found_and_said(faces):
+def test_paths_from_windows_are_found_and_noted(faces):
     path = faces(rows().replace("/", "\\"))
     data = open_labelled(path)
     assert len(data.splits["all"]) == 12
-    assert data.notes == ("paths are read with / in place of \\",)
-    assert open_images(path).notes == ["paths are read with / in place of \\"]
+    assert data.notes == ("paths are read with / instead of \\",)
+    assert open_images(path).notes == ["paths are read with / instead of \\"]
 
 
-def test_a_list_kept_before_its_images_were_unpacked_is_not_believed(faces, tmp_path):
+def test_a_list_cached_before_its_images_were_unpacked_is_not_used(faces, tmp_path):
     text = rows(names=[n for n in FACES if "sad" in n]).replace("/", "\\").replace("sad\\", "new\\")
     path = faces(text)
     assert "none of its" in complaint(open_images, path, tmp_path / "cache")
@@ -347,19 +350,19 @@ def test_a_list_kept_before_its_images_were_unpacked_is_not_believed(faces, tmp_
 
 
 @pytest.mark.parametrize("line", ["{label} {name}", "{name} {label} train"])
-def test_lines_in_another_order_are_told_the_format(line, faces):
+def test_for_lines_in_another_order_the_format_is_explained(line, faces):
     text = "".join(line.format(label=n.split("/")[0], name=n) + "\n" for n in FACES)
     message = complaint(open_labelled, faces(text, "list.txt"))
     assert message.endswith("; a line is read as `path label`, the path first")
 
 
 @pytest.mark.parametrize("call", [open_images, open_labelled])
-def test_a_csv_of_pixels_is_told_to_give_its_folder(call, faces):
+def test_for_a_csv_of_pixels_the_error_asks_for_its_folder(call, faces):
     text = "emotion,pixels,Usage\n0,1 2 3,Training\n"
     path = faces(text, "fer2013.csv")
-    assert complaint(call, path).endswith(f"{path}: holds pixels: give the folder it lies in")
+    assert complaint(call, path).endswith(f"{path}: holds pixels: give its folder")
     message = complaint(call, faces(text, "icml.csv"))
-    assert message.endswith("give the folder it lies in, with the file called fer2013.csv")
+    assert message.endswith("give its folder, with the file renamed to fer2013.csv")
 
 
 def test_an_empty_source_is_refused_in_one_line(faces, tmp_path):

@@ -1,8 +1,8 @@
-"""Other libraries' files: read exactly, and a clear no to what our models do not compute.
+"""Files of other libraries are read exactly, or refused if our models compute something else.
 
-Files of transformers and timm are written by these libraries here. mmpretrain and S2D are not
-installed: loops that know nothing of our tables give tensors their names, and mmpretrain's are
-compared with those of files that mmpretrain 1.2.0 wrote.
+Files of transformers and timm are written here by these libraries. mmpretrain and S2D are not
+installed: tests rename tensors independently of our tables, and compare mmpretrain's names with
+those of files that mmpretrain 1.2.0 wrote.
 """
 
 import re
@@ -50,7 +50,7 @@ THEIRS = {  # class of transformers, its settings
 
 
 def stirred(model):
-    """A model with nothing left at zero or one, so that a tensor in a wrong place shows."""
+    """A model without parameters at zero or one, so that a tensor in a wrong place is noticed."""
     generator = torch.Generator().manual_seed(1)
     for parameter in model.parameters():
         noise = torch.randn(parameter.shape, generator=generator)
@@ -65,7 +65,7 @@ def build(name, settings, more):
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory):
-    """A model of transformers, its folder by `save_pretrained`; each made once."""
+    """A transformers model and its folder written by `save_pretrained`; each made once."""
     made = {}
 
     def write(kind):
@@ -81,7 +81,7 @@ def written(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def shallow(tmp_path_factory):
-    """The tensors that transformers save of a model of few blocks, by kind."""
+    """The tensors that transformers saves for a model with few blocks, by kind."""
     made = {}
 
     def write(kind):
@@ -100,7 +100,7 @@ def assert_same(ours, theirs):
 
 
 def answers(kind, model):
-    """What transformers' model computes, in the terms of ours."""
+    """The outputs of transformers' model, under our names."""
     if kind == "mae":
         noise = torch.rand(3, 4, generator=torch.Generator().manual_seed(2))
         return {"noise": noise, "pred": model(IMAGES, noise=noise).logits}
@@ -128,8 +128,8 @@ def assert_answers(saved, wanted):
 @pytest.mark.parametrize("kind", THEIRS)
 @pytest.mark.parametrize("file", ["model.safetensors", "pytorch_model.bin"])
 @torch.no_grad()
-def test_transformers_models_answer_here_as_there(kind, file, written, tmp_path):
-    """As saved by the library; and its tensors as torch saves them, under names in memory."""
+def test_transformers_models_have_the_same_outputs_here(kind, file, written, tmp_path):
+    """For files saved by the library, and for its state dict saved by torch."""
     model, folder = written(kind)
     if file == "pytorch_model.bin":
         (tmp_path / "config.json").write_text((folder / "config.json").read_text())
@@ -154,7 +154,7 @@ def test_transformers_models_answer_here_as_there(kind, file, written, tmp_path)
         ("convnext encoder", "ConvNeXt V2", set()),
     ],
 )
-def test_transformers_models_begin_fine_tuning(kind, layout, unused, written):
+def test_fine_tuning_starts_from_transformers_models(kind, layout, unused, written):
     name = "convnextv2_atto" if "convnext" in kind else "vit_tiny_patch16"
     source = written(kind)[1] / "model.safetensors"
     report = load_pretrained(create_classifier(name, 3, 32), source)
@@ -164,8 +164,8 @@ def test_transformers_models_begin_fine_tuning(kind, layout, unused, written):
     assert {name.split(".")[0] for name in report.missing} == fresh
 
 
-def test_transformers_decoder_is_read_under_the_names_of_either_release(written):
-    """5.24 saves `decoder_encoder.layer`, 4.50, like our export, `decoder_layers`."""
+def test_transformers_decoder_is_read_under_the_names_of_both_releases(written):
+    """5.24 saves `decoder_encoder.layer`; 4.50 and our export save `decoder_layers`."""
     state = load_file(written("mae")[1] / "model.safetensors")
     old = {n.replace("decoder_encoder.layer.", "decoder_layers."): v for n, v in state.items()}
     new = {n.replace("decoder_layers.", "decoder_encoder.layer."): v for n, v in old.items()}
@@ -202,7 +202,7 @@ BEIT = {**TINY, **HEAD, "num_hidden_layers": 2}
         ("DeiT", "DeiTConfig", BEIT, "no ViT, ConvNeXt V2 or ResNet in a known layout"),
     ],
 )
-def test_what_computes_something_else_is_refused_by_name(name, settings, more, expected, tmp_path):
+def test_models_that_compute_something_else_are_refused(name, settings, more, expected, tmp_path):
     build(f"{name}ForImageClassification", settings, more).save_pretrained(tmp_path)
     model = ViTClassifier(SHALLOW, 7, input_size=32)
     for keep_head in (True, False):
@@ -236,7 +236,7 @@ def test_the_authors_fine_tuned_files_are_opened(tmp_path):
 
 
 def as_s2d(state, head="head.fc_cls"):
-    """A ViT's tensors under S2D's names, and some of those that it adds."""
+    """A ViT's tensors under S2D's names, with some of the tensors that S2D adds."""
     made = {}
     for name, value in state.items():
         first, _, rest = name.partition(".")
@@ -254,7 +254,7 @@ def as_s2d(state, head="head.fc_cls"):
 
 
 @pytest.mark.parametrize("head", ["head.fc_cls", "fc_cls"])
-def test_s2d_begins_fine_tuning_and_is_not_taken_for_a_classifier(head, tmp_path):
+def test_fine_tuning_starts_from_s2d_but_it_is_not_used_as_a_classifier(head, tmp_path):
     vit = stirred(create_classifier("vit_tiny_patch16", 7, 32, global_pool="token"))
     path = tmp_path / "s2d.pth"
     torch.save({"model": as_s2d(vit.state_dict(), head)}, path)
@@ -300,7 +300,7 @@ def as_mmpretrain(state):
     return {"meta": {"dataset_meta": {"classes": list(CLASSES)}}, "state_dict": made}
 
 
-# Of files that mmpretrain 1.2.0 wrote: ViT-Tiny of 32 pixels, a decoder of width 32, 7 classes.
+# Names and shapes in files of mmpretrain 1.2.0: ViT-Tiny, 32 px, decoder width 32, 7 classes.
 OF_MMPRETRAIN = {
     "backbone": """cls_token 1,1,192 pos_embed 1,5,192
         patch_embed.projection.weight 192,3,16,16 patch_embed.projection.bias 192""",
@@ -316,7 +316,7 @@ OF_MMPRETRAIN = {
         ffn.layers.0.0.weight 128,32 ffn.layers.0.0.bias 128
         ffn.layers.1.weight 32,128 ffn.layers.1.bias 32""",
 }
-BESIDE = {  # beside the encoder, by what was written
+BESIDE = {  # names and shapes beside the encoder, by kind of file
     "mae": "backbone.ln1.weight 192 backbone.ln1.bias 192",
     "avg": """backbone.ln2.weight 192 backbone.ln2.bias 192 head.fc.weight 7,192 head.fc.bias 7""",
     "token": """backbone.ln1.weight 192 backbone.ln1.bias 192 head.layers.head.weight 7,192
@@ -328,7 +328,7 @@ BESIDE = {  # beside the encoder, by what was written
 
 
 def written_by_mmpretrain(kind):
-    """Names, with all blocks as the first, and shapes."""
+    """Names and shapes in a file, with the number 0 for all blocks."""
     parts = {"": BESIDE[kind]}
     parts |= {f"{b}.": t for b, t in OF_MMPRETRAIN.items() if kind == "mae" or "back" in b}
     found = {}
@@ -340,7 +340,7 @@ def written_by_mmpretrain(kind):
 
 @pytest.fixture(scope="module")
 def ours():
-    """Our models of the sizes of mmpretrain's files."""
+    """Our models, in the sizes of mmpretrain's files."""
     made = {"mae": create_pretrain_model("mae_vit_tiny_patch16", 32, decoder_embed_dim=32)}
     for kind, pool in [("avg", "avg"), ("token", "token"), ("probe", "token")]:
         made[kind] = create_classifier("vit_tiny_patch16", 7, 32, global_pool=pool)
@@ -387,24 +387,24 @@ NORM = torch.ones(192)
         ({"neck.fc.weight": torch.ones(192, 192)}, "neck.fc.weight"),
     ],
 )
-def test_mmpretrains_other_vits_are_no_classifiers_of_ours(more, expected, ours, tmp_path):
+def test_mmpretrains_other_vits_are_refused_as_classifiers(more, expected, ours, tmp_path):
     state = {**as_mmpretrain(ours["avg"].state_dict())["state_dict"], **more}
     torch.save({"state_dict": state}, tmp_path / "theirs.pth")
     with pytest.raises(BadInput, match=f"has in addition {re.escape(expected)}"):
         open_classifier(tmp_path / "theirs.pth", CLASSES)
 
 
-# ---- nothing but the whole
+# ---- complete files only
 
 
 def kinds_of(state, without=()):
-    """One name for all that differ in numbers only, the last one."""
+    """One name, the last, of all that differ only in numbers."""
     names = {re.sub(r"\d+", "0", name): name for name in state}
     return [name for name in names.values() if not name.startswith(without)]
 
 
 def damages(state, name):
-    """The tensor lost, renamed, joined by another one, of another shape, and not finite."""
+    """States with the tensor missing, renamed, in another shape, not finite, or with one added."""
     rest, value = {n: v for n, v in state.items() if n != name}, state[name]
     yield rest
     yield {**rest, f"{name}2": value}
@@ -417,7 +417,7 @@ def damages(state, name):
 NOT_LOADED_OF_S2D = ("head", "prompt", "patch_embed_prompt", "temporal")
 
 
-def test_a_foreign_file_is_read_whole_or_not_at_all(shallow):
+def test_a_foreign_file_is_read_completely_or_refused(shallow):
     def vit(pool):
         return stirred(ViTClassifier(SHALLOW, 7, input_size=32, global_pool=pool))
 
@@ -447,7 +447,7 @@ def test_a_foreign_file_is_read_whole_or_not_at_all(shallow):
         assert all(torch.equal(before[n], value) for n, value in model.state_dict().items())
 
 
-def test_a_foreign_convnext_is_read_whole_or_not_at_all(written):
+def test_a_foreign_convnext_is_read_completely_or_refused(written):
     state = load_file(written("convnext")[1] / "model.safetensors")
     model = create_classifier("convnextv2_atto", 7)
     load_pretrained(model, "x", keep_head=True, checkpoint=state)
@@ -466,15 +466,15 @@ def test_a_foreign_convnext_is_read_whole_or_not_at_all(written):
         ("embeddings.cls_token", r"lacks cls_token$"),
     ],
 )
-def test_what_is_lost_is_named(lost, expected, shallow):
+def test_a_missing_tensor_is_named(lost, expected, shallow):
     state = {n: v for n, v in shallow("vit").items() if not n.endswith(lost)}
     assert len(state) == len(shallow("vit")) - 1
     with pytest.raises(BadInput, match=expected):
         load_pretrained(ViTClassifier(SHALLOW, 7, input_size=32), "x", checkpoint=state)
 
 
-def test_queries_keys_and_values_that_do_not_fit_are_not_joined(shallow):
-    """Their shapes add up to the right one, or they are no plain tensors."""
+def test_queries_keys_and_values_that_do_not_fit_are_refused(shallow):
+    """Although their shapes add up to the right one, or as they are not plain fp32 tensors."""
     name = "vit.encoder.layer.0.attention.attention.{}.weight"
     keys, values = (shallow("vit")[name.format(part)] for part in ("key", "value"))
     for other in (
@@ -489,7 +489,7 @@ def test_queries_keys_and_values_that_do_not_fit_are_not_joined(shallow):
             load_pretrained(ViTClassifier(SHALLOW, 7, input_size=32), "x", checkpoint=state)
 
 
-def test_two_tensors_of_one_name_are_not_chosen_from(shallow):
+def test_two_tensors_with_one_name_are_refused(shallow):
     state = {**shallow("vit"), "layernorm.weight": torch.ones(192)}
     with pytest.raises(BadInput, match="in a known layout"):
         load_pretrained(ViTClassifier(SHALLOW, 7, input_size=32), "x", checkpoint=state)

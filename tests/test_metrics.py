@@ -1,4 +1,4 @@
-"""util.metrics: every number against scikit-learn, the intervals against slow, obvious ones."""
+"""util.metrics: metrics against scikit-learn, intervals against slow, obvious references."""
 
 import csv
 import json
@@ -21,7 +21,7 @@ def softmax(logits):
 
 
 def random_case(seed, n=400, k=7, skill=2.0):
-    """Labels of uneven classes and probabilities that follow them with `skill`."""
+    """Labels of imbalanced classes, and probabilities that predict them with `skill`."""
     rng = np.random.default_rng(seed)
     labels = rng.choice(k, n, p=rng.dirichlet(np.full(k, 2.0)))
     return softmax(rng.normal(size=(n, k)) + skill * np.eye(k)[labels]), labels
@@ -48,7 +48,7 @@ CASES = {
 
 @pytest.mark.filterwarnings("ignore:y_pred contains classes not in y_true")
 @pytest.mark.parametrize("case", CASES)
-def test_numbers_are_those_of_scikit_learn(case):
+def test_metrics_equal_scikit_learns(case):
     probabilities, labels = CASES[case]
     k, predicted = probabilities.shape[1], probabilities.argmax(axis=1)
     result = evaluate(probabilities, labels, [str(i) for i in range(k)])
@@ -65,7 +65,7 @@ def test_numbers_are_those_of_scikit_learn(case):
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_results_are_json_without_warnings_and_summarised(case):
+def test_results_can_be_saved_as_json_and_summarised_without_warnings(case):
     probabilities, labels = CASES[case]
     names = [f"class {i}" for i in range(probabilities.shape[1])]
     with warnings.catch_warnings():
@@ -75,9 +75,9 @@ def test_results_are_json_without_warnings_and_summarised(case):
     assert len(summary_lines(result)) in (2 + len(names), 4 + 2 * len(names))
 
 
-def test_absent_and_unpredicted_classes_have_none_and_are_left_out_of_means():
-    # class 0: right once, and predicted for nothing else; 1: never found; 2: absent, predicted;
-    # 3: neither.
+def test_metrics_of_absent_classes_are_none_and_left_out_of_means():
+    # Class 0: right once and never predicted wrongly; 1: never predicted; 2: absent but predicted;
+    # 3: neither present nor predicted.
     result = evaluate(certain([0, 2], 4), np.array([0, 1]), list("abcd"))
     assert result["recall"] == {"a": 100, "b": 0, "c": None, "d": None}
     assert result["precision"] == {"a": 100, "b": None, "c": 0, "d": None}
@@ -88,7 +88,7 @@ def test_absent_and_unpredicted_classes_have_none_and_are_left_out_of_means():
 
 
 def slow_bootstrap(labels, predicted, rounds=3000):
-    """Percentiles of accuracy and UAR over images drawn one by one with replacement."""
+    """Percentiles of accuracy and UAR over images sampled one by one with replacement."""
     rng, values = np.random.default_rng(9), []
     for _ in range(rounds):
         drawn = rng.integers(0, len(labels), len(labels))
@@ -99,16 +99,16 @@ def slow_bootstrap(labels, predicted, rounds=3000):
 
 
 @pytest.mark.parametrize(("seed", "k", "n"), [(0, 7, 300), (1, 2, 500), (2, 8, 60)])
-def test_intervals_are_those_of_resampling_images(seed, k, n):
+def test_intervals_equal_those_of_resampling_images(seed, k, n):
     probabilities, labels = random_case(seed, n, k, skill=1.5)
     result = evaluate(probabilities, labels, NAMES[:k])
     expected = slow_bootstrap(labels, probabilities.argmax(axis=1))
     for key, (low, high) in zip(("accuracy_ci", "uar_ci"), expected, strict=True):
-        # Both are estimates from draws: their ends move by a few hundredths of the width.
+        # Both are random estimates: their ends vary by a few hundredths of the width.
         np.testing.assert_allclose(result[key], (low, high), atol=0.08 * (high - low))
 
 
-def test_accuracy_interval_is_as_wide_as_the_binomial_says():
+def test_accuracy_interval_has_the_width_of_the_binomial():
     probabilities, labels = random_case(6, n=3000)
     result = evaluate(probabilities, labels, NAMES[:7])
     p = result["accuracy"] / 100
@@ -140,14 +140,14 @@ def slow_calibration_error(probabilities, labels):
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_calibration_error_is_that_of_its_definition(case):
+def test_calibration_error_equals_its_definition(case):
     probabilities, labels = CASES[case]
     result = evaluate(probabilities, labels, [str(i) for i in range(probabilities.shape[1])])
     expected = 100 * slow_calibration_error(probabilities.astype(float), labels)
     assert result["ece"] == pytest.approx(expected)
 
 
-def test_what_is_no_probability_is_refused():
+def test_non_finite_probabilities_are_refused():
     probabilities, labels = random_case(8, n=5, k=3)
     probabilities[3, 1] = np.nan
     with pytest.raises(Fault, match="1 of 5 images"):
@@ -163,7 +163,7 @@ def test_arrays_that_do_not_fit_are_refused(rows, labels, k):
         evaluate(np.full((rows, 3), 1 / 3), np.array(labels, int), NAMES[:k])
 
 
-def test_summary_says_what_a_paper_prints():
+def test_summary_has_the_numbers_that_papers_print():
     labels = np.repeat([0, 1, 2], (1000, 500, 2))
     predictions = np.concatenate([np.zeros(900, int), np.ones(600, int), [0, 0]])
     lines = summary_lines(evaluate(certain(predictions, 3), labels, ["Happy", "Sad", "Fear"]))
@@ -190,7 +190,7 @@ def test_summary_shows_no_control_characters_of_a_class_name():
     assert all(line.isprintable() for line in lines)
 
 
-def test_predictions_hold_every_image_with_any_name(tmp_path):
+def test_predictions_contain_every_image_with_any_name(tmp_path):
     probabilities, labels = random_case(9, n=4, k=3)
     names = ["a\rb.jpg", 'with "quotes", commas.jpg', "line\nbreak.jpg", "caf\udce9 é.jpg"]
     path, classes = tmp_path / "predictions.csv", ["Happy", "Sad, or so", "Fear"]
@@ -205,7 +205,7 @@ def test_predictions_hold_every_image_with_any_name(tmp_path):
     assert all(len(value) == 8 for row in rows for value in row[3:])
 
 
-def test_predictions_that_cannot_be_written_leave_the_old_ones(tmp_path):
+def test_a_failed_write_keeps_the_old_predictions(tmp_path):
     probabilities, labels = random_case(9, n=4, k=3)
     path = tmp_path / "predictions.csv"
     path.write_text("old")
@@ -215,7 +215,7 @@ def test_predictions_that_cannot_be_written_leave_the_old_ones(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["predictions.csv"]
 
 
-def test_images_are_counted_in_whole_numbers_also_when_none_is_right():
+def test_images_are_counted_in_integers_even_if_none_is_right():
     p = np.array([[0.1, 0.9, 0], [0.8, 0.2, 0], [0.3, 0.7, 0]])
     result = json.loads(json.dumps(evaluate(p, np.array([0, 1, 2]), ["a", "b", "c"])))
     assert result["accuracy"] == 0

@@ -16,7 +16,7 @@ SMALL = ConvNeXtSize((1, 2, 1, 1), (3, 4, 5, 6))
 
 
 def randomise(model, std=0.3):
-    """Weights for which every term matters (GRN starts as zeros)."""
+    """Random weights, so that every term matters (GRN is initialised with zeros)."""
     torch.manual_seed(1)
     for p in model.parameters():
         torch.nn.init.normal_(p, std=std)
@@ -69,7 +69,7 @@ def sparse_downsample(points, conv):
 
 
 def sparse_encoder(encoder, image, kept, grid):
-    """One image (3, H, W), kept patch numbers -> {(row, column): features}."""
+    """One image (3, H, W), numbers of visible patches -> {(row, column): features}."""
     points = {}
     for patch in kept:
         for i in range(32):
@@ -173,7 +173,7 @@ def test_masked_pixels_never_reach_the_encoder():
     assert torch.equal(model.reconstruct(changed, noise=noise).pred, pred)
 
 
-def test_a_mask_that_hides_nothing_gives_the_dense_result():
+def test_with_all_patches_visible_the_result_is_that_of_the_dense_network():
     encoder = randomise(ConvNeXtV2Encoder(SMALL)).double()
     imgs = torch.randn(2, 3, 96, 96, dtype=torch.float64)
     every_patch = torch.rand(2, 9).argsort(dim=1)
@@ -221,7 +221,7 @@ def timm_state(state, theirs):
     ("name", "width"), [("convnextv2_atto", 64), ("convnextv2_atto", 96), ("convnextv2_nano", 96)]
 )
 def test_the_dense_network_equals_timms(name, width):
-    """Square images (in training, on CPUs) take the packed passes, others the library's."""
+    """In training on CPUs, square images use our packed kernels, others torch's convolution."""
     ours = randomise(create_classifier(name, 7), std=0.05)
     theirs = timm.create_model(name, num_classes=7)
     theirs.load_state_dict(timm_state(ours.state_dict(), theirs.state_dict()))
@@ -238,8 +238,8 @@ def test_the_dense_network_equals_timms(name, width):
     assert ours.forward_features(imgs).shape == (2, SIZES[name].dims[-1])
 
 
-def test_whole_images_are_packed_in_training_unless_a_layer_is_wrapped(monkeypatch):
-    """A wrapped layer has to be called; in evaluation exports and hooks see the plain layers."""
+def test_whole_images_use_packed_kernels_in_training_unless_a_layer_is_wrapped(monkeypatch):
+    """A wrapped layer must be called; in evaluation, exports and hooks must see plain layers."""
     used, packed = [], Block._packed
     monkeypatch.setattr(Block, "_packed", lambda self, *a: used.append(1) or packed(self, *a))
     model, imgs = ConvNeXtV2(SMALL, 7), torch.randn(1, 3, 64, 64)
@@ -264,7 +264,7 @@ def test_the_initial_loss_is_near_one():
         assert float(model(torch.randn(8, 3, 96, 96))) == pytest.approx(1.0, abs=0.1)
 
 
-def test_state_dict_names_and_shapes_are_the_official_ones():
+def test_state_dict_has_the_official_names_and_shapes():
     model = create_pretrain_model("convnextv2_atto")
     shapes = {n: tuple(p.shape) for n, p in model.state_dict().items()}
     assert {n.split(".")[0] for n in shapes} == {"encoder", "proj", "mask_token", "decoder", "pred"}
@@ -281,7 +281,7 @@ def test_state_dict_names_and_shapes_are_the_official_ones():
     assert rest == {"norm.weight", "norm.bias", "head.weight", "head.bias"}
 
 
-def test_sizes_are_the_published_ones():
+def test_models_have_the_published_sizes():
     """Parameters with a 1000-class head, in millions (ConvNeXt V2, table 14)."""
     published = (3.7, 5.2, 9.1, 15.6, 28.6, 89, 198, 660)
     for name, millions in zip(SIZES, published, strict=True):

@@ -19,7 +19,7 @@ SIZES = {
 
 
 def build_pair(which, norm_pix_loss, predict_ratio=1.0):
-    """Our model and theirs, which predicts all patches, with equal, fully random weights."""
+    """Our model and theirs, which predicts all patches, with equal random weights."""
     torch.manual_seed(0)
     size, input_size, width, depth, heads = SIZES[which]
     ours = MaskedAutoencoderViT(
@@ -38,15 +38,15 @@ def build_pair(which, norm_pix_loss, predict_ratio=1.0):
 
 
 def partial_loss(theirs, imgs, noise, count):
-    """transformers' loss where its decoder gets no token for masked patches but `count` of them.
+    """transformers' loss if its decoder gets tokens for `count` of the masked patches only.
 
-    Those are the ones with the smallest noise; tokens are in the order of their patches.
+    These are the patches with the smallest noise; tokens are in the order of their patches.
     """
     decoder, pos = theirs.decoder, theirs.decoder.decoder_pos_embed[0]
     encoded = theirs.vit(imgs, noise=noise)
     x, targets, errors = decoder.decoder_embed(encoded[0]), theirs.patchify(imgs), []
     visible = x.shape[1] - 1
-    for n, places in enumerate(encoded.ids_restore.tolist()):  # of each patch, in the noise's order
+    for n, places in enumerate(encoded.ids_restore.tolist()):  # the place of each patch in the order of noise
         tokens, masked = [x[n, 0] + pos[0]], []
         for patch, place in enumerate(places):
             if place < visible:
@@ -118,7 +118,7 @@ def test_loss_is_the_masked_mean_of_the_full_reconstruction(mask_ratio):
 
 
 @pytest.mark.parametrize(("predict_ratio", "predicted"), [(1, 12), (0.25, 3), (0.1, 1), (1e-9, 1)])
-def test_the_decoder_has_tokens_of_visible_and_predicted_patches_only(predict_ratio, predicted):
+def test_the_decoder_has_tokens_for_visible_and_predicted_patches_only(predict_ratio, predicted):
     model, _ = build_pair("narrow", False, predict_ratio)
     imgs, noise, seen = torch.randn(2, 3, 32, 32), torch.rand(2, 16), []
     model.decoder_embed.register_forward_hook(lambda _, __, x: seen.append(x.shape[1]))
@@ -126,10 +126,10 @@ def test_the_decoder_has_tokens_of_visible_and_predicted_patches_only(predict_ra
     model.decoder_pred.register_forward_hook(lambda _, __, x: seen.append(x.shape[1]))
     model(imgs, noise=noise)
     model.reconstruct(imgs, noise=noise)
-    assert seen == [5, 5 + predicted, predicted, 5, 17, 16]  # with the class token
+    assert seen == [5, 5 + predicted, predicted, 5, 17, 16]  # including the class token
 
 
-def test_predicting_all_is_the_default_and_what_it_was():
+def test_by_default_all_masked_patches_are_predicted():
     model, _ = build_pair("narrow", True)
     one, _ = build_pair("narrow", True, predict_ratio=1)
     imgs, noise = torch.randn(2, 3, 32, 32), torch.rand(2, 16)
@@ -141,7 +141,7 @@ def test_predicting_all_is_the_default_and_what_it_was():
     assert torch.equal(loss, one(imgs, noise=noise))
 
 
-def test_the_number_predicted_is_rounded_down_but_for_rounding_errors():
+def test_the_number_of_predicted_patches_is_rounded_down_but_not_by_float_errors():
     assert predicted_patches(147, 0.25) == 36
     assert predicted_patches(100, 0.29) == 29  # 100 * 0.29 is 28.999…
     assert predicted_patches(3, 0.25) == 1
@@ -157,7 +157,7 @@ def test_masked_pixels_never_reach_the_encoder():
     assert torch.equal(model.reconstruct(changed, noise=noise).pred, pred)
 
 
-def test_a_hundred_patches_at_eight_tenths_keep_twenty_and_ties_follow_position():
+def test_ratio_0_8_leaves_20_of_100_patches_visible_and_ties_go_by_position():
     model = create_pretrain_model("mae_vit_tiny_patch16", input_size=160, decoder_depth=1)
     mask = model.reconstruct(torch.zeros(1, 3, 160, 160), 0.8, torch.zeros(1, 100)).mask
     assert mask[0].tolist() == [0.0] * 20 + [1.0] * 80
@@ -214,7 +214,7 @@ def test_gradient_checkpointing_changes_no_gradient(predict_ratio):
 
 
 @pytest.mark.parametrize("pool", ["avg", "token"])
-def test_the_classifier_is_timms_vit(pool):
+def test_the_classifier_equals_timms_vit(pool):
     ours = create_classifier("mae_vit_tiny_patch16", 7, input_size=64, global_pool=pool).eval()
     theirs = VisionTransformer(
         img_size=64,
@@ -231,7 +231,7 @@ def test_the_classifier_is_timms_vit(pool):
     assert torch.equal(ours.pos_embed, sincos_position_embedding(192, 4))
 
 
-def test_sizes_are_the_published_ones():
+def test_models_have_the_published_sizes():
     """Encoder parameters without the position embedding, in millions (ViT and DeiT papers)."""
     published = {"tiny": 5.5, "small": 21.6, "base": 85.6, "large": 303.1}
     for size, millions in published.items():

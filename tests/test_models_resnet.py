@@ -22,7 +22,7 @@ SIZE, WIDTH = 64, 16
 def masked(patch=16, name="resnet18", size=SIZE):
     torch.manual_seed(0)
     model = create_pretrain_model(name, size, patch_size=patch, decoder_embed_dim=WIDTH)
-    for module in model.modules():  # far from the ones and zeros in which mistakes would hide
+    for module in model.modules():  # ones and zeros would hide mistakes
         if isinstance(module, nn.BatchNorm2d):
             nn.init.uniform_(module.weight, 0.5, 1.5)
             nn.init.normal_(module.bias, std=0.3)
@@ -33,7 +33,7 @@ def masked(patch=16, name="resnet18", size=SIZE):
 
 
 def seen(visible, side, grid):
-    """Patches visible (N, L) bool -> (N, 1, side, side); all, where a cell is larger than one."""
+    """Visible patches (N, L) bool -> (N, 1, side, side); all ones if cells exceed patches."""
     if side < grid:
         return torch.ones(len(visible), 1, side, side, dtype=torch.float64)
     times = side // grid
@@ -77,7 +77,7 @@ def sparse_stages(encoder, imgs, visible, grid):
 
 
 def sparse_loss(model, imgs, noise):
-    """SparK's masking, FCMAE's target and decoder, one step after the other."""
+    """SparK's masking with FCMAE's target and decoder, step by step."""
     grid = model.grid
     keep = int(grid**2 * (1 - model.mask_ratio) + 1e-6)
     visible = noise.argsort(1).argsort(1) < keep
@@ -106,10 +106,10 @@ def sparse_loss(model, imgs, noise):
     ("name", "patch"), [("resnet18", 32), ("resnet18", 16), ("resnet18", 8), ("resnet50", 16)]
 )
 @pytest.mark.parametrize("gathered", [True, False])
-def test_masked_loss_and_every_gradient_are_those_of_the_reference(
+def test_masked_loss_and_every_gradient_equal_the_reference(
     gathered, name, patch, monkeypatch
 ):
-    """By both ways to compute it: that for CPUs and that for other devices."""
+    """For both ways to compute it: on CPUs and on other devices."""
     monkeypatch.setattr(models_resnet, "has_own_passes", lambda device: gathered)
     model = masked(patch, name)
     nn.init.normal_(model.decoder[0].grn.gamma)
@@ -128,7 +128,7 @@ def test_masked_loss_and_every_gradient_are_those_of_the_reference(
 
 
 def test_gradients_have_the_strides_that_ddp_expects():
-    """Else it copies each one, and warns."""
+    """Otherwise DDP copies each of them and warns."""
     masking, classifier = masked(16).float(), create_classifier("resnet18", 7)
     (
         masking(torch.randn(2, 3, SIZE, SIZE)) + classifier(torch.randn(2, 3, SIZE, SIZE)).sum()
@@ -139,7 +139,7 @@ def test_gradients_have_the_strides_that_ddp_expects():
 
 
 @pytest.mark.parametrize("gathered", [True, False])
-def test_in_bf16_it_follows_fp32(gathered, monkeypatch):
+def test_bf16_is_close_to_fp32(gathered, monkeypatch):
     monkeypatch.setattr(models_resnet, "has_own_passes", lambda device: gathered)
     model, imgs = masked(16).float(), torch.randn(4, 3, SIZE, SIZE)
     noise, results = torch.rand(4, 16), []
@@ -155,7 +155,7 @@ def test_in_bf16_it_follows_fp32(gathered, monkeypatch):
 
 
 @pytest.mark.parametrize("patch", [8, 32])
-def test_removed_pixels_change_neither_predictions_nor_statistics(patch):
+def test_masked_pixels_change_neither_predictions_nor_statistics(patch):
     results = []
     for fill in (0.0, 7.0):
         model = masked(patch)
@@ -171,7 +171,7 @@ def test_removed_pixels_change_neither_predictions_nor_statistics(patch):
         assert torch.equal(first, second)
 
 
-def test_statistics_are_of_the_visible_cells():
+def test_batch_norm_statistics_are_of_visible_cells():
     model = masked(32)
     imgs, noise = torch.randn(2, 3, SIZE, SIZE, dtype=torch.float64), torch.rand(2, 4)
     model(imgs, noise=noise)
@@ -183,7 +183,7 @@ def test_statistics_are_of_the_visible_cells():
 
 
 @pytest.mark.parametrize("name", SIZES)
-def test_whole_images_are_classified_as_by_timm(name):
+def test_whole_images_are_classified_like_by_timm(name):
     torch.manual_seed(0)
     theirs = timm.create_model(name, num_classes=7).double()
     ours = create_classifier(name, 7).double()
@@ -197,13 +197,13 @@ def test_whole_images_are_classified_as_by_timm(name):
 
 
 @pytest.mark.parametrize("name", ["resnet18", "resnet50"])
-def test_a_training_step_is_timms(name):
+def test_a_training_step_equals_timms(name):
     theirs = timm.create_model(name, num_classes=7, drop_path_rate=0.5).double().train()
     ours = create_classifier(name, 7, drop_path=0.5).double().train()
     ours.load_state_dict({k.replace("fc.", "head."): v for k, v in theirs.state_dict().items()})
     imgs, wanted = torch.randn(2, 3, 48, 48, dtype=torch.float64), torch.tensor([0, 3])
     for model in (ours, theirs):
-        torch.manual_seed(0)  # of the blocks that are dropped
+        torch.manual_seed(0)  # decides which blocks are dropped
         F.cross_entropy(model(imgs), wanted).backward()
     grads = {k: p.grad for k, p in ours.named_parameters()}
     for key, p in theirs.named_parameters():
@@ -216,7 +216,7 @@ def test_a_training_step_is_timms(name):
 
 @pytest.mark.parametrize("counts", [True, False])
 def test_weights_of_timm_and_torchvision_are_read(counts, tmp_path):
-    """torchvision's older files do not count batches; its names are timm's."""
+    """torchvision has timm's names; its older files have no num_batches_tracked."""
     theirs = timm.create_model("resnet18", num_classes=1000)
     state = {n: v for n, v in theirs.state_dict().items() if counts or "num_batches" not in n}
     torch.save(state, tmp_path / "resnet18.pth")
@@ -227,7 +227,7 @@ def test_weights_of_timm_and_torchvision_are_read(counts, tmp_path):
     assert torch.equal(model.layer4[1].conv2.weight, state["layer4.1.conv2.weight"])
 
 
-def test_a_pre_trained_encoder_starts_a_classifier(tmp_path):
+def test_a_classifier_starts_from_a_pre_trained_encoder(tmp_path):
     model = create_pretrain_model("resnet18", 64, patch_size=16, decoder_embed_dim=WIDTH)
     torch.save({"model": model.state_dict()}, tmp_path / "masked.pth")
     classifier = create_classifier("resnet18", 7)
@@ -252,8 +252,8 @@ def test_weights_of_another_network_are_refused(held, wanted, advice, tmp_path):
         load_pretrained(create_classifier(wanted, 7), tmp_path / "other.pth")
 
 
-def test_another_stem_is_named(tmp_path):
-    """As small images' ResNets have it."""
+def test_weights_with_another_stem_are_refused(tmp_path):
+    """Like the stem of ResNets for small images."""
     state = timm.create_model("resnet18").state_dict()
     torch.save({**state, "conv1.weight": torch.zeros(64, 3, 3, 3)}, tmp_path / "small.pth")
     with pytest.raises(BadInput, match=r"its first convolution is 3×3 instead of 7×7"):
@@ -261,7 +261,7 @@ def test_another_stem_is_named(tmp_path):
 
 
 @pytest.mark.parametrize("settings", [{}, {"args": {"patch_size": 8, "input_size": 40}}])
-def test_an_encoder_alone_is_opened(settings, tmp_path):
+def test_a_file_with_only_an_encoder_is_opened(settings, tmp_path):
     model = timm.create_model("resnet18", num_classes=0).eval()
     torch.save({"model": model.state_dict(), **settings}, tmp_path / "encoder.pth")
     saved = open_saved(tmp_path / "encoder.pth")
@@ -274,7 +274,7 @@ def test_an_encoder_alone_is_opened(settings, tmp_path):
 
 
 @pytest.mark.parametrize("how", ["--linear_probe", "--freeze_backbone"])
-def test_a_frozen_backbone_keeps_its_statistics(how, sets, pretrained, tmp_path):
+def test_a_frozen_backbone_keeps_its_batch_norm_statistics(how, sets, pretrained, tmp_path):
     more = f"--data_path {sets / 'rafdb'} --finetune {pretrained['resnet']} --epochs 1 {how}"
     assert run_here(main_finetune, finetune_options(tmp_path, "resnet", more)) == 0
     before, after = load(pretrained["resnet"].parent)["model"], load(tmp_path)["model"]

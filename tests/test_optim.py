@@ -1,4 +1,4 @@
-"""Which parameters learn how fast and are decayed: the published rules, name by name."""
+"""Learning rate and weight decay of every parameter, by the published rules."""
 
 import copy
 import math
@@ -15,20 +15,20 @@ from util.schedule import lr_at, step_lr_at
 
 
 def build(name, **options):
-    """A classifier without memory: only names and shapes matter."""
+    """A classifier on the meta device: only names and shapes matter."""
     with torch.device("meta"):
         return create_classifier(name, 7, **options)
 
 
 def published_vit(blocks):
-    """MAE's rule as a table: what names begin with -> layer; the rest is `after`."""
+    """MAE's rule as a table: start of a name -> layer; all other names are in layer `after`."""
     table = dict.fromkeys(("cls_token", "pos_embed", "patch_embed."), 0)
     table |= {f"blocks.{b}.": b + 1 for b in range(blocks)}
     return table, blocks + 1
 
 
 def published_single(depths):
-    """ConvNeXt V2's rule `single`: every block is a layer, a downsampling goes with the next."""
+    """ConvNeXt V2's rule `single`: every block is a layer; a downsampling is in the next one."""
     table, blocks = {}, 0
     for stage, depth in enumerate(depths):
         table[f"downsample_layers.{stage}."] = blocks + 1
@@ -49,7 +49,7 @@ def published_group():
 
 
 def published_resnet(depths):
-    """No paper's: the stem, then block by block, then the head."""
+    """Our own rule: the stem, then block by block, then the head."""
     table, layer = {"conv1.": 0, "bn1.": 0}, 0
     for stage, depth in enumerate(depths, 1):
         for b in range(depth):
@@ -70,11 +70,11 @@ RULES = {
 
 
 @pytest.mark.parametrize(("name", "kind"), RULES)
-def test_every_parameter_learns_at_the_published_rate_of_its_layer(name, kind):
+def test_every_parameter_has_the_published_learning_rate_of_its_layer(name, kind):
     model, decay = build(name), 0.65
     table, after = RULES[name, kind]
     rates = layer_rates(model, decay, kind == "group")
-    owner = {}  # parameter -> its group's share; each in exactly one
+    owner = {}  # parameter -> rate of its group; each is in exactly one
     for group in parameter_groups(model, 0.05, rates):
         for p in group["params"]:
             assert p not in owner
@@ -86,7 +86,7 @@ def test_every_parameter_learns_at_the_published_rate_of_its_layer(name, kind):
         assert owner[p] == pytest.approx(decay ** (after - layers[0]), rel=1e-12), parameter
 
 
-HAND_CHECKED = [  # model, kind, parameter, how many layers before the last
+HAND_CHECKED = [  # model, rule, parameter, number of layers before the last
     ("vit_base_patch16", "single", "pos_embed", 13),
     ("vit_base_patch16", "single", "blocks.0.norm1.weight", 12),
     ("vit_base_patch16", "single", "blocks.11.mlp.fc2.bias", 1),
@@ -107,14 +107,14 @@ HAND_CHECKED = [  # model, kind, parameter, how many layers before the last
 
 
 @pytest.mark.parametrize(("name", "kind", "parameter", "before"), HAND_CHECKED)
-def test_known_parameters_lie_where_the_papers_code_puts_them(name, kind, parameter, before):
+def test_known_parameters_are_in_the_layers_of_the_papers_code(name, kind, parameter, before):
     model = build(name)
     assert parameter in dict(model.named_parameters())
     assert layer_rates(model, 0.5, kind == "group")(parameter) == 0.5**before
 
 
 @pytest.mark.parametrize("name", ["vit_tiny_patch16", "convnextv2_atto", "resnet18"])
-def test_exactly_matrices_and_filters_are_decayed(name):
+def test_weight_decay_is_for_matrices_and_filters_only(name):
     model = build(name)
     weights = {m.weight for m in model.modules() if isinstance(m, (nn.Linear, nn.Conv2d))}
     groups = parameter_groups(model, 0.05, layer_rates(model, 0.65, False))
@@ -132,7 +132,7 @@ def test_frozen_parameters_are_in_no_group():
 
 
 class Tiny(nn.Module):
-    """A weight and a bias, in two layers of learning rate."""
+    """Two layers, each with a weight, a bias and its own learning rate."""
 
     def __init__(self):
         super().__init__()
@@ -147,7 +147,7 @@ def rates_of(optimizer):
     return {(g["lr"], g["weight_decay"], len(g["params"])) for g in optimizer.param_groups}
 
 
-def test_rates_follow_the_layers_share_and_decay_only_what_is_decayed():
+def test_learning_rates_are_scaled_by_layer_and_weight_decay_is_set_by_group():
     optimizer = create_optimizer("adamw", Tiny().groups(), 1.0, 0.9)
     set_rates(optimizer, 0.2)
     assert rates_of(optimizer) == {(0.1, 0.1, 1), (0.1, 0.0, 1), (0.2, 0.1, 1), (0.2, 0.0, 1)}
@@ -155,7 +155,7 @@ def test_rates_follow_the_layers_share_and_decay_only_what_is_decayed():
     assert rates_of(optimizer) == {(0.2, 0.03, 1), (0.2, 0.0, 1), (0.4, 0.03, 1), (0.4, 0.0, 1)}
 
 
-def test_a_weight_decay_that_begins_at_nothing_or_passes_it_still_rises():
+def test_a_weight_decay_that_starts_at_0_can_rise():
     optimizer = create_optimizer("adamw", Tiny().groups(0.0), 1.0, 0.9)
     for decay in (0.0, 0.07):
         set_rates(optimizer, 1.0, weight_decay=decay)
@@ -163,7 +163,7 @@ def test_a_weight_decay_that_begins_at_nothing_or_passes_it_still_rises():
 
 
 def one_step(model, optimizer, k):
-    """A step on data of its own."""
+    """A step on the k-th batch of data."""
     x = torch.randn(5, 4, generator=torch.Generator().manual_seed(k))
     optimizer.zero_grad()
     model.second(model.first(x)).square().sum().backward()
@@ -171,7 +171,7 @@ def one_step(model, optimizer, k):
 
 
 def lars_by_hand(parameters, buffers, shares, lr, momentum=0.9, trust=0.001):
-    """MAE, appendix A.1: layer-wise adapted SGD; vectors take the plain gradient."""
+    """MAE, appendix A.1: SGD with layer-wise adaptation; vectors use the plain gradient."""
     for p, share in zip(parameters, shares, strict=True):
         update = p.grad.clone()
         if p.ndim > 1:
@@ -181,7 +181,7 @@ def lars_by_hand(parameters, buffers, shares, lr, momentum=0.9, trust=0.001):
         p.data -= lr * share * buffers[p]
 
 
-def test_lars_adapts_matrices_without_weight_decay_too_and_leaves_biases():
+def test_lars_adapts_matrices_even_without_weight_decay_but_not_biases():
     model = Tiny()
     theirs, buffers = copy.deepcopy(model), {}
     optimizer = create_optimizer("lars", model.groups(0.0), 0.0, momentum=0.9)
@@ -206,7 +206,7 @@ REFERENCES = {
 
 
 @pytest.mark.parametrize("name", REFERENCES)
-def test_optimizers_by_name_are_torchs_with_the_options_given(name):
+def test_optimizers_by_name_equal_torchs_with_the_given_options(name):
     ours, theirs = Tiny(), Tiny()
     options = {"betas": (0.8, 0.95)} if name.startswith("adam") else {}
     pairs = (
@@ -220,12 +220,12 @@ def test_optimizers_by_name_are_torchs_with_the_options_given(name):
         torch.testing.assert_close(p, q)
 
 
-def test_an_unknown_optimizer_is_refused_by_its_name():
+def test_an_unknown_optimizer_is_refused():
     with pytest.raises(BadInput, match=r"--opt nonsense: .*not found"):
         create_optimizer("nonsense", Tiny().groups(), 0.1, 0.9)
 
 
-def test_groups_survive_a_checkpoint():
+def test_parameter_groups_are_restored_from_a_checkpoint():
     model = Tiny()
     optimizer = adamw(model.groups(), 0.1)
     again = adamw(model.groups(), 0.1)
@@ -234,7 +234,7 @@ def test_groups_survive_a_checkpoint():
     assert rates_of(again) == {(0.5, 0.2, 1), (0.5, 0.0, 1), (1.0, 0.2, 1), (1.0, 0.0, 1)}
 
 
-def test_weight_decay_goes_by_half_a_cosine_from_beginning_to_end():
+def test_weight_decay_follows_half_a_cosine():
     decay = [lr_at(epoch, 0.05, 0.2, 0, 10) for epoch in (0, 2.5, 5, 10)]
     expected = [0.05, 0.2 - 0.15 * (1 + math.sqrt(0.5)) / 2, 0.125, 0.2]
     assert decay == pytest.approx(expected)
@@ -244,5 +244,5 @@ def test_weight_decay_goes_by_half_a_cosine_from_beginning_to_end():
     ("epoch", "rate"),
     [(0, 0), (1, 0.5), (2, 1), (34.9, 1), (35, 0.1), (64.9, 0.1), (65, 0.01), (95.5, 0.001)],
 )
-def test_the_step_schedule_warms_up_and_falls_at_the_epochs_named(epoch, rate):
+def test_the_step_schedule_warms_up_and_falls_at_the_given_epochs(epoch, rate):
     assert step_lr_at(epoch, 1.0, 2, (35, 65, 95), 0.1) == pytest.approx(rate)

@@ -1,4 +1,4 @@
-"""Writing a packed store: equal bytes however it comes about, and only where there is place."""
+"""Writing a packed store: always the same bytes, despite interruptions and full disks."""
 
 import fcntl
 import json
@@ -27,7 +27,7 @@ SHORT = ["--short_side", "40", "--data_set", "none"]
 
 @pytest.fixture(scope="module")
 def faces(tmp_path_factory):
-    """60 noisy images of different shapes, of which two cannot be read."""
+    """60 images of noise in different shapes, two of them unreadable."""
     folder = tmp_path_factory.mktemp("data") / "faces"
     folder.mkdir()
     rng = np.random.default_rng(0)
@@ -42,7 +42,7 @@ def faces(tmp_path_factory):
 
 @pytest.fixture
 def small_parts(monkeypatch):
-    """Several parts, and a journal that is written after every image."""
+    """Make stores have several parts and a journal that is written after every image."""
     monkeypatch.setattr(store_writer, "PART_BYTES", 80_000)
     monkeypatch.setattr(store_writer, "KEEP_EVERY", 0.0)
 
@@ -58,13 +58,13 @@ def contents(folder):
 
 @pytest.fixture
 def undisturbed(faces, tmp_path, small_parts):
-    """The bytes of a store that one process wrote without an incident."""
+    """The bytes of a store written by one process without interruption."""
     assert pack(faces, tmp_path / "undisturbed") == 0
     return contents(tmp_path / "undisturbed")
 
 
 @pytest.mark.filterwarnings("ignore:This DataLoader will create 3 worker")
-def test_several_processes_write_the_bytes_of_one(faces, tmp_path, undisturbed):
+def test_several_processes_write_the_same_bytes_as_one(faces, tmp_path, undisturbed):
     assert sum(name.startswith("part-") for name in undisturbed) > 2
     assert pack(faces, tmp_path / "store", workers=3) == 0
     assert contents(tmp_path / "store") == undisturbed
@@ -81,7 +81,7 @@ def test_unreadable_images_are_left_out_and_listed_with_the_reason(faces, tmp_pa
     assert "2 unreadable ones left out" in store.described()
 
 
-def test_labels_of_unreadable_images_are_left_out_too(sets, tmp_path):
+def test_labels_of_unreadable_images_are_left_out(sets, tmp_path):
     data = shutil.copytree(sets / "rafdb", tmp_path / "rafdb")
     bad = data / "basic/Image/aligned/train_00003_aligned.jpg"
     bad.write_bytes(b"\xff\xd8broken")
@@ -95,7 +95,7 @@ def test_labels_of_unreadable_images_are_left_out_too(sets, tmp_path):
     assert packed["train"].source.name(54) == os.path.relpath(names[kept[54]], data)
 
 
-def test_more_than_five_percent_unreadable_images_end_it(faces, tmp_path, capfd):
+def test_more_than_five_percent_unreadable_images_end_packing(faces, tmp_path, capfd):
     data = shutil.copytree(faces, tmp_path / "faces")
     for k in (1, 2):
         (data / f"{k:02d}.png").write_bytes(b"")
@@ -113,7 +113,7 @@ def test_more_than_five_percent_unreadable_images_end_it(faces, tmp_path, capfd)
 
 
 def kill_at(monkeypatch, number):
-    """Let this process die by SIGKILL at one of the calls that move a store on; count them."""
+    """Kill this process at the `number`-th call that advances a store; -> the count of calls."""
     count = [0]
 
     def dying(function):
@@ -149,11 +149,11 @@ def pack_and_die(faces, output, number):
     return process.exitcode
 
 
-def test_killed_anywhere_the_same_command_goes_on_to_the_same_bytes(faces, tmp_path, undisturbed):
+def test_packing_killed_anywhere_resumes_to_the_same_bytes(faces, tmp_path, undisturbed):
     with pytest.MonkeyPatch.context() as monkeypatch:
         calls = kill_at(monkeypatch, 0)
         assert pack(faces, tmp_path / "counted") == 0
-    # At the beginning, in the middle, and at every call where it all comes together.
+    # At the start, in the middle, and at every call near the end.
     ending = calls[0] - 18
     for number in [*range(1, 6), *range(6, ending, 31), *range(ending, calls[0] + 1)]:
         output = tmp_path / f"killed-{number}"
@@ -162,7 +162,7 @@ def test_killed_anywhere_the_same_command_goes_on_to_the_same_bytes(faces, tmp_p
         assert contents(output) == undisturbed, number
 
 
-def test_killed_again_and_again_it_still_arrives(faces, tmp_path, undisturbed):
+def test_packing_killed_repeatedly_still_finishes(faces, tmp_path, undisturbed):
     rounds = 0
     while pack_and_die(faces, tmp_path / "store", 60):
         rounds += 1
@@ -172,7 +172,7 @@ def test_killed_again_and_again_it_still_arrives(faces, tmp_path, undisturbed):
 
 @pytest.fixture
 def unfinished(faces, tmp_path, undisturbed):
-    """A store killed in its second part or later."""
+    """A store whose packing was killed in its second part or later."""
     output = tmp_path / "unfinished"
     pack_and_die(faces, output, 100)
     assert (output / "part-00001.bin").exists()
@@ -180,8 +180,8 @@ def unfinished(faces, tmp_path, undisturbed):
     return output
 
 
-def test_what_lies_beyond_the_journal_is_written_anew(faces, unfinished, undisturbed):
-    """As after a power cut: pixels without a word for them, half a word, half a file."""
+def test_data_missing_from_the_journal_are_written_again(faces, unfinished, undisturbed):
+    """As after a power cut: pixels missing from the journal, half a line, half a file."""
     last = sorted(unfinished.glob("part-*"))[-1]
     with open(last, "ab") as file:
         file.write(b"\x55" * 100_000)
@@ -193,13 +193,13 @@ def test_what_lies_beyond_the_journal_is_written_anew(faces, unfinished, undistu
 
 
 def test_an_unfinished_store_is_refused_by_training_and_by_verify(unfinished, capfd):
-    with pytest.raises(BadInput, match="is not packed to the end: give main_pack"):
+    with pytest.raises(BadInput, match="is unfinished: rerun the same main_pack"):
         open_images(str(unfinished))
     assert run_here(main_pack, ["--verify", str(unfinished)]) == BAD_INPUT
-    assert "is not packed to the end" in capfd.readouterr().err
+    assert "is unfinished" in capfd.readouterr().err
 
 
-def test_an_unfinished_store_goes_on_with_the_same_images_and_options_only(
+def test_packing_resumes_with_the_same_images_and_options_only(
     faces, unfinished, undisturbed, tmp_path, capfd
 ):
     assert pack(faces, unfinished, "--short_side", 32) == BAD_INPUT
@@ -209,18 +209,18 @@ def test_an_unfinished_store_goes_on_with_the_same_images_and_options_only(
     assert pack(other, unfinished) == BAD_INPUT
     assert "holds a store of other images" in capfd.readouterr().err
     assert pack(faces, unfinished) == 0
-    assert "going on after" in capfd.readouterr().out
+    assert "resuming after" in capfd.readouterr().out
     assert contents(unfinished) == undisturbed
 
 
-def test_a_part_that_lost_bytes_meanwhile_is_named(faces, unfinished, capfd):
+def test_a_part_that_has_become_shorter_is_named(faces, unfinished, capfd):
     (unfinished / "part-00000.bin").write_bytes(b"short")
     assert pack(faces, unfinished) == BAD_INPUT
     assert "part-00000.bin is shorter than it was" in capfd.readouterr().err
 
 
 def stopped_by(number, output):
-    """A process that packs into `output` with two more, and is sent a signal soon."""
+    """Pack into `output` with two workers and send the process a signal soon."""
     options = f"--data_path synthetic:2000:8 --output {output} --num_workers 2 --short_side 64"
     process = start(launched("main_pack.py", options.split()))
     for line in process.stdout:
@@ -231,7 +231,7 @@ def stopped_by(number, output):
     return process, process.communicate(timeout=60)[0]
 
 
-def test_killed_or_asked_to_stop_it_can_go_on_at_once(tmp_path):
+def test_packing_resumes_at_once_after_being_killed_or_stopped(tmp_path):
     process, said = stopped_by(signal.SIGKILL, tmp_path / "store")
     assert process.returncode == -signal.SIGKILL, said
     process, said = stopped_by(signal.SIGTERM, tmp_path / "store")
@@ -242,12 +242,12 @@ def test_killed_or_asked_to_stop_it_can_go_on_at_once(tmp_path):
 
 
 def parts_of(journal):
-    """The images a journal knows."""
+    """The images recorded in a journal."""
     entries = [json.loads(line) for line in journal.read_text().splitlines()]
     return [item for entry in entries[1:] for item in entry]
 
 
-def test_two_do_not_pack_into_one_folder(faces, unfinished, capfd):
+def test_two_processes_cannot_pack_into_one_folder(faces, unfinished, capfd):
     with open(unfinished / JOURNAL, "r+") as journal:
         fcntl.lockf(journal, fcntl.LOCK_EX)
         second = multiprocessing.get_context("fork").Process(
@@ -256,7 +256,7 @@ def test_two_do_not_pack_into_one_folder(faces, unfinished, capfd):
         second.start()
         second.join(60)
     assert second.exitcode == BAD_INPUT
-    assert "another process is packing in it" in capfd.readouterr().err
+    assert "another process is packing into it" in capfd.readouterr().err
 
 
 # Disks
@@ -269,7 +269,7 @@ def small_disk(tmp_path):
         yield folder
 
 
-def test_a_disk_that_fills_is_one_line_and_packing_goes_on(
+def test_a_full_disk_gives_one_error_line_and_packing_can_resume(
     faces, small_disk, undisturbed, monkeypatch, capfd
 ):
     with monkeypatch.context() as patch:
@@ -277,11 +277,11 @@ def test_a_disk_that_fills_is_one_line_and_packing_goes_on(
         assert pack(faces, small_disk / "store") == FAULT
     error = capfd.readouterr().err
     assert "cannot be written (No space left on device)" in error
-    assert "the same command resumes" in error
+    assert "fix it, then rerun the same command to resume" in error
     assert error.count("\n") == 1
     disks.remount(small_disk, "size=2m")
     assert pack(faces, small_disk / "store") == 0
-    assert "going on after" in capfd.readouterr().out
+    assert "resuming after" in capfd.readouterr().out
     assert contents(small_disk / "store") == undisturbed
 
 
@@ -293,20 +293,20 @@ def test_too_small_a_disk_is_refused_before_anything_is_written(faces, small_dis
     assert not (small_disk / "store").exists()
 
 
-def test_the_size_told_beforehand_is_about_right(faces, tmp_path, undisturbed):
+def test_the_estimated_size_is_about_right(faces, tmp_path, undisturbed):
     data = ToPack([open_images(str(faces)).source], 40)
     size = sum(len(data) for name, data in undisturbed.items() if name.startswith("part-"))
     assert data.estimated_bytes() == pytest.approx(size, rel=0.1)
 
 
-# Places
+# Output folders
 
 
-def test_a_file_and_a_folder_with_other_things_are_no_place_for_a_store(faces, tmp_path, capfd):
+def test_files_and_folders_with_other_content_are_refused_as_output(faces, tmp_path, capfd):
     (tmp_path / "file").write_text("precious")
     for output in (tmp_path / "file", tmp_path / "file" / "below"):
         assert pack(faces, output) == BAD_INPUT
-        assert f"--output {output}: is, or lies in, a file" in capfd.readouterr().err
+        assert f"--output {output}: is a file or in one" in capfd.readouterr().err
     assert pack(faces, tmp_path) == BAD_INPUT
     assert f"--output {tmp_path}: holds other files" in capfd.readouterr().err
     assert pack(faces, faces) == BAD_INPUT
@@ -315,16 +315,16 @@ def test_a_file_and_a_folder_with_other_things_are_no_place_for_a_store(faces, t
     assert pack(faces, tmp_path / "empty") == 0
 
 
-def test_options_about_labels_want_labels(faces, tmp_path, capfd):
+def test_label_options_are_refused_for_images_without_labels(faces, tmp_path, capfd):
     assert pack(faces, tmp_path / "store", "--label_rule", "argmax") == BAD_INPUT
     assert "--label_rule: these images are packed without labels" in capfd.readouterr().err
 
 
-def test_a_finished_store_is_left_alone(faces, tmp_path, undisturbed, capfd):
+def test_a_finished_store_is_not_changed(faces, tmp_path, undisturbed, capfd):
     store = tmp_path / "undisturbed"
-    (store / JOURNAL).write_text("")  # killed between the manifest and this
+    (store / JOURNAL).write_text("")  # as if killed after the manifest was written
     assert pack(faces, store) == 0
-    assert "is packed already" in capfd.readouterr().out
+    assert "is already packed" in capfd.readouterr().out
     assert pack(faces, store, "--short_side", 20) == BAD_INPUT
     assert "short_side 40, not 20" in capfd.readouterr().err
     assert contents(store) == undisturbed
@@ -336,7 +336,7 @@ def test_a_finished_store_is_left_alone(faces, tmp_path, undisturbed, capfd):
         ([], "--data_path is missing"),
         (["--data_path", "synthetic"], "--output is missing"),
         (["--verify"], "--verify: name the store"),
-        (["--verify", "/nowhere/at/all"], "--verify /nowhere/at/all: is no packed store"),
+        (["--verify", "/nowhere/at/all"], "--verify /nowhere/at/all: is not a packed store"),
         (["--data_path", "/nowhere/at/all", "--output", "x"], "--data_path /nowhere"),
         (["--data_path", "synthetic", "--output", "x", "--short_side", "-1"], "--short_side"),
         (["--data_path", "synthetic", "--output", "x", "--data_set", "y"], "--data_set y"),
@@ -344,7 +344,7 @@ def test_a_finished_store_is_left_alone(faces, tmp_path, undisturbed, capfd):
 )
 def test_wrong_options_are_named(options, expected, capfd, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "output_dir").mkdir()  # of some training run: not ours to write to
+    (tmp_path / "output_dir").mkdir()  # of a training run: must not be written to
     assert run_here(main_pack, options) == BAD_INPUT
     error = capfd.readouterr().err
     assert expected in error
@@ -353,11 +353,11 @@ def test_wrong_options_are_named(options, expected, capfd, tmp_path, monkeypatch
     assert not list((tmp_path / "output_dir").iterdir())
 
 
-def test_a_store_read_without_contempt_says_how_many_it_leaves_out(tmp_path):
+def test_a_store_read_with_seven_classes_reports_what_it_leaves_out(tmp_path):
     counts = {"train": (1, 1, 1, 1, 1, 1, 1, 3), "test": (1,) * 7 + (2,)}
     write_affectnet_csv(tmp_path / "set", counts)
     argv = ["--data_path", tmp_path / "set", "--output", tmp_path / "store", "--num_workers", 0]
     assert run_here(main_pack, list(map(str, argv))) == 0
     notes = open_labelled(str(tmp_path / "store"), nb_classes=7).notes
-    told = "train: left out 3 Contempt; the lines above are of all 8 classes"
+    told = "train: left out 3 Contempt; the lines above are about all 8 classes"
     assert notes[-2:] == (told, "test: left out 2 Contempt")

@@ -1,4 +1,4 @@
-"""The packed store as it is read: the same data set, and no store that is not whole."""
+"""Reading packed stores: the same data set as unpacked; incomplete stores are refused."""
 
 import json
 import pickle
@@ -25,7 +25,7 @@ ALL = ("rafdb", "affectnet", "ferplus", "fer2013", "folder", "all", "synthetic")
 
 
 def pack(data, output, *more):
-    """Pack in this process, where it has to work."""
+    """Pack in this process; must succeed."""
     options = ["--data_path", data, "--output", output, "--num_workers", "0", *more]
     assert run_here(main_pack, list(map(str, options))) == 0
     return output
@@ -33,7 +33,7 @@ def pack(data, output, *more):
 
 @pytest.fixture(scope="module")
 def sources(sets, tmp_path_factory):
-    """A path of every kind of labelled set."""
+    """A path for every kind of labelled data set."""
     root = tmp_path_factory.mktemp("more_sets")
     write_fer2013(root / "fer2013", drawn=False)
     order = ("anger", "happiness", "other")
@@ -51,7 +51,7 @@ def stores(sources, tmp_path_factory):
 
 
 def shrunk(image, short):
-    """The obvious way to a short side of at most so many pixels."""
+    """An obvious way to shrink an image to a short side of at most `short` pixels."""
     picture = Image.fromarray(image)
     factor = short / min(picture.size)
     if factor >= 1:
@@ -61,7 +61,7 @@ def shrunk(image, short):
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_a_packed_set_is_the_set(sources, stores, name):
+def test_a_packed_data_set_equals_the_unpacked_one(sources, stores, name):
     own = open_labelled(str(sources[name]), size=48)
     packed = open_labelled(str(stores[name]))
     for attribute in ("name", "title", "classes", "rule", "published", "options"):
@@ -88,7 +88,7 @@ def test_soft_targets_are_packed(sources, tmp_path):
     assert np.array_equal(packed.targets, own.targets)
 
 
-def test_images_are_views_into_the_map_that_cannot_be_written_to(stores):
+def test_images_are_read_only_views_into_the_memory_map(stores):
     store = PackedImages(stores["rafdb"])
     image = store.image(3)
     assert np.shares_memory(image, store._maps[0])
@@ -97,7 +97,7 @@ def test_images_are_views_into_the_map_that_cannot_be_written_to(stores):
         image[:] = 0
 
 
-def test_large_images_are_made_small_and_small_ones_stay(tmp_path):
+def test_large_images_are_resized_and_small_ones_kept(tmp_path):
     folder = tmp_path / "faces"
     folder.mkdir()
     rng = np.random.default_rng(0)
@@ -113,7 +113,7 @@ def test_large_images_are_made_small_and_small_ones_stay(tmp_path):
     assert np.array_equal(store.image(4), original)
 
 
-def test_pickled_a_store_is_its_path_and_reads_the_same(stores):
+def test_a_store_is_pickled_as_its_path_and_reads_the_same(stores):
     source = open_labelled(str(stores["rafdb"])).splits["test"].source
     source.image(0)
     data = pickle.dumps(source.source)
@@ -125,7 +125,7 @@ def test_pickled_a_store_is_its_path_and_reads_the_same(stores):
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_pretraining_draws_from_the_training_images_or_from_all(stores, name):
+def test_pre_training_uses_the_training_split_or_else_all_images(stores, name):
     splits = open_labelled(str(stores[name])).splits
     images = splits["all" if name == "all" else "train"].source
     dataset = build_pretrain_dataset(str(stores[name]), 32)
@@ -135,13 +135,13 @@ def test_pretraining_draws_from_the_training_images_or_from_all(stores, name):
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_a_store_is_opened_by_the_name_of_its_set(stores, name):
+def test_a_store_is_recognised_as_its_data_set(stores, name):
     data = open_labelled(str(stores[name]))
     assert open_labelled(str(stores[name]), data.name).digest == data.digest
     assert recognised(stores[name]) == data.name
 
 
-def test_a_folder_and_a_list_without_labels(tmp_path):
+def test_a_folder_and_a_list_without_labels_can_be_packed(tmp_path):
     folder = tmp_path / "faces"
     for k in range(6):
         (folder / str(k % 2)).mkdir(parents=True, exist_ok=True)
@@ -157,7 +157,7 @@ def test_a_folder_and_a_list_without_labels(tmp_path):
         open_labelled(str(ours))
 
 
-def test_class_folders_that_are_numbers_ask_what_is_meant(tmp_path, capfd):
+def test_numbered_class_folders_are_refused_without_a_label_order(tmp_path, capfd):
     write_folder(tmp_path / "faces", 1, ("0", "1"), drawn=False)
     options = ["--data_path", str(tmp_path / "faces"), "--output", str(tmp_path / "store")]
     assert run_here(main_pack, options) == BAD_INPUT
@@ -176,7 +176,7 @@ def test_a_store_can_be_packed_again(stores, tmp_path, name):
     assert a.source.name(4) == b.source.name(4)
 
 
-def test_the_same_set_elsewhere_gives_the_same_bytes(sources, stores, tmp_path):
+def test_a_moved_data_set_gives_the_same_bytes(sources, stores, tmp_path):
     shutil.copytree(sources["rafdb"], tmp_path / "moved")
     store = pack(tmp_path / "moved", tmp_path / "store", "--short_side", 48)
     assert (store / MANIFEST).read_bytes() == (stores["rafdb"] / MANIFEST).read_bytes()
@@ -192,7 +192,7 @@ def complaint(store, **options):
     return str(error.value)
 
 
-def test_options_that_would_have_packed_something_else_are_refused(stores):
+def test_options_that_contradict_those_of_packing_are_refused(stores):
     ferplus, affectnet = stores["ferplus"], stores["affectnet"]
     assert "was packed with argmax" in complaint(ferplus, label_rule="votes")
     assert "was packed with 0.15" in complaint(affectnet, face_margin=0.4)
@@ -202,7 +202,7 @@ def test_options_that_would_have_packed_something_else_are_refused(stores):
     assert "has 7 classes" in complaint(stores["rafdb"], nb_classes=8)
     open_labelled(str(ferplus), "ferplus", label_rule="argmax", nb_classes=8)
     open_labelled(str(affectnet), face_margin=0.15)
-    open_labelled(str(stores["rafdb"]), face_margin=0.4)  # has no boxes, as unpacked
+    open_labelled(str(stores["rafdb"]), face_margin=0.4)  # no effect without boxes, as for unpacked images
     assert recognised(affectnet) == "affectnet"
 
 
@@ -221,7 +221,7 @@ def test_one_store_of_affectnet_gives_7_and_8_classes(sources, stores):
         assert np.array_equal(ours.source.image(3), expected)
 
 
-def test_the_face_margin_is_the_one_asked_for(tmp_path):
+def test_faces_are_packed_with_the_given_margin(tmp_path):
     counts = {"train": (1,) * 8, "test": (1,) * 8}
     write_affectnet_csv(tmp_path / "set", counts)
     store = pack(tmp_path / "set", tmp_path / "store", "--face_margin", 0.4)
@@ -230,12 +230,12 @@ def test_the_face_margin_is_the_one_asked_for(tmp_path):
     assert all(np.array_equal(packed.image(i), own.image(i)) for i in range(len(own)))
 
 
-# Stores that are not whole
+# Damaged stores
 
 
 @pytest.fixture
 def store(stores, tmp_path):
-    """A copy to spoil."""
+    """A copy to damage."""
     return shutil.copytree(stores["rafdb"], tmp_path / "store")
 
 
@@ -246,7 +246,7 @@ def spoil_manifest(folder, **changes):
 
 
 def refused(folder):
-    """What opening says; the same to pre-training as to fine-tuning."""
+    """The error on opening, which is the same for pre-training and fine-tuning."""
     said = complaint(folder)
     assert str(folder) in said
     with pytest.raises(BadInput) as error:
@@ -255,7 +255,7 @@ def refused(folder):
     return said
 
 
-def test_a_part_that_is_cut_short_or_too_long_or_missing_is_refused(store):
+def test_a_part_that_is_too_short_or_too_long_or_missing_is_refused(store):
     part = store / "part-00000.bin"
     whole = part.read_bytes()
     part.write_bytes(whole[:-1])
@@ -273,14 +273,14 @@ def test_edited_index_labels_and_names_are_refused(store, name):
     data = bytearray((store / name).read_bytes())
     data[-3] ^= 1
     (store / name).write_bytes(data)
-    assert f"{name} is not as it was packed" in refused(store)
+    assert f"{name} has changed since it was packed" in refused(store)
     (store / name).write_bytes(data[: len(data) // 2])
-    assert f"{name} is not as it was packed" in refused(store)
+    assert f"{name} has changed since it was packed" in refused(store)
     (store / name).unlink()
     assert f"{name} cannot be read" in refused(store)
 
 
-def test_a_manifest_that_is_edited_torn_missing_or_of_another_version_is_refused(store):
+def test_an_edited_incomplete_missing_or_newer_manifest_is_refused(store):
     path = store / MANIFEST
     whole = path.read_text()
     path.write_text(whole.replace('"train": 56', '"train": 55'))
@@ -300,7 +300,7 @@ def spoil_manifest_from(path, text, **changes):
     spoil_manifest(path.parent, **changes)
 
 
-def test_an_index_that_leaves_the_parts_is_refused_even_where_hashes_fit(store):
+def test_an_index_beyond_the_parts_is_refused_even_with_matching_hashes(store):
     index = np.load(store / "index.npy")
     index[-1, 1] *= 2
     np.save(store / "index.npy", index)
@@ -313,22 +313,22 @@ def test_an_index_that_leaves_the_parts_is_refused_even_where_hashes_fit(store):
 
 def test_verify_finds_one_flipped_bit_and_names_the_part(store, capfd):
     assert run_here(main_pack, ["--verify", str(store)]) == 0
-    assert "every byte is as it was packed" in capfd.readouterr().out
+    assert "every byte is intact" in capfd.readouterr().out
     part = store / "part-00000.bin"
     data = bytearray(part.read_bytes())
     data[len(data) // 2] ^= 1
     part.write_bytes(data)
-    PackedImages(store)  # costs too much to look for at every start
+    PackedImages(store)  # opening does not check all bytes, which would take too long
     assert run_here(main_pack, ["--verify", "--output", str(store)]) == BAD_INPUT
-    assert "part-00000.bin is not as it was packed" in capfd.readouterr().err
+    assert "part-00000.bin has changed since it was packed" in capfd.readouterr().err
     assert run_here(main_pack, ["--verify", str(store.parent)]) == BAD_INPUT
-    assert "is no packed store" in capfd.readouterr().err
+    assert "is not a packed store" in capfd.readouterr().err
 
 
-# Training from it
+# Training from stores
 
 
-def test_pretraining_reads_a_store_and_goes_on_only_with_the_same(stores, tmp_path, capfd):
+def test_pre_training_from_a_store_resumes_only_with_the_same_store(stores, tmp_path, capfd):
     def run(name, epochs):
         options = f"{SMALL} {FAMILIES['mae']} --num_workers 1 --data_path {stores[name]}"
         more = f"--epochs {epochs} --input_size 32 --output_dir {tmp_path / 'run'}"
@@ -342,8 +342,8 @@ def test_pretraining_reads_a_store_and_goes_on_only_with_the_same(stores, tmp_pa
     assert "data" in capfd.readouterr().err
 
 
-def test_finetuning_from_a_store_is_finetuning_from_files(sources, tmp_path, capfd):
-    store = pack(sources["rafdb"], tmp_path / "store")  # 100 × 100: nothing is made smaller
+def test_fine_tuning_from_a_store_equals_fine_tuning_from_files(sources, tmp_path, capfd):
+    store = pack(sources["rafdb"], tmp_path / "store")  # 100 × 100: no image is resized
     capfd.readouterr()
     weights = []
     for name, path in (("files", sources["rafdb"]), ("store", store)):
@@ -366,7 +366,7 @@ def test_a_probe_reads_a_store(stores, tmp_path, capfd):
 
 
 def test_ferplus_votes_keep_their_images(tmp_path):
-    """Rows without a label are left out of the store as of the set."""
+    """Rows without a label are left out of the store and of the unpacked data set."""
     write_ferplus_csv(tmp_path / "set", 2, 1, 1, nameless=2, drawn=False)
     store = PackedImages(pack(tmp_path / "set", tmp_path / "store", "--label_rule", "unique"))
     own = open_labelled(str(tmp_path / "set"), label_rule="unique")

@@ -38,11 +38,11 @@ def predictor(request, finetune):
 
 
 def faces(count=7):
-    """Real ones, grey, of 25 × 25 pixels."""
+    """Real faces, grey, 25 × 25 pixels."""
     return [np.repeat(np.uint8(255 * x)[..., None], 3, axis=2) for x in lfw_subset()[:count]]
 
 
-def test_a_face_is_predicted_alike_alone_and_among_others(predictor):
+def test_a_face_gets_the_same_prediction_alone_and_in_a_batch(predictor):
     images = [*faces(), noise(40, 70, 3)]
     together = predictor(images)
     for k, image in enumerate(images):
@@ -51,7 +51,7 @@ def test_a_face_is_predicted_alike_alone_and_among_others(predictor):
         assert abs(alone.features[0] - together.features[k]).max() < 1e-5
 
 
-def test_probabilities_are_those_of_the_model_on_its_features(predictor):
+def test_probabilities_follow_from_the_features(predictor):
     p, features = predictor(faces())
     assert p.shape == (7, 7)
     assert p.dtype == features.dtype == np.float32
@@ -62,7 +62,7 @@ def test_probabilities_are_those_of_the_model_on_its_features(predictor):
     assert features.std(axis=0).max() > 0
 
 
-def test_no_faces_have_no_predictions(predictor):
+def test_without_faces_there_are_no_predictions(predictor):
     p, features = predictor([])
     assert p.shape == (0, 7)
     assert features.shape == (0, predictor(faces(1)).features.shape[1])
@@ -78,7 +78,7 @@ def checkpoint(finetune):
 
 @pytest.fixture(scope="module")
 def photographs(tmp_path_factory):
-    """One face, two faces, a tilted face, no face, no picture."""
+    """Pictures of one face, two faces, a tilted face and no face, and a broken file."""
     folder, one = tmp_path_factory.mktemp("photographs"), Image.fromarray(astronaut())
     two = Image.new("RGB", (1400, 700), (120, 130, 140))
     two.paste(one, (50, 60))
@@ -96,7 +96,7 @@ def photographs(tmp_path_factory):
 
 
 def predict(checkpoint, *options, code=DONE):
-    """The program, here and without data workers."""
+    """Run the program in this process, without data workers."""
     argv = ["--checkpoint", checkpoint, "--num_workers", "0", *options]
     assert run_here(main_predict, list(map(str, argv))) == code
 
@@ -106,7 +106,7 @@ def csv_rows(path):
         return list(csv.DictReader(file))
 
 
-def test_one_row_a_face_with_what_the_model_says_of_its_crop(photographs, checkpoint, tmp_path):
+def test_one_row_per_face_with_the_prediction_for_its_crop(photographs, checkpoint, tmp_path):
     out = tmp_path / "new" / "rows.csv"
     predict(checkpoint, photographs, "--output", out, code=FAULT)
     rows = csv_rows(out)
@@ -135,7 +135,7 @@ def test_one_row_a_face_with_what_the_model_says_of_its_crop(photographs, checkp
         assert row["label"] == RAF_NAMES[p.argmax()]
 
 
-def test_what_failed_is_said_and_decides_the_exit_code(photographs, checkpoint, tmp_path, capfd):
+def test_failures_are_reported_and_determine_the_exit_code(photographs, checkpoint, tmp_path, capfd):
     good, zero, broken = (photographs / name for name in ("one.png", "zero.png", "broken.jpg"))
     for pictures, code, said in (
         ([good], DONE, ["1 faces in 1 of 1 pictures"]),
@@ -152,7 +152,7 @@ def test_what_failed_is_said_and_decides_the_exit_code(photographs, checkpoint, 
         assert len(csv_rows(tmp_path / "rows.csv")) == len(pictures)
 
 
-def test_json_lines_say_what_the_csv_says(photographs, checkpoint, tmp_path):
+def test_json_lines_have_the_same_values_as_the_csv(photographs, checkpoint, tmp_path):
     table, lines = tmp_path / "rows.csv", tmp_path / "rows.jsonl"
     for out in (table, lines):
         predict(checkpoint, photographs, "--output", out, code=FAULT)
@@ -169,8 +169,8 @@ def test_json_lines_say_what_the_csv_says(photographs, checkpoint, tmp_path):
     assert {type(records[1][name]) for name in SHARES} == {float}
 
 
-def test_neither_batches_nor_workers_change_a_row(photographs, checkpoint, tmp_path):
-    """Order included; batches of one face, of parts of a picture, of all."""
+def test_neither_batch_size_nor_workers_change_rows(photographs, checkpoint, tmp_path):
+    """Nor their order; for batches of one face, of part of a picture's faces, and of all faces."""
     pictures, tables = [photographs / f"{name}.png" for name in ("two", "three", "one")], []
     for batch_size, workers in ((1, 0), (2, 0), (64, 2)):
         out = tmp_path / f"{batch_size}.csv"
@@ -188,7 +188,7 @@ def test_neither_batches_nor_workers_change_a_row(photographs, checkpoint, tmp_p
 
 
 @pytest.mark.parametrize("family", ["vit", "convnext"])
-def test_without_a_detector_predictions_are_those_of_the_evaluation(
+def test_without_a_detector_predictions_equal_those_of_an_evaluation(
     family, sets, finetune, tmp_path
 ):
     checkpoint = finetune(family) / "checkpoint-best.pth"
@@ -204,7 +204,7 @@ def test_without_a_detector_predictions_are_those_of_the_evaluation(
     assert {row["score"] for row in rows} == {"1.000000"}
 
 
-def test_odd_files_are_rows_and_never_an_end(checkpoint, tmp_path):
+def test_odd_files_get_rows_and_never_end_the_program(checkpoint, tmp_path):
     folder, out = write_odd(tmp_path / "odd"), tmp_path / "rows.jsonl"
     predict(checkpoint, folder, "--detector", "none", "--output", out, code=FAULT)
     rows = [json.loads(line) for line in out.read_text().splitlines()]
@@ -214,7 +214,7 @@ def test_odd_files_are_rows_and_never_an_end(checkpoint, tmp_path):
     assert {row["status"] for row in rows} == {"ok", "unreadable"}
 
 
-def test_the_detector_takes_odd_pictures_too(checkpoint, tmp_path):
+def test_the_detector_accepts_odd_pictures(checkpoint, tmp_path):
     folder = write_odd(tmp_path / "odd")
     for path in folder.glob("good*"):
         if path.name != "good000.png":
@@ -238,7 +238,7 @@ NAMES = [
 ]
 
 
-def test_any_file_name_comes_back(checkpoint, tmp_path, monkeypatch):
+def test_any_file_name_is_written_correctly(checkpoint, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name in NAMES:
         with open(os.fsencode(f"{name}.png"), "wb") as file:
@@ -254,7 +254,7 @@ def test_any_file_name_comes_back(checkpoint, tmp_path, monkeypatch):
     assert [json.loads(line)["path"] for line in lines] == [row["path"] for row in rows]
 
 
-def test_rows_go_to_standard_output_and_words_to_the_other(checkpoint, tmp_path, capfdbinary):
+def test_rows_go_to_stdout_and_messages_to_stderr(checkpoint, tmp_path, capfdbinary):
     write_faces(tmp_path, 2)
     predict(checkpoint, tmp_path, "--detector", "none")
     out, err = capfdbinary.readouterr()
@@ -265,7 +265,7 @@ def test_rows_go_to_standard_output_and_words_to_the_other(checkpoint, tmp_path,
     assert len([json.loads(line) for line in capfdbinary.readouterr().out.splitlines()]) == 2
 
 
-def test_an_interrupted_run_leaves_whole_rows(checkpoint, tmp_path, monkeypatch):
+def test_an_interrupted_run_leaves_complete_rows(checkpoint, tmp_path, monkeypatch):
     write_faces(tmp_path / "faces", 5)
     write = main_predict.write_picture
 
@@ -282,7 +282,7 @@ def test_an_interrupted_run_leaves_whole_rows(checkpoint, tmp_path, monkeypatch)
     assert out.read_text().endswith("\n")
 
 
-def test_a_full_disk_is_one_line_and_leaves_whole_rows(checkpoint, tmp_path, capfd):
+def test_a_full_disk_gives_one_error_line(checkpoint, tmp_path, capfd):
     if not os.path.exists("/dev/full"):
         pytest.skip("needs /dev/full")
     write_faces(tmp_path / "faces", 2)
@@ -291,9 +291,9 @@ def test_a_full_disk_is_one_line_and_leaves_whole_rows(checkpoint, tmp_path, cap
     assert "/dev/full: cannot be written (No space left on device)" in capfd.readouterr().err
 
 
-def test_half_a_row_is_taken_back(tmp_path):
+def test_an_incomplete_row_is_removed(tmp_path):
     class Filling(io.FileIO):
-        """The disk has room for 60 bytes."""
+        """A file on a disk with space for 60 bytes."""
 
         def write(self, data):
             room = 60 - self.tell()
@@ -310,7 +310,7 @@ def test_half_a_row_is_taken_back(tmp_path):
     assert (tmp_path / "rows.jsonl").read_text() == '{"path": "a.jpg", "status": "ok"}\n'
 
 
-def test_a_pipe_that_does_not_block_is_waited_for():
+def test_writing_waits_for_a_non_blocking_pipe():
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
     path = "x" * 200_000  # more than a pipe holds
@@ -327,13 +327,13 @@ def test_a_pipe_that_does_not_block_is_waited_for():
         assert json.loads(received.result())["path"] == path
 
 
-# --- beside the rows ---
+# --- features and annotated pictures ---
 
 
-def test_features_are_those_of_the_rows(photographs, checkpoint, tmp_path):
+def test_features_match_the_rows(photographs, checkpoint, tmp_path):
     out, file = tmp_path / "rows.csv", tmp_path / "deep" / "features.npz"
     predict(checkpoint, photographs, "--output", out, "--features", file, code=FAULT)
-    with np.load(file) as held:  # without pickle
+    with np.load(file) as held:  # loads without pickle
         rows = [row for row in csv_rows(out) if row["status"] == "ok"]
         assert held["path"].tolist() == [row["path"] for row in rows]
         assert held["face"].tolist() == [int(row["face"]) for row in rows]
@@ -345,7 +345,7 @@ def test_features_are_those_of_the_rows(photographs, checkpoint, tmp_path):
     assert abs(p - [[float(row[n]) for n in SHARES] for row in rows]).max() < 1e-5
 
 
-def test_features_of_no_face_at_all_are_an_empty_file(photographs, checkpoint, tmp_path):
+def test_without_faces_the_file_of_features_is_empty(photographs, checkpoint, tmp_path):
     file = tmp_path / "features.npz"
     options = ["--output", tmp_path / "rows.csv", "--features", file]
     predict(checkpoint, photographs / "zero.png", *options, code=FAULT)
@@ -354,10 +354,10 @@ def test_features_of_no_face_at_all_are_an_empty_file(photographs, checkpoint, t
         assert [held[name].shape for name in ("path", "face", "label")] == [(0,)] * 3
 
 
-def test_annotated_pictures_are_framed_where_the_faces_are(photographs, checkpoint, tmp_path):
+def test_annotated_pictures_have_frames_around_the_faces(photographs, checkpoint, tmp_path):
     out, folder = tmp_path / "rows.csv", tmp_path / "seen"
     predict(checkpoint, photographs, "--output", out, "--annotated", folder, code=FAULT)
-    names = ["1_one.jpg", "2_three.jpg", "3_two.jpg", "4_zero.jpg"]  # 0 could not be read
+    names = ["1_one.jpg", "2_three.jpg", "3_two.jpg", "4_zero.jpg"]  # picture 0 cannot be read
     assert sorted(os.listdir(folder)) == names
     rows = [row for row in csv_rows(out) if row["path"].endswith("two.png")]
     before = np.asarray(Image.open(photographs / "two.png"), int)
@@ -379,7 +379,7 @@ def test_any_label_can_be_drawn_anywhere():
         assert max(drawn.size) == min(max(shape), 2048)
 
 
-def test_names_of_annotated_pictures_never_meet_or_leave_their_folder():
+def test_names_of_annotated_pictures_are_unique_and_stay_in_their_folder():
     paths = ["a/x.jpg", "b/x.jpg", "x.png", "/etc/..", "..", "a\nb.jpg", "\udce9.jpg", "y" * 300]
     names = [file_name(path, k, len(paths)) for k, path in enumerate(paths)]
     assert len(set(names)) == len(names)
@@ -390,7 +390,7 @@ def test_names_of_annotated_pictures_never_meet_or_leave_their_folder():
         assert not name.startswith(".")
 
 
-# --- which pictures ---
+# --- finding pictures ---
 
 
 @pytest.fixture
@@ -412,23 +412,23 @@ def tree(tmp_path, monkeypatch):
         (["notes.txt"], ["notes.txt"]),
     ],
 )
-def test_files_folders_and_patterns_stand_in_their_order_once(given, expected, tree):
+def test_files_folders_and_patterns_are_listed_once_in_their_order(given, expected, tree):
     assert [os.path.normpath(path) for path in list_pictures(given).paths] == expected
 
 
 @pytest.mark.parametrize("given", ["gone.jpg", "*.gif", "empty", "b.jpg/x", "[", "~nobody/x"])
-def test_what_is_not_there_is_bad_input(given, tree):
+def test_missing_pictures_are_bad_input(given, tree):
     (tree / "empty").mkdir()
-    with pytest.raises(BadInput, match=r"does not exist|stands for no file|holds no images"):
+    with pytest.raises(BadInput, match=r"does not exist|matches no file|holds no images"):
         list_pictures(["a.png", given])
 
 
-def test_a_link_that_leads_nowhere_is_an_unreadable_picture(tree):
+def test_a_dangling_link_is_an_unreadable_picture(tree):
     (tree / "link.jpg").symlink_to("nowhere")
     assert list_pictures(["link.jpg"]).paths == ["link.jpg"]
 
 
-# --- what cannot work ---
+# --- errors ---
 
 
 @pytest.mark.parametrize(
@@ -453,7 +453,7 @@ def test_a_link_that_leads_nowhere_is_an_unreadable_picture(tree):
         ([], "IMAGES"),
     ],
 )
-def test_wrong_options_are_one_line_before_anything_is_read(
+def test_wrong_options_give_one_error_line_before_anything_is_read(
     options, said, checkpoint, pretrained, tmp_path, monkeypatch, capfd
 ):
     monkeypatch.chdir(tmp_path)
@@ -468,7 +468,7 @@ def test_wrong_options_are_one_line_before_anything_is_read(
     assert not os.path.exists("rows.csv")
 
 
-def test_a_missing_detector_is_one_line_before_the_checkpoint_is_read(
+def test_a_missing_detector_gives_one_error_line_before_the_checkpoint_is_read(
     checkpoint, tmp_path, monkeypatch, capfd
 ):
     write_faces(tmp_path, 1)
@@ -488,7 +488,7 @@ def test_outputs_that_are_not_finite_are_a_fault(checkpoint, tmp_path, capfd):
     assert "huge.pth: its outputs for" in capfd.readouterr().err
 
 
-def test_foreign_weights_are_given_their_classes(checkpoint, tmp_path):
+def test_classes_can_be_given_for_foreign_weights(checkpoint, tmp_path):
     write_faces(tmp_path / "faces", 1)
     saved = torch.load(checkpoint, weights_only=True)
     torch.save({"model": saved["model"]}, tmp_path / "foreign.pth")
@@ -498,7 +498,7 @@ def test_foreign_weights_are_given_their_classes(checkpoint, tmp_path):
     assert [name for name in row if name.startswith("p_")] == [f"p_{c}" for c in ("=a", *"bcdefg")]
 
 
-def test_pictures_may_stand_anywhere_on_the_command_line(checkpoint, tmp_path):
+def test_pictures_may_be_anywhere_on_the_command_line(checkpoint, tmp_path):
     write_faces(tmp_path / "faces", 3)
     one, two, three = sorted((tmp_path / "faces").iterdir())
     out = tmp_path / "rows.csv"

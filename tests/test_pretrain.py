@@ -1,4 +1,4 @@
-"""Whole runs: real photographs, every family and size, options that change how but not what."""
+"""Complete pre-trainings: on photographs, of every family, with options that keep the result."""
 
 import json
 
@@ -19,9 +19,9 @@ from util.program import run_program
 
 @pytest.fixture(scope="module")
 def photographs(tmp_path_factory):
-    """Faces that somebody photographed: 96 small grey ones, and crops of a large colour one."""
+    """Photographs: 96 small grey ones and 8 crops of a large colour one."""
     folder = tmp_path_factory.mktemp("photographs")
-    for k, face in enumerate(skimage.data.lfw_subset()[:96]):  # the second half are no faces
+    for k, face in enumerate(skimage.data.lfw_subset()[:96]):  # the second half are not faces
         Image.fromarray((255 * face).astype(np.uint8)).resize((64, 64)).save(folder / f"{k}.png")
     (folder / "colour").mkdir()
     astronaut = Image.fromarray(skimage.data.astronaut())
@@ -54,7 +54,7 @@ def test_the_loss_falls_on_real_photographs(family, photographs, tmp_path):
 @pytest.mark.parametrize(
     "option", ["--num_workers 2", "--grad_checkpointing", "--save_steps 1", "--print_freq 7"]
 )
-def test_options_that_change_how_do_not_change_what(option, tmp_path):
+def test_options_of_speed_and_saving_do_not_change_the_result(option, tmp_path):
     for name, more in (("a", ""), ("b", option)):
         run(f"{FAMILIES['fcmae']} --epochs 1 --output_dir {tmp_path / name} {more}")
     a, b = (torch.load(tmp_path / n / "checkpoint-0.pth", weights_only=True) for n in "ab")
@@ -74,19 +74,19 @@ def test_options_that_change_how_do_not_change_what(option, tmp_path):
         (FAMILIES["fcmae"], "windowed convolution"),
     ],
 )
-def test_the_log_tells_what_is_predicted_and_by_which_kernels(options, told, tmp_path, capsys):
+def test_the_log_shows_what_is_predicted_and_with_which_kernels(options, told, tmp_path, capsys):
     run(f"{options} --epochs 1 --output_dir {tmp_path}")
     assert told in capsys.readouterr().out
 
 
-def test_fcmae_predicts_all_masked_patches():
+def test_predict_ratio_is_refused_for_fcmae():
     parse, model = build_parser().parse, ["--model", "convnextv2_atto"]
     check_options(parse([*model, "--predict_ratio", "1"]))
     with pytest.raises(BadInput, match=r"^--predict_ratio: convnextv2_atto has none; .* MAE"):
         check_options(parse([*model, "--predict_ratio", "0.25"]))
 
 
-def test_bf16_follows_fp32(tmp_path):
+def test_bf16_is_close_to_fp32(tmp_path):
     for name, more in (("a", ""), ("b", "--amp bf16")):
         run(f"{FAMILIES['mae']} --output_dir {tmp_path / name} {more}")
     exact, rough = log(tmp_path / "a"), log(tmp_path / "b")
@@ -95,14 +95,14 @@ def test_bf16_follows_fp32(tmp_path):
 
 
 @pytest.mark.parametrize("family", ["mae", pytest.param("fcmae", marks=pytest.mark.long)])
-def test_a_compiled_model_follows_the_eager_one(family, tmp_path):
+def test_a_compiled_model_is_close_to_the_eager_one(family, tmp_path):
     for name, more in (("a", ""), ("b", "--compile")):
         run(f"{FAMILIES[family]} --epochs 1 --output_dir {tmp_path / name} {more}")
     eager, compiled = log(tmp_path / "a"), log(tmp_path / "b")
     assert compiled[-1]["train_loss"] == pytest.approx(eager[-1]["train_loss"], rel=1e-4)
 
 
-def test_tensorboard_counts_epochs_in_thousandths(tmp_path):
+def test_tensorboard_steps_are_thousandths_of_epochs(tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     run(f"{FAMILIES['mae']} --output_dir {tmp_path} --log_dir {tmp_path}/events --vis_freq 1")
@@ -113,14 +113,14 @@ def test_tensorboard_counts_epochs_in_thousandths(tmp_path):
     assert events.Scalars("train_loss")[-1].step == 2000
 
 
-def test_pretraining_draws_the_labelled_training_images(sets, pretrained):
+def test_pre_training_uses_the_training_split_of_labelled_data(sets, pretrained):
     assert config(pretrained["vit"].parent)["data"]["count"] == 40
     assert config(pretrained["convnext"].parent)["data"]["count"] == 56
     source = open_images(str(sets / "rafdb")).source
     assert {source.name(i).rpartition("/")[2][:6] for i in range(len(source))} == {"train_"}
 
 
-def test_pretraining_on_affectnet_sees_faces_not_photographs(sets):
+def test_pre_training_on_affectnet_uses_cropped_faces(sets):
     root = sets / "affectnet"
     source = open_images(str(root)).source
     lines = (root / "Manually_Annotated_file_lists" / "training.csv").read_text().splitlines()[1:]
@@ -134,7 +134,7 @@ def test_pretraining_on_affectnet_sees_faces_not_photographs(sets):
         assert max(source.image(i).shape) < 64 < min(photograph.shape[:2])
 
 
-def test_a_few_steps_can_be_traced(tmp_path, capsys):
+def test_a_few_steps_can_be_profiled(tmp_path, capsys):
     run(f"{FAMILIES['mae']} --output_dir {tmp_path} --profile 2")
     steps = json.loads((tmp_path / "trace.json").read_text())["traceEvents"]
     assert {f"ProfilerStep#{k}" for k in (10, 11)} <= {event.get("name") for event in steps}

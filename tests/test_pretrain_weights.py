@@ -1,4 +1,4 @@
-"""Pre-training that begins with weights: `--resume` of a file that holds no training state."""
+"""Pre-training that starts from weights: `--resume` with a file without a training state."""
 
 from argparse import Namespace
 
@@ -14,7 +14,7 @@ from util.positions import sincos_position_embedding
 
 NAME = "mae_vit_tiny_patch16"
 DECODER = {"decoder_embed_dim": 32, "decoder_depth": 1, "decoder_num_heads": 2}
-RATES = "--lr 0"  # so that what was begun with is what is saved
+RATES = "--lr 0"  # so that the initial weights are saved
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +29,7 @@ def mae():
 
 
 def begun_with(tmp_path, content, more="", code=DONE):
-    """What a run without any learning, that begins with a file, has saved."""
+    """The checkpoint of a run that starts from a file and does not learn."""
     torch.save(content, tmp_path / "weights.pth")
     output = tmp_path / "run"
     options = f"--resume {tmp_path / 'weights.pth'} --epochs 1 {RATES} --weight_decay 0 {more}"
@@ -48,27 +48,29 @@ def test_weights_alone_start_a_new_schedule(mae, tmp_path, capfd):
     said = capfd.readouterr().out
     assert "a new schedule, beginning with the weights of --resume" in said
     assert "MAE with decoder, " in said
-    assert "the decoder is new" not in said
+    assert "the decoder is newly initialised" not in said
 
 
-def test_of_an_encoder_alone_the_decoder_is_new_and_that_is_said(mae, tmp_path, capfd):
+def test_for_an_encoder_alone_a_new_decoder_is_initialised_and_reported(mae, tmp_path, capfd):
     encoder = encoder_of(mae.state_dict())
     saved = begun_with(tmp_path, {"model": encoder, "args": Namespace(model="mae", lr=0.1)})
     assert same(encoder_of(saved["model"]), encoder)
     assert not torch.equal(saved["model"]["decoder_pred.weight"], mae.decoder_pred.weight)
-    assert "the decoder is new: the file holds an encoder only" in capfd.readouterr().out
+    assert (
+        "the decoder is newly initialised: the file holds an encoder only" in capfd.readouterr().out
+    )
 
 
-def test_official_files_with_an_optimizer_give_their_weights(mae, tmp_path, capfd):
+def test_only_the_weights_of_official_files_with_an_optimizer_are_used(mae, tmp_path, capfd):
     optimizer = torch.optim.AdamW(mae.parameters())
     official = {"model": mae.state_dict(), "optimizer": optimizer.state_dict(), "epoch": 299}
     saved = begun_with(tmp_path, {**official, "scaler": {}, "args": Namespace(epochs=300)})
     assert same(saved["model"], mae.state_dict())
     assert saved["epoch"] == 0
-    assert "its optimizer state is not used" in capfd.readouterr().out
+    assert "the optimizer state is ignored" in capfd.readouterr().out
 
 
-def test_a_run_that_has_begun_with_weights_resumes_itself(mae, tmp_path, capfd):
+def test_a_run_started_from_weights_resumes_its_own_checkpoint(mae, tmp_path, capfd):
     torch.save(mae.state_dict(), tmp_path / "weights.pth")
     options = f"--resume {tmp_path / 'weights.pth'} --epochs"
     assert pretrain(tmp_path / "a", f"{options} 1") == DONE
@@ -78,14 +80,14 @@ def test_a_run_that_has_begun_with_weights_resumes_itself(mae, tmp_path, capfd):
     assert [record["epoch"] for record in log(tmp_path / "a")] == [0, 1]
 
 
-def test_two_processes_begin_with_the_same(mae, tmp_path):
+def test_two_processes_start_from_the_same_weights(mae, tmp_path):
     torch.save({"model": encoder_of(mae.state_dict())}, tmp_path / "weights.pth")
     options = f"--resume {tmp_path / 'weights.pth'} --epochs 1 {RATES} --batch_size 4"
     run_two("main_pretrain", small_run(tmp_path / "run", options))
     assert same(encoder_of(load(tmp_path / "run")["model"]), encoder_of(mae.state_dict()))
 
 
-def test_positions_of_another_size_are_computed_anew(tmp_path, capfd):
+def test_fixed_position_embeddings_are_recomputed_for_another_size(tmp_path, capfd):
     model = create_pretrain_model(NAME, 96, **DECODER)
     saved = begun_with(tmp_path, {"model": model.state_dict()})
     assert torch.equal(saved["model"]["pos_embed"], sincos_position_embedding(192, 3))
@@ -95,7 +97,7 @@ def test_positions_of_another_size_are_computed_anew(tmp_path, capfd):
     assert "recomputed for this input size: pos_embed, decoder_pos_embed" in said
 
 
-def test_learnt_positions_of_another_size_are_interpolated(tmp_path, capfd):
+def test_learnt_position_embeddings_are_interpolated_for_another_size(tmp_path, capfd):
     model = timm.create_model("vit_tiny_patch16_224", img_size=96, num_classes=7)
     saved = begun_with(tmp_path, model.state_dict())
     own, theirs = saved["model"]["pos_embed"], model.pos_embed
@@ -109,7 +111,7 @@ def test_learnt_positions_of_another_size_are_interpolated(tmp_path, capfd):
     assert "not used: head" in said
 
 
-def test_a_classifier_of_pooled_patches_gives_all_but_its_norm(tmp_path, capfd):
+def test_weights_of_a_classifier_with_average_pooling_are_used_except_its_norm(tmp_path, capfd):
     model = create_classifier("vit_tiny_patch16", 7, 48)
     saved = begun_with(tmp_path, {"model": model.state_dict()})
     assert torch.equal(saved["model"]["blocks.0.mlp.fc1.weight"], model.blocks[0].mlp.fc1.weight)
@@ -120,7 +122,7 @@ def test_a_classifier_of_pooled_patches_gives_all_but_its_norm(tmp_path, capfd):
     assert "not used: fc_norm, head" in said
 
 
-def test_a_file_of_transformers_is_begun_with(tmp_path):
+def test_pre_training_starts_from_a_file_of_transformers(tmp_path):
     config = transformers.ViTMAEConfig(
         hidden_size=192,
         num_hidden_layers=12,
@@ -140,7 +142,7 @@ def test_a_file_of_transformers_is_begun_with(tmp_path):
     assert torch.equal(found, theirs.decoder.decoder_pred.weight)
 
 
-def test_fcmae_begins_with_a_dense_convnext(tmp_path, capfd):
+def test_fcmae_starts_from_a_dense_convnext(tmp_path, capfd):
     model = create_classifier("convnextv2_atto", 1000)
     torch.save({"model": model.state_dict()}, tmp_path / "weights.pth")
     options = f"--resume {tmp_path / 'weights.pth'} --epochs 1 {RATES} --weight_decay 0"
@@ -169,7 +171,7 @@ def test_weights_of_another_model_are_refused_before_training(build, words, tmp_
     assert not list((tmp_path / "run").glob("checkpoint*"))
 
 
-def test_a_training_state_of_another_size_says_what_differs(tmp_path, capfd):
+def test_a_training_state_of_another_size_is_refused_with_the_difference(tmp_path, capfd):
     assert pretrain(tmp_path / "a", "--epochs 1") == DONE
     options = f"--resume {tmp_path / 'a' / 'checkpoint-last.pth'} --input_size 64"
     assert pretrain(tmp_path / "b", options) == BAD_INPUT

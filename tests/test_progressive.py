@@ -1,4 +1,4 @@
-"""Progressive resolution: small images first, the full size in the end, and the same run always."""
+"""Progressive resolution: small images first, full size at the end, reproducible runs."""
 
 import math
 import os
@@ -19,7 +19,7 @@ from util.errors import BAD_INPUT, DONE, RESUMABLE
 from util.schedule import resolution_at
 
 SMALL = "--decoder_embed_dim 32 --decoder_depth 1"
-FAMILIES = {  # 32, 48, 64 px; 64, 96 px
+FAMILIES = {  # mae: 32, 48, 64 px; fcmae: 64, 96 px
     "mae": f"--model mae_vit_tiny_patch16 {SMALL} --decoder_num_heads 2 --input_size 64 "
     "--progressive 32:64",
     "fcmae": f"--model convnextv2_atto {SMALL} --input_size 96 --progressive 64:96",
@@ -61,7 +61,7 @@ def run(output, family, more=""):
 
 @pytest.mark.parametrize("epochs", [2, 3, 7, 30, 300])
 @pytest.mark.parametrize(("low", "patch"), [(128, 32), (128, 16), (192, 32), (32, 16)])
-def test_the_resolution_rises_by_patches_and_the_last_third_is_full(low, patch, epochs):
+def test_the_resolution_rises_by_patches_and_is_full_for_the_last_third(low, patch, epochs):
     sizes = [resolution_at(epoch, low, 224, patch, epochs) for epoch in range(epochs)]
     assert sizes[0] == low
     assert sizes == sorted(sizes)
@@ -72,13 +72,13 @@ def test_the_resolution_rises_by_patches_and_the_last_third_is_full(low, patch, 
         assert max(shares) - min(shares) <= 1, "every lower resolution has an equal share"
 
 
-def test_one_epoch_and_no_rise_are_at_the_full_size():
+def test_a_single_epoch_and_equal_sizes_are_at_full_size():
     assert resolution_at(0, 128, 224, 16, 1) == 224
     assert {resolution_at(epoch, 224, 224, 32, 9) for epoch in range(9)} == {224}
 
 
 def embedding(dim, places):
-    """The embedding of patches at `places` along both sides, one number at a time."""
+    """The embedding of patches at `places` along both axes, computed number by number."""
     quarter = dim // 4
     omegas = [10000 ** -(i / quarter) for i in range(quarter)]
     rows = [
@@ -89,7 +89,7 @@ def embedding(dim, places):
     return torch.tensor([[0.0] * dim, *rows])[None]
 
 
-def test_positions_at_the_full_size_are_whole_numbers_exactly():
+def test_positions_at_full_size_are_exact_integers():
     for grid in (3, 14, 16):
         expected = embedding(64, range(grid))
         torch.testing.assert_close(sincos_position_embedding(64, grid), expected, atol=1e-6, rtol=0)
@@ -100,21 +100,21 @@ def test_positions_at_the_full_size_are_whole_numbers_exactly():
 @pytest.mark.parametrize(
     ("grid", "full", "places"),
     [
-        (2, 4, [0.5, 2.5]),  # each covers two patches, and lies in their middle
-        (3, 5, [1 / 3, 2, 11 / 3]),  # the centre stays, the ends mirror each other
+        (2, 4, [0.5, 2.5]),  # each covers two patches, and is at their middle
+        (3, 5, [1 / 3, 2, 11 / 3]),  # the centre stays, the ends are symmetric
         (1, 14, [6.5]),
         (4, 2, [-0.25, 0.25, 0.75, 1.25]),
     ],
 )
-def test_a_place_in_the_face_keeps_its_position(grid, full, places):
+def test_a_location_in_the_image_keeps_its_position_at_every_resolution(grid, full, places):
     found = sincos_position_embedding(64, grid, full)
     torch.testing.assert_close(found, embedding(64, places), atol=1e-6, rtol=0)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_at_another_resolution_everything_learns_and_back_at_full_nothing_has_changed(family):
+def test_all_parameters_learn_at_another_resolution_and_full_size_is_restored(family):
     model = build(family, 96)
-    model.train(family != "resnet")  # whose batch norms would remember what they see
+    model.train(family != "resnet")  # whose batch norms would change
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     full = loss(model)
     model.set_resolution(64)
@@ -140,7 +140,7 @@ def test_at_another_resolution_everything_learns_and_back_at_full_nothing_has_ch
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_model_set_to_a_resolution_is_one_built_for_it(family):
+def test_a_model_set_to_a_resolution_equals_one_built_for_it(family):
     model, small = build(family, 96), build(family, 64)
     model.set_resolution(64)
     state = model.state_dict()
@@ -150,7 +150,7 @@ def test_a_model_set_to_a_resolution_is_one_built_for_it(family):
     assert torch.equal(loss(model), loss(small))
 
 
-def test_a_resolution_that_is_no_multiple_of_the_patch_is_refused():
+def test_a_resolution_that_is_not_a_multiple_of_the_patch_size_is_refused():
     for family in FAMILIES:
         with pytest.raises(ValueError, match="not a multiple of the patch size"):
             build(family, 96).set_resolution(72)
@@ -168,7 +168,7 @@ def test_samples_have_the_size_of_their_epoch():
     assert torch.equal(dataset.view(3, 0.875), plain.view(3, 0.875))
 
 
-def test_workers_know_the_sizes():
+def test_data_workers_use_the_size_of_each_epoch():
     size_at = partial(resolution_at, low=32, high=64, patch=16, epochs=3)
     dataset = build_pretrain_dataset("synthetic:16", 64, 16, size_at=size_at)
     sampler = GlobalBatchSampler(16, 8)
@@ -180,7 +180,7 @@ def test_workers_know_the_sizes():
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory):
-    """Finished runs by family, made when first asked for."""
+    """Uninterrupted runs by family, made on first use."""
     made = {}
 
     def make(family):
@@ -193,14 +193,14 @@ def undisturbed(tmp_path_factory):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_stopped_at_a_low_resolution_it_goes_on_bit_for_bit(
+def test_a_run_stopped_at_a_low_resolution_resumes_bit_for_bit(
     family, undisturbed, tmp_path, monkeypatch, capfd
 ):
     after_step = RunObserver.after_step
 
     def stop(self, state, result):
         if (state.position.epoch, state.position.step) == (1, 2):
-            os.kill(os.getpid(), signal.SIGTERM)  # obeyed after the next step
+            os.kill(os.getpid(), signal.SIGTERM)  # takes effect after the next step
         after_step(self, state, result)
 
     with monkeypatch.context() as patch:
@@ -212,16 +212,16 @@ def test_stopped_at_a_low_resolution_it_goes_on_bit_for_bit(
     assert_same_run(tmp_path, undisturbed(family))
     sizes = RESOLUTIONS[family]
     assert [record["resolution"] for record in log(tmp_path)] == sizes
-    assert f"epoch 2: {sizes[2]} px from here on" in capfd.readouterr().out
+    assert f"epoch 2: {sizes[2]} px from now on" in capfd.readouterr().out
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_the_checkpoint_is_one_of_the_full_size(family, undisturbed):
+def test_checkpoints_are_of_a_model_at_full_size(family, undisturbed):
     model = build(family, RESOLUTIONS[family][-1])
     model.load_state_dict(load(undisturbed(family))["model"])
 
 
-def test_going_on_with_another_schedule_is_refused(undisturbed, capfd):
+def test_resuming_with_another_schedule_is_refused(undisturbed, capfd):
     folder = undisturbed("mae")
     assert run(folder, "mae", "--progressive 48:64 --epochs 4") == BAD_INPUT
     assert "progressive (32, 64) -> (48, 64)" in capfd.readouterr().err
@@ -229,7 +229,7 @@ def test_going_on_with_another_schedule_is_refused(undisturbed, capfd):
 
 @pytest.mark.long
 @pytest.mark.parametrize("family", sorted(FAMILIES.keys() - {"resnet"}))  # see docs/deviations.md
-def test_two_processes_equal_one_but_for_the_last_bits(family, undisturbed, tmp_path):
+def test_two_processes_are_close_to_one(family, undisturbed, tmp_path):
     options = f"{RUN} {FAMILIES[family]} --batch_size 4 --output_dir {tmp_path}"
     finish(launched("main_pretrain.py", options.split(), processes=2))
     for two, one in zip(log(tmp_path), log(undisturbed(family)), strict=True):
@@ -238,8 +238,8 @@ def test_two_processes_equal_one_but_for_the_last_bits(family, undisturbed, tmp_
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("family", sorted(FAMILIES.keys() - {"resnet"}))  # which is not compiled
-def test_compiled_it_follows_the_eager_run(family, undisturbed, tmp_path):
+@pytest.mark.parametrize("family", sorted(FAMILIES.keys() - {"resnet"}))  # ResNets are not compiled
+def test_a_compiled_run_is_close_to_the_eager_one(family, undisturbed, tmp_path):
     assert run(tmp_path, family, "--compile") == DONE
     for compiled, eager in zip(log(tmp_path), log(undisturbed(family)), strict=True):
         assert compiled["train_loss"] == pytest.approx(eager["train_loss"], rel=1e-3)
@@ -264,7 +264,7 @@ def test_compiled_it_follows_the_eager_run(family, undisturbed, tmp_path):
         ),
     ],
 )
-def test_what_cannot_work_is_refused_in_one_line(options, expected, tmp_path, capfd):
+def test_wrong_options_are_refused_in_one_line(options, expected, tmp_path, capfd):
     assert run_here(main_pretrain, f"--output_dir {tmp_path} {options}".split()) == BAD_INPUT
     lines = capfd.readouterr().err.strip().splitlines()
     assert len(lines) == 1
@@ -273,7 +273,7 @@ def test_what_cannot_work_is_refused_in_one_line(options, expected, tmp_path, ca
 
 
 @pytest.mark.parametrize("name", ["mae_vit_base", "mae_vit_small", "convnextv2_base"])
-def test_a_fast_recipe_is_the_published_one_but_for_what_makes_it_fast(name):
+def test_a_fast_recipe_differs_from_the_published_one_only_in_speed_options(name):
     parsed = [
         vars(main_pretrain.build_parser().parse([f"@{ROOT}/recipes/pretrain_{name}{kind}.args"]))
         for kind in ("", "_fast")

@@ -1,4 +1,4 @@
-"""Pseudo-labels: a classifier's answers to unlabelled images, trained on beside the labels."""
+"""Pseudo-labels: training on a classifier's predictions for unlabelled images."""
 
 import csv
 
@@ -34,7 +34,7 @@ def written(folder, *rows, header=HEADER):
     return str(path)
 
 
-def test_probabilities_are_matched_by_the_classes_names(tmp_path):
+def test_probabilities_are_matched_to_classes_by_name(tmp_path):
     faces(tmp_path / "more")
     path = written(
         tmp_path,
@@ -51,13 +51,13 @@ def test_probabilities_are_matched_by_the_classes_names(tmp_path):
         str(tmp_path / "more" / name) for name in ("2.png", "1.png")
     ]
     assert lines == [
-        f"--pseudo_labels {path}: 2 images (Happy 2, Sad 0, Fear 0), on average 54 % sure",
+        f"--pseudo_labels {path}: 2 images (Happy 2, Sad 0, Fear 0), mean confidence 54 %",
         f"--pseudo_labels {path}: 1 rows without probabilities are left out",
         f"--pseudo_labels {path}: 1 images of other classes are left out",
     ]
 
 
-def test_paths_start_at_the_file_or_at_the_current_folder(tmp_path, monkeypatch):
+def test_paths_are_relative_to_the_file_or_the_current_folder(tmp_path, monkeypatch):
     (tmp_path / "lists").mkdir()
     faces(tmp_path / "more", 2)
     rows = [f"more/{k}.png,0,0,0,9,9,1,Sad,ok,1,0,0,0" for k in range(2)]
@@ -82,9 +82,17 @@ GOOD = "more/0.png,0,0,0,9,9,1,Sad,ok,1,0,0,0"
         ("path,p_Happy,p_Anger", ["more/0.png,0.5,0.5"], "no column p_Sad, p_Fear"),
         (HEADER, [], "no row with probabilities"),
         (HEADER, ["more/0.png,0,0,0,9,9,1,A,ok,0,0,1,0"], "of these classes; .* other classes"),
-        (HEADER, [GOOD, "./" + GOOD], "several faces of one picture"),
-        (HEADER, ["more/0.png,0,0,0,9,9,0.1,Sad,ok,1,0,0,0"], "row 2: a face found in a picture"),
-        (HEADER, [GOOD, "more/1.png,0,0,0,9,9,1,Sad,ok,1,0,0,x"], "row 3: p_Happy is x, no prob"),
+        (HEADER, [GOOD, "./" + GOOD], "several faces in one picture"),
+        (
+            HEADER,
+            ["more/0.png,0,0,0,9,9,0.1,Sad,ok,1,0,0,0"],
+            "row 2: a face detected in a picture",
+        ),
+        (
+            HEADER,
+            [GOOD, "more/1.png,0,0,0,9,9,1,Sad,ok,1,0,0,x"],
+            "row 3: p_Happy is x, not a prob",
+        ),
         (HEADER, ["more/0.png,0,0,0,9,9,1,Sad,ok,-1,0,0,2"], "row 2: p_sadness is -1"),
         (HEADER, ["more/0.png,0,0,0,9,9,1,Sad,ok,0.5,,0,0.5"], "row 2: p_fear is empty"),
         (HEADER, ["more/0.png,0,0,0,9,9,1,Sad,ok,nan,0,0,1"], "p_sadness is nan"),
@@ -92,12 +100,12 @@ GOOD = "more/0.png,0,0,0,9,9,1,Sad,ok,1,0,0,0"
         (
             HEADER,
             ["gone/0.png,0,0,0,9,9,1,Sad,ok,1,0,0,0"],
-            "1 of 1 images it names are missing; .*/gone/0.png: paths start at",
+            "1 of 1 images it names are missing; .*/gone/0.png: paths are relative to",
         ),
         ("p_Happy,p_Sad,p_Fear,path", ["1,0,0"], "row 2: has no path"),
     ],
 )
-def test_what_cannot_be_used_is_refused(header, rows, message, tmp_path):
+def test_invalid_files_are_refused(header, rows, message, tmp_path):
     faces(tmp_path / "more")
     path = written(tmp_path, *rows, header=header)
     with pytest.raises(BadInput, match=message) as caught:
@@ -105,12 +113,12 @@ def test_what_cannot_be_used_is_refused(header, rows, message, tmp_path):
     assert str(caught.value).startswith(f"--pseudo_labels {path}")
 
 
-def test_a_file_that_is_not_there_is_named():
+def test_a_missing_file_is_named():
     with pytest.raises(BadInput, match=r"--pseudo_labels none\.csv"):
         read_pseudo_labels("none.csv", CLASSES)
 
 
-def test_votes_stay_beside_pseudo_labels(tmp_path):
+def test_votes_are_kept_beside_pseudo_labels(tmp_path):
     files = ImageFiles(list_images(faces(tmp_path / "more", 2)))
     votes = LabelledImages(files, [0, 1], [[0.6, 0.4, 0], [0, 0.7, 0.3]])
     more, _ = read_pseudo_labels(written(tmp_path, GOOD), CLASSES)
@@ -141,7 +149,7 @@ def test_joined_images_keep_their_order_and_their_targets(tmp_path):
 
 @pytest.fixture(scope="module")
 def answered(finetune, tmp_path_factory):
-    """A fine-tuned run, and its answers to images without labels."""
+    """A fine-tuned run, and its predictions for images without labels."""
     folder, run = tmp_path_factory.mktemp("answered"), finetune()
     faces(folder / "more", 10)
     argv = ["--checkpoint", run / "checkpoint-last.pth", "--detector", "none", folder / "more"]
@@ -154,7 +162,7 @@ def options(sets, run, folder, more):
     return finetune_options(folder, "vit", f"{source} {more}")
 
 
-def test_a_run_learns_from_pseudo_labels_and_says_so(sets, answered, tmp_path, capfd):
+def test_a_run_learns_from_pseudo_labels_and_reports_it(sets, answered, tmp_path, capfd):
     run, path = answered
     argv = options(sets, run, tmp_path / "run", f"--pseudo_labels {path}")
     assert run_here(main_finetune, argv) == DONE
@@ -182,7 +190,7 @@ def test_a_run_learns_from_pseudo_labels_and_says_so(sets, answered, tmp_path, c
     assert "also trained on the pseudo-labels of more.csv" in card
 
 
-def test_it_resumes_exactly_and_only_with_the_same_pseudo_labels(sets, answered, tmp_path, capfd):
+def test_a_run_resumes_exactly_but_only_with_the_same_pseudo_labels(sets, answered, tmp_path, capfd):
     run, path = answered
     whole, halves = tmp_path / "whole", tmp_path / "halves"
     more = f"--pseudo_labels {path} --epochs 2 --warmup_epochs 0"
@@ -206,7 +214,7 @@ def test_it_resumes_exactly_and_only_with_the_same_pseudo_labels(sets, answered,
     assert "data " in capfd.readouterr().err
 
 
-def test_test_images_among_them_are_reported(sets, answered, tmp_path, capfd):
+def test_test_images_among_the_pseudo_labelled_are_reported(sets, answered, tmp_path, capfd):
     run, path = answered
     with open(run / "predictions.csv", newline="") as file:
         test = next(csv.DictReader(file))["path"]

@@ -1,7 +1,7 @@
-"""The original authors' fine-tuning (docs/published.md), held against other people's code.
+"""The original authors' fine-tuning (docs/published.md), compared with other implementations.
 
-Augmentation and erasing against torchvision's first classes, which they used; rates, decay and
-optimizer against their rules, written out slowly. Recipes against the table of their commands.
+Augmentation and erasing are compared with torchvision's classes, which they used; learning rate,
+decay and optimizer with slow versions of their rules; recipes with the table of their commands.
 """
 
 import random
@@ -32,7 +32,7 @@ from util.optim import set_rates
 from util.positions import sincos_position_embedding
 
 STEPS, EPOCHS = 384, 120  # of RAF-DB's recipes
-# Their commands: recipe -> size, rate, epochs, mixup, weight decay, weights.
+# Their commands: recipe -> size, learning rate, epochs, mixup, weight decay, weights.
 COMMANDS = {
     "rafdb_vit_base": ("base", 1e-5, 120, True, 0, "mae_vit_base_300e"),
     "rafdb_vit_base_no_mixup": ("base", 1e-4, 120, False, 0, "mae_vit_base_300e"),
@@ -42,7 +42,7 @@ COMMANDS = {
     "affectnet7_vit_base_60e": ("base", 1e-5, 60, True, 0, "mae_vit_base_300e"),
     "affectnet7_vit_tiny_60e": ("tiny", 1e-5, 60, True, 0, "mae_vit_tiny_300e"),
 }
-# The commands of their README, of today and of 2025-05-22, that name their options in full.
+# The commands of their README, current and of 2025-05-22, that list all options.
 README = {
     "affectnet7_vit_{}": "--batch_size 16 --accum_iter 2 --blr 5e-4 --layer_decay 0.65 "
     "--weight_decay 0.05 --drop_path 0.1 --reprob 0.25 --mixup 0.8 --cutmix 1.0 --epochs 10",
@@ -69,7 +69,7 @@ def parse(recipe, *more):
 
 @pytest.fixture
 def here():
-    """Where the parts of a run are built for."""
+    """The device that the parts of a run are built for."""
     return SimpleNamespace(device=torch.device("cpu"))
 
 
@@ -77,7 +77,7 @@ def here():
 
 
 def published(size):
-    """What their program does to a training image before it is normalised."""
+    """Their augmentation of a training image before normalisation."""
     bilinear = transforms.InterpolationMode.BILINEAR
     jitter = transforms.ColorJitter(brightness=0.25, contrast=0.25, saturation=0.25, hue=0.25)
     move = transforms.RandomAffine(0, (0.1, 0.1), (1.0, 1.25), interpolation=bilinear)
@@ -96,7 +96,7 @@ def face(height=100, width=100, seed=0):
 
 
 @pytest.mark.parametrize("shape", [(100, 100), (90, 130)])
-def test_fer_gives_the_published_pixels_for_the_same_draws(shape):
+def test_aug_fer_equals_the_published_augmentation_with_equal_seeds(shape):
     ours, theirs, image = face_augment(112, 0.25, "bilinear"), published(112), face(*shape)
     seen = set()
     for seed in range(120):
@@ -108,7 +108,7 @@ def test_fer_gives_the_published_pixels_for_the_same_draws(shape):
     assert len(seen) > 40
 
 
-def test_half_the_faces_are_recoloured_and_the_very_same_ones_moved():
+def test_the_same_half_of_the_faces_is_recoloured_and_moved():
     flat = np.full((32, 32, 3), (150, 120, 100), np.uint8)
     slope = np.tile(np.arange(0, 256, 8, dtype=np.uint8)[:, None, None], (1, 32, 3))
     recolour, move = (face_augment(32, jitter, "bilinear") for jitter in (0.25, 0.0))
@@ -125,7 +125,7 @@ def test_half_the_faces_are_recoloured_and_the_very_same_ones_moved():
 
 @pytest.mark.parametrize("shape", [(100, 100), (60, 200), (400, 350)])
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
-def test_faces_are_tested_as_pillow_resizes_them(shape, interpolation):
+def test_test_images_are_resized_like_by_pillow(shape, interpolation):
     image = face(*shape)
     way = Image.Resampling[interpolation.upper()]
     theirs = torch.tensor(np.asarray(Image.fromarray(image).resize((224, 224), way)))
@@ -138,14 +138,14 @@ def test_faces_are_tested_as_pillow_resizes_them(shape, interpolation):
 
 
 def rectangle(x):
-    """The top, left, height and width of what is 0 in (1, H, W)."""
+    """Top, left, height and width of the rectangle of zeros in (1, H, W)."""
     rows, columns = np.nonzero(x[0].numpy() == 0)
     height, width = np.ptp(rows) + 1, np.ptp(columns) + 1
     assert len(rows) == height * width
     return rows.min(), columns.min(), height, width
 
 
-def test_erasing_draws_the_published_rectangles_and_fills_them_with_the_mean_colour(here):
+def test_erased_rectangles_are_distributed_as_published_and_have_the_mean_colour(here):
     ours = builders.finetune.build_loss(parse("rafdb_vit_base"), here, 7).erase
     theirs = transforms.RandomErasing(scale=(0.02, 0.25))
     random.seed(0)
@@ -174,7 +174,7 @@ def test_erasing_draws_the_published_rectangles_and_fills_them_with_the_mean_col
 # --- the loss, the optimizer, the rate ---
 
 
-def test_mixup_and_loss_are_timms_defaults(here):
+def test_mixup_and_loss_equal_timms_defaults(here):
     loss = builders.finetune.build_loss(parse("rafdb_vit_base", "--reprob", "0"), here, 7)
     torch.manual_seed(0)
     model = nn.Sequential(nn.Flatten(), nn.Linear(3 * 8 * 8, 7))
@@ -197,7 +197,7 @@ def test_without_mixup_the_loss_is_cross_entropy_on_hard_labels(here):
 
 
 def published_rate(rate, epoch):
-    """Their rule, written out."""
+    """Their schedule."""
     if epoch >= 95:
         return 0.001 * rate
     if epoch >= 65:
@@ -209,7 +209,7 @@ def published_rate(rate, epoch):
 
 @pytest.mark.parametrize("recipe", COMMANDS)
 @pytest.mark.parametrize("processes", [1, 4])
-def test_the_rate_is_the_published_one_in_every_step_of_120_epochs(recipe, processes):
+def test_the_learning_rate_is_the_published_one_in_every_step(recipe, processes):
     args, base = parse(recipe), COMMANDS[recipe][1] * processes
     peak = args.blr * args.batch_size * args.accum_iter * processes / 256
     rate = main_finetune.learning_rate(args, peak, STEPS)
@@ -219,7 +219,7 @@ def test_the_rate_is_the_published_one_in_every_step_of_120_epochs(recipe, proce
 
 
 def build(recipe, *more):
-    """The model and optimizer of a recipe, small."""
+    """A small model and the optimizer of a recipe."""
     args = parse(recipe, "--model", "vit_tiny_patch16", "--input_size", "32", *more)
     torch.manual_seed(0)
     model = builders.finetune.build_model(args, 8)
@@ -227,8 +227,8 @@ def build(recipe, *more):
     return model, builders.finetune.build_state(args, model, 1e-5, scaler).optimizer
 
 
-def test_decay_is_decoupled_and_spares_what_they_spare():
-    """Five steps of Adam with decoupled decay, apex's FusedAdam, written out in float64."""
+def test_weight_decay_is_decoupled_with_their_exceptions():
+    """Five steps of Adam with decoupled decay (apex's FusedAdam), computed in float64."""
     model, optimizer = build("ferplus_vit_base")
     trained = {n: p for n, p in model.named_parameters() if p.requires_grad}
     assert set(trained) == {n for n, _ in model.named_parameters()} - {"pos_embed"}
@@ -251,7 +251,7 @@ def test_decay_is_decoupled_and_spares_what_they_spare():
         torch.testing.assert_close(p.detach().double(), x[name], atol=2e-7, rtol=2e-6)
 
 
-def test_an_epoch_has_one_step_more_than_theirs_and_every_image():
+def test_an_epoch_has_one_more_step_than_theirs_and_every_image():
     sampler = GlobalBatchSampler(12_271, 32)
     assert sampler.steps == 12_271 // 32 + 1 == STEPS
     seen = [draw % 12_271 for batch in sampler for _, draw in batch]
@@ -272,7 +272,7 @@ def test_an_epoch_has_one_step_more_than_theirs_and_every_image():
         ("--finetune some.pth --linear_probe", 0.01),
     ],
 )
-def test_a_new_head_has_the_std_asked_for_or_that_of_the_official_scripts(model, more, std):
+def test_a_new_head_has_the_given_std_or_that_of_the_official_scripts(model, more, std):
     argv = ["--model", model, "--input_size", "32", *more.split()]
     args = main_finetune.build_parser().parse(argv)
     main_finetune.check_options(args)
@@ -281,12 +281,12 @@ def test_a_new_head_has_the_std_asked_for_or_that_of_the_official_scripts(model,
     assert not head.bias.any()
 
 
-def test_recipes_begin_with_timms_head():
+def test_recipes_initialise_the_head_like_timm():
     assert parse("rafdb_vit_base", "--finetune", "some.pth").head_init_std == 0.02
     assert parse("affectnet7_vit_base", "--finetune", "some.pth").head_init_std == 2e-5
 
 
-def test_a_frozen_position_embedding_does_not_learn(finetune):
+def test_a_frozen_position_embedding_is_not_trained(finetune):
     fixed, learnt = (
         load(finetune("vit", f"{more} --lr 0.01"), "checkpoint-last.pth")["model"]["pos_embed"]
         for more in ("--freeze_pos_embed", "")
@@ -295,10 +295,10 @@ def test_a_frozen_position_embedding_does_not_learn(finetune):
     assert not torch.equal(learnt, fixed)
 
 
-# --- what travels with a checkpoint ---
+# --- settings in checkpoints ---
 
 
-def test_a_model_is_used_with_the_interpolation_it_was_trained_with(finetune, sets, tmp_path):
+def test_a_model_is_used_with_the_interpolation_of_its_training(finetune, sets, tmp_path):
     run = finetune("vit", "--aug fer --mixup 1 --freeze_pos_embed --cls_token")
     options = config(run)["options"]
     assert (options["train_interpolation"], options["test_interpolation"]) == ("bilinear",) * 2
@@ -315,8 +315,8 @@ def test_a_model_is_used_with_the_interpolation_it_was_trained_with(finetune, se
     assert other["log_loss"] != again["log_loss"]
 
 
-def test_a_checkpoint_of_before_was_trained_bicubically(finetune, sets, tmp_path, capfd):
-    """Whatever augmentation the evaluation is told of."""
+def test_an_older_checkpoint_is_used_with_bicubic_interpolation(finetune, sets, tmp_path, capfd):
+    """Regardless of the augmentation that the evaluation is given."""
     content = load(finetune(), "checkpoint-best.pth")
     del content["args"]["test_interpolation"]
     torch.save(content, tmp_path / "old.pth")
@@ -326,7 +326,7 @@ def test_a_checkpoint_of_before_was_trained_bicubically(finetune, sets, tmp_path
     assert "--test_interpolation bicubic" in capfd.readouterr().out
 
 
-def test_features_are_trained_and_tested_with_the_interpolation_they_were_made_with(
+def test_a_linear_probe_uses_the_interpolation_of_its_features(
     finetune, sets, tmp_path
 ):
     source = finetune("vit", "--aug fer --mixup 1 --freeze_pos_embed --cls_token")
@@ -337,7 +337,7 @@ def test_features_are_trained_and_tested_with_the_interpolation_they_were_made_w
 
 
 @pytest.mark.parametrize("kind", ["--linear_probe --lr 0.1", "--test_interpolation bilinear"])
-def test_a_run_resumes_with_the_interpolations_it_began_with(kind, finetune, sets, tmp_path):
+def test_a_run_resumes_with_its_interpolations(kind, finetune, sets, tmp_path):
     source = finetune("vit", "--aug fer --mixup 1 --freeze_pos_embed --cls_token")
     options = f"{kind} --cls_token --finetune {source / 'checkpoint-best.pth'}"
     options = f"{options} --data_path {sets / 'rafdb'} --warmup_epochs 0"
@@ -346,7 +346,7 @@ def test_a_run_resumes_with_the_interpolations_it_began_with(kind, finetune, set
         assert run_here(main_finetune, argv) == 0
 
 
-def test_a_run_of_an_older_release_resumes_unless_its_augmentation_was_another(
+def test_a_run_of_an_older_release_resumes_unless_its_augmentation_has_changed(
     finetune, sets, pretrained, tmp_path, capfd
 ):
     for aug, code in (("randaug", 0), ("fer", 2)):
@@ -363,7 +363,7 @@ def test_a_run_of_an_older_release_resumes_unless_its_augmentation_was_another(
 
 
 @pytest.mark.parametrize("interpolation", ["lanczos", None, 3, ["bicubic"]])
-def test_an_interpolation_that_nobody_knows_is_refused(interpolation, finetune, tmp_path):
+def test_an_unknown_interpolation_is_refused(interpolation, finetune, tmp_path):
     content = load(finetune(), "checkpoint-best.pth")
     content["preprocessing"]["interpolation"] = interpolation
     torch.save(content, tmp_path / "other.pth")
@@ -380,13 +380,13 @@ def test_an_interpolation_that_nobody_knows_is_refused(interpolation, finetune, 
         ("--model convnextv2_atto --freeze_pos_embed", "--freeze_pos_embed: convnextv2_atto has"),
     ],
 )
-def test_what_cannot_work_is_refused_in_a_line(options, message, tmp_path, capfd):
+def test_wrong_options_are_refused_in_one_line(options, message, tmp_path, capfd):
     argv = ["--aug", "fer", *options.split(), "--output_dir", str(tmp_path)]
     assert run_here(main_finetune, argv) == BAD_INPUT
     assert message in refused(capfd)
 
 
-def test_a_convnext_is_evaluated_whatever_is_said_of_position_embeddings(finetune, sets, tmp_path):
+def test_freeze_pos_embed_is_ignored_when_a_convnext_is_evaluated(finetune, sets, tmp_path):
     best = finetune("convnext") / "checkpoint-best.pth"
     evaluate(best, tmp_path, f"--freeze_pos_embed --data_path {sets / 'rafdb'}")
 
@@ -395,7 +395,7 @@ def test_a_convnext_is_evaluated_whatever_is_said_of_position_embeddings(finetun
 
 
 @pytest.mark.parametrize("recipe", COMMANDS)
-def test_a_recipe_is_the_published_command(recipe):
+def test_a_recipe_equals_the_published_command(recipe):
     size, rate, epochs, mixup, decay, weights = COMMANDS[recipe]
     args = parse(recipe)
     assert args.model == f"vit_{size}_patch16"
@@ -432,7 +432,7 @@ def test_a_recipe_has_every_option_that_their_readme_names(name, size):
 
 
 def test_the_table_of_results_has_the_numbers_of_the_recipes():
-    """Their README: RAF-DB, AffectNet-7, AffectNet-8, FERPlus; the second with their tricks."""
+    """Their README: RAF-DB, AffectNet-7, AffectNet-8, FERPlus; second numbers are with tricks."""
     published = {
         "vit_base": ("91.07 or 91.79", "66.09", "62.42", "90.18 or 90.82"),
         "vit_small": ("90.03", "65.53", "62.06", "89.35"),
@@ -452,7 +452,7 @@ def test_the_table_of_results_has_the_numbers_of_the_recipes():
                 assert cell.endswith("~") == ("# Nearest: " in recipe), row
 
 
-def test_every_recipe_stands_on_the_page_and_says_whether_it_is_exact():
+def test_every_recipe_is_documented_as_exact_or_nearest():
     page = (ROOT / "docs" / "published.md").read_text().splitlines()
     for path in ROOT.glob("recipes/*.args"):
         if "small_faces" in path.stem:  # ours
@@ -476,7 +476,7 @@ def test_every_recipe_stands_on_the_page_and_says_whether_it_is_exact():
         ("ferplus_vit_tiny", "affectnet", "FERPlus"),
     ],
 )
-def test_a_recipe_for_another_data_set_is_refused_in_a_line(
+def test_a_recipe_for_another_data_set_is_refused_in_one_line(
     recipe, data, message, sets, tmp_path, capfd
 ):
     argv = [f"@{ROOT}/recipes/{recipe}.args", "--data_path", str(sets / data)]

@@ -1,4 +1,4 @@
-"""The four pictures of a reconstruction: which pixels are whose."""
+"""The four pictures of a reconstruction: which pixels are the image's and which the model's."""
 
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ from models_masked import MaskedAutoencoder
 
 
 class Remembers(MaskedAutoencoder):
-    """Says of every patch what stands in a picture that it knows by heart, in target space."""
+    """A model that predicts the patches of an image that it has stored, in target space."""
 
     def __init__(self, x: Tensor, norm_pix_loss: bool) -> None:
         super().__init__(x.shape[2], 16, 3, 0.5, norm_pix_loss)
@@ -29,7 +29,7 @@ class Remembers(MaskedAutoencoder):
 
 
 @pytest.mark.parametrize("norm_pix_loss", [False, True])
-def test_visible_pixels_are_the_originals_and_removed_ones_the_models(norm_pix_loss):
+def test_visible_pixels_are_the_images_and_masked_ones_the_models(norm_pix_loss):
     rng = np.random.default_rng(0)
     imgs, other = (
         torch.from_numpy(rng.integers(0, 256, (2, 3, 64, 64), dtype=np.uint8)) for _ in "ab"
@@ -42,7 +42,7 @@ def test_visible_pixels_are_the_originals_and_removed_ones_the_models(norm_pix_l
     assert model.training
     original, said = (x.permute(0, 2, 3, 1).numpy() for x in (imgs, other))
     np.testing.assert_array_equal(stages.original, original)
-    # With its own mean and contrast given back, what is right in target space is the original.
+    # With each patch's mean and contrast restored, a correct prediction is the original.
     said = original if norm_pix_loss else said
     np.testing.assert_array_equal(stages.reconstructed, said)
     kept = noise.argsort(dim=1)[:, :4]
@@ -56,7 +56,7 @@ def test_visible_pixels_are_the_originals_and_removed_ones_the_models(norm_pix_l
     assert ("own mean and contrast" in shown_with(model)) == norm_pix_loss
 
 
-def test_without_a_ratio_it_is_the_models_own():
+def test_the_default_mask_ratio_is_the_models():
     imgs = torch.zeros(1, 3, 64, 64, dtype=torch.uint8)
     model = Remembers(Normalise()(imgs), False)
     masked = reconstruct(model, Normalise(), imgs).masked

@@ -146,7 +146,7 @@ def test_an_unfinished_seed_is_run_again(here, missing):
 @pytest.mark.parametrize(
     ("end", "code", "said"),
     [
-        ("75", 75, "seed 1: stopped; the same command goes on"),
+        ("75", 75, "seed 1: stopped; the same command resumes from there"),
         ("2", 2, "seed 1: fake.py ended with exit code 2"),
         ("1", 1, "seed 1: fake.py ended with exit code 1"),
     ],
@@ -188,8 +188,8 @@ def test_seeds_of_different_options_are_never_mixed(here, change):
 @pytest.mark.parametrize(
     ("argv", "said"),
     [
-        (["--output_dir", "o", "--seed", "3"], "--seed: give all of them to --seeds"),
-        (["--output_dir", "o", "--seeds", "1", "1"], "--seeds 1 1: give each once"),
+        (["--output_dir", "o", "--seed", "3"], "--seed: give all seeds to --seeds"),
+        (["--output_dir", "o", "--seeds", "1", "1"], "--seeds 1 1: give each seed once"),
         (["--output_dir", "o", "--seeds", "x"], "--seeds: must be a whole number >= 0, not 'x'"),
         (["--seeds", "1"], "--output_dir"),
         (["--output_dir", "o", "@absent.args"], "absent.args: cannot be read as a recipe"),
@@ -231,7 +231,7 @@ def test_being_asked_to_stop_is_left_to_the_run(here, number):
         time.sleep(0.2)
         process.send_signal(number)
         assert process.wait(20) == 75
-        assert "the same command goes on" in process.stdout.read()
+        assert "the same command resumes from there" in process.stdout.read()
     assert not (here / "out" / "seed-1").exists()
 
 

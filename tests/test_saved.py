@@ -34,7 +34,7 @@ def test_a_foreign_checkpoint_is_known_by_its_tensors(tmp_path):
     theirs = timm.create_model("vit_tiny_patch16_224", num_classes=3, img_size=64).eval()
     path = tmp_path / "theirs.pth"
     torch.save({"model": theirs.state_dict(), "args": argparse.Namespace(input_size=224)}, path)
-    with pytest.raises(BadInput, match="has 3 classes, but does not name them; .* --classes A,B"):
+    with pytest.raises(BadInput, match=r"has 3 classes, but does not name them; .* --classes A,B"):
         open_classifier(path)
     with pytest.raises(BadInput, match="has 3 classes, but --classes names 2"):
         open_classifier(path, ("a", "b"))
@@ -105,7 +105,7 @@ def test_a_checkpoint_that_was_tampered_with_is_bad_input(damage, finetune, tmp_
 def test_an_autoencoder_with_an_odd_option_is_bad_input(name, value, pretrained, tmp_path):
     own = load(pretrained["vit"].parent)
     torch.save({**own, "args": {**own["args"], name: value}}, tmp_path / "bad.pth")
-    with pytest.raises(BadInput, match=rf"bad\.pth: invalid {name}: "):
+    with pytest.raises(BadInput, match=rf"bad\.pth: holds an invalid {name}: "):
         open_autoencoder(tmp_path / "bad.pth")
 
 

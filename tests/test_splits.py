@@ -50,7 +50,7 @@ def test_pre_training_keeps_away_from_test_images_and_says_so(called, tmp_path):
     images = open_images(str(tmp_path))
     found = [images.source.name(i).split("/")[-1] for i in range(len(images.source))]
     assert found == ["a.png", "b.png"]
-    told = f"only the images in {called} are used; not used, beside it: Testing, old, 1 image"
+    told = f"only the images in {called} are used; not used: Testing, old, 1 image"
     assert images.notes == [told]
 
 

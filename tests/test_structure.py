@@ -1,4 +1,4 @@
-"""The shape of the code: levels, where `args` stops, flags that do something, imports that wait."""
+"""The structure of the code: levels, use of `args`, flags that have an effect, late imports."""
 
 import ast
 import importlib
@@ -20,7 +20,7 @@ import main_visualize
 from main_pretrain import build_parser
 from runs import ROOT
 
-# By the first part of a module's name. Programs are above everything.
+# By the first part of a module's name. Programs are on the highest level.
 LEVELS = {
     **dict.fromkeys(("main", "builders", "app"), 4),
     **dict.fromkeys(("export", "inference"), 3),
@@ -45,7 +45,7 @@ MAINS = [path for path in SOURCES if path.name.startswith("main_")]
 
 
 def level(module):
-    """The level of a dotted module name; None for one that is not ours."""
+    """The level of a dotted module name; None if the module is not ours."""
     first, *_, last = module.split(".") * 2
     return 4 if last == "__main__" else LEVELS.get(first.split("_")[0])
 
@@ -63,7 +63,7 @@ def module_name(path):
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=module_name)
-def test_imports_go_downward_and_never_in_a_circle(path):
+def test_no_module_imports_from_a_higher_level(path):
     own = level(module_name(path))
     assert own is not None, f"{path.name} is on no level"
     for name in imports(ast.parse(path.read_text())):
@@ -71,7 +71,7 @@ def test_imports_go_downward_and_never_in_a_circle(path):
         assert below is None or below <= own, f"{path.name} imports {name} from above"
 
 
-def test_no_level_has_a_circle():
+def test_no_imports_are_circular():
     graph = {
         module_name(path): {n for n in imports(ast.parse(path.read_text())) if level(n) is not None}
         for path in SOURCES
@@ -92,8 +92,8 @@ def test_no_level_has_a_circle():
 
 
 @pytest.mark.parametrize("path", [p for p in SOURCES if level(module_name(p)) < 4], ids=module_name)
-def test_args_stops_at_the_mains(path):
-    """Below the mains only option handling itself may touch the namespace."""
+def test_only_the_mains_use_args(path):
+    """Below the mains, only option handling itself may use the namespace."""
     if module_name(path).startswith("util.options") or module_name(path) == "util.program":
         return
     for node in ast.walk(ast.parse(path.read_text())):
@@ -148,17 +148,7 @@ def test_options_are_parsed_without_heavy_imports(path):
     assert run.stdout.strip() == "[]"
 
 
-@pytest.mark.parametrize("path", [*MAINS, ROOT / "app.py"], ids=module_name)
-def test_help_lists_all_options_of_the_program(path):
-    run = subprocess.run(
-        [sys.executable, path, "--help"], capture_output=True, text=True, cwd=ROOT, check=True
-    )
-    parser = importlib.import_module(module_name(path)).build_parser()
-    names = {name for action in parser._actions for name in action.option_strings}
-    assert names <= set(re.findall(r"--?[a-z][\w-]*", run.stdout))
-
-
-def test_training_does_not_wait_for_what_comes_after_it():
+def test_training_starts_without_importing_what_is_needed_later():
     late = "[m for m in ('sklearn', 'matplotlib', 'torch.utils.tensorboard') if m in sys.modules]"
     code = f"import sys, builders.finetune, training.run, engine_pretrain, training.probe; print({late})"
     run = subprocess.run(
@@ -216,7 +206,7 @@ OFFICIAL = [
 ]
 
 
-# MAE's and ConvNeXt V2's fine-tuning and linear probing, beyond those of pre-training.
+# Options of MAE's and ConvNeXt V2's fine-tuning and linear probing, beyond pre-training's.
 NOT_OF_FINETUNING = {"mask_ratio", "norm_pix_loss", "decoder_depth", "decoder_embed_dim"}
 # fmt: off
 OFFICIAL_FINETUNING = [

@@ -124,7 +124,9 @@ def test_images_shown_are_of_all_classes_in_turn_and_can_be_read():
     assert sorted(labels[chosen]) == labels[chosen].tolist()
     assert set(labels[chosen]) == {0, 1, 2}
     assert len(pick_images(Faces([*images[:2], images[5]]), None, view, 6, 0)[0]) <= 3
-    with pytest.raises(BadInput, match=r"no image tried can be read \(the last: .\.jpg: is torn"):
+    with pytest.raises(
+        BadInput, match=r"none of the images tried can be read \(the last: .\.jpg: is torn"
+    ):
         pick_images(Faces([None] * 3), None, view, 2, 0)
 
 
@@ -140,7 +142,7 @@ def test_an_encoder_whose_decoder_was_not_passed_on_gets_a_map(
     assert visualize(*options) == 0
     assert names(tmp_path) == {"features"}
     assert visualize(*options, "--figures", "reconstructions") == BAD_INPUT
-    assert "encoder.pth holds no decoder" in capfd.readouterr().err
+    assert "encoder.pth has no decoder" in capfd.readouterr().err
 
 
 def test_images_without_labels_are_enough_for_reconstructions(pretrained, tmp_path, capfd):
@@ -208,13 +210,13 @@ def test_runs_are_compared_without_a_checkpoint(finetune, pretrained, tmp_path, 
         ("--figures curves --runs {data}/none", "none: no such folder"),
         (
             "--checkpoint {fine} --data_path {data} --figures reconstructions",
-            "holds no decoder; name a checkpoint of pre-training",
+            "has no decoder; use a pre-training checkpoint",
         ),
         (
             "--checkpoint {pre} --data_path {data} --figures features,confusion",
-            "--figures confusion: {pre} was pre-trained only; name a fine-tuned checkpoint",
+            "--figures confusion: {pre} was pre-trained only; use a fine-tuned checkpoint",
         ),
-        ("--checkpoint {fine} --data_path {data} --split val", "has no such split, but train"),
+        ("--checkpoint {fine} --data_path {data} --split val", "has no such split; it has train"),
         ("--checkpoint {fine} --data_path {data} --data_set none", "need labels"),
         ("--checkpoint mae_vit_base_300e --data_path {data}", "name a folder; mae_vit_base_300e"),
         ("--checkpoint {fine} --data_path {data} --mask_ratios 1", "--mask_ratios: must be"),
@@ -251,7 +253,7 @@ def test_too_few_images_make_no_map(pretrained):
     faces = Faces([np.zeros((40, 40, 3), np.uint8)] * 4)
     data = Data(faces, np.zeros(4, int), ("a",), (0,))
     viewer = Viewer(saved, data, torch.device("cpu"), 4, 0, seed=0)
-    with pytest.raises(BadInput, match="4 images that can be read; a map of features needs 5"):
+    with pytest.raises(BadInput, match="4 images can be read; a feature map needs at least 5"):
         viewer.features()
 
 

@@ -56,7 +56,7 @@ def test_figures_with_other_options_go_elsewhere(options, name, run, draw):
     said = draw(*(["--figures", "confusion"] if "--figures" not in options else []), *options)
     assert contents(run) == before
     assert list((run / "visualize" / name / "figures").glob("*.png"))
-    assert f"{run} is about other results, and keeps its figures; these go to" in said
+    assert f"{run} holds other results and keeps its figures; these go to" in said
 
 
 def test_figures_of_other_weights_or_class_names_go_elsewhere(run, draw):
@@ -106,7 +106,10 @@ def test_images_that_cannot_be_read_are_counted(finetune, sets, tmp_path, capfd)
     argv = ["--checkpoint", finetune() / "checkpoint-best.pth", "--data_path", tmp_path / "rafdb"]
     argv += ["--num_workers", 0, "--output_dir", tmp_path, "--figures", "confusion,features"]
     assert run_here(main_visualize, list(map(str, argv))) == DONE
-    assert "left out of charts and map: 2 images that cannot be read\n" in capfd.readouterr().out
+    assert (
+        "left out of charts and feature map: 2 images that cannot be read\n"
+        in capfd.readouterr().out
+    )
 
 
 def test_a_checkpoint_that_is_none_is_told_first(run, draw, tmp_path):

@@ -45,7 +45,8 @@ def test_split_folders_in_a_wrapper_are_named(data):
 def test_a_folder_without_a_training_split_says_so(data):
     write_folder(data, {"val": 1, "Testing": 1}, ["happy", "sad"], drawn=False)
     told = (
-        "warning: data has no training split: all its images are used, also those in Testing, val"
+        "warning: data has no training split: all its images are used, including those in "
+        "Testing, val"
     )
     assert open_images(str(data)).notes == [told]
 

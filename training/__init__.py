@@ -1,7 +1,8 @@
-"""What training is made of, around the one loop of `engine_train.py`.
+"""The parts of training around the loop in `engine_train.py`.
 
-`run`: a run's folder, processes, beginning and end. `observe`: between steps and epochs: log lines,
-checkpoints, bad images, stopping. `evaluate`: a model on test images. `probe`: frozen features.
-`distill`: a teacher. `transfer`: batches on their way to the device. `trace`: where the time of a
-step goes. `checkpoint_snapshot`: a copy of the state to write from.
+`run`: a run's folder, processes, start and end. `resume`: the checkpoint it starts from.
+`observer`: logging, saving and stopping between steps and epochs. `saver`: writes checkpoints, from
+the copy in `checkpoint_snapshot`. `bad_images`: reports unreadable images. `transfer`: moves
+batches to the device. `trace`: profiles a few steps. `evaluate`: a model on test images. `probe`:
+evaluates frozen features. `distill`: a teacher.
 """

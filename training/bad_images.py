@@ -1,4 +1,4 @@
-"""Images that cannot be decoded: named once, and too many of them end the run."""
+"""Images that cannot be decoded: each is reported once, and too many end the run."""
 
 from pathlib import Path
 from typing import Protocol
@@ -11,16 +11,16 @@ MAX_BAD_SHARE = 0.05
 
 
 class Loss(Protocol):
-    """A batch_loss that notes what was wrong with the files of its batches."""
+    """A batch_loss that records what is wrong with the files of its batches."""
 
-    problems: set[str]  # "name<TAB>reason", of this rank, since they were last taken
+    problems: set[str]  # "name<TAB>reason" on this rank, since last collected
 
 
 class BadImages:
-    """Files that could not be decoded: counted, named once, too many end the run."""
+    """Counts the images that cannot be decoded, reports each once, and fails on too many."""
 
     def __init__(self, loss: Loss, count: int, record: Path, fresh: bool, log: NullLog) -> None:
-        """Of `count` images; `record` is bad_images.txt, gone on from unless the run is `fresh`."""
+        """`count`: images in all; `record`: bad_images.txt, started anew if the run is `fresh`."""
         self.loss, self.count, self.record, self.log = loss, count, record, log
         self.known: dict[str, str] = on_main(lambda: self._named_before(fresh))
 
@@ -33,9 +33,9 @@ class BadImages:
         return dict(line.partition("\t")[::2] for line in lines)
 
     def tell(self) -> None:
-        """Gather all ranks' finds (call it on all of them) and name those not named before.
+        """Collect what all ranks have found, and report what is new. Call it on all ranks.
 
-        Raises BadInput when more than 5 % of the data cannot be read.
+        Raises BadInput if more than 5 % of the images cannot be read.
         """
         found = {p for problems in gather_objects(self.loss.problems) for p in problems}
         self.loss.problems = set()
@@ -43,7 +43,7 @@ class BadImages:
         new = {name: reason for name, reason in pairs if name not in self.known}
         self.known.update(new)
         for name, reason in new.items():
-            self.log.line(f"warning: cannot read {name}: {reason}; another takes its place")
+            self.log.line(f"warning: cannot read {name}: {reason}; another image replaces it")
             self.log.append(self.record, f"{name}\t{reason}")
         if len(self.known) > MAX_BAD_SHARE * self.count:
             name, reason = next(iter(self.known.items()))

@@ -1,4 +1,4 @@
-"""A copy of a checkpoint in memory, so that it can be written while training goes on."""
+"""A copy of a checkpoint in memory, so that training can continue while it is written."""
 
 import copy
 from collections.abc import Iterator, Mapping
@@ -9,21 +9,22 @@ from torch import Tensor
 
 
 class HostCopy:
-    """Copies checkpoints of one run, one after the other, into the same memory.
+    """Copies the checkpoints of a run, one after the other, into the same host memory.
 
-    Costs as much memory of the host as a checkpoint is long. It is kept from copy to copy: asking
-    the system for new pages takes longer than copying. Pinned where it is filled from a GPU; torch
-    rounds pinned memory up to powers of two, so that it may be up to twice as much then.
+    Takes as much host memory as a checkpoint. The memory is reused from copy to copy, since
+    allocating new pages takes longer than copying. Copies from a GPU use pinned memory, which torch
+    rounds up to powers of two: up to twice as much.
     """
 
     def __init__(self) -> None:
-        self._storages: list[torch.UntypedStorage] = []  # in the order in which they are met
+        self._storages: list[torch.UntypedStorage] = []  # in the order in which `take` meets them
 
     def take(self, checkpoint: dict[str, Any]) -> dict[str, Any]:
-        """The same tensors and plain values, apart from the originals; valid until the next call.
+        """A copy of the checkpoint that shares no memory with it; valid until the next call.
 
-        Whole storages are copied, so that tensors share memory, and are laid out, as they were:
-        a file of the copy is a file of the original, but that GPU tensors have come to the CPU.
+        Whole storages are copied, so that tensors keep their layout and share memory as before: a
+        file saved from the copy equals one saved from the original, except that GPU tensors are on
+        the CPU.
         """
         copied: dict[tuple[torch.device, int, int], torch.UntypedStorage] = {}
         copies: dict[int, Tensor] = {}
@@ -36,10 +37,10 @@ class HostCopy:
             copies[id(tensor)] = torch.empty(0, dtype=tensor.dtype).set_(copied[key], *shape)
         if any(device.type == "cuda" for device, _, _ in copied):
             torch.cuda.synchronize()
-        return copy.deepcopy(checkpoint, copies)  # takes what is in `copies` for copied
+        return copy.deepcopy(checkpoint, copies)  # the tensors are in its memo, `copies`
 
     def _fill(self, k: int, source: torch.UntypedStorage) -> torch.UntypedStorage:
-        """The k-th storage of ours, holding what `source` does (on CUDA soon)."""
+        """Copy `source` into our k-th storage, asynchronously from CUDA; -> that storage."""
         cuda = source.device.type == "cuda"
         if k == len(self._storages) or self._storages[k].nbytes() != source.nbytes():
             memory = torch.empty(source.nbytes(), dtype=torch.uint8, pin_memory=cuda)

@@ -1,7 +1,7 @@
-"""Distillation: a trained classifier teaches another on the very images that this one trains on.
+"""Distillation: a trained classifier (teacher) teaches another (student) on its training images.
 
-Hinton, Vinyals, Dean: Distilling the Knowledge in a Neural Network, 2015 (arXiv 1503.02531). The
-targets are soft, and the student has one head: the distillation token and the hard labels of DeiT
+Hinton, Vinyals, Dean: Distilling the Knowledge in a Neural Network, 2015 (arXiv 1503.02531).
+Targets are soft and the student has one head: the distillation token and the hard labels of DeiT
 (arXiv 2012.12877) are not used.
 """
 
@@ -24,21 +24,22 @@ from util.wording import printable
 def distillation_loss(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
     """Logits (N, C) of both -> T² KL(softmax(teacher / T) || softmax(student / T)), mean over N.
 
-    Softening scales its gradient by 1/T²; the factor makes up for that, so that the temperature
-    does not change the teacher's share (section 2). In fp32, whatever autocast made the logits.
+    Softening divides gradients by T². The factor compensates for this, so that the temperature does
+    not change the weight of the teacher (section 2). Computed in fp32, whatever the logits' type.
     """
     log_p = F.log_softmax(teacher.float() / temperature, dim=1)
     log_q = F.log_softmax(student.float() / temperature, dim=1)
-    # DeiT's program divides by C as well, which gives the teacher that much less to say.
+    # DeiT's code also divides by C, which lowers the weight of the teacher.
     return temperature**2 * F.kl_div(log_q, log_p, reduction="batchmean", log_target=True)
 
 
 def match(
     source: str, known: Sequence[str], classes: Sequence[str], weight: float
 ) -> tuple[list[int], list[int], list[str]]:
-    """Places of the common classes among the student's and the teacher's, and lines about the rest.
+    """Indices of the shared classes among the student's and the teacher's, and log lines on others.
 
-    Raises BadInput for fewer than two, or if only labels of no weight could teach a class.
+    Raises BadInput if they share fewer than two classes, or if classes unknown to the teacher could
+    only be learnt from labels of weight 0.
     """
     ours, theirs = shared_classes(classes, known)
     if len(ours) < 2:
@@ -50,10 +51,10 @@ def match(
     unknown = _listed(c for k, c in enumerate(classes) if k not in ours)
     lines = []
     if unasked:
-        lines.append(f"left out: the teacher's {unasked}, which the data set does not have")
+        lines.append(f"left out: the teacher's {unasked}, not among the data set's classes")
     if unknown and weight == 1:
         raise BadInput(
-            f"{source}: does not know {unknown}, which only labels can teach, and they have no "
+            f"{source}: does not know {unknown}, which only the labels can teach, but they have no "
             "weight with --distill_weight 1; lower it"
         )
     if unknown:
@@ -64,10 +65,10 @@ def match(
 
 
 class Teacher:
-    """Adds to the loss of a batch how far a student's answers are from a trained classifier's.
+    """Mixes a batch's loss with the distance between the student's and the teacher's predictions.
 
-    Classes are matched by name, and only those that both know are compared: both distributions are
-    taken among them, so that a class unknown to the teacher is learned from the labels alone.
+    Classes are matched by name. Both distributions are restricted to the shared classes, so that a
+    class unknown to the teacher is learnt from the labels alone.
     """
 
     def __init__(
@@ -81,7 +82,8 @@ class Teacher:
     ) -> None:
         """`classes` and `normalise` are the student's; `weight` is the teacher's share of the loss.
 
-        It goes to the device of `normalise`. Raises BadInput if it cannot teach these classes.
+        The teacher moves to the device of `normalise`. Raises BadInput if it cannot teach these
+        classes.
         """
         ours, theirs, lines = match(source, saved.classes, classes, weight)
         share = f"weight {weight:g}, temperature {temperature:g}"
@@ -91,7 +93,7 @@ class Teacher:
         self.weight, self.temperature = weight, temperature
         self.size, self.mode = saved.preprocessing.input_size, saved.preprocessing.interpolation
         seen, device = saved.preprocessing.normalise, normalise.mean.device
-        # What decides its answers; the file may move, and hold other things beside.
+        # Of what determines the predictions: the file may move and hold other things, too.
         self.digest = digest_of(
             *(saved.name, str(self.size), self.mode),
             *map(np.array, (ours, theirs)),
@@ -100,11 +102,11 @@ class Teacher:
         self.ours, self.theirs = (torch.tensor(k, device=device) for k in (ours, theirs))
         self.model = saved.model.to(device).eval().requires_grad_(False)
         seen = seen.to(device)
-        # From the student's input to pixels and on to the teacher's, in one step.
+        # Undo the student's normalisation and apply the teacher's, in one step.
         self.scale, self.shift = normalise.std / seen.std, (normalise.mean - seen.mean) / seen.std
 
     def __call__(self, x: Tensor, logits: Tensor, loss: Tensor) -> Tensor:
-        """The student's input (N, 3, S, S), its logits (N, K) and their usual loss -> the loss."""
+        """The student's input (N, 3, S, S), logits (N, K) and loss on labels -> the mixed loss."""
         own = logits.index_select(1, self.ours)
         distance = distillation_loss(own, self.logits(x), self.temperature)
         return (1 - self.weight) * loss + self.weight * distance
@@ -113,7 +115,8 @@ class Teacher:
     def logits(self, x: Tensor) -> Tensor:
         """The student's input (N, 3, S, S) -> (N, C), the shared classes in the student's order.
 
-        The same view, augmented, erased and mixed as it is, at the teacher's size.
+        The teacher sees the student's view (augmented, erased and mixed), resized to its own input
+        size.
         """
         x = x * self.scale + self.shift
         if x.shape[-1] != self.size:
@@ -126,12 +129,12 @@ def _listed(names: Iterable[str]) -> str:
 
 
 def _described(saved: SavedClassifier) -> str:
-    """Which model teaches, and what its checkpoint knows of its own training."""
+    """Describe the teacher: name, input size, classes, and what its checkpoint says of training."""
     checkpoint, told = saved.checkpoint, saved.name
     told += f", {saved.preprocessing.input_size} px, {len(saved.classes)} classes"
     if isinstance(data := checkpoint.get("trained_on"), str):
         told += f", trained on {printable(data)}"
-    # `best` is of these weights only where they are of the best epoch.
+    # `best` is the accuracy of these weights only if they are from the best epoch.
     best, epoch = number(checkpoint.get("best")), checkpoint.get("best_epoch")
     if best is not None and type(epoch) is int and 0 <= epoch == checkpoint.get("epoch"):
         split = "val" if part(checkpoint, "args").get("select") == "val" else "test"

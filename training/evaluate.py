@@ -1,4 +1,4 @@
-"""A model on images that are not trained on: predictions, features, metrics – each image once."""
+"""Predictions, features and metrics of a model on evaluation images, each counted once."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
@@ -33,10 +33,10 @@ def collect(
     precision: Precision,
     between: Callable[[], None] = lambda: None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """`function` of all images, (n, D) float32 in their order, and which could be read, (n,) bool.
+    """Apply `function` to all images -> (n, D) float32 in their order, (n,) bool: readable or not.
 
-    On every rank, though each does only its own share; an image that several ranks have done counts
-    once. `between` is called before each batch.
+    Each rank processes its share, and all get the whole result; an image that several ranks have
+    processed counts once. `between` is called before each batch.
     """
     device, own = normalise.mean.device, []
     for imgs, index, readable in on_device(loader, device):
@@ -51,7 +51,7 @@ def collect(
 
 
 def probabilities(model: nn.Module, flip: bool) -> Callable[[Tensor], Tensor]:
-    """(N, 3, S, S) -> (N, K); with `flip` the mean of those of the image and its mirror image."""
+    """(N, 3, S, S) -> (N, K); with `flip`, averaged over each image and its mirror image."""
 
     def function(x: Tensor) -> Tensor:
         p = model(x).float().softmax(dim=-1)
@@ -61,31 +61,31 @@ def probabilities(model: nn.Module, flip: bool) -> Callable[[Tensor], Tensor]:
 
 
 class TestSet(NamedTuple):
-    """A split to evaluate on, and what of a model's answers counts there."""
+    """A split to evaluate on, and which of a model's classes are evaluated there."""
 
-    images: LabelledImages  # labels are places in `classes`
+    images: LabelledImages  # labels are indices into `classes`
     loader: DataLoader
     classes: Sequence[str]  # the model's
-    common: Sequence[int]  # rising places of the classes that occur here: perhaps not all
-    unknown: Mapping[str, int] = {}  # images left out, by classes that the model does not know
-    unasked: Sequence[str] = ()  # the model's classes that do not occur here
+    common: Sequence[int]  # ascending indices of the classes that occur in this split
+    unknown: Mapping[str, int] = {}  # images left out, by class that the model does not know
+    unasked: Sequence[str] = ()  # the model's classes that do not occur in this split
 
     @property
     def common_classes(self) -> list[str]:
-        """Their names."""
+        """The names of the classes in `common`."""
         return [self.classes[k] for k in self.common]
 
     @property
     def common_labels(self) -> np.ndarray:
-        """The labels as places among them."""
+        """The labels as indices into `common`."""
         return np.searchsorted(self.common, self.images.labels)
 
 
 class Evaluation(NamedTuple):
-    result: dict  # util.metrics.evaluate, and `unreadable`, the number of images left out
+    result: dict  # of util.metrics.evaluate, and `unreadable`, the number of images left out
     probabilities: np.ndarray  # (n, K) over the common classes
-    readable: np.ndarray  # (n,) bool: where they mean something
-    counts: np.ndarray  # (C, C) images by class (rows) and output, over all of the model's classes
+    readable: np.ndarray  # (n,) bool: for which images the probabilities are valid
+    counts: np.ndarray  # (C, C) images by true (rows) and predicted class, over all classes
 
 
 def evaluate_model(
@@ -96,7 +96,7 @@ def evaluate_model(
     flip: bool = False,
     between: Callable[[], None] = lambda: None,
 ) -> Evaluation:
-    """Metrics of a classifier, equal on all ranks and for any number of them."""
+    """Metrics of a classifier; the same on all ranks, whatever their number."""
     was_training = model.training
     model.eval()
     share_buffers(model)
@@ -107,7 +107,7 @@ def evaluate_model(
 
 @torch.no_grad()
 def share_buffers(model: nn.Module) -> None:
-    """Rank 0's batch-norm statistics, those a checkpoint holds, on every rank."""
+    """Copy rank 0's buffers (batch-norm statistics), which checkpoints hold, to every rank."""
     for own, value in zip(
         model.buffers(), on_main(lambda: [b.cpu() for b in model.buffers()]), strict=True
     ):
@@ -115,28 +115,28 @@ def share_buffers(model: nn.Module) -> None:
 
 
 def judge(p: np.ndarray, readable: np.ndarray, test: TestSet) -> Evaluation:
-    """Probabilities (n, C) of the model's classes -> metrics over those that occur in the test."""
+    """Probabilities (n, C) of the model's classes -> metrics over those in the test set."""
     counts = np.zeros((len(test.classes), len(test.classes)), np.int64)
     np.add.at(counts, (test.images.labels[readable], p[readable].argmax(axis=1)), 1)
-    p = p[:, test.common].clip(1e-30)  # all may be 0 where the model is sure of another class
+    p = p[:, test.common].clip(1e-30)  # all may be 0 if the model is certain of another class
     p = p / p.sum(axis=1, keepdims=True)
     result = evaluate(p[readable], test.common_labels[readable], test.common_classes)
     return Evaluation({**result, "unreadable": int((~readable).sum())}, p, readable, counts)
 
 
 class OrderDoubt(NamedTuple):
-    """That the classes of a model or a data set are probably in another order than assumed."""
+    """Evidence that the classes of a model or a data set are in another order than assumed."""
 
-    facts: dict  # for `eval.json`; {} without a doubt
-    lines: list[str]  # for people
+    facts: dict  # for `eval.json`; {} if there is no doubt
+    lines: list[str]  # for the log
 
 
 def doubt_order(
     evaluation: Evaluation, classes: Sequence[str], label_order: str | None = None
 ) -> OrderDoubt:
-    """Whether another order of `classes`, the model's, fits the answers far better.
+    """Check whether another order of the model's `classes` fits its predictions far better.
 
-    `label_order` is how the data's class numbers were read, if they are numbers. See
+    `label_order`: how the data's class numbers were read, if the labels are numbers. See
     `util.class_order`.
     """
     order = better_order(evaluation.counts)
@@ -146,7 +146,7 @@ def doubt_order(
     wording = word_order(classes, order)
     moved = {name: shown for name, shown in wording.shows.items() if shown != name}
     lines = [
-        "warning: the classes are probably in another order: with it accuracy would be "
+        "warning: the classes are probably in another order: with it, accuracy would be "
         f"{then.accuracy:.2f} % instead of {now.accuracy:.2f} %, UAR {then.uar:.2f} % instead of "
         f"{now.uar:.2f} %"
     ]
@@ -157,9 +157,9 @@ def doubt_order(
         names = [wording.shows.get(name, name) for name in parse_order(label_order)]
         labels = option_text("--label_order", names, first_id(label_order))
     told = ", ".join(f"{printable(a)} shows {printable(b)}" for a, b in moved.items())
-    lines.append(f"  if the data's labels are: {labels or told}")
+    lines.append(f"  if the data's labels are misnamed: {labels or told}")
     if len(guessed := placed_by_elimination(evaluation.counts, order)) > 1:
         names = ", ".join(printable(classes[k]) for k in guessed)
-        lines.append(f"  {names}: placed where the others left room, perhaps in each other's place")
+        lines.append(f"  {names}: assigned by elimination, possibly swapped with each other")
     facts = {"accuracy": then.accuracy, "uar": then.uar, "shows": wording.shows}
     return OrderDoubt({"better_class_order": facts}, lines)

@@ -1,4 +1,4 @@
-"""What happens between steps and epochs: log lines, checkpoints, the end on request."""
+"""What happens between steps and epochs: log lines, checkpoints, stopping on request."""
 
 import time
 from collections.abc import Callable
@@ -13,7 +13,7 @@ from util.program import BEGAN
 
 
 class RunObserver:
-    """The training loop's observer; at the end of its `with` block all it saved is on the disk."""
+    """The training loop's observer; after its `with` block, everything saved is on disk."""
 
     def __init__(
         self,
@@ -30,7 +30,7 @@ class RunObserver:
         save_steps: int,
         trace: StepTrace,
     ) -> None:
-        """`at_lines` runs on all ranks whenever a line is due: what ranks have to exchange."""
+        """`at_lines` runs on all ranks whenever a log line is due, for what they exchange."""
         self.log, self.saver, self.meter, self.at_lines = log, saver, meter, at_lines
         self.device_type, self.steps, self.epochs = device_type, steps, epochs
         self.global_batch, self.print_freq, self.save_steps = global_batch, print_freq, save_steps
@@ -41,7 +41,10 @@ class RunObserver:
         return self
 
     def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
-        """Raises as Saver.finish does, on all ranks; where the run ends by another error, waits."""
+        """Wait for the last save.
+
+        If it fails, raises as Saver.finish does, on all ranks; after another error, only warns.
+        """
         try:
             self.trace.close()
             if self.saver and error is None:
@@ -78,7 +81,7 @@ class RunObserver:
         if result.stop and not self.saver:
             raise Fault("asked to stop; nothing was saved (--save_ckpt False)")
         if result.stop:
-            # All wait for rank 0, to which launchers give little time once another has ended.
+            # All wait for rank 0: launchers kill it soon after another rank has ended.
             raise Stopped(on_main(lambda: self._save_and_end(state)))
         if self.saver and self.save_steps and position.step % self.save_steps == 0:
             self._save(state)
@@ -88,13 +91,13 @@ class RunObserver:
         self.saver.save(state, best)
 
     def _save_and_end(self, state: TrainState) -> str:
-        """The last words of a run that was asked to stop. Raises as Saver.finish does."""
+        """Save a run that was asked to stop; -> its last message. Raises as Saver.finish does."""
         self._save(state)
         self.saver.finish()
         return self._saved(state.position)
 
     def save_unfinished(self, state: TrainState) -> None:
-        """See engine_train.Observer; a run whose epochs are all done is saved already."""
+        """See engine_train.Observer; when all epochs are done, the run is saved already."""
         if self.saver and state.position.epoch < self.epochs:
             self._save(state)
             self.saver.wait()
@@ -102,9 +105,9 @@ class RunObserver:
                 self.log.line(self._saved(state.position))
 
     def rescue(self, state: TrainState, whole: bool) -> str:
-        """Save what is done of a run that ends by a fault; -> a word on what is kept.
+        """Save the progress of a run that is stopped by an error; -> what is kept, in words.
 
-        `whole`: the state is that of its position; else the checkpoints before have to do.
+        `whole`: the state matches its position. If not, only earlier checkpoints are kept.
         """
         if not self.saver:
             return "nothing was saved (--save_ckpt False)"
@@ -114,14 +117,14 @@ class RunObserver:
             self.saver.wait()
         except Exception as failure:
             self.log.line(f"warning: {failure}")
-        if not self.saver.folder:  # rank 0 has one, and the word
+        if not self.saver.folder:  # not on rank 0, which reports
             return ""
-        return f"the newest checkpoint is {self.last_saved}: the same command goes on from there"
+        return f"newest checkpoint: {self.last_saved}; the same command resumes from there"
 
     def finish_epoch(self, trainer: Trainer, measure: Callable[[int], dict[str, float]]) -> None:
-        """Measure, log an epoch, go to the next, save: in this order, that no log line is lost.
+        """Measure, log the epoch, advance, save: in this order, so that no log line is lost.
 
-        A run killed before the save does the epoch again and writes its line again.
+        A run killed before the save repeats the epoch and writes its line again.
         """
         state, steps = trainer.state, self.steps
         epoch, sums = state.position.epoch, state.position.sums
@@ -162,5 +165,5 @@ class RunObserver:
     def _saved(position: Position) -> str:
         return (
             f"asked to stop: saved after step {position.step} of epoch {position.epoch}; "
-            "the same command goes on from there"
+            "the same command resumes from there"
         )

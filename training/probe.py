@@ -1,4 +1,4 @@
-"""What frozen features tell about expressions: nearest neighbours and a linear classifier."""
+"""How well frozen features predict expressions, by nearest neighbours and a linear classifier."""
 
 import warnings
 from collections.abc import Callable, Sequence
@@ -23,32 +23,32 @@ if TYPE_CHECKING:
 NEIGHBOURS = 20
 TEMPERATURE = 0.07  # of a neighbour's weight, exp(similarity / T), as in DINO (Caron et al. 2021)
 BATCH = 64
-MOST_IMAGES = 20_000  # to learn from: more make a probe slow, not better
+MOST_IMAGES = 20_000  # for training: more make the probe slower, not better
 
 
 class Features(NamedTuple):
-    """Of one split."""
+    """Features of one split."""
 
     x: np.ndarray  # (n, D) float32
     labels: np.ndarray  # (n,)
     readable: np.ndarray  # (n,) bool
 
     def counts(self) -> dict[str, int]:
-        """How many training images these are, for `eval.json`."""
+        """The number of training images used, for `eval.json`."""
         readable = int(self.readable.sum())
         return {"train_images": readable, "train_unreadable": len(self.readable) - readable}
 
     def lines(self, total: int) -> list[str]:
-        """What to say where these are not all of `total` training images."""
+        """A log line if these are not all of the `total` training images."""
         count, unreadable = self.counts().values()
         if count == total:
             return []
         why = f"; {unreadable:,} cannot be read" if unreadable else ""
-        return [f"nearest neighbours are among {count:,} of {total:,} training images{why}"]
+        return [f"nearest neighbours are found among {count:,} of {total:,} training images{why}"]
 
 
 class Probe:
-    """Labelled images beside a pre-training run, or beside any frozen backbone."""
+    """Labelled images to test the features of a backbone on, also while it is pre-trained."""
 
     def __init__(
         self,
@@ -60,7 +60,7 @@ class Probe:
         place: Place,
         **loading: object,
     ) -> None:
-        """`loading`: what `build_test_loader` takes beside."""
+        """`loading`: further arguments of `build_test_loader`."""
         if len(train) > MOST_IMAGES:
             share = MOST_IMAGES / len(train)
             train = train.take(np.flatnonzero(stratified(train.labels, share, seed=0)))
@@ -73,7 +73,7 @@ class Probe:
     def features(
         self, model: nn.Module, precision: Precision, between: Callable[[], None] = lambda: None
     ) -> list[Features]:
-        """Those of train and test, equal on all ranks; `between` as in `collect`."""
+        """Features of train and test, the same on all ranks; `between` as in `collect`."""
         was_training = model.training
         model.eval()
         found = []
@@ -88,9 +88,9 @@ class Probe:
     def measure(
         self, model: nn.Module, precision: Precision, between: Callable[[], None]
     ) -> dict[str, float]:
-        """`probe_{knn,linear}_{acc1,uar}` in %, equal on all ranks.
+        """`probe_{knn,linear}_{acc1,uar}` in %, the same on all ranks.
 
-        And `probe_unreadable`, the number of images that could not be read, if there were some.
+        Also `probe_unreadable`, the number of images that could not be read, if there are any.
         """
         train, test = self.features(model, precision, between)
         unreadable = sum(int((~split.readable).sum()) for split in (train, test))
@@ -103,7 +103,7 @@ class Probe:
 
 
 def knn(train: Features, queries: np.ndarray, classes: int) -> np.ndarray:
-    """Probabilities (m, classes) by the weighted votes of the nearest in training, by cosine."""
+    """Probabilities (m, classes) by weighted votes of the nearest training images (cosine)."""
     from sklearn.neighbors import KNeighborsClassifier
 
     def weight(distance: np.ndarray) -> np.ndarray:
@@ -122,7 +122,7 @@ def linear(train: Features, queries: np.ndarray, classes: int) -> np.ndarray:
     from sklearn.preprocessing import StandardScaler
 
     model = make_pipeline(StandardScaler(), LogisticRegression(C=0.01, max_iter=200))
-    with warnings.catch_warnings():  # not converged to the last digit is good enough
+    with warnings.catch_warnings():  # full convergence is not needed
         warnings.simplefilter("ignore", ConvergenceWarning)
         return _fit_and_predict(model, train, queries, classes)
 
@@ -130,7 +130,7 @@ def linear(train: Features, queries: np.ndarray, classes: int) -> np.ndarray:
 def _fit_and_predict(
     model: "ClassifierMixin", train: Features, queries: np.ndarray, classes: int
 ) -> np.ndarray:
-    """Scikit-learn's answer, with a column for classes that training lacks, too."""
+    """Fit, and predict probabilities; those of classes without training images are 0."""
     model.fit(train.x[train.readable], train.labels[train.readable])
     p = np.zeros((len(queries), classes))
     p[:, model.classes_] = model.predict_proba(queries)

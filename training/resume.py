@@ -1,7 +1,7 @@
-"""Where a run begins: at a checkpoint that it resumes, at weights alone, or from nothing.
+"""Where a run starts: from a checkpoint that it resumes, from weights alone, or from scratch.
 
-Everything about resuming is here: which checkpoint is taken, whether its run was the same, and how
-its state is restored.
+Everything about resuming is here: which checkpoint is used, whether it belongs to the same run, and
+how its state is restored.
 """
 
 import math
@@ -16,7 +16,7 @@ from util.errors import BadInput
 from util.options.parser import MOST, ResumeOptions
 from util.weights import find_source
 
-# What older releases did where they did not say so.
+# Values of options that older releases did not record.
 UNNAMED_BEFORE = {
     "test_interpolation": "bicubic",
     "freeze_pos_embed": False,
@@ -27,15 +27,15 @@ UNNAMED_BEFORE = {
 
 
 class Beginning(NamedTuple):
-    """Where a run begins."""
+    """Where a run starts."""
 
-    path: Path | None  # of the training state to resume; None for a new run
-    weights: Path | None  # of weights alone, by `--resume`, to begin a new schedule with
-    notes: list[str]  # lines that say which and why
+    path: Path | None  # training state to resume; None for a new run
+    weights: Path | None  # weights given by `--resume`, to start a new schedule with
+    notes: list[str]  # log lines that say which, and why
 
 
 def find_beginning(folder: Path, options: ResumeOptions) -> Beginning:
-    """A training state or weights to begin with, or nothing; equal on all ranks."""
+    """Find the training state or the weights to start from, if any; the same on all ranks."""
 
     def find() -> Beginning:
         path, notes = find_start(folder, options.auto_resume, options.resume)
@@ -44,7 +44,7 @@ def find_beginning(folder: Path, options: ResumeOptions) -> Beginning:
         path = find_source(options.resume)
         if has_training_state(read_checkpoint(path, peek=True)):
             return Beginning(path, None, notes)
-        told = f"a new schedule, beginning with the weights of --resume {options.resume}"
+        told = f"starting a new schedule with the weights of --resume {options.resume}"
         return Beginning(None, path, [*notes[:-1], told])
 
     return on_main(find)
@@ -57,9 +57,10 @@ def restore_state(
     identity: dict[str, object],
     sampler: GlobalBatchSampler,
 ) -> list[str]:
-    """Bring `state` to where the run begins; -> lines that say so.
+    """Restore `state` from the checkpoint at `path`, or set the start of a new run; -> log lines.
 
     `path`: see Beginning. `identity`: what determines the result of a run, see `check_same_run`.
+    Raises BadInput for a checkpoint of another run or without its training state.
     """
     if path is None:
         state.position.epoch = options.start_epoch
@@ -75,17 +76,18 @@ def restore_state(
     except BadInput:
         raise
     except (RuntimeError, ValueError, LookupError, TypeError, AttributeError) as error:
-        what = f"holds no training state of such a run ({misfit(error)})"
+        what = f"does not hold the training state of such a run ({misfit(error)})"
         raise BadInput(f"{path}: {what}; name another checkpoint") from None
     position = state.position
     if position.step and saved["run"].get("global_batch") != identity["global_batch"]:
-        position.step, position.sums = 0, type(position.sums)()  # steps are of another size now
+        # The steps now have another size: start the epoch over.
+        position.step, position.sums = 0, type(position.sums)()
     at = f"at epoch {position.epoch}, step {position.step}"
     return [*([note] if note else []), at]
 
 
 def misfit(error: Exception) -> str:
-    """What an exception says; of a state dict's, what differs, which is below its first line."""
+    """A one-line message; of a state-dict mismatch, the first differences, not the heading."""
     first, *rest = str(error).splitlines() or [""]
     if rest and first.startswith("Error(s) in loading state_dict"):
         more = f"; and {len(rest) - 2} more" if len(rest) > 2 else ""
@@ -94,10 +96,10 @@ def misfit(error: Exception) -> str:
 
 
 def find_start(folder: Path, auto_resume: bool, resume: str) -> tuple[Path | None, list[str]]:
-    """The checkpoint a run begins from, and lines that tell why.
+    """Choose the checkpoint to start from; -> its path, and log lines that say why.
 
-    In this order: the newest good one of its own folder (`auto_resume`), so that the same command
-    goes on where it was; else `resume`; else none. Raises BadInput rather than overwrite a run.
+    In this order: the newest readable one in the run's folder (`auto_resume`), so that the same
+    command resumes the run; `resume`; none. Raises BadInput rather than overwrite a run.
     """
     notes = []
     try:
@@ -107,25 +109,25 @@ def find_start(folder: Path, auto_resume: bool, resume: str) -> tuple[Path | Non
             raise
         found, notes = None, [f"warning: {error}"]
     if found:
-        notes = [f"warning: passed over {problem}" for problem in found.damaged]
-        return found.path, [*notes, f"going on from {found.path}"]
+        notes = [f"warning: skipped {problem}" for problem in found.damaged]
+        return found.path, [*notes, f"resuming from {found.path}"]
     if resume:
-        return Path(resume), [*notes, f"going on from --resume {resume}"]
+        return Path(resume), [*notes, f"resuming from --resume {resume}"]
     if not auto_resume and (folder / LAST).exists():
         raise BadInput(
             f"--output_dir {folder}: holds a run that --auto_resume False would overwrite; "
             "name another folder, or move its checkpoints away"
         )
-    return None, ["starting from nothing"]
+    return None, ["starting from scratch"]
 
 
 def has_training_state(saved: dict[str, Any]) -> bool:
-    """Whether a checkpoint of ours can be resumed; others hold weights at the most."""
+    """Whether a checkpoint is one of ours that can be resumed; others at most hold weights."""
     return {"model", "optimizer", "epoch", "step", "run"} <= saved.keys()
 
 
 class StepParts(NamedTuple):
-    """What the images of an optimizer step come from."""
+    """The factors of the number of images in an optimizer step."""
 
     batch_size: int
     accum: int
@@ -133,40 +135,40 @@ class StepParts(NamedTuple):
 
 
 def batch_change(saved: dict[str, Any], step: StepParts) -> str:
-    """How many images a step has and had, and what would make it so again."""
+    """Say how the number of images per step has changed, and what restores it."""
     total, options = saved["run"]["global_batch"], saved.get("args", {})
     b, a = (options.get(name) or 1 for name in ("batch_size", "accum_iter"))
     own, rest = divmod(total, step.processes)
     if rest:
         number = greatest_divisor(total, step.processes)
-        advice = f"{total} cannot be shared out to {step.processes} processes, start {number}"
+        advice = f"{total} cannot be divided among {step.processes} processes: start {number}"
     else:
         batch = greatest_divisor(own, step.batch_size)
-        advice = f"--batch_size {batch} --accum_iter {own // batch} would make it so again"
+        advice = f"restore this with --batch_size {batch} --accum_iter {own // batch}"
     return (
-        f"a step is --batch_size {step.batch_size} × --accum_iter {step.accum} × {step.processes} "
-        f"processes = {math.prod(step)} images and was {b} × {a} × {total // (b * a)} = {total}: "
-        f"{advice}"
+        f"each step has --batch_size {step.batch_size} × --accum_iter {step.accum} × "
+        f"{step.processes} processes = {math.prod(step)} images, but had {b} × {a} × "
+        f"{total // (b * a)} = {total} before; {advice}"
     )
 
 
 def greatest_divisor(number: int, limit: int) -> int:
-    """The greatest one that is not above a limit."""
+    """The greatest divisor of `number` that does not exceed `limit`."""
     return next((n for n in range(min(number, limit), 0, -1) if number % n == 0), 1)
 
 
 def check_same_run(
     path: Path, saved: dict[str, Any], run: dict[str, Any], step: StepParts, override: bool
 ) -> str:
-    """Compare what determines a result in a checkpoint and in this run; -> a line on differences.
+    """Compare what determines the result of a run with a checkpoint; -> a log line on differences.
 
-    More epochs than before are fine. Raises BadInput that lists everything else, unless
-    overridden; and for a checkpoint that no training of ours wrote.
+    More epochs than before are fine. Raises BadInput that lists any other differences, unless
+    overridden, or if the model differs; and for a checkpoint that our training did not write.
     """
     if not has_training_state(saved):
-        raise BadInput(f"{path}: weights, but no training state to resume")
+        raise BadInput(f"{path}: holds weights, but no training state to resume")
     before = {**UNNAMED_BEFORE, **saved["run"]}
-    before.setdefault("head_init_std", run.get("head_init_std"))  # of no effect any more
+    before.setdefault("head_init_std", run.get("head_init_std"))  # no effect after the start
     changed = {k: (before.get(k), v) for k, v in run.items() if before.get(k) != v}
     if "epochs" in changed and (changed["epochs"][0] or 0) < changed["epochs"][1]:
         longer = changed.pop("epochs")
@@ -180,7 +182,7 @@ def check_same_run(
         listed += f" ({batch_change(saved, step)})"
     if "model" in changed or not override:
         raise BadInput(
-            f"{path}: from a run with other options ({listed}); use those, another --output_dir, "
-            "or --override_resume to go on all the same"
+            f"{path}: from a run with other options ({listed}); use the same options, another "
+            "--output_dir, or --override_resume to resume anyway"
         )
-    return f"{note} warning: going on with changed options: {listed}".strip()
+    return f"{note} warning: continuing with changed options: {listed}".strip()

@@ -1,4 +1,4 @@
-"""What every training run has around its loop: folder, processes, where it begins, its end."""
+"""What every training run needs around its loop: folder, processes, start and end."""
 
 import os
 from collections.abc import Callable
@@ -32,17 +32,17 @@ T = TypeVar("T")
 
 
 class Run(NamedTuple):
-    """Where a program runs and what it writes to."""
+    """Where a program runs, and where it writes."""
 
     place: Place
     device: torch.device
     stop: StopRequest
     output: Path
-    folder: RunDir | None  # rank 0's, locked; the others have none
+    folder: RunDir | None  # locked; only on rank 0
 
 
 def run_in_folder(output_dir: str, launch: Launch, work: Callable[[Run], None]) -> None:
-    """Lock the folder, meet the other processes, work, report, part."""
+    """Lock the folder, join the other ranks, do the work, write status and report, unlock."""
     place = distributed.find_place(launch.world_size, launch.local_rank, launch.dist_on_itp)
     folder = RunDir(output_dir) if place.main else None
     stop = StopRequest()
@@ -55,13 +55,13 @@ def run_in_folder(output_dir: str, launch: Launch, work: Callable[[Run], None]) 
             folder.write_status("done")
             print(f"report: {write_report(folder.path)}")
         except OSError as error:
-            with suppress(OSError):  # it may be standard output that cannot be written
-                print(f"warning: the run is done, but not all was written: {error}")
+            with suppress(OSError):  # standard output may be what cannot be written
+                print(f"warning: the run is done, but not everything was written: {error}")
         folder.release()
 
 
 def open_log(run: Run, log_dir: str | None, state: TrainState, steps: int) -> NullLog:
-    """Rank 0's log, cut back to where `state` is; the silent one elsewhere."""
+    """Rank 0's log, truncated to the position of `state`; on other ranks, one that does nothing."""
     if not run.folder:
         return NullLog()
     position = state.position
@@ -70,7 +70,7 @@ def open_log(run: Run, log_dir: str | None, state: TrainState, steps: int) -> Nu
 
 
 def write_config(run: Run, options: dict[str, Any], **facts: object) -> None:
-    """`config.json`: everything needed to do the run again."""
+    """Write `config.json`: everything needed to repeat the run."""
     if run.folder:
         run.folder.clear_status()
         config = {"options": options, **provenance(), **facts}
@@ -78,7 +78,7 @@ def write_config(run: Run, options: dict[str, Any], **facts: object) -> None:
 
 
 def distribute(model: nn.Module, run: Run, compiled: bool) -> nn.Module:
-    """The model as it is run: perhaps compiled, wrapped by DDP when there are several ranks."""
+    """The model as it is run: compiled if asked for, wrapped by DDP if there are several ranks."""
     if compiled:
         compile_blocks(model)
     if run.place.world == 1:
@@ -91,10 +91,10 @@ def distribute(model: nn.Module, run: Run, compiled: bool) -> nn.Module:
 
 
 def same_everywhere(what: str, build: Callable[[], T], digest: Callable[[T], str]) -> T:
-    """`build()` on every rank, on rank 0 first, so that the others find what it has cached.
+    """Call `build()` on every rank, on rank 0 first, so that the others find what it has cached.
 
-    `what`: the flag and its path. Raises BadInput on all ranks: rank 0's, or when another finds
-    something else.
+    `what`: the option and its path, for messages. Raises rank 0's BadInput on all ranks, or
+    BadInput on a rank that finds something else than rank 0.
     """
     made = []
 
@@ -106,17 +106,17 @@ def same_everywhere(what: str, build: Callable[[], T], digest: Callable[[T], str
     built = made[0] if made else build()
     if digest(built) != expected:
         raise BadInput(
-            f"{what}: another process reads something else there than process 0; every machine "
+            f"{what}: process 0 and another process read different files there; every machine "
             "must see the same files"
         )
     return built
 
 
 def worker_count(asked: int | None, place: Place) -> int:
-    """`--num_workers`: as asked, else this process's share of the cores, at most 10."""
+    """`--num_workers` if given, else this process's share of the CPU cores, at most 10."""
     if asked is not None:
         return asked
-    # What this process may use, which containers and schedulers restrict.
+    # Containers and schedulers may restrict the cores of this process.
     affinity = getattr(os, "sched_getaffinity", None)  # Linux
     cores = len(affinity(0)) if affinity else os.cpu_count() or 1
     return min(10, cores // place.local_world)
@@ -125,31 +125,31 @@ def worker_count(asked: int | None, place: Place) -> int:
 def loading(
     run: Run, num_workers: int | None, pin_mem: bool, dist_timeout: float
 ) -> dict[str, Any]:
-    """How data workers are to work: what `build_loader` and `build_test_loader` take beside."""
+    """Settings of data workers, as arguments of `build_loader` and `build_test_loader`."""
     return {
         "workers": worker_count(num_workers, run.place),
         "pin_memory": pin_mem and run.device.type == "cuda",
-        # Before the other processes give up waiting for this one, which knows the reason.
+        # Expires before the others stop waiting for this process, which knows the reason.
         "timeout": 0.9 * dist_timeout,
     }
 
 
 def step_line(sampler: GlobalBatchSampler, data_path: str, lr: float) -> str:
-    """How an optimizer step is made up."""
+    """A log line about the size of an epoch and of an optimizer step."""
     repeats = f", each {sampler.repeats} times per epoch" if sampler.repeats > 1 else ""
     return (
-        f"{sampler.count} images of {data_path}{repeats}, {sampler.steps} steps an epoch; a step "
-        f"is --batch_size {sampler.batch_size} × --accum_iter {sampler.accum} × "
+        f"{sampler.count} images of {data_path}{repeats}, {sampler.steps} steps per epoch; per "
+        f"step --batch_size {sampler.batch_size} × --accum_iter {sampler.accum} × "
         f"{sampler.place.world} processes = {sampler.global_batch} images, learning rate {lr:.3g}"
     )
 
 
 def warmup_lines(warmup: float, epochs: int) -> list[str]:
-    """A warning where the warm-up is all there is."""
+    """A warning if the warm-up takes the whole run."""
     if warmup < epochs:
         return []
     return [
-        f"warning: --warmup_epochs {warmup:g} is not over within --epochs {epochs}: "
+        f"warning: --warmup_epochs {warmup:g} does not end before --epochs {epochs}: "
         "the learning rate only rises"
     ]
 
@@ -164,7 +164,7 @@ def observe(
     at_lines: Callable[[], None],
     extra: dict[str, Any],
 ) -> RunObserver:
-    """The observer of a run; `extra` goes into its checkpoints, `at_lines` as in RunObserver."""
+    """The observer of a run; `extra` goes into its checkpoints, `at_lines` is as in RunObserver."""
     folder = run.output if run.folder else None
     saver = Saver(
         folder,
@@ -199,10 +199,11 @@ def run_epochs(
     measure: Callable[[int], dict[str, float]],
     begin: Callable[[int], None] = lambda epoch: None,
 ) -> None:
-    """Train the epochs that are left.
+    """Train the remaining epochs.
 
-    `begin(epoch)` is called before one, and before what is left of one; `measure(epoch)` gives
-    what else its log line holds. However it ends, nothing is still being saved afterwards.
+    `begin(epoch)` is called before each epoch, and before the rest of a resumed one;
+    `measure(epoch)` returns further values for its log line. However this ends, no save is in
+    progress afterwards.
     """
     position = trainer.state.position
     with observer:
@@ -215,9 +216,9 @@ def run_epochs(
         except (BadInput, Fault, Stopped):
             raise
         except Exception as error:
-            kill_workers()  # their memory may be what is missing
+            kill_workers()  # memory may have run out: free theirs
             ended, kept = explain(error), observer.rescue(trainer.state, trainer.whole)
             if not ended:
-                observer.log.line(f"warning: ends by an error; {kept}")
+                observer.log.line(f"warning: stopped by an error; {kept}")
                 raise
             raise type(ended)("; ".join(filter(None, (str(ended), kept)))) from None

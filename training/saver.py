@@ -1,4 +1,4 @@
-"""Writing a run's checkpoints while training goes on."""
+"""Writes a run's checkpoints while training continues."""
 
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -16,11 +16,12 @@ NOTHING = "none yet"
 
 
 class Saver:
-    """Writes a run's checkpoints: rank 0 has a folder, the others None.
+    """Writes a run's checkpoints on rank 0; elsewhere, `folder` is None and nothing is saved.
 
-    Training waits only while the state is copied: a thread writes the copy, which takes as much
-    memory again as a checkpoint. One is written at a time, and whoever needs it on the disk waits.
-    A save that fails is told, and training goes on to the next; after several the run is to stop.
+    Training waits only while the state is copied. A thread then writes the copy, which takes as
+    much memory as a checkpoint. Saves do not overlap; `wait` blocks until the current one is on
+    disk. When a save fails, a warning is logged and training continues; after several in a row the
+    run is asked to stop.
     """
 
     def __init__(
@@ -35,17 +36,18 @@ class Saver:
         warn: Callable[[str], None],
         give_up: Callable[[str], None],
     ) -> None:
-        """`extra` goes into each file; every `every` epochs one is kept by number, `keep` of them.
+        """`extra` goes into each file. Every `every` epochs one is kept by number, `keep` in all.
 
-        The last of `epochs` is always kept. The folder must be this process's alone. `begun`: where
-        the run goes on, if it does. `warn` and `give_up` may be called by a thread.
+        The state after the last of `epochs` is always numbered. Only this process may use the
+        folder. `begun`: the position from which the run resumes, if it does. A thread may call
+        `warn` and `give_up`.
         """
         self.folder, self.extra = folder, extra
         self.every, self.keep, self.epochs = every, keep, epochs
         self.warn, self.give_up = warn, give_up
-        self.last_saved = NOTHING  # the newest that is on the disk
-        self.failure: Fault | Stopped | None = None  # why that is not the last one asked for
-        self._failed = 0  # saves in a row that the disk did not take
+        self.last_saved = NOTHING  # the newest checkpoint on disk
+        self.failure: Fault | Stopped | None = None  # why the last requested save failed
+        self._failed = 0  # failed writes in a row
         self._copy, self._thread = HostCopy(), ThreadPoolExecutor(1, "checkpoint")
         self._writing: Future | None = None
         if folder:
@@ -54,9 +56,9 @@ class Saver:
                 self.last_saved = in_words(begun)
 
     def save(self, state: TrainState, best: bool = False) -> None:
-        """The state as it is now; at the beginning of an epoch perhaps under its number too.
+        """Save the current state; at the beginning of an epoch, perhaps under its number as well.
 
-        `best`: as `checkpoint-best.pth` too.
+        `best`: as `checkpoint-best.pth` as well.
         """
         if self.folder is None:
             return
@@ -69,15 +71,15 @@ class Saver:
         self._writing = self._thread.submit(self._write, checkpoint, name, number, best)
 
     def wait(self) -> None:
-        """Until what was saved is on the disk, or has failed."""
+        """Block until the current save is on disk, or has failed."""
         writing, self._writing = self._writing, None
         if writing:
             writing.result()
 
     def finish(self) -> None:
-        """The same for the last save of a run, which must not fail.
+        """Like `wait`, for the last save of a run, which must not fail.
 
-        Raises Stopped when the run can be gone on with from an older one, else Fault.
+        Raises Stopped if the run can be resumed from an older checkpoint, else Fault.
         """
         self.wait()
         if self.failure:
@@ -95,10 +97,10 @@ class Saver:
         self.last_saved, self.failure, self._failed = name, None, 0
 
     def _refuse(self, wrong: str, name: str) -> None:
-        """What a run that has diverged would leave is no checkpoint; the loss will end the run."""
+        """Report non-finite weights instead of saving them; the loss will end the run."""
         self.failure = Fault(
-            f"the weights {name} are not finite ({wrong}) and were not saved; the last good "
-            f"checkpoint is {self.last_saved}; lower --blr, set --clip_grad, or use --amp off"
+            f"the weights of {name} are not finite ({wrong}) and were not saved; last good "
+            f"checkpoint: {self.last_saved}; lower --blr, set --clip_grad, or use --amp off"
         )
         self.warn(f"warning: {self.failure}")
 
@@ -108,16 +110,16 @@ class Saver:
         if self.last_saved == NOTHING:
             self.failure = Fault(f"{what}nothing has been saved")
         else:
-            what += f"the newest checkpoint is {self.last_saved}"
-            self.failure = Stopped(f"{what}; the same command goes on from there")
+            what += f"newest checkpoint: {self.last_saved}"
+            self.failure = Stopped(f"{what}; the same command resumes from there")
         best_stays = f"; {BEST} may be an older one" if best else ""
         last = self._failed >= MAX_FAILED_SAVES
-        then = f"{self._failed} times in a row: stopping" if last else "training goes on"
+        then = f"{self._failed} times in a row: stopping" if last else "training continues"
         self.warn(f"warning: {what}{best_stays}; {then}")
         if last:
             self.give_up(f"{self._failed} failed saves")
 
 
 def in_words(position: Position) -> str:
-    """Which checkpoint one is, in words."""
-    return f"of epoch {position.epoch}, step {position.step}"
+    """The position of a checkpoint, for messages."""
+    return f"epoch {position.epoch}, step {position.step}"

@@ -1,18 +1,18 @@
-"""Where the time of a step goes, for users to see: a trace of a few steps."""
+"""A trace of a few steps, which shows where their time goes."""
 
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
-SETTLING = 10  # steps before the traced ones, in which memory is allocated and kernels are made
+SETTLING = 10  # untraced steps at first, in which memory is allocated and kernels are compiled
 
 
 class StepTrace:
     """Writes torch's profile of some steps, to be opened in Perfetto (ui.perfetto.dev)."""
 
     def __init__(self, path: Path, steps: int, tell: Callable[[str], None]) -> None:
-        """`steps` of them, after the first ones; with 0, nothing is traced."""
+        """Trace `steps` steps, after the first ones; none if it is 0."""
         self.path, self.steps, self.tell = path, steps, tell
         self._profiler = None
         if steps:
@@ -21,17 +21,17 @@ class StepTrace:
             self._profiler.start()
 
     def step(self) -> None:
-        """A step is done."""
+        """Called after each step."""
         if self._profiler:
             self._profiler.step()
 
     def close(self) -> None:
-        """The run is over: what was traced by then is written."""
+        """Called when the run ends; what was traced so far is written."""
         if self._profiler:
             self._profiler.stop()
-            self.tell(f"warning: --profile {self.steps}: the run ended before so many steps")
+            self.tell(f"warning: --profile {self.steps}: the run ended too early to trace all")
 
     def _write(self, profiler: torch.profiler.profile) -> None:
         profiler.export_chrome_trace(str(self.path))
-        self.tell(f"--profile {self.steps}: {self.path} is written")
+        self.tell(f"--profile {self.steps}: wrote {self.path}")
         self._profiler = None

@@ -1,4 +1,4 @@
-"""Batches on their way to the device."""
+"""Moves batches to the device."""
 
 import functools
 from collections.abc import Iterable, Iterator
@@ -8,9 +8,9 @@ import torch
 
 
 def to_device(batch: Any, device: torch.device) -> Any:
-    """A tensor, or all those in a batch, on the device; what is no tensor stays as it is.
+    """A tensor, or all tensors of a batch, on the device; anything else stays as it is.
 
-    On CUDA copies are not waited for; an Apple GPU might read a source that is gone by then.
+    Copies are asynchronous on CUDA only: an Apple GPU might read a source that is already gone.
     """
     if isinstance(batch, (tuple, list)):
         return tuple(to_device(x, device) for x in batch)
@@ -20,7 +20,7 @@ def to_device(batch: Any, device: torch.device) -> Any:
 
 
 def on_device(batches: Iterable, device: torch.device) -> Iterator:
-    """The batches on the device; to CUDA each is copied while the one before is computed with."""
+    """Batches on the device; for CUDA, each is copied while the previous one is processed."""
     if device.type == "cuda":
         return _one_ahead(batches, device)
     return (to_device(batch, device) for batch in batches)
@@ -28,12 +28,12 @@ def on_device(batches: Iterable, device: torch.device) -> Iterator:
 
 @functools.cache
 def copy_stream(device: torch.device) -> torch.cuda.Stream:
-    """The one stream for copies: the allocator gives memory back to the stream it was used by."""
+    """The only stream for copies: torch's allocator reuses memory per stream."""
     return torch.cuda.Stream(device)
 
 
 def _one_ahead(batches: Iterable, device: torch.device) -> Iterator[tuple]:
-    """Copies on a stream of their own, from pinned memory beside the computation."""
+    """Copy the next batch from pinned memory on a separate stream, during the computation."""
     side, batches = copy_stream(device), iter(batches)
 
     def send() -> tuple | None:
@@ -50,6 +50,6 @@ def _one_ahead(batches: Iterable, device: torch.device) -> Iterator[tuple]:
         batch, coming = coming, None
         for x in batch:
             if isinstance(x, torch.Tensor):
-                x.record_stream(computing)  # its memory is not free for the next copy before that
+                x.record_stream(computing)  # no copy may reuse its memory before that
         coming = send()
         yield batch

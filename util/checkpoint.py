@@ -1,4 +1,4 @@
-"""Checkpoints: plain tensors and plain values, written whole or not at all, read without trust."""
+"""Checkpoints: tensors and plain values, written completely or not at all, read without trust."""
 
 import argparse
 import json
@@ -20,11 +20,11 @@ from util.files import replacing
 
 LAST, BEST = "checkpoint-last.pth", "checkpoint-best.pth"
 
-# What stands as JSON text beside the weights of an exported safetensors file.
+# Metadata of our exported safetensors files, as JSON text.
 DESCRIBED = ("args", "classes", "preprocessing")
 
-# What official checkpoints hold beside tensors and plain values, by the names pickle writes. Each
-# only holds data: a path comes back as one that touches no disk.
+# What official checkpoints hold besides tensors and plain values, by the names in pickles. All only
+# hold data: a path becomes one that cannot touch the disk.
 HARMLESS = [
     (argparse.Namespace, "argparse.Namespace"),
     (scalar, "numpy._core.multiarray.scalar"),
@@ -38,13 +38,13 @@ HARMLESS = [
 
 
 class Damaged(BadInput):
-    """The file is there, but not as it was written."""
+    """The file exists, but it is damaged."""
 
 
 class Found(NamedTuple):
     path: Path
     checkpoint: dict[str, Any]
-    damaged: list[str]  # what was wrong with newer files that had to be passed over
+    damaged: list[str]  # what was wrong with newer files, which were skipped
 
 
 def save_checkpoint(
@@ -54,13 +54,13 @@ def save_checkpoint(
     keep: int = 0,
     best: bool = False,
 ) -> None:
-    """Write `checkpoint-last.pth`, and keep it as `checkpoint-{number}.pth` if a number is given.
+    """Write `checkpoint-last.pth`, also as `checkpoint-{number}.pth` if a number is given.
 
-    Of the numbered files the newest `keep` stay (0: all). `best`: it is `checkpoint-best.pth` too.
-    Raises OSError as the disk does, leaving the old files.
+    Only the newest `keep` numbered files stay (0: all). `best`: also as `checkpoint-best.pth`.
+    Raises OSError if the disk fails, leaving the old files.
     """
-    # The best is written first: killed in between, the run does this epoch again and comes to it
-    # again; the other way round it would take an older file for the best.
+    # Write the best first: a run killed in between repeats the epoch and writes it again. The other
+    # way round, an older file would remain the best.
     with replacing(folder / (BEST if best else LAST)) as file:
         write(checkpoint, file)
     if best:
@@ -69,14 +69,14 @@ def save_checkpoint(
         return
     numbered = folder / f"checkpoint-{number}.pth"
     second_name(folder / LAST, numbered)
-    # Higher numbers are of another run that went further: not this one's to delete.
+    # Higher numbers are of another run that went further, and must not be deleted.
     own = [path for n, path in numbered_checkpoints(folder) if n <= number]
     for path in own[keep:] if keep else []:
         path.unlink()
 
 
 def write(checkpoint: dict[str, Any], file: BinaryIO) -> None:
-    """torch.save, but that it hides what the disk had against it behind a complaint of its own."""
+    """torch.save, but raising the disk's OSError, which torch hides behind an error of its own."""
     try:
         torch.save(checkpoint, file)
     except RuntimeError as error:
@@ -86,7 +86,7 @@ def write(checkpoint: dict[str, Any], file: BinaryIO) -> None:
 
 
 def find_not_finite(checkpoint: dict[str, Any]) -> str:
-    """The name of a weight that is not a finite number everywhere; empty when there is none."""
+    """The name of a weight that is not finite everywhere; "" if there is none."""
     for part in ("model", "model_ema"):
         for name, tensor in checkpoint.get(part, {}).items():
             if tensor.is_floating_point() and not is_finite(tensor):
@@ -95,15 +95,15 @@ def find_not_finite(checkpoint: dict[str, Any]) -> str:
 
 
 def is_finite(tensor: Tensor) -> bool:
-    """Whether all of it is. One number that is NaN makes both extremes so."""
-    # By NumPy: torch would take threads of its own for the thread that saves, and with more of them
-    # than cores OpenMP's no longer spin while they wait, which halves the speed of training.
+    """Whether all values are finite. A single NaN makes both the minimum and the maximum NaN."""
+    # With NumPy: torch would start further threads for the saving thread. With more threads than
+    # cores, those of OpenMP no longer spin while they wait, which halves the speed of training.
     values = (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
     return not values.size or bool(np.isfinite([values.min(), values.max()]).all())
 
 
 def second_name(existing: Path, new: Path) -> None:
-    """Give a file a further name, atomically; a copy where the file system has no hard links."""
+    """Give a file a second name, atomically; copies it if the disk has no hard links."""
     temporary = new.with_name(f".{new.name}.{os.getpid()}.tmp")
     temporary.unlink(missing_ok=True)
     try:
@@ -116,16 +116,16 @@ def second_name(existing: Path, new: Path) -> None:
 
 
 def numbered_checkpoints(folder: Path) -> list[tuple[int, Path]]:
-    """All (N, `checkpoint-N.pth`), the newest first."""
+    """All (N, `checkpoint-N.pth`), newest first."""
     found = ((re.fullmatch(r"checkpoint-(\d+)\.pth", path.name), path) for path in folder.iterdir())
     return sorted(((int(match[1]), path) for match, path in found if match), reverse=True)
 
 
 def newest_checkpoint(folder: Path) -> Found | None:
-    """The newest readable checkpoint of a run, or None where there is none.
+    """The newest readable checkpoint of a run, or None if there is none.
 
-    Damaged files are passed over; when nothing else is left, raises Damaged rather than let a run
-    start again from nothing.
+    Damaged files are skipped. If all are damaged, raises Damaged rather than let a run start from
+    scratch.
     """
     last = [folder / LAST] if (folder / LAST).exists() else []
     damaged = []
@@ -137,7 +137,7 @@ def newest_checkpoint(folder: Path) -> Found | None:
     if damaged:
         raise Damaged(
             f"--output_dir {folder}: no checkpoint in it can be read ({'; '.join(damaged)}); "
-            "move them away to start again from nothing, or name a good one with --resume"
+            "move them away to start from scratch, or name a good one with --resume"
         )
     return None
 
@@ -145,9 +145,9 @@ def newest_checkpoint(folder: Path) -> Found | None:
 def read_checkpoint(path: str | Path, peek: bool = False) -> dict[str, Any]:
     """Load a checkpoint, or a safetensors file, onto the CPU without running any code in it.
 
-    `peek`: only to see what it holds; its weights stay on the disk, and damage in them unseen.
+    `peek`: only to see what it holds; the weights stay on disk, and damage in them goes unnoticed.
     Raises Damaged for an empty, truncated or altered file; BadInput for a missing one, one that is
-    no checkpoint, and one that holds more than tensors, plain and numpy values, paths and an
+    not a checkpoint, and one that holds more than tensors, plain and NumPy values, paths and an
     argparse.Namespace.
     """
     path = Path(path)
@@ -166,11 +166,11 @@ def read_checkpoint(path: str | Path, peek: bool = False) -> dict[str, Any]:
         ) from None
     except MemoryError:
         raise
-    except Exception as error:  # a damaged pickle can trip its reader in any way
+    except Exception as error:  # a damaged pickle can raise anything
         if "weights_only" in str(error):
             raise BadInput(
-                f"{path}: in a format that is a program (TorchScript, or torch's old tar), and was "
-                "not loaded; save its state_dict() with torch.save"
+                f"{path}: is in a format that may contain code (TorchScript, or torch's old tar), "
+                "and was not loaded; save its state_dict() with torch.save"
             ) from None
         raise Damaged(f"{path}: damaged ({first_line(error)})") from None
     if not isinstance(checkpoint, dict):
@@ -179,7 +179,7 @@ def read_checkpoint(path: str | Path, peek: bool = False) -> dict[str, Any]:
 
 
 def read_safetensors(path: Path) -> dict[str, Any]:
-    """The tensors of a safetensors file; one of ours as a checkpoint, with what it says of them.
+    """The tensors of a safetensors file; of one of ours, a checkpoint with the metadata.
 
     Raises Damaged.
     """
@@ -197,7 +197,7 @@ def read_safetensors(path: Path) -> dict[str, Any]:
 
 
 def parsed(text: str) -> object:
-    """What JSON text says; None where it is none."""
+    """The value of a JSON text; None if it is not JSON."""
     try:
         return json.loads(text)
     except (ValueError, RecursionError):
@@ -205,9 +205,9 @@ def parsed(text: str) -> object:
 
 
 def check_container(path: Path, checksums: bool = True) -> str:
-    """Look at the first bytes, and at a zip archive's checksums: torch.load does neither.
+    """Check the first bytes, and the checksums of a zip archive: torch.load does neither.
 
-    One flipped byte would otherwise load as a wrong weight. -> "torch" or "safetensors".
+    Otherwise a flipped byte would load as a wrong weight. -> "torch" or "safetensors".
     """
     try:
         with open(path, "rb") as file:
@@ -219,8 +219,8 @@ def check_container(path: Path, checksums: bool = True) -> str:
         raise BadInput(f"{path}: {what}") from None
     except OSError as error:
         raise BadInput(f"{path}: cannot be read ({error.strerror})") from None
-    # A safetensors file starts with its header's length in 8 bytes, which may look like anything,
-    # then the header, JSON.
+    # A safetensors file starts with the length of its header in 8 bytes, which may look like
+    # anything, followed by the header, which is JSON.
     if head[5:9] == b"\0\0\0{":
         return "safetensors"
     if not head.strip(b"\0"):
@@ -233,17 +233,17 @@ def check_container(path: Path, checksums: bool = True) -> str:
                 wrong = archive.testzip() if checksums else None
         except MemoryError:
             raise
-        except Exception as error:  # a byte of a size, a method, a flag can trip zipfile in any way
+        except Exception as error:  # damaged sizes, methods or flags can raise anything
             raise Damaged(f"{path}: truncated or damaged ({first_line(error)})") from None
         if wrong:
             raise Damaged(f"{path}: damaged (checksum of {wrong})")
     elif path.suffix == ".safetensors":
-        raise Damaged(f"{path}: damaged (no header of a safetensors file)")
+        raise Damaged(f"{path}: damaged (no safetensors header)")
     elif head[:1] != b"\x80" and head[257:262] != b"ustar":  # torch's two older formats
         raise BadInput(f"{path}: not a PyTorch checkpoint (starts with {head[:8]!r})")
     return "torch"
 
 
 def first_line(error: Exception) -> str:
-    """An exception's message, as one short line."""
+    """An exception's message as one short line."""
     return (str(error).strip() or type(error).__name__).splitlines()[0][:120]

@@ -1,4 +1,4 @@
-"""Processes, devices and the few things ranks say to each other – no-ops in a lone process."""
+"""Processes, devices and communication between ranks; no-ops in a single process."""
 
 import os
 import re
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class Place(NamedTuple):
-    """Which process this is."""
+    """The rank of this process, and the number of processes; in all and on this machine."""
 
     rank: int = 0
     world: int = 1
@@ -24,7 +24,7 @@ class Place(NamedTuple):
 
     @property
     def main(self) -> bool:
-        """Rank 0: the one that writes and talks."""
+        """Rank 0: the one that writes and logs."""
         return self.rank == 0
 
 
@@ -40,10 +40,10 @@ class Launch(NamedTuple):
 
 
 def find_place(world_size: int = 1, local_rank: int = -1, dist_on_itp: bool = False) -> Place:
-    """The place a launcher gave this process, from the environment; needs no torch.
+    """The place that a launcher gave this process, from the environment; needs no torch.
 
-    Understood: torchrun and torch.distributed.launch; Open MPI with `dist_on_itp`; SLURM's srun
-    when `world_size` says how many tasks there are (as in the official scripts).
+    Supports torchrun and torch.distributed.launch; Open MPI with `dist_on_itp`; SLURM's srun if
+    `world_size` gives the number of tasks (as in the official scripts).
     """
     env = os.environ
     if dist_on_itp:
@@ -55,7 +55,7 @@ def find_place(world_size: int = 1, local_rank: int = -1, dist_on_itp: bool = Fa
             int(env["RANK"]), int(env["WORLD_SIZE"]), local, int(env.get("LOCAL_WORLD_SIZE", 1))
         )
     if "SLURM_PROCID" in env and world_size > 1:
-        # The second, such as 8(x2), is there even where only the number of all tasks was given.
+        # The second, such as 8(x2), is set even if only the total number of tasks was given.
         tasks = env.get("SLURM_NTASKS_PER_NODE") or env.get("SLURM_STEP_TASKS_PER_NODE", "1")
         local_world = int(re.match(r"\d+", tasks)[0])
         return Place(
@@ -65,11 +65,11 @@ def find_place(world_size: int = 1, local_rank: int = -1, dist_on_itp: bool = Fa
 
 
 def pick_device(name: str, place: Place) -> "torch.device":
-    """`auto` is cuda, then mps, then cpu; a rank takes the GPU of its local number."""
+    """`auto` is cuda, else mps, else cpu; each rank uses the GPU of its local rank."""
     import torch
 
     if name == "auto":
-        # No backend carries an Apple GPU's tensors from process to process.
+        # No backend communicates tensors on Apple GPUs.
         mps = torch.backends.mps.is_available() and place.world == 1
         name = "cuda" if torch.cuda.is_available() else "mps" if mps else "cpu"
     try:
@@ -79,14 +79,14 @@ def pick_device(name: str, place: Place) -> "torch.device":
     if device.type == "mps" and not torch.backends.mps.is_available():
         raise BadInput("--device mps: this machine has none; use --device auto")
     if device.type == "mps" and place.world > 1:
-        raise BadInput("--device mps: is for one process; use --device cpu for several")
+        raise BadInput("--device mps: supports one process only; use --device cpu for several")
     if device.type == "cuda":
         count = torch.cuda.device_count()
         index = place.local_rank if device.index is None else device.index
         last = max(index, place.local_world - 1) if device.index is None else index
         if count == 1 and device.index is None and "RANK" not in os.environ:
-            index = last = 0  # srun or mpirun shows each of its processes a GPU of its own
-        if last >= count:  # said by all, so by the process that speaks, too
+            index = last = 0  # srun or mpirun shows each process only its own GPU
+        if last >= count:  # raised on all ranks, so also on the one that reports
             raise BadInput(
                 f"--device {name}: this machine's processes need GPU {last}, but torch sees "
                 f"{count}; start at most {count} processes or use --device cpu"
@@ -97,9 +97,9 @@ def pick_device(name: str, place: Place) -> "torch.device":
 
 
 def join(place: Place, device: "torch.device", url: str, timeout: float) -> None:
-    """Meet the other ranks; `timeout` in seconds for every call.
+    """Join the other ranks; `timeout` in seconds for every call.
 
-    Tensors on GPUs travel by NCCL; all else, so everything that ranks say in words, by gloo.
+    Tensors on GPUs are communicated by NCCL; everything else, such as Python objects, by gloo.
     """
     if place.world == 1:
         return
@@ -107,7 +107,7 @@ def join(place: Place, device: "torch.device", url: str, timeout: float) -> None
     from torch.distributed.rendezvous import rendezvous
 
     within = timedelta(seconds=timeout)
-    # A URL other than env:// needs to be told the rank; env:// takes the same answer.
+    # URLs other than env:// need the rank, which env:// accepts, too.
     store, _, _ = next(rendezvous(url, place.rank, place.world, timeout=within))
     store.set_timeout(within)
     dist.init_process_group(
@@ -121,25 +121,25 @@ def join(place: Place, device: "torch.device", url: str, timeout: float) -> None
 
 
 def met_others() -> bool:
-    """Whether `join` has met other ranks."""
+    """Whether `join` has joined other ranks."""
     return "torch.distributed" in sys.modules and sys.modules["torch.distributed"].is_initialized()
 
 
 def own_rank(local: bool = False) -> int:
-    """This process's rank, or that on its machine, as far as it is known yet."""
+    """This process's rank, or local rank, as far as it is known yet."""
     if met_others() and not local:
         return sys.modules["torch.distributed"].get_rank()
     return int(os.environ.get("LOCAL_RANK" if local else "RANK", 0))
 
 
 def leave() -> None:
-    """Part from the other ranks, if any were met; the model's DDP wrapper must be gone by then."""
+    """Leave the other ranks, if any were joined; the model's DDP wrapper must be gone by then."""
     if met_others():
         sys.modules["torch.distributed"].destroy_process_group()
 
 
 def sum_over_ranks(x: "torch.Tensor") -> "torch.Tensor":
-    """Add `x` up over all ranks, in place."""
+    """Sum `x` over all ranks, in place."""
     import torch.distributed as dist
 
     if dist.is_initialized():
@@ -148,7 +148,7 @@ def sum_over_ranks(x: "torch.Tensor") -> "torch.Tensor":
 
 
 def take_from_main(tensors: Iterable["torch.Tensor"]) -> None:
-    """Give tensors the values they have on rank 0, in place."""
+    """Overwrite tensors with rank 0's values, in place."""
     if met_others():
         import torch.distributed as dist
 
@@ -157,7 +157,7 @@ def take_from_main(tensors: Iterable["torch.Tensor"]) -> None:
 
 
 def gather_objects(value: Any) -> list[Any]:
-    """Every rank's `value`, in the order of ranks."""
+    """Every rank's `value`, in order of ranks."""
     import torch.distributed as dist
 
     if not dist.is_initialized():
@@ -168,7 +168,7 @@ def gather_objects(value: Any) -> list[Any]:
 
 
 def on_main(function: Callable[[], Any]) -> Any:
-    """Rank 0's `function()` on every rank; its failure too, so that all end together."""
+    """Rank 0's `function()` on every rank; if it fails, all raise, so that all end together."""
     import torch.distributed as dist
 
     if not dist.is_initialized():
@@ -179,7 +179,7 @@ def on_main(function: Callable[[], Any]) -> Any:
             outcome[0] = function()
         except (BadInput, Fault, Stopped) as error:
             outcome[1] = type(error)(str(error))
-        except Exception as error:  # the others must not wait for what never comes
+        except Exception as error:  # the others must not wait for the result
             outcome[1] = Fault(f"process 0: {type(error).__name__}: {error}")
             dist.broadcast_object_list(outcome)
             raise

@@ -1,10 +1,10 @@
-"""Released weights by name: fetched once into a cache folder, checked, verified at every use.
+"""Released weights by name: downloaded once into a cache folder, and verified at every use.
 
     python -m util.download --list
     python -m util.download mae_vit_base_300e
 
-The files are on Google Drive, under the terms of the MAE-SFER authors. No hash of theirs is known
-here, so the sha256 of the first download is recorded beside the file and holds from then on.
+The files are on Google Drive, under the terms of the MAE-SFER authors. No hashes by the authors are
+known, so the sha256 of the first download is recorded beside the file and compared from then on.
 """
 
 import argparse
@@ -25,13 +25,13 @@ from util.options.parser import Parser
 from util.program import run_program
 from util.wording import did_you_mean
 
-# gdown and torch (in util.checkpoint) are imported where a file is fetched or checked: programs
-# look at the names here while they parse their options, and that has to be quick.
+# gdown and torch (in util.checkpoint) are imported where a file is downloaded or checked: programs
+# look up names here while they parse their options, which must be quick.
 
-DRIVE = "https://drive.google.com/uc?id={id}"  # for gdown, which passes Drive's questions
-PAGE = "https://drive.google.com/file/d/{id}/view"  # for a person with a browser
+DRIVE = "https://drive.google.com/uc?id={id}"  # for gdown, which answers Drive's questions
+PAGE = "https://drive.google.com/file/d/{id}/view"  # for a browser
 TERMS = "the files come under the terms of their authors (MAE-SFER)"
-TIMEOUT, RETRIES = 30, 3  # seconds without a byte; connections after a lost one, in one call
+TIMEOUT, RETRIES = 30, 3  # seconds without data; reconnections per call
 
 
 class Released(NamedTuple):
@@ -56,7 +56,7 @@ RELEASED = {
 
 
 def find_released(name: str) -> Released:
-    """Raises BadInput with the nearest names for an unknown one."""
+    """Look up a name. Raises BadInput with the most similar names if it is unknown."""
     if name in RELEASED:
         return RELEASED[name]
     hint = did_you_mean(name, RELEASED) or f"choose from {', '.join(RELEASED)}"
@@ -66,7 +66,7 @@ def find_released(name: str) -> Released:
 def cached_path(name: str, cache_dir: str | Path | None = None) -> Path:
     """Where the file of released weights belongs, whether it is there or not.
 
-    In `cache_dir`, else $MAE_SFER_CACHE, else mae_sfer/ among the user's caches.
+    In `cache_dir`, else $MAE_SFER_CACHE, else mae_sfer/ in the user's cache folder.
     """
     folder = cache_dir or os.environ.get("MAE_SFER_CACHE")
     if not folder:
@@ -77,9 +77,9 @@ def cached_path(name: str, cache_dir: str | Path | None = None) -> Path:
 def fetch(name: str, cache_dir: str | Path | None = None, *, url: str | None = None) -> Path:
     """The file of released weights, downloaded unless it is in the cache.
 
-    Any number of processes may ask at once: one downloads. `url`: from there instead of Google
-    Drive. Raises BadInput for an unknown name, a folder that cannot be used, a download that
-    fails (saying how to get the file by hand), and a file that is not the one first recorded.
+    Several processes may ask at once: one downloads. `url`: download from there, not from Google
+    Drive. Raises BadInput for an unknown name, an unusable folder, a failed download (saying how to
+    get the file by hand), and a file that differs from the one first recorded.
     """
     released, path = find_released(name), cached_path(name, cache_dir)
     recorded = path.with_name(f"{path.name}.sha256")
@@ -100,24 +100,24 @@ def fetch(name: str, cache_dir: str | Path | None = None, *, url: str | None = N
 
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    """Keep other processes from fetching the same file; they wait for this one."""
+    """Keep other processes from downloading the same file; they wait for this one."""
     with open(path.with_name(f".{path.name}.lock"), "a") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            print(f"{path.stem}: waiting for another process that fetches it", file=sys.stderr)
+            print(f"{path.stem}: waiting for another process to download it", file=sys.stderr)
             fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
 
 def _fill(path: Path, recorded: Path, url: str) -> None:
-    """Make sure of the file, downloaded or put there by hand, and of its recorded hash."""
+    """Ensure that the file, downloaded or put there by hand, and its recorded hash exist."""
     from util.checkpoint import check_container
 
     if path.exists():
         check_container(path)
     else:
-        print(f"{path.stem}: fetching it to {path.parent}; {TERMS}", file=sys.stderr)
+        print(f"{path.stem}: downloading to {path.parent}; {TERMS}", file=sys.stderr)
         _download(url, path)
     if not recorded.exists():
         digest = _sha256(path)
@@ -126,42 +126,42 @@ def _fill(path: Path, recorded: Path, url: str) -> None:
 
 
 def _download(url: str, path: Path) -> None:
-    """Bring the file here under another name, check it, and only then rename it to `path`.
+    """Download to another name, check the file, and only then rename it to `path`.
 
-    Goes on with what an earlier call left, or begins anew where that leads nowhere.
+    Resumes what an earlier call left, or starts over if that fails.
     """
     from util.checkpoint import check_container
 
     arriving = path.with_name(f".{path.name}.unchecked")
     earlier = _pieces(arriving)
     try:
-        if not arriving.exists():  # whole, of a process that was killed before the check
+        if not arriving.exists():  # else complete: killed before the check
             _transfer(url, arriving)
         check_container(arriving)
     except BadInput as error:
-        arriving.unlink(missing_ok=True)  # only there if the check has failed
+        arriving.unlink(missing_ok=True)  # exists only if the check failed
         if earlier and not _pieces(arriving):
             return _download(url, path)
-        reason = str(error).replace(f"{arriving}:", "what came is").partition(";")[0]
+        reason = str(error).replace(f"{arriving}:", "the downloaded file is").partition(";")[0]
         link = PAGE.format(id=RELEASED[path.stem].drive_id)
         raise BadInput(
-            f"{path.stem}: not downloaded: {reason}; to do it by hand, open {link} in a browser "
+            f"{path.stem}: download failed: {reason}; to do it by hand, open {link} in a browser "
             f"and save the file as {path}"
         ) from None
-    # gdown's files are private; this one is for all who may read the folder.
+    # gdown's files are private; make this one as readable as its folder.
     arriving.chmod(path.parent.stat().st_mode & 0o666)
     os.replace(arriving, path)
 
 
 def _pieces(arriving: Path) -> list[Path]:
-    """What has arrived: gdown's partial file, or the whole one before its check."""
+    """What has been downloaded: gdown's partial file, or the complete one before its check."""
     return list(arriving.parent.glob(f"{arriving.name}*"))
 
 
 def _transfer(url: str, arriving: Path) -> None:
-    """gdown, going on with a partial file if there is one; with its progress bar on a terminal.
+    """Download with gdown, resuming a partial file if there is one; a terminal shows progress.
 
-    Raises BadInput for whatever the network, Drive or the server did; OSError for the disk.
+    Raises BadInput if the network, Drive or the server fails; OSError if the disk does.
     """
     import gdown
     from requests import exceptions as http
@@ -171,7 +171,7 @@ def _transfer(url: str, arriving: Path) -> None:
             url,
             str(arriving),
             quiet=not sys.stderr.isatty(),
-            log_messages={"output": ""},  # a name that will not last
+            log_messages={"output": ""},  # do not print the temporary name
             use_cookies=False,  # the files are public
             resume=True,
             timeout=TIMEOUT,
@@ -180,13 +180,13 @@ def _transfer(url: str, arriving: Path) -> None:
     except (gdown.DownloadError, http.RequestException) as error:
         cause = error.__cause__ if isinstance(error.__cause__, http.RequestException) else error
         if type(cause) is gdown.DownloadError:
-            for piece in _pieces(arriving):  # the server does not go on from them
+            for piece in _pieces(arriving):  # the server cannot resume from them
                 piece.unlink()
         host = urlsplit(url).hostname
         reasons = (
             (gdown.FileURLRetrievalError, f"{host} refuses (quota used up, or no such file)"),
-            (gdown.DownloadError, f"the connection was lost, and {host} does not go on from there"),
-            (http.ChunkedEncodingError, "the connection was lost (try again, it will go on)"),
+            (gdown.DownloadError, f"the connection was lost, and {host} cannot resume"),
+            (http.ChunkedEncodingError, "the connection was lost (try again to resume)"),
             (http.SSLError, f"the TLS certificate of {host} cannot be trusted"),
             (http.Timeout, f"{host} does not answer"),
             (http.ConnectionError, f"{host} cannot be reached"),
@@ -208,13 +208,13 @@ def _verify(path: Path, recorded: Path) -> None:
     known = recorded.read_text(errors="replace").lower().partition(" ")[0].strip()
     if (found := _sha256(path)) != known:
         raise BadInput(
-            f"{path}: its sha256 is {found}, but {known!r} was recorded at first; delete it to "
+            f"{path}: its sha256 is {found}, but {known!r} was first recorded; delete it to "
             f"have it downloaded again (and {recorded.name} too, if its authors have replaced it)"
         )
 
 
 def table(cache_dir: str | Path | None = None) -> str:
-    """What there is, and what of it is in the cache."""
+    """The released weights, and which of them are in the cache."""
     row = "{:27}{:23}{:>6}   {}".format
     lines = [row("name", "model", "epochs", "cached")]
     for name, released in RELEASED.items():
@@ -241,7 +241,7 @@ def build_parser() -> Parser:
 
 
 def run(command: argparse.Namespace) -> None:
-    """Print the table, or the path of each file asked for; all names are looked up first."""
+    """Print the table, or the path of each file asked for; all names are checked first."""
     for name in command.names:
         find_released(name)
     for name in command.names:

@@ -1,4 +1,4 @@
-"""What can end a run, and the exit code each end has.
+"""The ways in which a run can end, and their exit codes.
 
 0 done · 1 fault · 2 bad usage or input · 75 saved and resumable (`EX_TEMPFAIL`).
 """
@@ -7,11 +7,11 @@ DONE, FAULT, BAD_INPUT, RESUMABLE = 0, 1, 2, 75
 
 
 class BadInput(ValueError):
-    """Something the user gave cannot work; the message names it and says what to do."""
+    """The user gave something that cannot work; the message names it and says what to do."""
 
 
 class Fault(Exception):
-    """The run cannot go on, and no option was wrong (for example: the loss stays non-finite)."""
+    """The run cannot continue, and no option was wrong (for example: the loss stays non-finite)."""
 
 
 class Lost(Exception):
@@ -19,4 +19,4 @@ class Lost(Exception):
 
 
 class Stopped(Exception):
-    """The run was asked to stop; everything is saved and the same command goes on."""
+    """The run was asked to stop; everything is saved, and the same command resumes it."""

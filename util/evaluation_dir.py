@@ -1,4 +1,4 @@
-"""Where `--eval` and `--knn` write: a folder of their own, never over another run's results."""
+"""Where `--eval` and `--knn` write: a separate folder, never over the results of another run."""
 
 import os
 import re
@@ -18,12 +18,12 @@ RESULTS = ("eval.json", "predictions.csv", "figures", "report.html")
 
 
 def holds_run(folder: str | Path) -> bool:
-    """Whether a training has written to a folder."""
+    """Whether a training run has written to a folder."""
     return any(os.path.exists(os.path.join(folder, name)) for name in RUN_FILES)
 
 
 def own_checkpoint(folder: str) -> str:
-    """The best checkpoint of a run's folder, else its last; "" without any."""
+    """The best checkpoint in a run's folder, else the last; "" if there is none."""
     paths = (os.path.join(folder, name) for name in (BEST, LAST))
     return next(filter(os.path.exists, paths), "")
 
@@ -33,9 +33,9 @@ def evaluation_folder(
 ) -> str:
     """The folder for the results of one evaluation.
 
-    `output_dir` if it was given and no training has written to it; else KIND/NAME below it, or
-    beside the checkpoint `source`. NAME says which checkpoint was tested on what, and the `options`
-    that make it another test.
+    `output_dir` if it was given and holds no training run; else KIND/NAME below it, or beside the
+    checkpoint `source`. NAME combines the checkpoint, the data and the `options` that make it a
+    different evaluation.
     """
     if output_dir is not None and not holds_run(output_dir):
         return output_dir
@@ -48,23 +48,23 @@ def evaluation_folder(
 
 
 class Drawn(NamedTuple):
-    """What figures are of, for comparison with the results in a folder."""
+    """What figures show, to compare it with the results in a folder."""
 
     checkpoint: str
     data_path: str
-    facts: Mapping[str, Any] = {}  # of `eval.json`, as they would stand there
+    facts: Mapping[str, Any] = {}  # as they would be in `eval.json`
     report: Sequence[str] = ()  # the lines on the data set
 
 
-# Options of an evaluation that `facts` and `report` tell.
+# Options of an evaluation whose effect `facts` and `report` show.
 _TOLD = {*OF_DATA, "classes"}
 
 
 def tests_other_images(folder: str | Path, drawn: Drawn) -> bool:
-    """Whether a folder is about other results than those of what is `drawn`.
+    """Whether the results in a folder are about something else than what is `drawn`.
 
-    They are the same where the checkpoint, the path, the split, the classes and all that is said
-    of the data are. A fine-tuning without results yet is about its test images.
+    They are about the same if the checkpoint, path, split, classes and everything reported about
+    the data agree. Fine-tuning without results yet is about its test images.
     """
     result, config = (parse_object(read_text(Path(folder) / n)) for n in ("eval.json", CONFIG))
     if not (result or config.get("classes")):
@@ -84,7 +84,7 @@ def tests_other_images(folder: str | Path, drawn: Drawn) -> bool:
         return drawn.facts.get("split") != "test"
     report = result.get("report")
     known = isinstance(report, list) and all(line in report for line in drawn.report)
-    facts = drawn.facts or {"classes": None}  # images without labels are no results'
+    facts = drawn.facts or {"classes": None}  # no results are of images without labels
     return not known or any(result.get(name) != value for name, value in facts.items())
 
 
@@ -93,18 +93,16 @@ def _absolute(path: str) -> str:
 
 
 def own_folder(folder: str, made_by: Mapping[str, Any]) -> str:
-    """`folder`, or if it holds results that are not `made_by` the same, the first `folder-N` that
-    does not.
-    """
+    """`folder`, or the first `folder-N`, that holds no results of another origin than `made_by`."""
     names = (folder if k == 1 else f"{folder}-{k}" for k in count(1))
     return next(name for name in names if not _others(name, made_by))
 
 
 def check_results(folder: str | Path, made_by: Mapping[str, Any]) -> None:
-    """Raises BadInput where a folder holds results of another kind, which would be replaced.
+    """Raises BadInput if a folder holds results of another origin, which would be replaced.
 
-    `made_by` says what they come from and stands in `eval.json`: `kind` (training, eval, knn),
-    and of an evaluation checkpoint, data and options.
+    `made_by` is the origin, as in `eval.json`: `kind` (training, eval or knn) and, of an
+    evaluation, checkpoint, data and options.
     """
     if others := _others(folder, made_by):
         raise BadInput(
@@ -114,7 +112,7 @@ def check_results(folder: str | Path, made_by: Mapping[str, Any]) -> None:
 
 
 def set_aside(folder: Path) -> list[str]:
-    """Move the results in a folder to one below it; -> the line that says so, if there were any."""
+    """Move the results in a folder to one below it; -> a log line, if there were any."""
     there = [folder / name for name in RESULTS if (folder / name).exists()]
     if folder / RESULTS[0] not in there:
         return []
@@ -123,28 +121,30 @@ def set_aside(folder: Path) -> list[str]:
     aside.mkdir()
     for path in there:
         path.rename(aside / path.name)
-    return [f"results that are not of this run were moved to {aside}"]
+    return [f"results that are not from this run were moved to {aside}"]
 
 
 def is_training(folder: Path) -> bool:
-    """Whether the results in a folder, if there are some, are a training's own."""
+    """Whether the results in a folder, if any, are from training."""
     result = parse_object(read_text(folder / "eval.json"))
     return not result or _made_by(result).get("kind") == "training"
 
 
 def located(path: str, folder: str = "") -> str:
-    """A path as it is told apart from others: relative to a `folder` of results that lies beside or
-    below it, for these are moved together, otherwise absolute; what is not there stays as it is.
+    """A path in the form in which paths are compared.
+
+    Relative to `folder`, which holds results, if that lies beside the path or deeper, since both
+    are then moved together; absolute otherwise. A path that does not exist is returned as it is.
     """
     if not os.path.exists(os.path.expanduser(path)):
-        return path  # the name of a release, or drawn faces
+        return path  # a released name, or synthetic faces
     real, inside = os.path.realpath(os.path.expanduser(path)), os.path.realpath(folder or os.sep)
     below = inside.startswith(os.path.dirname(real).rstrip(os.sep) + os.sep)
     return os.path.relpath(real, inside) if below else real
 
 
 def _others(folder: str | Path, made_by: Mapping[str, Any]) -> str:
-    """What results in a folder were made by and now would be, where that differs."""
+    """How the origin of the results in a folder differs from `made_by`; "" if it does not."""
     result = parse_object(read_text(Path(folder) / "eval.json"))
     found = _made_by(result) if result else {}
     changed = [key for key in found if key in made_by and found[key] != made_by[key]]
@@ -157,7 +157,7 @@ def _made_by(result: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _guessed(result: Mapping[str, Any]) -> str:
-    """The kind of results that do not say it, of releases that did not write it."""
+    """The kind of results whose release did not record it."""
     if "train_data" in result:
         return "training"
     return "knn" if "classifier" in result else "eval"

@@ -1,4 +1,4 @@
-"""Writing files so that a reader sees the old one or the whole new one, never a part."""
+"""Writes files so that a reader sees the old file or the complete new one, never a part."""
 
 import errno
 import json
@@ -16,7 +16,7 @@ from util.errors import Fault
 def disk_errors(
     path: str | Path, kind: type[Exception] = Fault, advice: str = ""
 ) -> Iterator[None]:
-    """Raises `kind`, one line, for a disk that does not take what is written in the block."""
+    """Turn an OSError raised in the block into `kind`, with a one-line message."""
     try:
         yield
     except OSError as error:
@@ -26,10 +26,10 @@ def disk_errors(
 
 @contextmanager
 def replacing(path: str | Path) -> Iterator[BinaryIO]:
-    """Open a file that takes the place of `path` when the block ends without an exception.
+    """Open a file that replaces `path` when the block ends without an exception.
 
-    Written beside it, flushed to the disk, then renamed. Raises OSError as the disk does (full,
-    read-only, …), naming `path` and leaving what was there.
+    It is written beside `path`, flushed to disk, then renamed. Raises OSError (disk full,
+    read-only, …) that names `path`, and leaves the old file.
     """
     path = Path(path)
     # Opened by name rather than through tempfile, whose 0600 would hide the file from colleagues.
@@ -51,17 +51,16 @@ def replacing(path: str | Path) -> Iterator[BinaryIO]:
 
 @contextmanager
 def creating(folder: Path) -> Iterator[Path]:
-    """A place to fill with files, which appear as `folder` when the block has ended well.
+    """A temporary folder to fill; the files appear in `folder` when the block ends without error.
 
-    A new folder appears whole. One that is there and empty stays the same, for somebody may be in
-    it, or a disk be mounted on it; the files are moved there in the end. Raises OSError as the disk
-    does.
+    A new folder appears all at once. An empty folder that exists is kept, since it may be in use or
+    a mount point: the files are moved into it at the end. Raises OSError if the disk fails.
     """
     there = folder.is_dir()
     beside = folder / folder.name if there else folder
     temporary = beside.with_name(f".{folder.name}.{os.getpid()}.tmp")
     temporary.parent.mkdir(parents=True, exist_ok=True)
-    shutil.rmtree(temporary, ignore_errors=True)  # of a process of our number that was killed
+    shutil.rmtree(temporary, ignore_errors=True)  # of a killed process with our id
     temporary.mkdir()
     try:
         yield temporary
@@ -75,23 +74,23 @@ def creating(folder: Path) -> Iterator[Path]:
 
 
 def write_file(path: str | Path, data: bytes | str) -> None:
-    """`replacing` for content that is at hand."""
+    """Write content that is in memory, as `replacing` does."""
     with replacing(path) as file:
         file.write(data.encode() if isinstance(data, str) else data)
 
 
 def write_json(path: str | Path, value: object) -> None:
-    """`value` as readable JSON; what JSON cannot say is written as its `str`."""
+    """Write `value` as readable JSON; what JSON cannot represent is written as its `str`."""
     write_file(path, json.dumps(value, indent=2, default=str) + "\n")
 
 
 def append_whole(path: str | Path, text: str) -> None:
-    """Add `text` to a file, on the disk when this returns; or, raising OSError, nothing of it."""
+    """Append `text` and flush it to disk, or, raising OSError, append nothing."""
     data = text.encode("utf-8", "backslashreplace")
     with open(path, "ab", buffering=0) as file:
         before = file.seek(0, os.SEEK_END)
         try:
-            if file.write(data) < len(data):  # as the last write that a disk has room for
+            if file.write(data) < len(data):  # a full disk may take only a part
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
             os.fsync(file.fileno())
         except OSError:
@@ -100,7 +99,7 @@ def append_whole(path: str | Path, text: str) -> None:
 
 
 def remove_unfinished(folder: Path) -> None:
-    """Delete what `replacing` has left in a folder because it was killed; nobody may be writing."""
+    """Delete what killed processes left of `replacing`; nobody may be writing to the folder."""
     for path in folder.glob(".*.[0-9]*.tmp"):
         path.unlink()
 

@@ -1,4 +1,4 @@
-"""What a run tells: lines, a progress bar, log.txt, TensorBoard. Silent on all ranks but 0."""
+"""The output of a run: log lines, progress bar, log.txt and TensorBoard, all on rank 0 only."""
 
 import json
 import resource
@@ -18,38 +18,38 @@ if TYPE_CHECKING:
 
 
 class NullLog:
-    """The log of the ranks that say nothing; RunLog's methods, doing nothing."""
+    """The log of the other ranks: RunLog's methods, doing nothing."""
 
     def line(self, text: str) -> None:
-        """One line for the reader."""
+        """Print one line."""
 
     def progress(self, done: int, total: int, text: str) -> None:
-        """How far the epoch is, for a bar on a terminal."""
+        """Show the progress of the epoch, as a bar on a terminal."""
 
     def epoch(self, record: dict[str, object]) -> None:
-        """One finished epoch, for log.txt."""
+        """Add a finished epoch to log.txt."""
 
     def append(self, path: Path, text: str) -> None:
-        """One line at the end of another file of the run."""
+        """Append one line to another file of the run."""
 
     def catch_up(self) -> None:
-        """Write the lines that a full disk did not take before."""
+        """Write the lines that could not be written before, as on a full disk."""
 
     def scalars(self, values: dict[str, float], at: float) -> None:
-        """TensorBoard scalars at a fractional epoch."""
+        """Add TensorBoard scalars at a fractional epoch."""
 
     def picture(self, name: str, image: "np.ndarray", at: float) -> None:
-        """A TensorBoard picture, (h, w, 3) uint8."""
+        """Add a TensorBoard image, (h, w, 3) uint8."""
 
     def close(self) -> None:
-        """Write out what is buffered."""
+        """Write what is still buffered, and close."""
 
 
 class RunLog(NullLog):
-    """Rank 0's. What cannot be written, as on a full disk, is told and does not end the run."""
+    """Rank 0's log. A failed write, as on a full disk, causes a warning, not the end of the run."""
 
     def __init__(self, folder: Path, tensorboard: Path, epoch: int, step_share: float) -> None:
-        """Go on at `epoch` (and a share of it): what lies after in log.txt and TensorBoard goes."""
+        """Continue at `epoch` + `step_share`: log.txt and TensorBoard are truncated to that."""
         from tqdm import tqdm
 
         self._tqdm = tqdm
@@ -57,11 +57,11 @@ class RunLog(NullLog):
         self._file = folder / "log.txt"
         cut_log(self._file, epoch)
         self._late: dict[Path, str] = {}  # lines that could not be written yet
-        # Last, for it may have to say that it cannot be written.
+        # Created last, since it may call self.line to warn.
         self._events = Events(tensorboard, round(1000 * (epoch + step_share)), self.line)
 
     def line(self, text: str) -> None:
-        with suppress(OSError):  # standard output may be a file on the disk that is full
+        with suppress(OSError):  # standard output may be a file on a full disk
             self._tqdm.write(text, file=sys.stdout)
             sys.stdout.flush()
 
@@ -82,13 +82,13 @@ class RunLog(NullLog):
         self.catch_up()
 
     def catch_up(self) -> None:
-        # On the disk, so that no line is behind the checkpoint that is saved after it.
+        # Flushed to disk, so that no line is missing before a checkpoint saved after it.
         for path, lines in list(self._late.items()):
             try:
                 append_whole(path, lines)
                 del self._late[path]
             except OSError as error:
-                self.line(f"warning: {path}: could not be written ({error.strerror}) for now")
+                self.line(f"warning: {path}: could not be written for now ({error.strerror})")
 
     def scalars(self, values: dict[str, float], at: float) -> None:
         # Epochs × 1000, so that runs of different batch sizes share an axis.
@@ -111,17 +111,17 @@ class RunLog(NullLog):
 
 
 class Events:
-    """TensorBoard's events: nothing is written from a failure on until they are opened again."""
+    """TensorBoard events; after a failed write, nothing is written until they are reopened."""
 
     def __init__(self, folder: Path, purge_step: int, warn: Callable[[str], None]) -> None:
-        """Goes on in `folder` at `purge_step`."""
+        """Continue in `folder` at `purge_step`; later events are dropped."""
         self._folder, self._warn = folder, warn
         self._writer: SummaryWriter | None = None
         threading.excepthook = _quiet_about_disks
         self.reopen(purge_step)
 
     def reopen(self, purge_step: int | None = None) -> None:
-        """A further file, unless the one that there is can be written."""
+        """Start a new events file, unless the current one is still usable."""
         from torch.utils.tensorboard import SummaryWriter
 
         if self._writer is None:
@@ -131,7 +131,7 @@ class Events:
                 self._failed(error)
 
     def write(self, action: "Callable[[SummaryWriter], None]") -> None:
-        """Do something with the writer."""
+        """Call `action` with the writer, if it is usable; warn if the disk fails."""
         if self._writer:
             try:
                 action(self._writer)
@@ -142,19 +142,19 @@ class Events:
         self._writer = None
         self._warn(
             f"warning: {self._folder}: TensorBoard's events could not be written "
-            f"({error.strerror}); they go on with a later epoch"
+            f"({error.strerror}); they continue with a later epoch"
         )
 
 
 def _quiet_about_disks(failure: threading.ExceptHookArgs) -> None:
-    """TensorBoard's thread ends by what it hands over to us all the same."""
+    """Print no disk errors from TensorBoard's thread: its writer raises them in ours as well."""
     of_tensorboard = type(failure.thread).__module__.startswith("tensorboard")
     if not (of_tensorboard and issubclass(failure.exc_type, OSError)):
         threading.__excepthook__(failure)
 
 
 def cut_log(path: Path, epoch: int) -> None:
-    """Drop from log.txt the lines of `epoch` and later ones, and what is torn or repeated."""
+    """Drop from log.txt the lines of `epoch` and later ones, and truncated or repeated lines."""
     if not path.exists():
         return
     text = path.read_text("utf-8", errors="replace")
@@ -172,7 +172,7 @@ def cut_log(path: Path, epoch: int) -> None:
 
 
 class Meter:
-    """Speed, waiting and time left, from one log line to the next."""
+    """Throughput, waiting time and time left, from one log line to the next."""
 
     def __init__(self, steps_left: int) -> None:
         self._left = steps_left
@@ -187,7 +187,7 @@ class Meter:
         self._waited += waited
 
     def take(self, images_a_step: int) -> dict[str, float]:
-        """images_per_s, data_wait (share) since the last call; seconds left from the average."""
+        """images_per_s and data_wait (a share) since the last call; left, the seconds left."""
         seconds = max(self._seconds, 1e-9)
         a_step = (time.perf_counter() - self._began) / max(self._total, 1)
         values = {
@@ -210,7 +210,7 @@ def duration(seconds: float) -> str:
 
 
 def peak_memory(device_type: str) -> int:
-    """Most bytes used so far: of the GPU where there is one, else of this process."""
+    """Peak memory so far, in bytes: of the GPU if there is one, else of this process."""
     if device_type == "cuda":
         import torch
 

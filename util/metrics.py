@@ -1,7 +1,8 @@
-"""How good a classifier is on images it has not seen: `eval.json` and its lines.
+"""Classification metrics: the content of `eval.json`, and its lines for a terminal.
 
-Accuracy is the field's WAR; UAR is the mean of the classes' recalls, also called mean class
-accuracy. Both stand with an interval, since on a few thousand images a point is soon luck.
+Accuracy is what the field calls WAR; UAR is the mean of the classes' recalls, also called mean
+class accuracy. Both come with an interval, since a point on a few thousand images may well be
+chance.
 """
 
 from collections.abc import Sequence
@@ -14,24 +15,25 @@ from util.seeding import BOOTSTRAP, generator
 from util.wording import one_line
 
 RESAMPLES, COVERAGE = 1000, 95  # bootstrap samples; % of them inside an interval
-BINS = 15  # of the calibration error
-MATRIX_CLASSES = 10  # more do not fit a terminal's width
+BINS = 15  # for the calibration error
+MATRIX_CLASSES = 10  # more do not fit the width of a terminal
 
 
 def evaluate(
     probabilities: np.ndarray, labels: np.ndarray, classes: Sequence[str], seed: int = 0
 ) -> dict[str, object]:
-    """(n, K) probabilities, (n,) true classes by number -> plain values, ready for `eval.json`.
+    """(n, K) probabilities, (n,) true class indices -> plain values, ready for `eval.json`.
 
-    In %, unrounded: accuracy, uar, macro_f1, accuracy_ci and uar_ci ([low, high]), recall,
-    recall_ci, precision and f1 by class, ece (expected calibration error of the predicted class).
-    log_loss is in nats; n, support by class and confusion_matrix (rows: truth, columns: prediction)
-    count images. None: the recall of a class without images, which is no part of UAR; the precision
-    of one never predicted; the f1 of one with neither, which is no part of macro_f1.
+    In %, unrounded: accuracy, uar, macro_f1, accuracy_ci and uar_ci ([low, high]); by class,
+    recall, recall_ci, precision and f1; ece (expected calibration error of the predicted class).
+    log_loss is in nats. n, support by class and confusion_matrix (rows: truth, columns: prediction)
+    count images. None stands for the recall of a class without images, which is left out of UAR;
+    the precision of a class that is never predicted; and the f1 of a class with neither, which is
+    left out of macro_f1.
 
-    Raises Fault when a probability is not finite, ValueError when the arrays do not fit each other.
+    Raises Fault if a probability is not finite, ValueError if the arrays do not match.
     """
-    from sklearn import metrics  # takes long, and training need not wait for it
+    from sklearn import metrics  # slow to import, and training does not need it
 
     probabilities, labels = np.asarray(probabilities, np.float64), np.asarray(labels)
     shape = (len(labels), len(classes))
@@ -76,9 +78,9 @@ def _percent(classes: Sequence[str], values: np.ndarray) -> dict[str, float | No
 def _intervals(matrix: np.ndarray, seed: int) -> list[list[float]]:
     """(K, K) counts -> [low, high] of accuracy and of UAR in %: percentile bootstrap over images.
 
-    Images in one cell of the matrix are alike here, so that drawing n of them with replacement is
-    drawing the cells' counts from a multinomial distribution. A class that a draw leaves without
-    images is no part of that draw's UAR.
+    Images in one cell of the matrix are interchangeable here, so that resampling n of them with
+    replacement means drawing the cells' counts from a multinomial distribution. A class without
+    images in a bootstrap sample is left out of that sample's UAR.
     """
     n, rng = matrix.sum(), generator(BOOTSTRAP, seed)
     draws = rng.multinomial(n, matrix.ravel() / n, RESAMPLES).reshape(-1, *matrix.shape)
@@ -93,18 +95,18 @@ class Calibration(NamedTuple):
     """Predictions in BINS equal bins of confidence, (low, high]; arrays are (BINS,)."""
 
     count: np.ndarray
-    confidence: np.ndarray  # mean in the bin, as accuracy; 0 where there is none
+    confidence: np.ndarray  # mean in the bin, like accuracy; 0 if it is empty
     accuracy: np.ndarray
 
     @property
     def error(self) -> float:
-        """Expected calibration error, 0–1: the mean distance of the two over all predictions."""
+        """Expected calibration error, 0–1: mean gap between confidence and accuracy, by images."""
         gaps = np.abs(self.accuracy - self.confidence)
         return float((self.count * gaps).sum() / self.count.sum())
 
 
 def calibration(confidence: np.ndarray, right: np.ndarray) -> Calibration:
-    """The probability of the predicted class and whether it was right, (n,) each."""
+    """From the probability of the predicted class and whether it was right, (n,) each."""
     bins = np.clip(np.ceil(confidence * BINS).astype(int) - 1, 0, BINS - 1)
     count = np.bincount(bins, minlength=BINS)
     sums = (np.bincount(bins, weights, BINS) for weights in (confidence, right))
@@ -114,7 +116,8 @@ def calibration(confidence: np.ndarray, right: np.ndarray) -> Calibration:
 def _recall_intervals(matrix: np.ndarray) -> list[list[float] | None]:
     """(K, K) counts -> [low, high] of each class's recall in %: Wilson's score interval (1927).
 
-    For a class has few images, and a bootstrap of one that is always right knows no doubt.
+    No bootstrap: classes have few images, and one that is always right would get no interval at
+    all.
     """
     from scipy.stats import binomtest
 
@@ -127,7 +130,7 @@ def _recall_intervals(matrix: np.ndarray) -> list[list[float] | None]:
 
 
 def summary_lines(result: dict) -> list[str]:
-    """What `evaluate` returned, for a terminal."""
+    """The result of `evaluate` as lines for a terminal."""
     accuracy, uar = (
         f"{result[key]:.2f} % ({low:.2f}–{high:.2f})"
         for key in ("accuracy", "uar")

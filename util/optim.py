@@ -1,4 +1,4 @@
-"""The optimizer: what it decays, and how much slower the layers near the input learn."""
+"""The optimizer: which parameters decay, and layer-wise learning rates."""
 
 from collections.abc import Callable
 
@@ -7,21 +7,21 @@ from torch import nn
 
 from util.errors import BadInput
 
-# Tokens, position embeddings and GRN's parameters have more than one dimension but are no weights.
+# Tokens, position embeddings and GRN's parameters: several dimensions, but not matrices.
 NOT_DECAYED = {"cls_token", "mask_token", "pos_embed", "decoder_pos_embed", "gamma", "beta"}
 
 
 def is_decayed(name: str, parameter: torch.Tensor) -> bool:
-    """Weight decay is for matrices and filters: see docs/deviations.md."""
+    """Whether weight decay applies: to matrices and filters only, see docs/deviations.md."""
     return parameter.ndim > 1 and name.rpartition(".")[2] not in NOT_DECAYED | {"bias"}
 
 
 def parameter_groups(
     model: nn.Module, weight_decay: float, lr_scale: Callable[[str], float] = lambda name: 1.0
 ) -> list[dict]:
-    """Optimizer groups of all trained parameters: decayed, then not, one a learning rate each.
+    """Optimizer groups of all trainable parameters, one per learning rate; decayed ones come first.
 
-    `lr_scale(name)` is a parameter's share of the learning rate.
+    `lr_scale(name)` is the factor by which a parameter's learning rate is scaled.
     """
     groups: dict[tuple[float, bool], dict] = {}
     for name, parameter in model.named_parameters():
@@ -37,7 +37,7 @@ def parameter_groups(
 def set_rates(
     optimizer: torch.optim.Optimizer, lr: float, weight_decay: float | None = None
 ) -> None:
-    """Set every group's share of `lr`, and the weight decay of the groups that are decayed."""
+    """Set the learning rate of each group, scaled, and the weight decay of decayed groups."""
     for group in optimizer.param_groups:
         group["lr"] = lr * group.get("lr_scale", 1.0)
         if weight_decay is not None and group.get("decayed", True):
@@ -45,7 +45,7 @@ def set_rates(
 
 
 def adamw(groups: list[dict], lr: float, **options: object) -> torch.optim.AdamW:
-    """AdamW in one fused kernel where the device has one; `options` are betas and eps."""
+    """AdamW, in one fused kernel if the device has one; `options`: betas and eps."""
     device = groups[0]["params"][0].device.type
     return torch.optim.AdamW(groups, lr=lr, fused=device in ("cpu", "cuda", "mps"), **options)
 
@@ -53,26 +53,26 @@ def adamw(groups: list[dict], lr: float, **options: object) -> torch.optim.AdamW
 def create_optimizer(
     name: str, groups: list[dict], lr: float, momentum: float, **options: object
 ) -> torch.optim.Optimizer:
-    """`--opt`: AdamW fused, `lars` as in linear probing, anything else as timm names it.
+    """The optimizer of `--opt`: fused AdamW, `lars` as in linear probing, others by timm's names.
 
-    `options` are betas and eps, those that were given. Raises BadInput for a name timm has not.
+    `options`: betas and eps, if given. Raises BadInput for a name that timm does not know.
     """
     if name == "adamw":
         return adamw(groups, lr, **options)
     from timm.optim import Lars, create_optimizer_v2
 
     if name == "lars":
-        # MAE, appendix A.1: the trust ratio also without weight decay, but never for biases.
+        # MAE, appendix A.1: the trust ratio applies without weight decay, too, but not to biases.
         for group in groups:
             group["always_adapt"] = all(p.ndim > 1 for p in group["params"])
         return Lars(groups, lr=lr, momentum=momentum)
     try:
         return create_optimizer_v2(groups, opt=name, lr=lr, momentum=momentum, **options)
     except ValueError as error:
-        raise BadInput(f"--opt {name}: {error}; adamw, adam, sgd and lars are usual") from error
+        raise BadInput(f"--opt {name}: {error}; try adamw, adam, sgd or lars") from error
 
 
 def decayed_rate(layer: Callable[[str], int], decay: float) -> Callable[[str], float]:
-    """The share of the learning rate: 1 for the last layer, times `decay` for each one before."""
+    """Layer decay: learning-rate factor 1 for the last layer, times `decay` per layer before it."""
     last = layer("head.weight")
     return lambda name: decay ** (last - layer(name))

@@ -7,10 +7,10 @@ from torch import Tensor
 def sincos_position_embedding(dim: int, grid: int, full: int | None = None) -> Tensor:
     """(1, 1 + grid*grid, dim): zeros for the class token, then the patches row by row.
 
-    Positions are those of the patches' centres on a grid of `full` (default `grid`) over the same
-    image: 0 … grid - 1 where both are equal. The first half of the channels encodes the column, the
-    second the row (the official code's order); each half is sine then cosine of position /
-    10000^(2i/half).
+    Positions are the centres of the patches in units of a grid of `full` (default: `grid`) patches
+    per side over the same image: 0 … grid - 1 if both are equal. The first half of the channels
+    encodes the column, the second the row (the official code's order); each half is sine then
+    cosine of position / 10000^(2i/half).
     """
     quarter = dim // 4
     omega = 10000.0 ** -(torch.arange(quarter, dtype=torch.float64) / quarter)

@@ -1,4 +1,4 @@
-"""Predictions as rows: of faces, CSV or JSON lines, while they come; of an evaluation, CSV."""
+"""Predictions as rows: of faces, as CSV or JSON lines while they come; of an evaluation, as CSV."""
 
 import csv
 import io
@@ -24,21 +24,21 @@ Cell = str | int | float | None
 
 
 class RowWriter:
-    """Rows into a file; each call writes whole lines, so that what was written can be read."""
+    """Writes rows to a file, whole lines at a time, so that an interrupted file is readable."""
 
     def __init__(self, file: BinaryIO, kind: str, classes: Sequence[str], name: str) -> None:
-        """`kind`: csv or jsonl; `name` of the file for messages."""
+        """`kind`: csv or jsonl; `name`: of the file, for messages."""
         self.columns = [*COLUMNS, *(f"p_{one}" for one in classes)]
         self._file, self._kind, self._name = file, kind, name
         if kind == "csv":
             self._put(csv_line(self.columns))
 
     def picture(self, path: str, status: str) -> None:
-        """The row of a picture without faces."""
+        """Write the row of a picture without faces."""
         self.write([[path, *[None] * (len(COLUMNS) - 2), status]])
 
     def write(self, rows: Sequence[Sequence[Cell]]) -> None:
-        """Rows of as many cells as there are columns; missing ones at the end are empty."""
+        """Write rows; missing cells at the end of a row are empty."""
         full = ([*row, *[None] * (len(self.columns) - len(row))] for row in rows)
         line = csv_line if self._kind == "csv" else self._json_line
         self._put("".join(map(line, full)))
@@ -55,12 +55,12 @@ class RowWriter:
             try:
                 while written < len(data):
                     count = self._file.write(data[written:])
-                    if count is None:  # a full pipe that somebody has made non-blocking
+                    if count is None:  # a full, non-blocking pipe
                         select.select([], [self._file], [])
                     written += count or 0
                 self._file.flush()
             except OSError:
-                if before is not None:  # no half line
+                if before is not None:  # leave no partial line
                     with suppress(OSError):
                         self._file.truncate(before)
                 raise
@@ -69,9 +69,9 @@ class RowWriter:
 
 
 def csv_line(row: Sequence[Cell]) -> str:
-    """One row; bytes of a file name that are no UTF-8 are still the escapes of `os.fsdecode`."""
+    """One row; non-UTF-8 bytes in a file name remain the escapes of `os.fsdecode`."""
     text = io.StringIO()
-    # With this ending line feeds and carriage returns are both quoted.
+    # With this line ending, both line feeds and carriage returns are quoted.
     writer = csv.writer(text, lineterminator="\r\n")
     writer.writerow([f"{cell:.{DIGITS}f}" if isinstance(cell, float) else cell for cell in row])
     return text.getvalue().removesuffix("\r\n") + "\n"
@@ -79,10 +79,10 @@ def csv_line(row: Sequence[Cell]) -> str:
 
 @contextmanager
 def open_rows(output: str | None, kind: str, classes: Sequence[str]) -> Iterator[RowWriter]:
-    """The writer to a file, whose folder is made, or to standard output. Raises BadInput."""
+    """A writer to a file, whose folder is created, or to standard output. Raises BadInput."""
     if output is None:
         sys.stdout.flush()
-        raw = getattr(sys.stdout.buffer, "raw", sys.stdout.buffer)  # what fails must not linger
+        raw = getattr(sys.stdout.buffer, "raw", sys.stdout.buffer)  # unbuffered: fails only once
         yield RowWriter(raw, kind, classes, "standard output")
         return
     with ExitStack() as stack:
@@ -98,7 +98,7 @@ def open_rows(output: str | None, kind: str, classes: Sequence[str]) -> Iterator
 
 
 def inert(path: str) -> str:
-    """The same path, but nothing that a spreadsheet would take for a formula."""
+    """The same path, written so that no spreadsheet takes it for a formula."""
     return f"./{path}" if path[:1] in "=+-@\t\r" else path
 
 
@@ -109,9 +109,9 @@ def write_predictions(
     probabilities: "np.ndarray",
     classes: Sequence[str],
 ) -> None:
-    """`predictions.csv` of an evaluation: path, label, prediction, p_CLASS; one row an image.
+    """Write an evaluation's `predictions.csv`: path, label, prediction, p_CLASS; one row per image.
 
-    Bytes of a file name that are no UTF-8 are written as they are. Raises OSError as the disk does.
+    Non-UTF-8 bytes in a file name are written as they are. Raises OSError if the disk fails.
     """
     lines = [csv_line(["path", "label", "prediction", *(f"p_{name}" for name in classes)])]
     columns = names, labels.tolist(), probabilities.argmax(axis=1).tolist(), probabilities.tolist()

@@ -1,4 +1,4 @@
-"""What becomes of the processes that this one needs: other ranks and data workers, in one line."""
+"""Explains errors caused by other processes (ranks and data workers) in one line."""
 
 import multiprocessing
 import re
@@ -17,18 +17,18 @@ from util.rendezvous import met
 
 T = TypeVar("T")
 
-PATIENCE = 2.0  # seconds for the store, which may have died with its process
+PATIENCE = 2.0  # seconds to wait for the store, which may be gone with its process
 LOST = "another process ended or hangs"
 STATES = {"Z": "was killed or has ended", "T": "is stopped (SIGSTOP)"}
 
-_silent = False  # whether the store has not answered: it is not asked again
+_silent = False  # whether the store has failed to answer: it is not queried again
 
 
 def explain(error: Exception) -> BadInput | Fault | None:
-    """What another process did to this one, by the error it caused here; None for other errors."""
+    """Translate an error that another process caused in this one; None for other errors."""
     if isinstance(error, Lost):
         return Fault(str(error))
-    # Torch hides the signal that killed a worker behind a complaint of its own.
+    # Torch's own error hides the signal that killed a worker: include its cause.
     text = f"{error}\n{error.__cause__ or ''}"
     if re.search("DataLoader (worker|timed out)|Pin memory thread", text):
         return Fault(about_worker(text))
@@ -40,7 +40,7 @@ def explain(error: Exception) -> BadInput | Fault | None:
 
 
 def about_worker(text: str) -> str:
-    """What torch says of a data worker, and what to do."""
+    """Explain torch's message about a data worker, and say what to do."""
     killed = re.search(r"worker \(pid (\d+)\) is killed by signal: ([\w ]+)", text)
     late = re.search(r"timed out after ([\d.]+) seconds", text)
     if killed:
@@ -49,11 +49,11 @@ def about_worker(text: str) -> str:
         if name == "Bus error":
             advice = "allow more shared memory (containers: --shm-size 8g), or --num_workers 0"
         return f"a data worker (process {pid}) was killed by a signal ({name}); {advice}"
-    # The alarm may go off while torch already reports a worker that is gone.
+    # The timeout may expire while torch is already reporting a worker that is gone.
     if late and "exited unexpectedly" not in text:
         return (
-            f"the data workers brought nothing for {float(late[1]):g} s; a disk or network that "
-            "hangs, or one that needs a longer --dist_timeout"
+            f"the data workers returned nothing for {float(late[1]):g} s; a disk or network hangs, "
+            "or needs a longer --dist_timeout"
         )
     code = re.search(r"exit code (\d+)", text)
     how = f" with exit code {code[1]}" if code else ""
@@ -61,7 +61,7 @@ def about_worker(text: str) -> str:
 
 
 def about_rank(text: str) -> BadInput | Fault:
-    """What the network says of another rank, and what is known of them all."""
+    """Explain a network error by what is known about the other ranks."""
     ended = ends()
     for rank, (code, reason) in ended.items():
         if code == BAD_INPUT:
@@ -70,12 +70,12 @@ def about_rank(text: str) -> BadInput | Fault:
     network = re.sub(r"^\[[^]]*\] *", "", lines[0]).split(". ")[0][:160] if lines else "no answer"
     told = [f"process {rank}: {reason}" for rank, (_, reason) in ended.items()]
     causes = [line for line in told if LOST not in line]
-    known = causes or missing() or told or ["its own message, or the launcher's, says why"]
+    known = causes or missing() or told or ["see its own message, or the launcher's"]
     return Fault(f"{LOST} ({network}); {'; '.join(known)}")
 
 
 def missing() -> list[str]:
-    """The ranks of this machine that are gone or stopped."""
+    """The ranks on this machine that are gone or stopped."""
     own = met[own_rank()] if met else None
     if not own or not own.namespace:
         return []
@@ -85,7 +85,7 @@ def missing() -> list[str]:
 
 
 def condition(pid: int) -> str:
-    """What is wrong with a process of this machine; '' if nothing shows."""
+    """What is wrong with a process on this machine; '' if nothing is visible."""
     try:
         state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
     except OSError:
@@ -94,11 +94,11 @@ def condition(pid: int) -> str:
 
 
 def kill_workers() -> None:
-    """End this process's data workers: one that hangs would be waited for, one stopped for ever."""
+    """Kill this process's data workers: at exit it would wait for one that hangs or is stopped."""
     children = multiprocessing.active_children()
     if not children:
         return
-    # Torch's handler would raise, also long after, when a worker that hangs in a disk dies at last.
+    # Torch's handler would raise, even much later, when a worker that hangs on a disk finally dies.
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     for child in children:
         child.kill()
@@ -107,12 +107,12 @@ def kill_workers() -> None:
 
 
 def tell_end(rank: int, code: int, reason: str) -> None:
-    """Leave for the other ranks how this one ends, and why, in one line."""
+    """Record for the other ranks how this one ends, and why, in one line."""
     _ask(lambda store: store.append("ends", f"{rank}\t{code}\t{reason}\n"))
 
 
 def ends() -> dict[int, tuple[int, str]]:
-    """Exit codes and reasons of other ranks, as far as they could tell."""
+    """Exit codes and reasons that other ranks have recorded."""
 
     def read(store: Any) -> str:
         return store.get("ends").decode() if store.check(["ends"]) else ""
@@ -122,12 +122,12 @@ def ends() -> dict[int, tuple[int, str]]:
 
 
 def may_speak() -> bool:
-    """Whether nobody has spoken for the run yet; true where that cannot be known."""
+    """Claim to report the end of the run: True if no rank has yet, or if that is unknown."""
     return _ask(lambda store: store.add("spoken", 1)) in (1, None)
 
 
 def _ask(question: Callable[[Any], T]) -> T | None:
-    """The answer of the store by which the ranks have met; None if it does not answer."""
+    """Query the store through which the ranks have met; None if it does not answer."""
     global _silent
     if not met_others() or _silent:
         return None
@@ -136,10 +136,10 @@ def _ask(question: Callable[[Any], T]) -> T | None:
     def ask() -> None:
         store = sys.modules["torch.distributed"].distributed_c10d._get_default_store()
         store.set_timeout(timedelta(seconds=PATIENCE))
-        with suppress(RuntimeError):  # it was in a process that is gone
+        with suppress(RuntimeError):  # the process that held it is gone
             answer.append(question(store))
 
-    # A stopped process keeps its connections: calls may wait for it whatever their time-out.
+    # A stopped process keeps its connections open: calls to it may ignore their timeout.
     thread = Thread(target=ask, daemon=True)
     thread.start()
     thread.join(PATIENCE)

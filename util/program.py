@@ -1,4 +1,4 @@
-"""How a program begins and ends: options, exit codes, one clear line instead of a traceback."""
+"""How a program starts and ends: options, exit codes, one clear line instead of a traceback."""
 
 import argparse
 import errno
@@ -18,9 +18,9 @@ from util.options.parser import Parser, find_output_dir
 from util.rundir import note_status
 from util.wording import one_line
 
-BEGAN = time.monotonic()  # programs import this before anything that takes long
+BEGAN = time.monotonic()  # programs import this before anything slow
 STATUS = {DONE: "done", FAULT: "failed", BAD_INPUT: "bad_input", RESUMABLE: "resumable"}
-# Of disks, and of readers as `head` that have seen enough: no mistakes in this code.
+# Disk errors, and readers such as `head` that stop reading: not bugs in this code.
 DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EPIPE)
 
 
@@ -32,19 +32,19 @@ def run_program(
 ) -> int:
     """Parse, check, work; return the exit code and leave `status.json` in a run's --output_dir.
 
-    Under a launcher rank 0 speaks; the others wait a moment, so that the launcher does not kill
-    it before it has spoken, and one of them speaks if it has not.
+    Under a launcher, rank 0 reports how the run ended. The other ranks wait a moment, so that the
+    launcher does not kill rank 0 before that; if rank 0 has not reported by then, one of them does.
     """
     argv = sys.argv[1:] if argv is None else argv
     for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(errors="backslashreplace")  # file names need not be text
+        stream.reconfigure(errors="backslashreplace")  # file names may hold any bytes
     code, reason, began, folder = attempt(parser, check, work, argv)
     reason = one_line(reason)
     together = code in (DONE, RESUMABLE)
     if not together:
         process_failures.kill_workers()
     if began:
-        # Reference cycles would hold on to the folder's lock, and to DDP, which aborts at exit.
+        # Reference cycles would keep the folder's lock, and DDP, which aborts at exit.
         gc.unfreeze()
         gc.collect()
     if together:
@@ -57,14 +57,14 @@ def run_program(
             print(f"{os.path.basename(sys.argv[0])}: {word}{reason}", file=sys.stderr, flush=True)
     flush_output()
     if not together and (met_others() or multiprocessing.active_children()):
-        # They may be waiting in NCCL for this process: any orderly farewell would wait with them;
-        # as it would for a data worker that hangs in a call to the system.
+        # Other ranks may be waiting for this one in NCCL, or a data worker may hang in a system
+        # call: an orderly shutdown would wait for them.
         os._exit(code)
     return code
 
 
 def flush_output() -> None:
-    """Let what standard output cannot take, as on a full disk, not decide the exit code."""
+    """Flush standard output; a failure, as on a full disk, must not change the exit code."""
     try:
         sys.stdout.flush()
     except OSError:
@@ -72,15 +72,15 @@ def flush_output() -> None:
 
 
 def speaks(code: int, reason: str) -> bool:
-    """Whether this process tells how the run ended."""
-    if not met_others():  # what goes wrong before goes wrong for all of a machine
+    """Whether this process reports how the run ended."""
+    if not met_others():  # errors before that affect all processes of a machine
         time.sleep(0 if own_rank(local=True) == 0 else 2)
         return own_rank(local=True) == 0
     rank = own_rank()
     if code in (FAULT, BAD_INPUT):
         process_failures.tell_end(rank, code, reason)
     if rank == 0:
-        process_failures.may_speak()  # so that no other does
+        process_failures.may_speak()  # so that no other rank does
         return True
     time.sleep(2)
     return code in (FAULT, BAD_INPUT) and process_failures.may_speak()
@@ -92,7 +92,7 @@ def attempt(
     work: Callable[[argparse.Namespace], None],
     argv: list[str],
 ) -> tuple[int, str, bool, str]:
-    """The exit code and the reason of `run_program`, whether the work began, and its folder."""
+    """Parse, check, work -> exit code, reason, whether the work began, and its folder."""
     began, folder = False, find_output_dir(argv)
     try:
         args = parser().parse(argv)
@@ -107,7 +107,7 @@ def attempt(
 
 
 def told(error: Exception) -> tuple[int, str]:
-    """The exit code and the reason that an exception stands for; a traceback where it is a bug."""
+    """The exit code and reason for an exception; prints the traceback of a bug."""
     error = process_failures.explain(error) or error
     for kind, code in ((BadInput, BAD_INPUT), (Stopped, RESUMABLE), (Fault, FAULT)):
         if isinstance(error, kind):

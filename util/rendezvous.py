@@ -1,4 +1,4 @@
-"""How ranks find each other: all those of one attempt, and nobody of an earlier one."""
+"""How the ranks of one launch attempt find each other, and none of an earlier attempt."""
 
 import hashlib
 import json
@@ -9,23 +9,23 @@ from typing import Any, NamedTuple
 
 from util.errors import Lost
 
-PAUSE = 0.02  # seconds between looks at the store
+PAUSE = 0.02  # seconds between queries of the store
 
 
 class Process(NamedTuple):
-    """Where a rank runs."""
+    """The process of a rank."""
 
     host: str
-    namespace: str  # of process ids: containers of one machine may have their own; '': not Linux
+    namespace: str  # of process ids: containers on a machine may have their own; '' if not Linux
     pid: int
-    began: int  # tells it from an earlier one
+    began: int  # distinguishes it from an earlier process of the same id
 
 
-met: list[Process] = []  # by rank, once they have met
+met: list[Process] = []  # by rank, once the rendezvous is complete
 
 
 def this_process() -> Process:
-    """The one this is called in."""
+    """The calling process."""
     try:
         namespace = os.readlink("/proc/self/ns/pid")
     except OSError:
@@ -34,12 +34,12 @@ def this_process() -> Process:
 
 
 def meet(store: Any, rank: int, world: int, timeout: float) -> str:
-    """Wait until all ranks are there; -> a name for this meeting, equal on all of them.
+    """Wait until all ranks have joined; -> a name for this rendezvous, the same on all of them.
 
-    A launcher that starts all ranks again may give them the store it gave those before, which
-    holds their addresses still. So rank 0 reads out who is there until everybody has answered to
-    the very same list, and what is stored from then on is stored under the meeting's name.
-    Raises Lost after `timeout` seconds.
+    A launcher that restarts all ranks may reuse the store of the previous attempt, which still
+    holds its addresses. So rank 0 publishes the list of ranks present until all have confirmed that
+    very list, and everything stored from then on is stored under the name of the rendezvous. Raises
+    Lost after `timeout` seconds.
     """
     own, until = json.dumps(this_process()), time.monotonic() + timeout
     store.set(f"here/{rank}", own)
@@ -47,26 +47,26 @@ def meet(store: Any, rank: int, world: int, timeout: float) -> str:
         if rank == 0:
             call_roll(store, world)
         called = look(store, "called")
-        if called and own in json.loads(called)[rank : rank + 1]:  # of fewer, perhaps, before
+        if called and own in json.loads(called)[rank : rank + 1]:  # may be shorter: of before
             store.set(f"answer/{rank}", called)
         complete = look(store, "complete")
         if complete and own in json.loads(complete)[rank : rank + 1]:
             met[:] = [Process(*json.loads(process)) for process in json.loads(complete)]
             return hashlib.sha256(complete.encode()).hexdigest()[:16]
         time.sleep(PAUSE)
-    called = look(store, "called")  # None: some have never been here
+    called = look(store, "called")  # None: some ranks never registered
     if called:
         absent = [str(r) for r in range(world) if look(store, f"answer/{r}") != called]
     else:
         absent = [str(r) for r in range(world) if not look(store, f"here/{r}")]
     raise Lost(
-        f"the processes did not all meet within --dist_timeout {timeout:g} s: no answer from "
-        f"{', '.join(absent[:8])}{', …' if len(absent) > 8 else ''} of {world}"
+        f"not all {world} processes joined the rendezvous within --dist_timeout {timeout:g} s: "
+        f"no answer from rank {', '.join(absent[:8])}{', …' if len(absent) > 8 else ''}"
     )
 
 
 def call_roll(store: Any, world: int) -> None:
-    """Rank 0's part: read out who is there; done when all have answered to that."""
+    """Rank 0's part: publish the list of ranks present; complete once all have confirmed it."""
     here = [look(store, f"here/{r}") for r in range(world)]
     if None in here:
         return
@@ -77,5 +77,5 @@ def call_roll(store: Any, world: int) -> None:
 
 
 def look(store: Any, key: str) -> str | None:
-    """What is stored, without waiting for it."""
+    """The stored value, without waiting for it; None if there is none."""
     return store.get(key).decode() if store.check([key]) else None

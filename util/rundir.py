@@ -1,4 +1,4 @@
-"""The folder of a run: who works in it, what was started, how it ended."""
+"""The folder of a run: its lock, what was started, how it ended."""
 
 import fcntl
 import json
@@ -19,14 +19,14 @@ PACKAGES = ("torch", "torchvision", "timm", "numpy", "pillow", "matplotlib", "te
 
 
 class RunDir:
-    """`output_dir`, locked for this process while it lives. Only rank 0 makes one.
+    """`output_dir`, locked for this process as long as it lives. Only rank 0 creates one.
 
-    The lock is the operating system's: it is gone with its holder, however that ended, so it is
+    The lock is the operating system's, which releases it when its holder ends in any way: it is
     never stale.
     """
 
     def __init__(self, path: str) -> None:
-        """Make the folder and lock it. Raises BadInput when it cannot be used or is in use."""
+        """Create and lock the folder. Raises BadInput if it cannot be used or is in use."""
         self.path = Path(path)
         self._lock = None
         try:
@@ -34,7 +34,7 @@ class RunDir:
             (self.path / "figures").mkdir(exist_ok=True)
             self._take_lock()
         except (FileExistsError, NotADirectoryError):
-            raise BadInput(f"--output_dir {path}: is, or lies in, a file; name another") from None
+            raise BadInput(f"--output_dir {path}: is a file or inside one; name another folder") from None
         except OSError as error:
             raise BadInput(f"--output_dir {path}: cannot be written ({error.strerror})") from None
 
@@ -54,25 +54,25 @@ class RunDir:
         file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
         file.flush()
         self._lock = file
-        # Data workers outlive a killed run for some seconds, and must not hold its lock meanwhile.
-        held = weakref.ref(file)  # for a lock is given up, too, when its RunDir is gone
+        # Data workers outlive a killed run by some seconds and must not hold its lock.
+        held = weakref.ref(file)  # weak: the lock must also end with its RunDir
         os.register_at_fork(after_in_child=lambda: (lock := held()) and lock.close())
 
     def release(self) -> None:
-        """Let others use the folder; done by the operating system at the end at the latest."""
+        """Release the lock; at the latest, the operating system does so when the process ends."""
         self._lock.close()
 
     def clear_status(self) -> None:
-        """A run that has begun has not ended yet."""
+        """Delete `status.json`: a run that has started has not ended yet."""
         (self.path / "status.json").unlink(missing_ok=True)
 
     def write_status(self, status: str, reason: str = "") -> None:
-        """`status.json`: done, bad_input, resumable or failed, and why."""
+        """Write `status.json`: done, bad_input, resumable or failed, and the reason."""
         write_json(self.path / "status.json", {"status": status, "reason": reason})
 
 
 def note_status(path: str, status: str, reason: str) -> None:
-    """Write the status of a run that has no RunDir (any more), unless another run holds it."""
+    """Write the status of a run without a RunDir (any more), unless another run holds the lock."""
     if not path or not os.path.isdir(path):
         return
     try:
@@ -80,11 +80,11 @@ def note_status(path: str, status: str, reason: str) -> None:
         folder.write_status(status, reason)
         folder.release()
     except (BadInput, OSError):
-        pass  # somebody else's folder, or one that cannot be written: the message is printed
+        pass  # another run's folder, or one that cannot be written; the reason is printed anyway
 
 
 def provenance() -> dict[str, object]:
-    """What made this run: the command, the versions, the commit of this code if it has one."""
+    """What produced a run: command, versions, and the commit of this code if it has one."""
     return {
         "command": shlex.join([os.path.basename(sys.executable), *sys.argv]),
         "versions": {"python": platform.python_version(), **installed_versions()},
@@ -94,7 +94,7 @@ def provenance() -> dict[str, object]:
 
 
 def installed_versions() -> dict[str, str]:
-    """Versions of the packages that matter to a result."""
+    """The versions of the packages that affect results."""
     found = {}
     for name in PACKAGES:
         try:
@@ -105,13 +105,13 @@ def installed_versions() -> dict[str, str]:
 
 
 def git_commit(folder: Path) -> str | None:
-    """The commit of the code in `folder`, marked when files differ from it; None without git."""
+    """The commit of the code in `folder`, marked if files differ from it; None without git."""
     git = ["git", "-C", str(folder)]
     try:
         top = subprocess.run(
             [*git, "rev-parse", "--show-toplevel", "HEAD"], **_QUIET
         ).stdout.split()
-        # A copy of this code inside somebody's own repository has no commit of its own.
+        # A copy of this code inside another repository has no commit of its own.
         if len(top) != 2 or Path(top[0]).resolve() != folder:
             return None
         changed = subprocess.run([*git, "status", "--porcelain", "-uno"], **_QUIET).stdout.strip()
@@ -124,7 +124,7 @@ _QUIET = {"capture_output": True, "text": True, "timeout": 10, "check": True}
 
 
 def read_json(path: Path) -> dict:
-    """A JSON object from a file; {} when it is missing or torn."""
+    """A JSON object from a file; {} if it is missing or truncated."""
     try:
         value = json.loads(path.read_text())
     except (OSError, ValueError):

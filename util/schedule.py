@@ -1,4 +1,4 @@
-"""Learning rate and resolution as pure functions of how far training is."""
+"""Learning rate and resolution as pure functions of the progress of training."""
 
 import math
 from collections.abc import Sequence
@@ -26,17 +26,17 @@ def step_lr_at(
 
 
 def scaled_lr(base: float, global_batch: int) -> float:
-    """The linear scaling rule: `base` is the rate for 256 images a step."""
+    """The linear scaling rule: `base` is the rate for 256 images per step."""
     return base * global_batch / 256
 
 
 def resolution_at(epoch: int, low: int, high: int, patch: int, epochs: int) -> int:
-    """Pixels a side of the images of `epoch`: from `low` in steps of `patch` to `high`.
+    """The side length in pixels of the images in `epoch`: from `low` in steps of `patch` to `high`.
 
-    Progressive resizing; for masked autoencoders DailyMAE (Wu et al. 2024). Every resolution below
-    `high` has an equal share of the first two thirds of the epochs. The last third, in which a
-    cosine has brought the learning rate under a third of its peak, settles the weights at the
-    resolution that they are made for. All sizes are multiples of `patch`.
+    Progressive resizing; for masked autoencoders see DailyMAE (Wu et al. 2024). Each resolution
+    below `high` gets an equal share of the first two thirds of the epochs. In the last third, the
+    cosine schedule has brought the learning rate below a third of its peak, and the weights settle
+    at the resolution for which they are made. All sizes are multiples of `patch`.
     """
     rising = 2 * epochs // 3
     if epoch >= rising:

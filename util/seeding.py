@@ -1,9 +1,9 @@
 """Randomness as a function of position.
 
-Nothing random depends on a hidden generator state: every draw comes from a generator made for
-its position – (seed, epoch) for an epoch's order, (seed, epoch, index) for a sample's crop, flip
-and mask noise. A run can therefore stop anywhere and go on bit for bit, and workers, prefetch and
-the number of processes never change a result.
+Nothing random depends on hidden generator state: every random number comes from a generator made
+for its position – (seed, epoch) for an epoch's order, (seed, epoch, index) for a sample's crop,
+flip and mask noise. A run can therefore stop anywhere and resume bit for bit, and workers,
+prefetching and the number of processes never change a result.
 """
 
 import random
@@ -12,7 +12,7 @@ from contextlib import contextmanager
 
 import numpy as np
 
-# One independent stream per purpose, so that equal positions never share their numbers.
+# One independent stream per purpose, so that equal positions never share random numbers.
 ORDER, SAMPLE, FACE, IDENTITY, FIGURE, STEP, BOOTSTRAP, SPLIT, AUGMENT = range(9)
 
 
@@ -28,7 +28,7 @@ def generator(stream: int, seed: int, major: int = 0, minor: int = 0) -> np.rand
 def seed_globals(seed: int, epoch: int, step: int, rank: int) -> None:
     """Seed the global generators of Python, NumPy and torch for one step of one rank.
 
-    For library parts that cannot be handed a generator (drop-path, mixup): called just before use.
+    For library code that takes no generator (drop-path, mixup); called just before use.
     """
     import torch
 
@@ -40,10 +40,10 @@ def seed_globals(seed: int, epoch: int, step: int, rank: int) -> None:
 
 @contextmanager
 def borrowed_globals(rng: np.random.Generator) -> Iterator[None]:
-    """The global generators of Python, NumPy and torch (CPU), seeded from `rng` in the block.
+    """Seed the global generators of Python, NumPy and torch (CPU) from `rng` within the block.
 
-    Afterwards they are as they were: what a sample draws must not move what a step draws, whether
-    both happen in one process or not.
+    Afterwards their states are restored: random numbers for a sample must not affect those for a
+    step, whether both are in one process or not.
     """
     import torch
 

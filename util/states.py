@@ -1,4 +1,4 @@
-"""States of weights, which are dicts of names to tensors, and renaming them by tables."""
+"""State dicts (names to tensors), and renaming their entries by tables."""
 
 import re
 from typing import TYPE_CHECKING
@@ -7,8 +7,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 State = dict[str, "Tensor"]
-Renames = list[tuple[str, str]]  # patterns and what replaces them
-# Our name and another library's. {} is a number; what ends in a dot is the start of names.
+Renames = list[tuple[str, str]]  # (pattern, replacement)
+# (our name, another library's). {} stands for a number; a name that ends in a dot is a prefix.
 Pairs = list[tuple[str, str]]
 
 
@@ -18,15 +18,15 @@ def root(name: str) -> str:
 
 
 def count(state: State, prefix: str) -> int:
-    """How many numbers follow `prefix.` in the names."""
+    """How many different numbers follow `prefix.` in the names."""
     numbers = (re.match(rf"{re.escape(prefix)}\.(\d+)\.", name) for name in state)
     return len({match[1] for match in numbers if match})
 
 
 def renamed(state: State, renames: Renames) -> State:
-    """Every name after all replacements, in their order.
+    """Apply all replacements to every name, in their order.
 
-    Unchanged where two names would become one: which of the tensors is meant, nobody can tell.
+    Returns the state unchanged if two names would become one: it is unclear which tensor is meant.
     """
     result = {}
     for name, value in state.items():
@@ -37,12 +37,12 @@ def renamed(state: State, renames: Renames) -> State:
 
 
 def to_theirs(pairs: Pairs) -> Renames:
-    """From our names to the other library's."""
+    """Renames from our names to the other library's."""
     return [_rename(ours, theirs) for ours, theirs in pairs]
 
 
 def to_ours(pairs: Pairs) -> Renames:
-    """From the other library's names to ours."""
+    """Renames from the other library's names to ours."""
     return [_rename(theirs, ours) for ours, theirs in pairs]
 
 

@@ -1,4 +1,4 @@
-"""Being asked to stop, by a signal or by the run itself: only a flag that the loop reads."""
+"""Requests to stop, by a signal or by the run itself: they only set a flag that the loop reads."""
 
 import signal
 import threading
@@ -11,23 +11,23 @@ from util.errors import Fault
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
-# Launchers wait about 30 s before they kill. A step that takes longer must not cost the run, so
-# the state of the last finished step is saved in the middle of the next once this much has passed.
+# Launchers wait about 30 s before they kill. In case a step takes longer, the state of the last
+# finished step is saved in the middle of it after this time.
 PATIENCE = 8.0  # seconds
 
 
 class StopRequest:
     """Whether, and since when, this process has been asked to stop."""
 
-    latest = ""  # reason of all that were made in this process, for who runs programs in it
+    latest = ""  # reason of the latest request in this process, for callers of programs
 
     def __init__(self) -> None:
-        self.signal: str = ""  # its name, or another reason
+        self.signal: str = ""  # the signal's name, or another reason
         self._since = 0.0
         self._told = False
 
     def install(self) -> None:
-        """Take over the signals of `SIGNALS`; Ctrl-C a second time interrupts at once."""
+        """Handle the signals in `SIGNALS`; a second Ctrl-C interrupts at once."""
         for number in SIGNALS:
             signal.signal(number, self._handle)
 
@@ -37,13 +37,13 @@ class StopRequest:
         self.ask(signal.Signals(number).name)
 
     def ask(self, reason: str) -> None:
-        """Ask; the first request counts."""
+        """Request a stop; only the first request counts."""
         if not self.signal:
             self.signal, self._since = reason, time.monotonic()
             StopRequest.latest = reason
 
     def end_if_asked(self) -> None:
-        """For work that has nothing to save. Raises Fault when asked to stop."""
+        """For work that has nothing to save: raises Fault if a stop was requested."""
         if self.signal:
             raise Fault(f"asked to stop ({self.signal}); nothing was written")
 
@@ -56,9 +56,9 @@ class StopRequest:
 
 @contextmanager
 def undisturbed() -> Iterator[None]:
-    """A block that a killed data worker does not break off, but its end does then.
+    """Delay torch's exception about a killed data worker until the block has ended.
 
-    Torch reports one by an exception out of its handler of SIGCHLD, wherever the main thread is.
+    Torch raises it from its SIGCHLD handler, wherever the main thread is at that moment.
     """
     handler = signal.getsignal(signal.SIGCHLD)
     if not callable(handler) or threading.current_thread() is not threading.main_thread():
@@ -75,10 +75,10 @@ def undisturbed() -> Iterator[None]:
 
 
 def shield_worker(_worker: int = 0) -> None:
-    """Let a data worker outlive the signals that ask its whole process group to stop.
+    """Let a data worker survive the signals that ask its whole process group to stop.
 
-    The main process needs its workers until it has finished the step. A second SIGTERM ends the
-    worker: that one comes from the main process itself.
+    The main process needs its workers until it has finished the step. A second SIGTERM does end the
+    worker: it comes from the main process itself.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)

@@ -1,7 +1,7 @@
-"""What runs came to: `eval.json` of one, mean and deviation over the seeds of a group.
+"""Results of runs: `eval.json` of one, mean and standard deviation over the seeds of a group.
 
-Runs in folders GROUP/seed-N differ in nothing but their seed; together they say how much of a
-result is luck.
+Runs in folders GROUP/seed-N differ only in their seed: together they show how much of a result is
+chance.
 """
 
 import os
@@ -13,9 +13,9 @@ from pathlib import Path
 
 from util.safe_json import number, parse_object, part, read_text
 
-METRICS = {"accuracy": "accuracy", "uar": "UAR", "macro_f1": "macro-F1"}  # key: for people
+METRICS = {"accuracy": "accuracy", "uar": "UAR", "macro_f1": "macro-F1"}  # key: display name
 SEED = re.compile(r"seed-(\d{1,18})")
-TEST = ("data", "rule", "split", "n", "classes")  # what a result must share to be compared
+TEST = ("data", "rule", "split", "n", "classes")  # equal in comparable results
 
 
 @dataclass(frozen=True)
@@ -31,11 +31,11 @@ class Spread:
 
     @property
     def deviation(self) -> float | None:
-        """Their standard deviation (n − 1); None for a single one."""
+        """Their standard deviation (n − 1); None for a single value."""
         return statistics.stdev(self.values) if len(self.values) > 1 else None
 
     def show(self, sign: str = "") -> str:
-        """`83.20 ± 0.45`; with `sign` "+" also `+0.20 ± 0.45`."""
+        """`83.20 ± 0.45`; with `sign` "+", `+0.20 ± 0.45`."""
         deviation = "" if self.deviation is None else f" ± {self.deviation:.2f}"
         mean = round(self.mean, 2) + 0.0  # no −0.00
         return f"{mean:{sign}.2f}{deviation}".replace("-", "−")
@@ -43,25 +43,25 @@ class Spread:
 
 @dataclass(frozen=True)
 class Group:
-    """The results of runs that differ in their seeds, or of one run that stands alone."""
+    """The results of runs that differ only in their seeds, or of a single run."""
 
     name: str
     folders: tuple[Path, ...]
-    results: tuple[dict, ...]  # of `evaluate`, and what the run adds
-    seeds: tuple[int, ...] = ()  # of GROUP/seed-N; () for a run that stands alone
+    results: tuple[dict, ...]  # of `evaluate`, plus what the run adds
+    seeds: tuple[int, ...] = ()  # of GROUP/seed-N; () for a single run
 
     def spread(self, metric: str) -> Spread:
-        """Of the chosen epochs."""
+        """The metric at the chosen epochs."""
         return Spread(tuple(float(result[metric]) for result in self.results))
 
     def last(self, metric: str) -> Spread | None:
-        """Of the last epochs; None unless every run has it."""
+        """The metric at the last epochs; None unless every run has it."""
         values = [number(part(result, "last").get(metric)) for result in self.results]
         return None if None in values else Spread(tuple(values))
 
 
 def group_runs(folders: Sequence[Path]) -> list[Group]:
-    """The groups among run folders, in their order; runs without a result are left out."""
+    """Group run folders, in their order; runs without a result are left out."""
     found: dict[tuple[Path, bool], list[tuple[Path, int, dict]]] = {}
     for path, folder in {Path(os.path.abspath(folder)): folder for folder in folders}.items():
         if result := read_result(folder):
@@ -77,7 +77,7 @@ def group_runs(folders: Sequence[Path]) -> list[Group]:
 
 
 def short_names(paths: list[Path]) -> list[str]:
-    """As much of the ends of different paths as tells them apart."""
+    """The shortest ends of paths that distinguish them all."""
     for length in range(1, 1 + max((len(path.parts) for path in paths), default=0)):
         names = [str(Path(*path.parts[-length:])) for path in paths]
         if len(set(names)) == len(names):
@@ -86,9 +86,9 @@ def short_names(paths: list[Path]) -> list[str]:
 
 
 def paired_difference(groups: Sequence[Group], metric: str) -> Spread | None:
-    """First minus second, seed by seed.
+    """First minus second group, seed by seed.
 
-    None unless they are two groups with the same seeds, tested on the same images.
+    None unless there are two groups, with the same seeds and tested on the same images.
     """
     if len(groups) != 2 or not groups[0].seeds or groups[0].seeds != groups[1].seeds:
         return None
@@ -100,38 +100,38 @@ def paired_difference(groups: Sequence[Group], metric: str) -> Spread | None:
 
 
 def describe_test(results: Sequence[dict]) -> str:
-    """What was tested on: `RAF-DB basic, aligned, test`, with the rule of its labels."""
+    """The test images: `RAF-DB basic, aligned, test`, with the rule for their labels."""
     title = ", ".join(filter(None, (agreed(results, "data"), agreed(results, "split"))))
     rule = agreed(results, "rule")
     return f"{title}; labels by {rule}" if rule else title
 
 
 def conditions(results: Sequence[dict]) -> str:
-    """`describe_test`, and what the epochs were chosen on."""
+    """`describe_test`, and the split on which the epochs were chosen."""
     chosen_on = agreed(results, "selected_on")
     chosen = f"epoch chosen on {chosen_on}" if chosen_on else ""
     return "; ".join(filter(None, (describe_test(results), chosen)))
 
 
 def agreed(results: Sequence[dict], key: str) -> str:
-    """The value of `key` that the results share; the different ones by " / "."""
+    """The value of `key` that the results share, or their different values joined by " / "."""
     values = [str(result[key]) for result in results if result.get(key) not in (None, "")]
     return " / ".join(dict.fromkeys(values))
 
 
 def read_result(folder: Path) -> dict:
-    """`eval.json` of a run; {} without one, or when a metric in it is no finite number."""
+    """`eval.json` of a run; {} if it is missing or a metric in it is not a finite number."""
     result = parse_object(read_text(folder / "eval.json"))
     return result if all(number(result.get(key)) is not None for key in METRICS) else {}
 
 
 def read_log(folder: Path) -> list[dict]:
-    """The epochs of a run's log.txt; lines that are torn or no objects are left out."""
+    """The epochs in a run's log.txt; lines that are truncated or not objects are left out."""
     lines = read_text(folder / "log.txt").split("\n")
     return [entry for line in lines if (entry := parse_object(line))]
 
 
 def is_finished(folder: Path) -> bool:
-    """Whether a run came to its end and left a result."""
+    """Whether a run has finished and left a result."""
     status = parse_object(read_text(folder / "status.json")).get("status")
     return status == "done" and bool(read_result(folder))

@@ -1,1 +1,1 @@
-"""Faces in pictures: `detection` finds and cuts them out, `pictures` feeds them to a model."""
+"""Faces in pictures: `detection` finds and crops them, `pictures` prepares them for a model."""

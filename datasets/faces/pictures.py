@@ -1,4 +1,4 @@
-"""Pictures named on a command line, and the faces in them as a model takes them."""
+"""Lists the pictures named on a command line, and prepares the faces in them for a model."""
 
 import glob
 import os
@@ -23,17 +23,17 @@ from util.wording import printable
 
 
 class Listed(NamedTuple):
-    """The files to look at, and how many others were skipped, by their ending."""
+    """The files to look at, and how many others were skipped, by extension."""
 
     paths: list[str]
     skipped: Counter
 
 
 def list_pictures(given: Sequence[str]) -> Listed:
-    """Files, folders (all images below them) and patterns, in their order, each file once.
+    """List files, folders (all images below them) and patterns, in order, each file once.
 
-    A pattern stands for what a shell would make of it, `**` for folders at any depth. Raises
-    BadInput for what is not there and for folders and patterns without images.
+    A pattern matches what it would in a shell, `**` matches folders at any depth. Raises BadInput
+    for a path that does not exist, a pattern without a match and a folder without images.
     """
     files: dict[str, str] = {}  # by absolute path
     folders: dict[str, FileList] = {}
@@ -54,15 +54,15 @@ def list_pictures(given: Sequence[str]) -> Listed:
 
 
 def _matches(pattern: str) -> list[str]:
-    """The paths that a pattern stands for, sorted as bytes as folders are."""
+    """The paths that a pattern matches, sorted as bytes, as those in folders are."""
     if not glob.has_magic(pattern):
         raise BadInput(f"{printable(pattern)}: does not exist; check the spelling")
     try:
         found = glob.glob(pattern, recursive=True)
     except (OSError, ValueError) as error:
-        raise BadInput(f"{printable(pattern)}: is no pattern ({error})") from None
+        raise BadInput(f"{printable(pattern)}: is not a valid pattern ({error})") from None
     if not found:
-        raise BadInput(f"{printable(pattern)}: stands for no file; check the spelling")
+        raise BadInput(f"{printable(pattern)}: matches no file; check the spelling")
     return sorted(found, key=os.fsencode)
 
 
@@ -80,8 +80,8 @@ class Found(NamedTuple):
 
     path: str
     faces: list[Face]
-    views: list[np.ndarray]  # of each face what the model takes, (3, S, S) uint8
-    problem: str  # why it could not be read, else ""
+    views: list[np.ndarray]  # each face as input for the model, (3, S, S) uint8
+    problem: str  # why the picture could not be read, else ""
 
 
 class Pictures(Dataset):
@@ -90,13 +90,13 @@ class Pictures(Dataset):
     def __init__(
         self, paths: Sequence[str], detector: str, margin: float, min_score: float, view: Augment
     ) -> None:
-        """`detector` by name; see cut_face for `margin`; faces below `min_score` do not count."""
+        """`detector`: its name; `margin`: see cut_face; faces below `min_score` are ignored."""
         self.paths, self.margin, self.min_score, self.view = paths, margin, min_score, view
         self._name = detector
 
     @cached_property
     def _detect(self) -> Detector:
-        return open_detector(self._name)  # in each worker its own
+        return open_detector(self._name)  # each worker opens its own
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -112,12 +112,12 @@ class Pictures(Dataset):
             views = [self.view(cut_face(image, face, self.margin)).numpy() for face in faces]
         except BadInput:
             raise
-        except Exception as error:  # of libraries that never saw this picture before
+        except Exception as error:  # libraries can fail on an unusual picture in any way
             return Found(path, [], [], f"{type(error).__name__}: {error}")
         return Found(path, faces, views, "")
 
     def in_order(self, workers: int) -> Iterator[Found]:
-        """All of them, in their order however many processes look for faces."""
+        """All pictures, in their order, whatever the number of processes."""
         return iter(
             Loader(
                 Reporting(self) if workers else self,

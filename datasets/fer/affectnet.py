@@ -1,8 +1,8 @@
-"""AffectNet (Mollahosseini et al. 2017) in each of the three layouts its owners have shipped.
+"""AffectNet (Mollahosseini et al. 2017), in each of the three layouts its owners have shipped.
 
 2017 lists: `training.csv`, `validation.csv`, photographs with a face box each. npy: images cropped
-by the owners, `annotations/<id>_exp.npy` beside them. AffectNet+ (2024): the same with
-`annotations/<id>.json`. The test set is what everyone reports on: the owners' validation images.
+by the owners, with `annotations/<id>_exp.npy`. AffectNet+ (2024): the same, with
+`annotations/<id>.json`. The test split is the owners' validation set, as in all publications.
 """
 
 import io
@@ -55,24 +55,26 @@ from datasets.listfile import BOX
 from util.errors import BadInput
 from util.wording import printable
 
-# Ours, not published: a detector's box ends close to brows and chin. This keeps both whole under
-# small shifts and turns, and the box still fills three quarters of the crop's side.
+# Our choice, not a published value. A detector's box ends close to brows and chin: this margin
+# keeps both in the crop under small shifts and rotations, and the box still fills three quarters of
+# the crop's side length.
 DEFAULT_MARGIN = 0.15
-IDS = 11  # 0–7 the expressions in the order of ORDERS, then None, Uncertain, No-face
+IDS = 11  # 0–7 are the expressions in the order of ORDERS, then None, Uncertain, No-face
 
-READERS = 16  # threads, so that the waits of a network disk overlap
+READERS = 16  # threads, so that the delays of a network disk overlap
 
 
 def recognise(root: Path) -> list[str]:
-    """What of AffectNet lies in `root` or one folder below, a short description each; often []."""
+    """Short descriptions of AffectNet's layouts in `root` or one folder below; often []."""
     return [described(found, Path(root)) for found in find(Path(root))]
 
 
 def read(root: Path, nb_classes: int | None = None, margin: float | None = None) -> LabelledSet:
-    """AffectNet's 8 classes, or 7 without Contempt, from the one layout in `root` or just below.
+    """Read AffectNet's 8 classes, or 7 without Contempt, in the one layout in or just below `root`.
 
-    `margin`: see FaceFiles; only photographs of the 2017 lists are cropped by us. Raises BadInput
-    for a label outside 0 to 10, naming file and row, and for what cannot be the owners' layout.
+    `margin`: see FaceFiles; only the photographs of the 2017 lists are cropped here. Raises
+    BadInput for a label outside 0 to 10, naming file and row, and for a folder that is not in an
+    owners' layout.
     """
     root = Path(os.path.abspath(root))
     if nb_classes not in (None, 7, 8):
@@ -106,14 +108,14 @@ def read(root: Path, nb_classes: int | None = None, margin: float | None = None)
 
 
 def published(classes: int) -> dict[str, int | tuple[int, ...]]:
-    """The owners' counts by split, of 7 or 8 classes."""
+    """The owners' counts of images by split, for 7 or 8 classes."""
     return {"train": {8: 287_651, 7: 283_901}[classes], "test": (500,) * classes}
 
 
 def _parts(
     found: Found, classes: Sequence[str], margin: float
 ) -> tuple[dict[str, tuple[LabelledImages, list[str]]], str]:
-    """The images and what to tell of each split of a layout, and how faces were cropped."""
+    """The images of each split of a layout, with notes; and how the faces were cropped."""
     places = found.splits.items()
     if found.kind == CSV:
         parts = {s: _by_list(path, found.base, classes, margin) for s, path in places}
@@ -128,7 +130,7 @@ def _parts(
 def _by_list(
     path: Path, base: Path, classes: Sequence[str], margin: float
 ) -> tuple[LabelledImages, list[str]]:
-    """The images a list names, cropped to their faces, and what to tell."""
+    """The images that a list names, cropped to their faces, and notes."""
     names, labels, boxes, told = _once(path)
     kept, notes = _of_classes(labels, classes, path)
     notes = [*told, *notes]
@@ -145,21 +147,21 @@ def _by_list(
 
 
 def _once(path: Path) -> tuple[list[str], np.ndarray, np.ndarray, list[str]]:
-    """The rows of a list without those that repeat another one, and what to tell of both."""
+    """The rows of a list without repeated ones, and notes on these and on contradicting labels."""
     names, labels, boxes, rows = _read_list(path)
     faces = list(zip(names, map(tuple, boxes.tolist()), strict=True))
     again, differ = repeated(faces, labels.tolist())
     told = repeated_note(path, rows, again)
     if differ:
         first = f"first: row {rows[differ[0][1]]}, unlike row {rows[differ[0][0]]}"
-        count = f"{len(differ):,} rows of {path.name} give a face another label than an earlier row"
+        count = f"{len(differ):,} rows of {path.name} label a face differently from an earlier row"
         told.append(f"{count} and are kept ({first})")
     return list(compress(names, ~again)), labels[~again], boxes[~again], told
 
 
 def _read_list(path: Path) -> tuple[list[str], np.ndarray, np.ndarray, list[int]]:
-    """All rows of a list: names, expression ids (n,), boxes (n, 4) int32 with width 0 for none,
-    lines.
+    """All rows of a list: names, expression ids (n,), boxes (n, 4) int32 with width 0 for none, and
+    line numbers.
     """
     names, labels, boxes, rows, places = [], [], [], [], None
     for row, cells in csv_rows(path):
@@ -172,7 +174,7 @@ def _read_list(path: Path) -> tuple[list[str], np.ndarray, np.ndarray, list[int]
             raise bad_row(path, row, f"only {len(cells)} cells")
         name, expression, *box = (cells[i].strip() for i in places)
         if not name:
-            raise bad_row(path, row, "no image is named")
+            raise bad_row(path, row, "names no image")
         names.append(name)
         rows.append(row)
         try:
@@ -184,7 +186,7 @@ def _read_list(path: Path) -> tuple[list[str], np.ndarray, np.ndarray, list[int]
 
 
 def _id(value: object) -> int:
-    """An expression's id, 0..10. Raises ValueError, saying what it is instead."""
+    """An expression's id, 0..10. Raises ValueError for anything else."""
     label = integer(value)
     if label is None or not 0 <= label < IDS:
         raise ValueError(f"expression {repr(value)[:40]}; AffectNet's ids are 0 to {IDS - 1}")
@@ -192,7 +194,7 @@ def _id(value: object) -> int:
 
 
 def _box(cells: Sequence[str]) -> tuple[int, int, int, int]:
-    """left, top, width, height in pixels; all 0 where they are no numbers or enclose nothing."""
+    """Left, top, width, height in pixels; all 0 if they are not numbers or the box is empty."""
     try:
         left, top, width, height = (round(float(cell)) for cell in cells)
     except (ValueError, OverflowError):  # empty, NULL, NaN, infinite
@@ -203,7 +205,7 @@ def _box(cells: Sequence[str]) -> tuple[int, int, int, int]:
 
 
 def _image_folder(path: Path, base: Path, names: Sequence[str]) -> Path:
-    """The folder a list's names start from: the first of the usual ones where some exist."""
+    """The folder that a list's names are relative to: the first of the usual ones with some."""
     some = [names[i] for i in spread(len(names))]
     folders = [*(base / folder for folder in IMAGE_FOLDERS), base]
     for folder in folders:
@@ -220,7 +222,7 @@ def _image_folder(path: Path, base: Path, names: Sequence[str]) -> Path:
 
 
 def _by_folder(folder: Path, kind: str, classes: Sequence[str]) -> tuple[LabelledImages, list[str]]:
-    """The images of a split folder that have annotations, by number, and what to tell."""
+    """The images of a split folder that have annotations, in numerical order, and notes."""
     ending, value = ENDINGS[kind], _npy_value if kind == NPY else _json_value
     images, other_images = _by_stem(folder / "images")
     annotations, others = _by_stem(folder / "annotations", ending)
@@ -230,15 +232,16 @@ def _by_folder(folder: Path, kind: str, classes: Sequence[str]) -> tuple[Labelle
     stems = sorted(images.keys() & annotations.keys(), key=_number)
     labels = _read_labels([f"{folder}/annotations/{annotations[stem]}" for stem in stems], value)
     kept, left_out = _of_classes(labels, classes, folder)
-    # Below the folder above: the numbers of train and test are the same.
+    # Names begin with the split's folder, because train and test images have the same numbers.
     names = (os.fsencode(f"{folder.name}/images/{images[stems[i]]}") for i in kept)
     source = ImageFiles(FileList.of(str(folder.parent), names))
     return LabelledImages(source, labels[kept]), notes + left_out
 
 
 def _by_stem(folder: Path, ending: str = "") -> tuple[dict[str, str], list[str]]:
-    """The files of an ending in a folder, else its images, by what stands before the ending; and
-    those that have the stem of another one.
+    """The files with an ending in a folder, by stem, and those whose stem another file has, too.
+
+    Without an ending, the images in the folder.
     """
     names = [name for name in listing(folder) if not is_hidden(name)]
     if ending:
@@ -247,13 +250,13 @@ def _by_stem(folder: Path, ending: str = "") -> tuple[dict[str, str], list[str]]
 
 
 def _number(stem: str) -> tuple[bool, int, str]:
-    """Sorts numbers by value, and before anything else."""
+    """A sort key: numbers by value, and before all other stems."""
     numeric = stem.isascii() and stem.isdigit()
     return not numeric, int(stem) if numeric else 0, stem
 
 
 def _alone(folder: Path, files: dict[str, str], others: dict[str, str], what: str) -> list[str]:
-    """The line on files without a counterpart; [] if there are none. Raises BadInput if most."""
+    """The note on files without a counterpart, or []. Raises BadInput if more than half are."""
     alone = sorted(files.keys() - others.keys(), key=_number)
     if not alone:
         return []
@@ -264,7 +267,7 @@ def _alone(folder: Path, files: dict[str, str], others: dict[str, str], what: st
 
 
 def _read_labels(paths: Sequence[str], value: Callable[[bytes], object]) -> np.ndarray:
-    """The expression ids (n,) in annotation files."""
+    """Read the expression ids (n,) in annotation files."""
 
     def some(start: int) -> list[int]:
         return [_read_label(path, value) for path in paths[start : start + FEW]]
@@ -275,7 +278,7 @@ def _read_labels(paths: Sequence[str], value: Callable[[bytes], object]) -> np.n
 
 
 def _read_label(path: str, value: Callable[[bytes], object]) -> int:
-    """The expression id in an annotation file."""
+    """Read the expression id in an annotation file."""
     try:
         with open(path, "rb") as file:
             return _id(value(file.read()))
@@ -285,40 +288,41 @@ def _read_label(path: str, value: Callable[[bytes], object]) -> int:
         raise BadInput(f"{printable(path)}: {e}") from None
 
 
-@lru_cache(1024)  # few contents there are, and parsing one takes longer than reading five
+@lru_cache(1024)  # files have few different contents; parsing one takes longer than reading five
 def _npy_value(data: bytes) -> object:
-    """The one value of a NumPy file: a number, or one as text. Raises ValueError."""
+    """The single value in a NumPy file: a number, or one as text. Raises ValueError."""
     try:
         array = np.lib.format.read_array(io.BytesIO(data), allow_pickle=False)
     except Exception as e:  # damaged headers raise SyntaxError, tokenize.TokenError, …
-        raise ValueError(f"is no NumPy file of numbers ({' '.join(str(e).split())})") from None
+        raise ValueError(f"is not a NumPy file of numbers ({' '.join(str(e).split())})") from None
     if array.size != 1:
         raise ValueError(f"holds {array.size} values instead of one")
     return array.item()
 
 
 def _json_value(data: bytes) -> object:
-    """What stands under `Human-Label`, however its two words are joined. Raises ValueError."""
+    """The value of `Human-Label`, however the two words are joined. Raises ValueError."""
     try:
         record = json.loads(data)
     except (ValueError, RecursionError):
-        raise ValueError("is no JSON") from None
+        raise ValueError("is not valid JSON") from None
     for key, found in record.items() if isinstance(record, dict) else ():
         if re.sub("[-_ ]", "", key).lower() == "humanlabel":
             return found
     raise ValueError("has no Human-Label")
 
 
-# Both
+# All layouts
 
 
 def _of_classes(
     labels: np.ndarray, classes: Sequence[str], source: Path
 ) -> tuple[np.ndarray, list[str]]:
-    """Which of the images (n,) have one of the classes, as indices, and the line on others."""
+    """Indices of the images that have one of the classes, and a note on the others."""
     kept = np.flatnonzero(labels < len(classes))
     if not len(kept):
-        raise BadInput(f"{printable(str(source))} has no image of any of {len(classes)} classes")
+        where = printable(str(source))
+        raise BadInput(f"{where} has no image of any of the {len(classes)} classes")
     contempt = int(((labels >= len(classes)) & (labels < 8)).sum())
     others = len(labels) - len(kept) - contempt
     told = [f"{others:,} None, Uncertain or No-face"] if others else []

@@ -1,4 +1,4 @@
-"""Which of AffectNet's layouts lie in a folder, and what is missing where none is whole."""
+"""Finds AffectNet's layouts in a folder, and says what is missing if none is complete."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -27,12 +27,12 @@ FOLDERS = {
 }
 ENDINGS = {NPY: "_exp.npy", PLUS: ".json"}
 
-FEW = 100  # names to look at where a folder may hold 400,000
+FEW = 100  # entries to look at in a folder that may hold 400,000
 
 
 @dataclass(frozen=True)
 class Found:
-    """One layout: what to call it, the folder it lies in, its list or folder by split."""
+    """One layout: its kind, the folder it is in, and the list or folder of each split."""
 
     kind: str
     base: Path
@@ -40,7 +40,7 @@ class Found:
 
 
 def find(root: Path) -> list[Found]:
-    """The layouts in a folder and its sub-folders, each once however it can be reached."""
+    """The layouts in a folder and its sub-folders, each only once."""
     found, claimed = [], set()
     for base in (root, *_subfolders(root)):
         for kind in (CSV, NPY, PLUS):
@@ -53,13 +53,13 @@ def find(root: Path) -> list[Found]:
 
 
 def _subfolders(folder: Path) -> list[Path]:
-    """Sorted; none where there are more than FEW entries: that is no wrapper around a data set."""
+    """The sub-folders, sorted; none if there are too many entries for a mere wrapper folder."""
     entries = first_entries(folder, FEW + 1)
     return [] if len(entries) > FEW else sorted(Path(e.path) for e in entries if e.is_dir())
 
 
 def _lists(base: Path) -> dict[str, Path]:
-    """The lists there are, if one begins like AffectNet's: others ship a `training.csv` as well."""
+    """The lists that exist, if one begins like AffectNet's: others ship a `training.csv`, too."""
     beside = _entries(base)
     folders = [base / beside.get(f.lower(), f) if f else base for f in LIST_FOLDERS]
     there = [(f, beside if f == base else _entries(f)) for f in folders]
@@ -72,7 +72,7 @@ def _lists(base: Path) -> dict[str, Path]:
 
 
 def _entries(folder: Path) -> dict[str, str]:
-    """The names in a folder by how they read in small letters; of many only FEW."""
+    """The names in a folder, by their lower-case form; at most FEW."""
     names = [entry.name for entry in first_entries(folder, FEW)]
     return {name.lower(): name for name in sorted(names, key=lambda n: (n == n.lower(), n))}
 
@@ -83,7 +83,7 @@ def _begins_like_a_list(path: Path) -> bool:
 
 
 def is_header(cells: Sequence[str]) -> bool:
-    """Whether a row names columns of AffectNet's."""
+    """Whether a row contains names of AffectNet's columns."""
     known = {name.lower() for name in HEADER}
     return any(cell.strip().lower() in known for cell in cells)
 
@@ -96,7 +96,7 @@ def _annotated(base: Path, kind: str) -> dict[str, Path]:
 
 
 def _splits(base: Path, kind: str) -> dict[str, Path]:
-    """The list or folder of each split, if a layout lies in this very folder; else {}."""
+    """The list or folder of each split, if a layout is in exactly this folder; else {}."""
     if kind == CSV:
         return _lists(base)
     inner = base / "human_annotated"
@@ -104,14 +104,14 @@ def _splits(base: Path, kind: str) -> dict[str, Path]:
 
 
 def described(found: Found, root: Path) -> str:
-    """A layout for people."""
+    """A layout's description for messages."""
     return found.kind if found.base == root else f"{found.kind} in {printable(found.base.name)}/"
 
 
 def whats_missing(root: Path) -> str:
-    """Why a folder is none of AffectNet's, for someone who says it is."""
+    """Why a folder is not one of AffectNet's, for a user who says that it is."""
     if not root.is_dir():
-        return "is no folder; give the one AffectNet was unpacked into"
+        return "is not a folder; give the one that AffectNet was unpacked into"
     for base in (root, *_subfolders(root)):
         if base.name in IMAGE_FOLDERS or any((base / f).is_dir() for f in IMAGE_FOLDERS):
             places = ", ".join(printable(str(base / f)) for f in LIST_FOLDERS)

@@ -1,8 +1,8 @@
-"""Labelled image folders: one folder a class, with or without a folder a split above them.
+"""Labelled image folders: one folder per class, below one folder per split or without splits.
 
-`root/train/CLASS/…` and `root/test/CLASS/…`, or `root/CLASS/…` alone; images at any depth.
-Names decide which class a folder is. Numbers are never guessed at: re-packs of one data set
-number its expressions in different orders.
+`root/train/CLASS/…` and `root/test/CLASS/…`, or only `root/CLASS/…`; images may be at any depth.
+Names decide which class a folder is. The meaning of numbers is never guessed, because repackaged
+data sets number their expressions in different orders.
 """
 
 import os
@@ -22,7 +22,7 @@ from datasets.split_names import split_called
 from util.errors import BadInput
 from util.wording import printable
 
-# Names of data sets, without case, blanks and signs: a folder called so is no class.
+# Names of data sets, in lower case without blanks and punctuation: such a folder is not a class.
 DATA_SETS = re.compile(
     r"(raf(db|ml|au)?|affectnet\w*|fer(plus|13|2013\w*|v39k)?|ck(plus)?|jaffe|expw|[sa]few|kdef|"
     r"oulucasia|caers?|dfew|mafw|affwild2?|celeba|vggface2?|lfw)(basic|aligned|dataset)?"
@@ -30,7 +30,7 @@ DATA_SETS = re.compile(
 
 
 def recognise(root: Path) -> list[str]:
-    """What labelled folders lie in `root`, a short description each; [] if there are none."""
+    """A short description of the labelled folders in `root`, in a list; [] if there are none."""
     splits = [path for name, path in subfolders(root).items() if split_called(name)]
     if max(len(subfolders(folder)) for folder in splits or [root]) < 2:
         return []
@@ -43,12 +43,12 @@ def read(
     cache: str | os.PathLike | None = None,
     usual: str | None = None,
 ) -> LabelledSet:
-    """The splits of a labelled folder; a folder without splits has one, called "all".
+    """Read the splits of a labelled folder; a folder without splits has a single one, "all".
 
-    `label_order` is that of `--label_order`: see `parse_order`; `usual` is one for numbers where
-    none is given. `cache`: a file to keep the listings in, `.SPLIT` added; see `list_images`.
-    Raises BadInput for numbers without a label order, an empty class folder, classes that only
-    some splits have, folders that are splits or data sets rather than classes, …
+    `label_order` is that of `--label_order`, see `parse_order`; `usual` is the one for numbers if
+    none is given. `cache` is a file that keeps the listings, see `list_images`, with `.SPLIT`
+    appended. Raises BadInput for numbers without a label order, an empty class folder, classes that
+    training lacks, folders that are splits or data sets rather than classes, …
     """
     folders, notes = _splits(root)
     lists = {s: _list(f, f"{cache}.{s}" if cache else None) for s, f in folders.items()}
@@ -79,7 +79,7 @@ def read(
 
 
 def subfolders(folder: Path) -> dict[str, Path]:
-    """The folders in a folder by name, in byte order, without hidden ones; {} if it is none."""
+    """The folders in a folder by name, in byte order, except hidden ones; {} if it is no folder."""
     try:
         with os.scandir(folder) as entries:
             names = [e.name for e in entries if e.is_dir() and not is_hidden(e.name)]
@@ -91,15 +91,15 @@ def subfolders(folder: Path) -> dict[str, Path]:
 
 
 def child(folder: Path, *names: str) -> Path | None:
-    """What `folder` holds under the first of these names, written in any case; None if nothing."""
+    """The entry of `folder` with the first of these names that exists, in any case; else None."""
     there = {name.lower(): name for name in sorted(listing(folder))}
     return next((folder / there[n.lower()] for n in names if n.lower() in there), None)
 
 
 def unused_beside(folder: Path, used: Collection[str]) -> str:
-    """What a folder holds beside those of its folders that are used; "" if nothing.
+    """What a folder holds besides the `used` ones of its folders; "" if nothing.
 
-    Its other folders by name, and how many images.
+    The text names the other folders and counts the images.
     """
     folders = subfolders(folder)
     images = sum(is_image(n) and not is_hidden(n) and n not in folders for n in listing(folder))
@@ -109,13 +109,14 @@ def unused_beside(folder: Path, used: Collection[str]) -> str:
 
 
 def _splits(root: Path) -> tuple[dict[str, Path], list[str]]:
-    """The folder of each split, and what to tell of them."""
+    """The folder of each split, and notes."""
     folders, splits = subfolders(root), {}
     for name, folder in folders.items():
         split = split_called(name)
         if split in splits:
             both = f"{printable(splits[split].name)} and {printable(name)}"
-            raise BadInput(f"{printable(str(root))}: {both} are one split; move one of them out")
+            what = f"{both} are the same split; move one of them out"
+            raise BadInput(f"{printable(str(root))}: {what}")
         if split:
             splits[split] = folder
     if not splits:
@@ -125,12 +126,12 @@ def _splits(root: Path) -> tuple[dict[str, Path], list[str]]:
         splits["test"] = splits.pop("val")
         notes.append(f"{splits['test'].name} is used as test: there is no folder called test")
     if unused := unused_beside(root, [folder.name for folder in splits.values()]):
-        notes.append(f"not used, beside the splits: {unused}")
+        notes.append(f"not in any split, so not used: {unused}")
     return {split: splits[split] for split in ("train", "val", "test") if split in splits}, notes
 
 
 def _list(folder: Path, cache: str | None) -> tuple[FileList, list[str], list[str]]:
-    """A split's images, the class folder of each, and what to tell."""
+    """A split's images, the class folder of each, and notes."""
     files = list_images(folder, cache)
     names = [files.relative(i) for i in range(len(files))]
     inside = [name for name in names if os.sep in name]
@@ -138,22 +139,22 @@ def _list(folder: Path, cache: str | None) -> tuple[FileList, list[str], list[st
     if len(inside) < len(names):
         first = next(name for name in names if os.sep not in name)
         count = f"{len(names) - len(inside):,} images of {printable(folder.name)}"
-        notes.append(f"{count} lie in no class folder and are left out (first: {printable(first)})")
+        notes.append(f"{count} are in no class folder and are left out (first: {printable(first)})")
         files = FileList.of(files.root, map(os.fsencode, inside), files.skipped)
     found = [name.partition(os.sep)[0] for name in inside]
     for name in subfolders(folder).keys() - set(found):
         where = printable(str(folder / name))
         raise BadInput(f"{where}: a class folder without images; fill it or remove it")
     if not found:
-        raise BadInput(f"{printable(str(folder))}: images, but no folder a class to label them")
+        raise BadInput(f"{printable(str(folder))}: images, but no class folders to label them")
     return files, found, notes
 
 
-# What of them can be used
+# Which of them can be used
 
 
 def _check_classes(folder: Path, names: Sequence[str], files: FileList) -> None:
-    """Raises BadInput for folders that are data sets, or that hold splits or classes."""
+    """Raise BadInput for folders that are data sets, or that hold splits or classes."""
     where = printable(str(folder))
     sets = [n for n in names if DATA_SETS.fullmatch(re.sub(r"[\W_]", "", n).lower())]
     if sets:
@@ -172,29 +173,29 @@ def _check_classes(folder: Path, names: Sequence[str], files: FileList) -> None:
         below = few(sorted(set().union(*inner.values())))
         raise BadInput(
             f"{where}: {few(names)} each hold class folders ({below}), so they are not classes "
-            "themselves; give one of them, or call them train, val and test"
+            "themselves; give one of them, or rename them to train, val and test"
         )
 
 
 def _check_different(folder: Path, names: Sequence[str], called: Mapping[str, str]) -> None:
-    """Two folders of a split must not be one class."""
+    """Raise BadInput if two folders of a split are the same class."""
     first = {}
     for name in names:
         other = first.setdefault(called[name], name)
         if other != name:
             both = f"{printable(other)} and {printable(name)} are both {printable(called[name])}"
-            raise BadInput(f"{printable(str(folder))}: {both}; make them one folder")
+            raise BadInput(f"{printable(str(folder))}: {both}; merge them into one folder")
 
 
 def _compare(folders: Mapping[str, Path], there: Mapping[str, Collection[str]]) -> list[str]:
-    """What to tell of the splits' classes. Raises BadInput for one that cannot be learnt."""
+    """Notes on the splits' classes. Raises BadInput for a class that cannot be learned."""
     notes, whole = [], next(iter(there))  # train, unless there is none
     for split in list(there)[1:]:
         new = [name for name in there[split] if name not in there[whole]]
         if new:
             raise BadInput(
-                f"{printable(str(folders[split]))}: class {few(new)}, which "
-                f"{printable(str(folders[whole]))} lacks; splits need the same classes"
+                f"{printable(str(folders[split]))}: class {few(new)}, not in "
+                f"{printable(str(folders[whole]))}; splits need the same classes"
             )
         lacking = [name for name in there[whole] if name not in there[split]]
         if lacking:

@@ -1,7 +1,7 @@
-"""Which class a name stands for: folders' names, or the labels in a list.
+"""Which class a name stands for: the name of a class folder, or a label in a list.
 
-Names decide. Numbers are never guessed at: re-packs of one data set number its expressions in
-different orders.
+Names decide. The meaning of numbers is never guessed, because repackaged data sets number their
+expressions in different orders.
 """
 
 import os
@@ -25,12 +25,12 @@ _NUMBER = re.compile(r"[-+]?\d+(\.\d*)?", re.ASCII)
 
 
 class Named(NamedTuple):
-    """What names mean."""
+    """The classes that names stand for."""
 
-    classes: tuple[str, ...]  # in their order
+    classes: tuple[str, ...]  # in the order of the labels
     called: dict[str, str]  # the class of each name
-    notes: list[str]  # what to say of it
-    label_order: str | None  # as in `--label_order`, with the first id, if one decided
+    notes: list[str]
+    label_order: str | None  # as in `--label_order`, with the first id; None if none was used
 
 
 def name_classes(
@@ -40,19 +40,19 @@ def name_classes(
     usual: str | None = None,
     what: str = "class folder",
 ) -> Named:
-    """The classes that names stand for; `where` they were found and `what` has them, for messages.
+    """Find the classes that names stand for. Messages say `where` they are and on `what`.
 
-    Expressions get their canonical names and order if all names are some (`7_contempt` is
-    Contempt); else the names stay and stand in byte order. `label_order` overrules the order,
-    and is needed where all names are numbers, unless there is a `usual` one. Raises BadInput.
+    If all names are expressions (`7_contempt` is Contempt), they get their canonical names and
+    order; otherwise they stay as they are, in byte order. `label_order` overrides the order. It is
+    required if all names are numbers, unless there is a `usual` one. Raises BadInput.
     """
     if all(map(_whole, names)):
         order, called, label_order = _by_number(where, names, label_order, usual, what)
         told = ", ".join(f"{printable(n)} {called[n]}" for n in sorted(names, key=int))
         lacking = few([name for name in order if name not in called.values()])
         notes = [
-            f"{what}s are numbered by --label_order {label_order}: {told}"
-            + f"; none is of {lacking}" * bool(lacking)
+            f"{what}s are numbered as in --label_order {label_order}: {told}"
+            + f"; none stands for {lacking}" * bool(lacking)
         ]
     elif label_order:
         order, called = _by_order(where, names, label_order, what)
@@ -61,12 +61,12 @@ def name_classes(
         order, called, notes = _by_word(where, names, what)
     found = tuple(name for name in order if name in called.values())
     if len(found) < 2:
-        raise BadInput(f"{where}: only one class, {few(names)}; a classifier needs two at least")
+        raise BadInput(f"{where}: only one class, {few(names)}; a classifier needs at least two")
     return Named(found, called, notes, label_order)
 
 
 def few(names: Collection[str], n: int = 12) -> str:
-    """Names by commas, the first n of them."""
+    """The first n names, separated by commas."""
     names = [printable(name) for name in names]
     return ", ".join(names[:n]) + (", …" if len(names) > n else "")
 
@@ -79,13 +79,13 @@ def _name_part(name: str) -> str:
 def _by_word(
     where: str, names: Sequence[str], what: str
 ) -> tuple[Sequence[str], dict[str, str], list[str]]:
-    """The order, the class of each name, and what to say, where only the names tell."""
+    """Class order, class of each name, and notes, if only the names decide."""
     words = {name: expression(_name_part(name)) for name in names}
     if numbers := [name for name in names if _NUMBER.fullmatch(name)]:
         others = [name for name in names if not _whole(name)]
         raise BadInput(
-            f"{where}: some {what}s are numbers ({few(numbers)}), but not all are whole ones from "
-            f"0 on ({few(others)}); give all of them numbers, or names"
+            f"{where}: some {what}s are numbers ({few(numbers)}), but not all are whole numbers "
+            f"from 0 on ({few(others)}); use numbers for all of them, or names"
         )
     if all(words.values()):
         return EXPRESSIONS, words, []
@@ -105,10 +105,10 @@ def _whole(name: str) -> bool:
 def _by_number(
     where: str, names: Sequence[str], label_order: str | None, usual: str | None, what: str
 ) -> tuple[Sequence[str], dict[str, str], str]:
-    """The order, the class of each name, and the order as `--label_order` says it with its start.
+    """Class order, class of each name, and `--label_order` with its first id, if names are numbers.
 
-    All names are numbers. Which ids occur must not decide what they mean: 1 to 6 of seven classes
-    may lack the first or the last.
+    Which ids occur must not decide what they mean: if only 1 to 6 of seven classes occur, either
+    the first or the last class may be missing.
     """
     ids = sorted({int(name) for name in names})
     shown = few(map(str, ids))
@@ -118,14 +118,14 @@ def _by_number(
         known = f", and {usual}, as in training, does not fit" if usual else ""
         raise BadInput(
             f"{where}: the {what}s are numbers ({shown}), which may mean anything{known}: give "
-            "--label_order, the names by commas in the order of the numbers, or an owner's order "
-            f"({', '.join(ORDERS)})"
+            "--label_order with the names in the order of the numbers, separated by commas, or "
+            f"with an owner's order ({', '.join(ORDERS)})"
         )
     order = parse_order(text)
     if not starts:
         raise BadInput(
             f"{where}: --label_order {text} names {len(order)} classes, but the {what}s are "
-            f"{shown}; name them all, numbers from 0 or 1 on"
+            f"{shown}; name all classes, numbered from 0 or 1 on"
         )
     if len(starts) > 1:
         both = " or ".join(resolved_order(text, first) for first in starts)
@@ -137,7 +137,7 @@ def _by_number(
 
 
 def _starts(ids: Sequence[int], label_order: str) -> list[int]:
-    """The numbers, of 0 and 1, that the first class of an order may have for all ids to fit."""
+    """Which of the ids 0 and 1 the first class of an order can have, so that all `ids` fit."""
     said, count = first_id(label_order), len(parse_order(label_order))
     starts = (0, 1) if said is None else (said,)
     return [first for first in starts if first <= ids[0] and ids[-1] < first + count]
@@ -146,18 +146,18 @@ def _starts(ids: Sequence[int], label_order: str) -> list[int]:
 def _by_order(
     where: str, names: Sequence[str], label_order: str, what: str
 ) -> tuple[Sequence[str], dict[str, str]]:
-    """The order and the class of each name, where the user gave the classes."""
+    """Class order and class of each name, if the user gave the classes."""
     order, called = parse_order(label_order), {}
     for name in names:
         word = _name_part(name)
         called[name] = next((n for n in (expression(word), word, name) if n in order), "")
         if not called[name]:
             found = printable(name)
-            raise BadInput(f"{where}: {what} {found}, which --label_order {label_order} lacks")
+            raise BadInput(f"{where}: {what} {found} is not in --label_order {label_order}")
     lacking = [name for name in order if name not in called.values()]
-    if lacking and label_order.strip().lower() not in ORDERS:  # an owner's may name one more
+    if lacking and label_order.strip().lower() not in ORDERS:  # an owner's order may have more
         raise BadInput(
-            f"{where}: --label_order {label_order}, but no {what} {few(lacking)}; "
-            f"there are {few(names)}"
+            f"{where}: --label_order {label_order}, but there is no {what} {few(lacking)}, only "
+            f"{few(names)}"
         )
     return order, called

@@ -1,12 +1,12 @@
 """FER2013 (Goodfellow et al. 2013) and its relabelling FERPlus (Barsoum et al. 2016).
 
-FER2013 is one file, `fer2013.csv` (`emotion,pixels,Usage`): 48 × 48 grey values a row. FERPlus is
-`fer2013new.csv` beside it, ten people's votes for each of its rows; or, as the owners' tool writes
-it, `FER2013{Train,Valid,Test}/` with PNG files and a `label.csv`: image name, a box as one cell
-(it is the whole image, and may be absent), ten counts of votes, without a header; with one, the
-columns are found by the names of `fer2013new.csv`.
+FER2013 is one file, `fer2013.csv` (`emotion,pixels,Usage`): 48 × 48 grey values per row. FERPlus
+adds `fer2013new.csv`, which has ten people's votes for each of these rows. Or it consists of the
+folders `FER2013{Train,Valid,Test}/` that the owners' tool writes, with PNG files and a `label.csv`:
+image name, a box as one cell (it is the whole image, and may be absent) and ten counts of votes. If
+`label.csv` has a header, its columns are found by the names in `fer2013new.csv`.
 
-Five ways of making labels of votes are in use, and results differ with them: `--label_rule`, see
+Five rules for making labels from votes are in use, and results depend on them: `--label_rule`, see
 datasets/fer/votes.py.
 """
 
@@ -43,17 +43,17 @@ USAGES = {"training": "train", "publictest": "val", "privatetest": "test"}
 FOLDERS = {"train": "FER2013Train", "val": "FER2013Valid", "test": "FER2013Test"}
 FER2013_PUBLISHED = {"train": 28_709, "val": 3_589, "test": 3_589}
 SIDE = 48
-MOST_VOTES = 10**6  # ten people vote, but other tallies may be more
+MOST_VOTES = 10**6  # ten people voted, but other counts may be larger
 
 
 # Pixels in a CSV
 
 
 class PixelFaces:
-    """A source of images that are rows of a CSV file: grey values kept in memory."""
+    """A Source: grey images from the rows of a CSV file, kept in memory."""
 
     def __init__(self, pixels: np.ndarray, rows: np.ndarray, file: str) -> None:
-        """`pixels` (n, 48, 48) uint8; `rows` (n,) are the lines they stand in, from 1."""
+        """`pixels` (n, 48, 48) uint8; `rows` (n,) are their line numbers, from 1."""
         self.pixels, self.rows, self.file = pixels, rows, file
         self.digest = digest_of(pixels)
 
@@ -65,12 +65,12 @@ class PixelFaces:
         return np.repeat(self.pixels[i][..., None], 3, axis=2)
 
     def name(self, i: int) -> str:
-        """File and row, as in `fer2013.csv:2`."""
+        """File and row, such as `fer2013.csv:2`."""
         return f"{self.file}:{self.rows[i]}"
 
 
 def _read_pixels(path: Path) -> tuple[PixelFaces, list[str], list[int]]:
-    """The images of `fer2013.csv`, the split of each, its FER2013 label."""
+    """The images of `fer2013.csv`, the split of each, and its FER2013 label."""
     rows = csv_rows(path)
     _, header = next(rows, (1, []))
     places = columns(path, header, ("emotion", "pixels", "Usage"))
@@ -94,28 +94,30 @@ def _grey(path: Path, row: int, text: str) -> np.ndarray:
     """The pixels of a row -> (2304,) uint8."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("error", DeprecationWarning)  # all that older NumPys do
+            warnings.simplefilter("error", DeprecationWarning)  # older NumPy versions only warn
             values = np.fromstring(text, np.int64, sep=" ")
     except (ValueError, DeprecationWarning):
-        raise bad_row(path, row, "its pixels are no numbers with spaces between them") from None
+        raise bad_row(path, row, "its pixels are not numbers separated by spaces") from None
     if len(values) != SIDE * SIDE:
-        raise bad_row(path, row, f"{len(values):,} pixels; it takes {SIDE} × {SIDE} = {SIDE**2:,}")
+        what = f"{len(values):,} pixels; there must be {SIDE} × {SIDE} = {SIDE**2:,}"
+        raise bad_row(path, row, what)
     if values.min() < 0 or values.max() > 255:
-        raise bad_row(path, row, f"pixels from {values.min()} to {values.max()}; they are 0 to 255")
+        what = f"pixels from {values.min()} to {values.max()}; they must be 0 to 255"
+        raise bad_row(path, row, what)
     return values.astype(np.uint8)
 
 
 def _split(path: Path, row: int, usage: str) -> str:
-    """The split a cell of the column Usage means."""
+    """The split that a cell of the column Usage stands for."""
     split = USAGES.get(usage.lower())
     if split is None:
-        what = f"Usage {printable(usage)!r}; it is Training, PublicTest or PrivateTest"
+        what = f"Usage {printable(usage)!r}; it must be Training, PublicTest or PrivateTest"
         raise bad_row(path, row, what)
     return split
 
 
 def _cells(path: Path, row: int, cells: list[str], places: list[int]) -> list[str]:
-    """The cells of a row at some places."""
+    """The cells of a row at some indices. Raises BadInput for a row that is too short."""
     if len(cells) <= max(places):
         raise bad_row(path, row, f"only {len(cells)} cells")
     return [cells[i].strip() for i in places]
@@ -125,13 +127,13 @@ def _cells(path: Path, row: int, cells: list[str], places: list[int]) -> list[st
 
 
 def recognise_fer2013(root: Path) -> list[str]:
-    """`fer2013.csv`, unless `fer2013new.csv` beside it makes it FERPlus; [] if it is not there."""
+    """A description of `fer2013.csv`, in a list; [] without it or with `fer2013new.csv`."""
     found = child(root, "fer2013.csv")
     return ["FER2013, fer2013.csv"] if found and not child(root, "fer2013new.csv") else []
 
 
 def read_fer2013(root: Path) -> LabelledSet:
-    """FER2013's three splits and 7 classes. Raises BadInput naming file and row."""
+    """Read FER2013's three splits and 7 classes. Raises BadInput naming file and row."""
     path = child(root, "fer2013.csv")
     if path is None:
         raise BadInput(f"--data_path {printable(str(root))}: no fer2013.csv in it")
@@ -150,7 +152,7 @@ def read_fer2013(root: Path) -> LabelledSet:
 
 
 def _places(splits: list[str]) -> dict[str, np.ndarray]:
-    """The places of each split's rows."""
+    """The indices of each split's rows."""
     names = np.array(splits)
     return {split: np.flatnonzero(names == split) for split in FOLDERS if split in splits}
 
@@ -159,16 +161,16 @@ def _places(splits: list[str]) -> dict[str, np.ndarray]:
 
 
 def recognise(root: Path) -> list[str]:
-    """What of FERPlus lies in `root`, a short description each layout; [] if nothing."""
+    """Short descriptions of FERPlus's layouts in `root`; [] if there are none."""
     found = ["FERPlus, fer2013new.csv and fer2013.csv"] if _pair(root) else []
     folders = _folders(root)
     return found + ([f"FERPlus, {folders['train'].name}/label.csv and so on"] if folders else [])
 
 
 def read(root: Path, rule: str | None = None) -> LabelledSet:
-    """FERPlus's three splits and 8 classes, labels made by a rule (DEFAULT_RULE unless given).
+    """Read FERPlus's three splits and 8 classes; a rule (by default DEFAULT_RULE) makes the labels.
 
-    Of both layouts the CSV files are read. Raises BadInput naming file and row.
+    If both layouts are present, reads the CSV files. Raises BadInput naming file and row.
     """
     rule = rule or DEFAULT_RULE
     if rule not in RULES:
@@ -193,7 +195,8 @@ def read(root: Path, rule: str | None = None) -> LabelledSet:
         some = None if targets is None else targets[rows]
         splits[split] = LabelledImages(Picked(source, rows), labels[rows], some)
         if len(rows) < len(votes):
-            notes.append(f"{split}: {len(votes) - len(rows):,} images have no label by this rule")
+            count = len(votes) - len(rows)
+            notes.append(f"{split}: {count:,} images have no label under this rule")
     return LabelledSet(
         name="ferplus",
         title="FERPlus, CSV files" if pair else "FERPlus, folders",
@@ -206,17 +209,17 @@ def read(root: Path, rule: str | None = None) -> LabelledSet:
     )
 
 
-Parts = dict[str, tuple[Source, np.ndarray]]  # by split: images, and the votes (n, 10) for each
+Parts = dict[str, tuple[Source, np.ndarray]]  # by split: images, and their votes (n, 10)
 
 
 def _pair(root: Path) -> list[Path]:
-    """fer2013new.csv and fer2013.csv; [] if one is not there."""
+    """fer2013new.csv and fer2013.csv; [] if one is missing."""
     pair = [child(root, "fer2013new.csv"), child(root, "fer2013.csv")]
     return pair if all(pair) else []
 
 
 def _read_pair(votes_file: Path, pixels_file: Path) -> tuple[Parts, list[str]]:
-    """The images of one CSV with the votes of the other, row by row, and what to tell."""
+    """The images of one CSV with the votes of the other, row by row, and notes."""
     rows = csv_rows(votes_file)
     _, header = next(rows, (1, []))
     places = columns(votes_file, header, ("Usage", "Image name", *COLUMNS))
@@ -230,12 +233,12 @@ def _read_pair(votes_file: Path, pixels_file: Path) -> tuple[Parts, list[str]]:
         if _split(votes_file, row, usage) != splits[count - 1]:
             other = f"row {source.rows[count - 1]} of {pixels_file.name}"
             raise bad_row(votes_file, row, f"Usage {usage}, unlike {other}: rows must correspond")
-        if name:  # nobody found a face in those without one
+        if name:  # rows without an image name have no face
             named[count - 1], votes[count - 1] = True, _votes(votes_file, row, cells)
     if count != len(source):
         raise BadInput(
             f"{printable(str(votes_file))} has {count:,} rows, but {pixels_file.name} "
-            f"{len(source):,}; rows must correspond, so take both as their owners ship them"
+            f"{len(source):,}; rows must correspond, so use both as their owners ship them"
         )
     parts = {
         split: (Picked(source, places[named[places]]), votes[places[named[places]]])
@@ -245,22 +248,22 @@ def _read_pair(votes_file: Path, pixels_file: Path) -> tuple[Parts, list[str]]:
 
 
 def _nameless_note(count: int) -> list[str]:
-    """The line that counts the rows in which nobody found a face; [] without any."""
+    """The note that counts the rows without an image, which have no face; [] if there are none."""
     return [f"{count:,} rows without an image are left out"] if count else []
 
 
 def _votes(path: Path, row: int, cells: list[str]) -> list[int]:
-    """The ten counts of a row."""
+    """The ten counts of a row. Raises BadInput for anything but counts."""
     counts = [integer(cell) for cell in cells]
     for column, cell, count in zip(COLUMNS, cells, counts, strict=True):
         if count is None or not 0 <= count <= MOST_VOTES:
             found = printable(cell) or "nothing"
-            raise bad_row(path, row, f"{found} as votes for {column}; it takes a count")
+            raise bad_row(path, row, f"{found} as votes for {column}; it must be a count")
     return counts
 
 
 def _folders(root: Path) -> dict[str, Path]:
-    """The split folders of the owners' tool; {} unless there are images and labels to train on."""
+    """The split folders of the owners' tool; {} unless there are training images and labels."""
     for base in (root, child(root, "data")):
         found = {s: child(base, name) for s, name in FOLDERS.items()} if base else {}
         train = found.get("train")
@@ -274,7 +277,7 @@ def _is_png(name: str) -> bool:
 
 
 def _read_folders(folders: dict[str, Path]) -> tuple[Parts, list[str]]:
-    """The images and votes in the split folders, and what to tell."""
+    """The images and votes in the split folders, and notes."""
     parts, notes, nameless = {}, [], 0
     for split, folder in folders.items():
         path = child(folder, "label.csv")
@@ -293,20 +296,20 @@ def _read_folders(folders: dict[str, Path]) -> tuple[Parts, list[str]]:
     return parts, notes + _nameless_note(nameless)
 
 
-Row = tuple[int, str, list[int]]  # of a label.csv: line from 1, image name, ten counts
+Row = tuple[int, str, list[int]]  # of a label.csv: line number from 1, image name, ten counts
 
 
 def _once(path: Path, rows: list[Row]) -> tuple[list[Row], list[str]]:
-    """The rows without those that repeat another one, and the line that counts these.
+    """The rows without those that repeat another one, and the note that counts these.
 
-    Raises BadInput if no image is named, or one with other votes as well.
+    Raises BadInput if no row names an image, or if two rows give an image different votes.
     """
     if not rows:
         raise BadInput(f"{printable(str(path))} names no image")
     again, differ = repeated([name for _, name, _ in rows], [tuple(votes) for *_, votes in rows])
     if differ:
         (first, *_), (row, name, _) = (rows[i] for i in differ[0])
-        what = f"{printable(name)} has other votes than in row {first}; leave one of them"
+        what = f"{printable(name)} has other votes than in row {first}; keep one of them"
         raise bad_row(path, row, what)
     note = repeated_note(path, [row for row, *_ in rows], again)
     kept = [row for row, skip in zip(rows, again, strict=True) if not skip]
@@ -314,15 +317,15 @@ def _once(path: Path, rows: list[Row]) -> tuple[list[Row], list[str]]:
 
 
 def _label_rows(path: Path) -> Iterator[Row]:
-    """The rows of a `label.csv`; without counts where no image is named."""
+    """Yield the rows of a `label.csv`; those without an image name have no counts."""
     places = None
     for row, cells in csv_rows(path):
         if places is None and "neutral" in [cell.strip().lower() for cell in cells]:
             places = columns(path, cells, ("Image name", *COLUMNS))
             continue
         if places is None and len(cells) - len(COLUMNS) not in (1, 2):
-            what = f"{len(cells)} cells; it takes a name, perhaps a box, and {len(COLUMNS)} votes"
-            raise bad_row(path, row, what)
+            what = f"{len(cells)} cells; there must be a name, perhaps a box, and {len(COLUMNS)} "
+            raise bad_row(path, row, what + "votes")
         at = places or [0, *range(len(cells) - len(COLUMNS), len(cells))]
         name, *counts = _cells(path, row, cells, at)
         yield row, name, _votes(path, row, counts) if name else []

@@ -1,6 +1,7 @@
 """Labelled lists: `path label` lines as many repositories ship them, or a CSV with such columns.
 
-Which class a label is, is as with class folders: names decide, numbers need `--label_order`.
+Labels stand for classes as the names of class folders do: names decide, numbers need
+`--label_order`.
 """
 
 import os
@@ -21,15 +22,15 @@ from util.wording import printable
 
 
 def has_labels(path: Path) -> bool:
-    """Whether a list of images has labels. Raises BadInput for a file that is no such list."""
+    """Whether a list of images has labels. Raises BadInput for a file that is not such a list."""
     return bool(read_list(str(path)).labels)
 
 
 def read(path: Path, label_order: str | None = None, usual: str | None = None) -> LabelledSet:
-    """The images a list names, in its splits if it has a column of such, else one called "all".
+    """Read the images of a list: its splits if it has a column of them, else a single one, "all".
 
-    `label_order` and `usual` as in `classfolder.read`. Paths start at the list's own folder or
-    at /. Raises BadInput, naming the entry, for one without a label or of an unknown split.
+    `label_order`, `usual`: see `class_folder.read`. Paths are relative to the list's own folder, or
+    absolute. Raises BadInput, naming the entry, for a missing label or an unknown split.
     """
     listed, where = read_list(str(path)), f"--data_path {printable(str(path))}"
     there = present(path.parent, listed.names)
@@ -66,14 +67,14 @@ def read(path: Path, label_order: str | None = None, usual: str | None = None) -
 
 
 def _number(label: str) -> str:
-    """`3` of `3.0`, as tables are saved anew; other labels as they are."""
+    """`3` for `3.0`, as some programs save integers; other labels stay as they are."""
     return re.sub(r"^(\d+)\.0*$", r"\1", label)
 
 
 def _repeated(path: Path, listed: Listed, splits: list[str], labels: np.ndarray) -> np.ndarray:
-    """Which entries repeat another one of their split, (n,) bool.
+    """Find the entries that repeat an earlier one of their split -> (n,) bool.
 
-    Raises BadInput where an image has two labels.
+    Raises BadInput if an image has two different labels.
     """
     places = [os.path.normpath(path.parent / name) for name in listed.names]
     _, differ = repeated(places, labels.tolist())
@@ -83,13 +84,13 @@ def _repeated(path: Path, listed: Listed, splits: list[str], labels: np.ndarray)
             path,
             listed.rows[other],
             f"{printable(listed.names[other])} is {printable(listed.labels[other])}, but "
-            f"{printable(listed.labels[one])} in row {listed.rows[one]}; leave one of them",
+            f"{printable(listed.labels[one])} in row {listed.rows[one]}; keep one of them",
         )
     return repeated(list(zip(places, splits, strict=True)), labels.tolist())[0]
 
 
 def _splits(listed: Listed, where: str) -> list[str]:
-    """The split of each entry."""
+    """The split of each entry. Raises BadInput for a missing label or an unknown split."""
     for name, label in zip(listed.names, listed.labels, strict=True):
         if not label:
             raise BadInput(f"{where}: {printable(name)} has no label")

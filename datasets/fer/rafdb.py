@@ -1,8 +1,8 @@
 """RAF-DB, the part with basic expressions (Li, Deng and Du 2017).
 
-As its owners ship it: `basic/EmoLabel/list_patition_label.txt` with lines `train_00001.jpg 5`,
-or `train_label.txt` and `test_label.txt`, and the images in `basic/Image/aligned` (100 × 100, the
-usual choice) or `basic/Image/original`. As often passed on: `DATASET/{train,test}/{1..7}`.
+Its owners ship `basic/EmoLabel/list_patition_label.txt` with lines such as `train_00001.jpg 5`, or
+`train_label.txt` and `test_label.txt`, and images in `basic/Image/aligned` (100 × 100, the usual
+choice) or `basic/Image/original`. A common repackaging is `DATASET/{train,test}/{1..7}`.
 """
 
 import os
@@ -22,7 +22,7 @@ from datasets.labels import ORDERS
 from util.errors import BadInput
 from util.wording import printable
 
-CLASSES = ORDERS["rafdb"]  # the owners' ids are the places here plus one
+CLASSES = ORDERS["rafdb"]  # the owners' ids are the indices here plus one
 PUBLISHED = {
     "train": (1290, 281, 717, 4772, 1982, 705, 2524),
     "test": (329, 74, 160, 1185, 478, 162, 680),
@@ -33,16 +33,16 @@ IDS = [str(i + 1) for i in range(len(CLASSES))]
 
 
 def recognise(root: Path) -> list[str]:
-    """What of RAF-DB lies in `root`, a short description each layout; [] if nothing."""
+    """Short descriptions of RAF-DB's layouts in `root`; [] if there are none."""
     lists, folders = _lists(root), _folders(root)
     found = [f"RAF-DB, {_below(root, lists[0])} and Image/"] if lists else []
     return found + ([f"RAF-DB, {_below(root, folders / 'train')}/1…7"] if folders else [])
 
 
 def read(root: Path, cache: str | os.PathLike | None = None) -> LabelledSet:
-    """RAF-DB's train and test split; by its lists if there are lists as well as class folders.
+    """Read RAF-DB's train and test splits. Its lists take precedence over class folders.
 
-    `cache` is for class folders: see `classfolder.read`. Raises BadInput naming file and row.
+    `cache` is for class folders: see `class_folder.read`. Raises BadInput naming file and row.
     """
     lists, folders = _lists(root), _folders(root)
     if lists:
@@ -67,7 +67,7 @@ def _below(root: Path, path: Path) -> str:
 
 
 def _lists(root: Path) -> list[Path]:
-    """The one file of labels, or those of both splits; [] if there are none."""
+    """The one label file, or those of both splits; [] if there are none."""
     for base in (root, root / "basic"):
         for folder in (child(base, "EmoLabel"), base):
             if folder and (whole := child(folder, *LISTS)):
@@ -79,13 +79,14 @@ def _lists(root: Path) -> list[Path]:
 
 
 def _read_lists(lists: list[Path]) -> LabelledSet:
-    """The images that lists of labels name."""
+    """Read the images that label files name."""
     rows = [row for path in lists for row in _labels(path)]
     seen: dict[str, str] = {}
     for path, row, name, _ in rows:
         place = f"{path.name}, row {row}"
         if seen.setdefault(name.lower(), place) != place:
-            raise bad_row(path, row, f"{printable(name)} again; first in {seen[name.lower()]}")
+            what = f"{printable(name)} is listed again; first in {seen[name.lower()]}"
+            raise bad_row(path, row, what)
     folder, notes = _image_folder(lists[0])
     splits = {}
     for split in ("train", "test"):
@@ -100,7 +101,7 @@ def _read_lists(lists: list[Path]) -> LabelledSet:
 
 
 def _labels(path: Path) -> Iterator[tuple[Path, int, str, int]]:
-    """(list, row from 1, image name, place in CLASSES) of every row that is not blank."""
+    """Yield (list, row from 1, image name, index in CLASSES) of every row that is not blank."""
     try:
         lines = os.fsdecode(path.read_bytes().removeprefix(b"\xef\xbb\xbf")).splitlines()
     except OSError as e:
@@ -112,14 +113,14 @@ def _labels(path: Path) -> Iterator[tuple[Path, int, str, int]]:
         label = integer(cells[0]) if len(cells) == 1 else None
         if label is None or not 1 <= label <= len(CLASSES):
             found = printable(" ".join(cells)) or "nothing"
-            raise bad_row(path, row, f"{found} as label of {printable(name)}; it is 1 to 7")
+            raise bad_row(path, row, f"{found} as label of {printable(name)}; it must be 1 to 7")
         if not name.lower().startswith(("train_", "test_")):
             raise bad_row(path, row, f"{printable(name)} is named neither train_… nor test_…")
         yield path, row, name, label - 1
 
 
 def _image_folder(labels: Path) -> tuple[Path, list[str]]:
-    """The folder of images to a file of labels, and what to tell."""
+    """The folder of images that belongs to a label file, and notes."""
     for base in (labels.parent.parent, labels.parent):
         images = child(base, "Image")
         kinds = [child(images, kind) for kind in ("aligned", "original")] if images else []
@@ -128,13 +129,13 @@ def _image_folder(labels: Path) -> tuple[Path, list[str]]:
         if any(kinds):
             return kinds[0] or kinds[1], []
     where = printable(str(labels.parent.parent / "Image"))
-    raise BadInput(f"{printable(str(labels))}: no images to it; unpack them to {where}/aligned")
+    raise BadInput(f"{printable(str(labels))}: has no images; unpack them to {where}/aligned")
 
 
 def _images(
     folder: Path, rows: list[tuple[Path, int, str, int]]
 ) -> tuple[LabelledImages, list[str]]:
-    """The images of one split that are there, and what to tell of those that are not."""
+    """The images of one split that exist, and notes on missing and unused ones."""
     images = ((_stem(name), name) for name in listing(folder) if _is_image(name))
     first, others = by_stem(images)
     stems = [os.path.splitext(name)[0] for _, _, name, _ in rows]
@@ -161,9 +162,9 @@ def _is_image(name: str) -> bool:
 
 
 def _folders(root: Path) -> Path | None:
-    """The folder with RAF-DB's splits as class folders; None if they may be of another set.
+    """The folder with RAF-DB's splits as class folders; None if they may be another data set's.
 
-    Folders called 1 to 7 could be anything: the images' names or the list beside them tell.
+    Folders called 1 to 7 can be anything: the images' names, or a list beside them, must agree.
     """
     for base in (root, child(root, "DATASET")):
         train = child(base, "train") if base else None

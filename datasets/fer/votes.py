@@ -1,8 +1,8 @@
-"""Labels from ten people's votes: five ways in use for FERPlus.
+"""Labels from ten people's votes: the five rules in use for FERPlus.
 
-Votes are counts of its eight emotions, of unknown and of NF (not a face). `majority` and `votes` do
-what the owners' training tool does for its modes majority and crossentropy. Of equal counts the
-first in the owners' order wins, except for `unique`.
+Votes are counts for its eight emotions, for unknown and for NF (not a face). `majority` and `votes`
+do what the owners' training tool does in its modes majority and crossentropy. Ties go to the first
+class in the owners' order, except with `unique`.
 """
 
 from collections.abc import Callable
@@ -10,7 +10,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-# Of votes (n, 10) int64: places in the classes (n,), which have one (n,), targets (n, 8) or None
+# What a rule makes of votes (n, 10) int64: class indices (n,), whether there is a label (n,) bool,
+# targets (n, 8) or None
 Labels = tuple[np.ndarray, np.ndarray, np.ndarray | None]
 
 
@@ -36,9 +37,9 @@ def _majority(votes: np.ndarray) -> Labels:
 
 
 def _distribution(votes: np.ndarray) -> Labels:
-    """Emotions are taken from the most voted down, equals together, until they have three
-    quarters of the votes, there are three, or unknown or NF comes level. Those of more than three
-    emotions, or with no more than half of the votes, have no label.
+    """Take emotions in the order of their votes, tied ones together, until they have three quarters
+    of the votes, there are three of them, or unknown or NF comes next or ties with the next ones.
+    Images with more than three emotions, or with no more than half of the votes, have no label.
     """
     votes = _without_single(votes)
     total, left, going = votes.sum(1), votes.copy(), np.ones(len(votes), bool)
@@ -55,15 +56,15 @@ def _distribution(votes: np.ndarray) -> Labels:
 
 
 def _without_single(votes: np.ndarray) -> np.ndarray:
-    """One vote out of ten is taken for a slip."""
+    """Ignore single votes: one out of ten is taken for a mistake."""
     return np.where(votes > 1, votes, 0)
 
 
 class Rule(NamedTuple):
-    words: str
+    words: str  # recorded with results; summaries compare only results with equal words
     label: Callable[[np.ndarray], Labels]
-    # Images with a label in train, val, test: of fer2013new.csv, and of the folders' label.csv,
-    # 1,602 of whose rows differ from it and which name each image once.
+    # Labelled images in train, val, test: by fer2013new.csv, and by the folders' label.csv files,
+    # which differ from it in 1,602 rows and name each image once.
     of_csv: tuple[int, int, int]
     of_folders: tuple[int, int, int]
 

@@ -1,1 +1,1 @@
-"""The packed store, a data set decoded once: `store` reads, `pack` and `store_writer` write it."""
+"""The packed store, a data set decoded once: `store` reads it, `pack`, `store_writer` write it."""

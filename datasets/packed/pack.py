@@ -1,4 +1,4 @@
-"""From a data set to a packed store: decoded once by several processes, written in order by one."""
+"""Packs a data set into a store: several processes decode the images, one writes them in order."""
 
 import json
 import os
@@ -18,14 +18,14 @@ from datasets.packed.store_writer import Parts
 from util.files import replacing, write_file
 from util.stop import shield_worker
 
-SAMPLE = 100  # images whose size is looked at beforehand
+SAMPLE = 100  # images decoded to estimate the size of the store
 
 
 class ToPack(Dataset):
-    """The images of one source after another, made small: what workers do for the writer."""
+    """The images of several sources, concatenated and shrunk. Workers do this for the writer."""
 
     def __init__(self, sources: Sequence[Source], short_side: int) -> None:
-        """`short_side` in pixels; 0 leaves images as large as they are."""
+        """`short_side` in pixels; 0 keeps the images' own size."""
         self.sources, self.short_side = sources, short_side
         self._ends = np.cumsum([len(source) for source in sources])
         self.digest = digest_of(*(source.digest for source in sources))
@@ -56,13 +56,13 @@ class ToPack(Dataset):
             return error.reason
 
     def estimated_bytes(self) -> int:
-        """Of all images, by the mean of a sample from all over them."""
+        """Estimated bytes of all images, from the mean of a sample spread over them."""
         some = np.unique(np.linspace(0, len(self) - 1, SAMPLE).astype(int))
         sizes = [image.size for i in some if not isinstance(image := self[int(i)], str)]
         return round(len(self) * float(np.mean(sizes))) if sizes else 0
 
     def in_order(self, start: int, workers: int) -> Iterator[np.ndarray | str]:
-        """Images from `start` on, in their order however many processes decode them."""
+        """Images from `start` on, in their order, whatever the number of decoding processes."""
         for group in DataLoader(
             self,
             batch_size=8,
@@ -77,7 +77,7 @@ class ToPack(Dataset):
 
 
 def shrink(image: np.ndarray, short_side: int) -> np.ndarray:
-    """(H, W, 3) -> the same with a short side of at most `short_side` pixels (0: of any)."""
+    """(H, W, 3) -> resized to a short side of at most `short_side` pixels (0: no limit)."""
     height, width = image.shape[:2]
     if not 0 < short_side < min(height, width):
         return image
@@ -96,11 +96,11 @@ def finish(
 ) -> None:
     """Write index, names, labels and, last of all, the manifest.
 
-    `names` are of all images; `splits` says how many each has, in the order they were written;
-    `notes` are about images without labels.
+    `names` are those of all images; `splits` has the number of images in each split, in the order
+    in which they were written; `notes` are those on images without labels.
     """
     folder = parts.folder
-    for leftover in folder.glob(".*.tmp"):  # of a kill in here
+    for leftover in folder.glob(".*.tmp"):  # left by a process that was killed in this function
         leftover.unlink()
     kept = np.array([not isinstance(item, str) for item in parts.images])
     sizes = np.array([item[:2] for item in parts.images if not isinstance(item, str)], np.int64)
@@ -149,7 +149,7 @@ def finish(
 
 
 def describe_set(data: LabelledSet) -> dict:
-    """A labelled set without its images, as JSON takes it."""
+    """A labelled set without its images, as values that JSON can hold."""
     return {
         "name": data.name,
         "title": data.title,

@@ -1,8 +1,9 @@
-"""The packed store: a data set decoded once, read from flat uint8 files through the memory map.
+"""The packed store: a data set decoded once, whose flat uint8 files are memory-mapped.
 
-A folder of `part-00000.bin`, … (pixels, image after image), `index.npy` (offset, height, width of
-each), `names.bin`, `labels.npy` and `targets.npy` where there are such, and `manifest.json`, which
-holds the hash of every other file and of itself. `datasets.packed.pack` writes it.
+A folder with `part-00000.bin`, … (pixels, image after image), `index.npy` (offset, height, width of
+each), `names.bin`, `labels.npy` and `targets.npy` if there are labels and targets, and
+`manifest.json`, which holds the hash of every other file and of itself. `datasets.packed.pack`
+writes it.
 """
 
 import hashlib
@@ -23,27 +24,27 @@ from util.wording import printable
 FORMAT, VERSION = "MAE-SFER packed store", 1
 MANIFEST, JOURNAL = "manifest.json", "packing.jsonl"
 INDEX, NAMES, LABELS, TARGETS = "index.npy", "names.bin", "labels.npy", "targets.npy"
-MOST_SIDE = 2**20  # pixels, so that no product of two leaves 64 bits
+MOST_SIDE = 2**20  # pixels, so that the product of two sides fits into 64 bits
 ANEW = "remove the folder and pack it again (main_pack.py)"
 
 
 def is_store(folder: Path) -> bool:
-    """Whether a folder is a packed store, whole, unfinished or damaged."""
+    """Whether a folder is a packed store, even an unfinished or damaged one."""
     marks = (MANIFEST, INDEX, NAMES, part_name(0))
     there = [os.path.isfile(folder / mark) for mark in (JOURNAL, *marks)]
     return there[0] or sum(there[1:]) > 1
 
 
 def part_name(number: int) -> str:
-    """Of the file of pixels with a number."""
+    """The name of the file with part `number` of the pixels."""
     return f"part-{number:05d}.bin"
 
 
 def read_manifest(folder: Path) -> dict:
-    """The manifest of a finished store of this version. Raises BadInput, naming what is wrong."""
+    """Read the manifest of a finished store of this version. Raises BadInput for any other."""
     path = folder / MANIFEST
     if not path.is_file() and (folder / JOURNAL).is_file():
-        raise _bad(folder, "is not packed to the end: give main_pack.py the same command again")
+        raise _bad(folder, "is unfinished: rerun the same main_pack.py command to resume")
     try:
         manifest = json.loads(path.read_text("utf-8"))
         kind, version, known = (manifest[key] for key in ("format", "version", "digest"))
@@ -60,7 +61,7 @@ def read_manifest(folder: Path) -> dict:
 
 
 def manifest_digest(manifest: dict) -> str:
-    """Of all a manifest says, and so of all bytes of its store."""
+    """Hash of everything in a manifest, and so of all bytes of its store."""
     rest = {key: value for key, value in manifest.items() if key != "digest"}
     return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
@@ -79,15 +80,15 @@ def _bad(folder: Path, what: str) -> BadInput:
 
 
 class PackedImages:
-    """All images of a store, a Source: views into the memory map, not to be written to.
+    """All images of a store, as a Source: read-only views into the memory map.
 
-    Each process maps a part when it first needs it. Pickled, it is its path.
+    Each process maps a part when it first needs it. Pickling keeps only the path and the manifest.
     """
 
     def __init__(self, folder: Path) -> None:
-        """Raises BadInput for a store that is unfinished, cut short, edited or of another version.
+        """Raises BadInput for a store that is unfinished, truncated, edited or of another version.
 
-        All files but the pixels are hashed; of those the sizes are compared (`verify` does more).
+        All files except the pixels are hashed; of these only the sizes are checked, see `verify`.
         """
         manifest = read_manifest(folder)
         try:
@@ -101,14 +102,14 @@ class PackedImages:
             fits = self._index_fits() and self._labels_fit()
         except BadInput:
             raise
-        # Hashes find damage; a store that was made to harm has right ones, and anything in it.
+        # Hashes find damage, but a malicious store has correct ones, and can contain anything.
         except (LookupError, TypeError, ValueError, AttributeError, OverflowError) as e:
-            raise _bad(folder, f"is no store ({type(e).__name__}: {e}); {ANEW}") from None
+            raise _bad(folder, f"is not a valid store ({type(e).__name__}: {e}); {ANEW}") from None
         if not fits:
             raise _bad(folder, f"{INDEX} does not fit the pixels; {ANEW}")
 
     def _index_fits(self) -> bool:
-        """Whether images lie one after another, each within a part, and fill the parts."""
+        """Whether images follow one another, each within one part, and fill the parts."""
         index, end = self._index, self.manifest["bytes"]
         if index.ndim != 2 or index.shape[1] != 3 or index.dtype != np.int64:
             return False
@@ -120,7 +121,7 @@ class PackedImages:
         return follow and self._starts[-1] == end and np.isin(self._starts[:-1], offsets).all()
 
     def _labels_fit(self) -> bool:
-        """Whether names and labels are as many as images, and splits share these out."""
+        """Whether there are as many names and labels as images, and the splits add up to these."""
         n, sizes, known = len(self), self.manifest["splits"].values(), self.manifest["set"]
         if min(sizes, default=0) < 0 or sum(sizes) != n or len(self._names) != n:
             return False
@@ -151,7 +152,7 @@ class PackedImages:
         return len(self._index)
 
     def image(self, i: int) -> np.ndarray:
-        """Image i -> (H, W, 3) uint8, read-only. Raises UnreadableImage for a part that is gone."""
+        """Image i -> (H, W, 3) uint8, read-only. Raises UnreadableImage if its part is missing."""
         offset, height, width = self._index[i].tolist()
         part = bisect_right(self._starts, offset) - 1
         if part not in self._maps:
@@ -160,18 +161,18 @@ class PackedImages:
         return self._maps[part][start : start + 3 * height * width].reshape(height, width, 3)
 
     def _map(self, part: int) -> np.ndarray:
-        """The bytes of a part, (n,) uint8. Raises UnreadableImage if they are not all there."""
+        """The bytes of a part, (n,) uint8. Raises UnreadableImage if some are missing."""
         path, size = self.folder / part_name(part), self._starts[part + 1] - self._starts[part]
         try:
             _check_size(self.folder, path.name, size)
-            # Not as np.memmap: its slices cost more to make than all the rest of `image`.
+            # Not as np.memmap: slicing that takes longer than all the rest of `image`.
             return np.asarray(np.memmap(path, np.uint8, mode="r"))
         except (OSError, BadInput) as e:
             reason = getattr(e, "strerror", None) or str(e)
         raise UnreadableImage(str(path), reason, of_disk=True)
 
     def name(self, i: int) -> str:
-        """What the image was called below `--data_path` when it was packed."""
+        """The image's path below `--data_path` when it was packed."""
         return self._names.relative(i)
 
     def split(self, name: str) -> Picked:
@@ -184,7 +185,7 @@ class PackedImages:
         """The set that was packed. Raises BadInput for images without labels."""
         known = self.manifest["set"]
         if not known:
-            what = "is a packed store of images without labels; it can be pre-trained on"
+            what = "is a packed store of images without labels; use it for pre-training"
             raise _bad(self.folder, what)
         labels, targets = np.load(self.folder / LABELS), None
         if TARGETS in self.manifest["files"]:
@@ -209,7 +210,7 @@ class PackedImages:
         )
 
     def _options(self, known: dict) -> dict[str, object]:
-        """See LabelledSet; of stores that do not say, what follows from how they were packed."""
+        """See LabelledSet; for stores that do not record them, derived from the packing options."""
         if "options" in known:
             return dict(known["options"])
         options = {k: v for k, v in self.manifest["settings"].items() if v is not None}
@@ -219,26 +220,26 @@ class PackedImages:
         return {**counted, **options}
 
     def notes(self) -> list[str]:
-        """What packing found out, and what is packed."""
+        """The notes from packing, and a description of the store."""
         found = [*self.manifest.get("notes", ()), *self.manifest.get("duplicates", ())]
         return [*found, self.described()]
 
     def described(self) -> str:
-        """One line: how many images, in what form."""
+        """One line: the number of images, their size and that of the store."""
         side, missing = self.manifest["short_side"], len(self.manifest["left_out"])
-        size = f"short side at most {side}" if side else "as large as they were"
+        size = f"short side at most {side}" if side else "at their own size"
         left_out = f"; {missing:,} unreadable ones left out" if missing else ""
         return f"packed: {len(self):,} images, {size}, {gigabytes(self._starts[-1])}{left_out}"
 
     def verify(self) -> None:
-        """Hash all pixels. Raises BadInput that names the first part that is not as packed."""
+        """Hash all pixels. Raises BadInput naming the first part that has changed since packing."""
         for part in self.manifest["parts"]:
             if file_digest(self.folder / part["file"]) != part["sha256"]:
-                raise _bad(self.folder, f"{part['file']} is not as it was packed; {ANEW}")
+                raise _bad(self.folder, f"{part['file']} has changed since it was packed; {ANEW}")
 
 
 def _check_file(folder: Path, name: str, known: str) -> None:
-    """Raises BadInput unless a file of a store, not one elsewhere, is as it was packed."""
+    """Raise BadInput if a file has changed since packing, or is not one of a store's files."""
     if name not in (INDEX, NAMES, LABELS, TARGETS):
         raise _bad(folder, f"its {MANIFEST} names {printable(name)}; {ANEW}")
     try:
@@ -246,11 +247,11 @@ def _check_file(folder: Path, name: str, known: str) -> None:
     except OSError as e:
         raise _bad(folder, f"{name} cannot be read ({e.strerror}); {ANEW}") from None
     if found != known:
-        raise _bad(folder, f"{name} is not as it was packed: cut short or edited; {ANEW}")
+        raise _bad(folder, f"{name} has changed since it was packed (truncated or edited); {ANEW}")
 
 
 def _check_size(folder: Path, name: str, size: int) -> None:
-    """Raises BadInput unless a part is as long as it was."""
+    """Raise BadInput unless a part has its original size."""
     try:
         found = (folder / name).stat().st_size
     except OSError as e:
@@ -260,5 +261,5 @@ def _check_size(folder: Path, name: str, size: int) -> None:
 
 
 def gigabytes(count: float) -> str:
-    """A number of bytes for people."""
+    """Format a number of bytes, such as `1.5 GB` or `3.2 MB`."""
     return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"

@@ -1,7 +1,8 @@
-"""Pixels into flat files, so that whatever ends the work – a kill, a full disk – it can go on.
+"""Writes pixels to flat files, such that packing can resume after a kill or a full disk.
 
-A journal says which images are safely in the parts. What lies beyond its word is cut off, and the
-rest is written as it would have been: the bytes depend on the images alone.
+A journal records which images are safely in the parts. On resuming, all that the journal does not
+cover is truncated and written again. The result is identical, because its bytes depend on the
+images alone.
 """
 
 import fcntl
@@ -18,43 +19,43 @@ from datasets.packed.store import ANEW, JOURNAL, MANIFEST, file_digest, part_nam
 from util.errors import BadInput
 from util.files import flush_folder
 
-PART_BYTES = 2**30  # a part ends with the image that reaches this
-KEEP_EVERY = 1.0  # seconds of work that a kill costs at most
+PART_BYTES = 2**30  # a part ends with the image that reaches this size
+KEEP_EVERY = 1.0  # seconds of work that a kill can cost at most
 
 
 class Parts:
     """A store's pixels while they are being written, by this process alone."""
 
     def __init__(self, folder: Path, plan: dict) -> None:
-        """Begin in a new or empty folder, or go on where the journal ends.
+        """Start in a new or empty folder, or resume where the journal ends.
 
-        `plan` is what determines the bytes. Raises BadInput for a folder that is not to be written
-        in: it holds something else, other images, or another process is at it.
+        `plan` is everything that determines the bytes. Raises BadInput for a folder that must not
+        be written to: it holds other files or other images, or another process is packing into it.
         """
         self.folder = folder
-        # Height, width and digest of each, or why it is left out.
+        # Height, width and digest of each image, or the reason why it is left out.
         self.images: list[list[int | str] | str] = []
-        self.full: list[dict] = []  # file, bytes, sha256
-        self._bytes, self._file = 0, None  # of the part that is not full
-        self._new: list[list[int | str] | str | dict] = []  # what the journal does not know yet
+        self.full: list[dict] = []  # file, bytes, sha256 of each finished part
+        self._bytes, self._file = 0, None  # of the unfinished part
+        self._new: list[list[int | str] | str | dict] = []  # items that are not in the journal yet
         self._kept_at = time.monotonic()
         _check_folder(folder)
         folder.mkdir(parents=True, exist_ok=True)
         self._journal = open(folder / JOURNAL, "a+b", buffering=0)  # noqa: SIM115
         try:
-            # Not flock, which the processes that decode would inherit, and keep after a kill.
+            # Not flock: decoding processes inherit that lock, and hold it if this one is killed.
             fcntl.lockf(self._journal, fcntl.LOCK_EX | fcntl.LOCK_NB)
             self._read_journal(plan)
             self._cut_part()
         except (BlockingIOError, PermissionError):
             self.close()
-            raise _bad(folder, "another process is packing in it; wait for it") from None
+            raise _bad(folder, "another process is packing into it; wait for it to end") from None
         except BadInput:
             self.close()
             raise
 
     def _read_journal(self, plan: dict) -> None:
-        """Take over what is there, or begin with the plan."""
+        """Read what the journal records, or begin it with the plan."""
         self._journal.seek(0)
         lines, end = self._journal.read().splitlines(keepends=True), 0
         for number, line in enumerate(lines):
@@ -63,7 +64,7 @@ class Parts:
             except ValueError:
                 entry = None
             if entry is None:
-                break  # torn: what it spoke of is done again
+                break  # an incomplete line: its images are packed again
             if number == 0:
                 check_plan(self.folder, entry, plan)
             else:
@@ -76,7 +77,7 @@ class Parts:
             flush_folder(self.folder)
 
     def _count(self, item: list[int | str] | str | dict) -> None:
-        """Note an image (as in `images`) or the end of a part (what it is)."""
+        """Count an image (an item of `images`) or a finished part (an item of `full`)."""
         if isinstance(item, dict):
             self.full.append(item)
             self._bytes = 0
@@ -86,7 +87,7 @@ class Parts:
             self._bytes += 3 * item[0] * item[1]
 
     def _cut_part(self) -> None:
-        """Take from the part that is not full what the journal knows nothing of."""
+        """Truncate the unfinished part to what the journal has. Raises BadInput for lost bytes."""
         current = {"file": part_name(len(self.full)), "bytes": self._bytes}
         for part in [*self.full, current] if self._bytes else self.full:
             path = self.folder / part["file"]
@@ -98,12 +99,12 @@ class Parts:
             self._file.seek(self._bytes)
 
     def content(self, i: int) -> tuple | None:
-        """What equal images share; None of one that is left out or that an older release packed."""
+        """A value that equal images share; None if left out, or packed by an older release."""
         item = self.images[i]
         return tuple(item) if not isinstance(item, str) and len(item) == 3 else None
 
     def add(self, image: np.ndarray | str) -> None:
-        """The next image, (H, W, 3) uint8, or why it has to be left out."""
+        """Add the next image, (H, W, 3) uint8, or the reason why it is left out."""
         if isinstance(image, str):
             self._note(image)
         else:
@@ -122,19 +123,19 @@ class Parts:
         self._new.append(item)
 
     def end_part(self) -> None:
-        """The part that is being written, if there is one, is full."""
+        """Finish the part that is being written, if there is one."""
         if self._file is not None:
             self._flush_part()
             self._file.close()
             self._file = None
             name = part_name(len(self.full))
-            # Just written, so this reads memory.
+            # It was just written, so this reads from memory.
             digest = file_digest(self.folder / name)
             self._note({"file": name, "bytes": self._bytes, "sha256": digest})
         self.keep()
 
     def keep(self) -> None:
-        """Make what was added outlive anything: pixels first, then the journal's word for them."""
+        """Make what was added durable: first the pixels, then the journal entries for them."""
         self._flush_part()
         if self._new:
             self._append(self._new)
@@ -152,11 +153,11 @@ class Parts:
         os.fsync(self._journal.fileno())
 
     def close(self, whole: bool = False) -> None:
-        """Let others write here; a `whole` store needs no journal."""
+        """Release the folder; a `whole` store needs no journal, so that is removed."""
         if whole:
             (self.folder / JOURNAL).unlink()
         for file in (self._file, self._journal):
-            with suppress(OSError):  # a full disk has been told of already
+            with suppress(OSError):  # a full disk has already been reported
                 if file is not None:
                     file.close()
 
@@ -166,29 +167,29 @@ def _bad(folder: Path, what: str) -> BadInput:
 
 
 def _check_folder(folder: Path) -> None:
-    """Raises BadInput for what is neither new, nor empty, nor a store."""
+    """Raise BadInput for a folder that is neither new, nor empty, nor a store."""
     try:
         names = set(os.listdir(folder))
     except FileNotFoundError:
         return
     except NotADirectoryError:
-        raise _bad(folder, "is, or lies in, a file; name a folder") from None
+        raise _bad(folder, "is a file or in one; name a folder") from None
     if names and not names & {JOURNAL, MANIFEST}:
         raise _bad(folder, "holds other files; name a new folder")
 
 
 def is_packed(folder: Path, plan: dict) -> bool:
-    """Whether the store is there already. Raises BadInput if another one is."""
+    """Whether the store is already finished. Raises BadInput if the folder holds another one."""
     _check_folder(folder)
     if not (folder / MANIFEST).exists():
         return False
     check_plan(folder, read_manifest(folder), plan)
-    (folder / JOURNAL).unlink(missing_ok=True)  # killed just before this
+    (folder / JOURNAL).unlink(missing_ok=True)  # left if packing was killed just before this
     return True
 
 
 def check_plan(folder: Path, found: dict, plan: dict) -> None:
-    """Raises BadInput unless a store was begun for the same bytes."""
+    """Raise BadInput unless the store was begun with the same plan."""
     for name, value in plan.items():
         if found.get(name) != value:
             was = "other images" if name in ("data", "count") else f"{name} {found.get(name)}"

@@ -1,1 +1,1 @@
-"""Faces that the project draws, to train on with nothing downloaded; see `generator`."""
+"""Synthetic faces, to train on without any download; see `generator`."""

@@ -1,4 +1,4 @@
-"""A contact sheet of the synthetic faces.
+"""Writes a contact sheet of the synthetic faces.
 
 python -m datasets.synthetic --output docs/synthetic_faces.png
 """
@@ -9,7 +9,7 @@ from datasets.synthetic.generator import contact_sheet
 
 
 def main() -> None:
-    """Draw it."""
+    """Draw the sheet and save it."""
     parser = argparse.ArgumentParser(
         description="Save a contact sheet of synthetic faces: one column per expression."
     )
@@ -35,7 +35,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1, help="random seed (default: %(default)s)")
     args = parser.parse_args()
     sheet = contact_sheet(args.rows, args.cell, args.seed)
-    # A palette keeps the file small; fitted to the sheet and dithered, it does not show.
+    # A palette keeps the file small; as it is fitted to the sheet and dithered, it is not noticed.
     palette = sheet.quantize(256, kmeans=3)
     sheet.quantize(256, palette=palette).save(args.output, optimize=True)
 

@@ -1,10 +1,10 @@
-"""Drawing one face: an identity, a condition and the activations of facial action units → pixels.
+"""Draws one face, from an identity and the activations of facial action units.
 
-The features are painted back to front; then light falls on a height map of the head, so that skin,
-hair and features share one shading.
+The features are painted back to front, without light. `relief` gives the height map of the face
+that `scene.light_up` needs, so that skin, hair and features share one shading.
 
-Action units (AU) follow FACS (Ekman & Friesen 1978): `actions[au]` is (2,) – the image's left and
-right side – from 0 (at rest) to about 1 (full).
+Action units (AU) follow FACS (Ekman & Friesen 1978): `actions[au]` is (2,), for the image's left
+and right side, from 0 (at rest) to about 1 (full).
 """
 
 import numpy as np
@@ -33,7 +33,7 @@ from datasets.synthetic.paint import (
 
 
 def draw_face(canvas: Canvas, who: Identity, actions: Actions, gaze: np.ndarray) -> None:
-    """Paint head, hair and features, unlit, onto the canvas."""
+    """Paint head, hair and features onto the canvas, without light."""
     tones = Tones.of(who)
     mouth = Mouth(who, actions)
     draw_back_hair(canvas, who)
@@ -51,7 +51,7 @@ def draw_face(canvas: Canvas, who: Identity, actions: Actions, gaze: np.ndarray)
 
 
 def _outline(who: Identity, drop: float) -> np.ndarray:
-    """(56, 2): the head's outline; an open jaw lengthens it by `drop`."""
+    """(56, 2): the head's outline; opening the jaw lengthens it by `drop`."""
     w, j, c = who.width, who.jaw, who.chin
     right = [
         (0.42, -1.12),
@@ -119,7 +119,7 @@ def _folds(
     mouth: Mouth,
     head: Image.Image,
 ) -> None:
-    """What moving muscles and age write into the skin."""
+    """The folds and wrinkles that muscle movements and age leave in the skin."""
     for i, side in enumerate(SIDES):
         a = {au: float(v[i]) for au, v in actions.items()}
         corner = mouth.corner(i)
@@ -308,7 +308,7 @@ def _brow(canvas: Canvas, who: Identity, a: dict[int, float], side: int) -> None
 
 
 def relief(who: Identity, actions: Actions) -> np.ndarray:
-    """(B, 5): the face's bumps and hollows – x, y, two widths, height – light falls on."""
+    """(B, 5): the bumps and hollows of the face as x, y, two widths and height, in head units."""
     a = {au: float(v.mean()) for au, v in actions.items()}
     y = 0.30 * who.nose_length
     rows = [

@@ -1,10 +1,10 @@
-"""Faces drawn by the project itself: data to pre-train and fine-tune on with nothing downloaded.
+"""Generates synthetic faces: data to pre-train and fine-tune on without any download.
 
-An image is a function of (seed, split, index). Its identity comes from a pool of its split, its
+An image is a function of (seed, split, index). Its identity comes from its split's pool, its
 expression from balanced labels, and its condition – pose, light, background, occlusion, camera –
-from the position alone, so none of these tells the label. An expression is a set of facial action
-units after EMFACS (Friesen & Ekman 1983), at a varying intensity, a little asymmetric, with every
-unit jittered on its own and none of them quite at rest.
+from the position alone, so that the condition does not reveal the label. An expression is a set of
+facial action units after EMFACS (Friesen & Ekman 1983), with varying intensity and slight
+asymmetry; each unit is jittered independently, and none is quite at rest.
 
     python -m datasets.synthetic --output docs/synthetic_faces.png
 """
@@ -31,15 +31,16 @@ from datasets.synthetic.scene import (
 )
 from util.seeding import FACE, IDENTITY, generator
 
-VERSION = 2  # of the drawing: raise it whenever an image of a position changes
-KEPT_BYTES = 128 * 2**20  # of drawn faces, a process
+VERSION = 2  # of the drawing code: increase it whenever the image at any position changes
+KEPT_BYTES = 128 * 2**20  # of cached faces, per process
 SPLITS = ("train", "test")
-POOL = 5_000  # identities a split
-LABELS = 2  # major positions of the FACE stream from here on hold labels, below them images
+POOL = 5_000  # identities per split
+LABELS = 2  # in the FACE stream, major positions below this are for images, the others for labels
 CLASSES = len(EXPRESSIONS)
 
 UNITS = (1, 2, 4, 5, 6, 7, 9, 10, 12, 14, 15, 16, 17, 20, 23, 25, 26, 43)
-# Action unit → intensity; the second set is added in about half of the images: lips part.
+# For each expression, action unit → intensity; in about half of the images, when the lips part, the
+# second set is added.
 RECIPES: tuple[tuple[dict[int, float], dict[int, float]], ...] = (
     ({}, {}),
     ({6: 0.8, 12: 1.0}, {25: 0.9, 26: 0.12}),
@@ -68,20 +69,20 @@ IRISES = np.array(
 
 
 def _pick(rng: np.random.Generator, odds: dict[str, float]) -> str:
-    """One of the names, by their odds."""
+    """A random one of the names, by their odds."""
     weight = np.cumsum(list(odds.values()))
     return list(odds)[int(np.searchsorted(weight, rng.random() * weight[-1], side="right"))]
 
 
 def _between(palette: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """A colour (3,) on the way through a palette (n, 3)."""
+    """A random colour (3,), interpolated along a palette (n, 3)."""
     place = rng.random() * (len(palette) - 1)
     low = min(int(place), len(palette) - 2)
     return mix(palette[low], palette[low + 1], place - low)
 
 
 def sample_identity(seed: int, number: int) -> Identity:
-    """The identity of a number: attributes drawn from the IDENTITY stream alone."""
+    """The identity with a number; its attributes are sampled from the IDENTITY stream alone."""
     rng = generator(IDENTITY, seed, 0, number)
 
     def around(spread: float) -> float:
@@ -129,7 +130,7 @@ def sample_identity(seed: int, number: int) -> Identity:
 
 
 def sample_condition(rng: np.random.Generator) -> Condition:
-    """How one picture is taken; knows neither identity nor label."""
+    """Sample how a picture is taken, independently of identity and label."""
     light = np.array([rng.normal(0, 0.55), rng.normal(-0.45, 0.3), 1.0])
     blurred, noisy = rng.random(2)
     odds = dict(zip(OCCLUSIONS, (0.83, 0.05, 0.02, 0.03, 0.05, 0.02), strict=True))
@@ -154,10 +155,10 @@ def sample_condition(rng: np.random.Generator) -> Condition:
 
 
 def as_in_a_laboratory(condition: Condition) -> Condition:
-    """The same sitter in even light, about frontal, cropped to the face.
+    """The same condition with even light and a roughly frontal pose, cropped to the face.
 
-    As data sets of expressions are: hair and background, which outweigh any expression in a
-    picture's variance, are mostly outside.
+    Data sets of expressions are like that. Hair and background, which make up more of a picture's
+    variance than any expression, are mostly outside the crop.
     """
     c, zoom, pose, light = condition, 1.9, 0.8, 0.3
     lamp = np.array([light * c.light[0] / c.light[2], -0.45, 1.0])
@@ -180,7 +181,7 @@ def as_in_a_laboratory(condition: Condition) -> Condition:
 
 
 def sample_actions(rng: np.random.Generator, label: int) -> Actions:
-    """Action unit → (2,) left and right activation; as many draws for every label."""
+    """Action unit → (2,) left and right activation; uses equally many random numbers per label."""
     strength = 0.35 + 0.75 * rng.beta(2.2, 1.4)
     jitter = rng.uniform(0.6, 1.25, len(UNITS))
     uneven = 1 + rng.normal(0, 0.08, (len(UNITS), 2))
@@ -199,7 +200,7 @@ def sample_actions(rng: np.random.Generator, label: int) -> Actions:
 def draw(
     who: Identity, condition: Condition, actions: Actions, size: int, rng: np.random.Generator
 ) -> np.ndarray:
-    """The picture, uint8 (size, size, 3); `rng` gives the sensor's noise."""
+    """Draw the picture, uint8 (size, size, 3); `rng` gives the sensor's noise."""
     c = condition
     canvas = Canvas(background(c, size), c.yaw, c.pitch, c.roll, c.scale, c.shift)
     draw_face(canvas, who, actions, c.gaze)
@@ -211,14 +212,14 @@ def draw(
 
 
 class Drawn(NamedTuple):
-    """What `synthetic…` as a `--data_path` asks for."""
+    """What a `--data_path` of `synthetic…` asks for."""
 
     lab: bool
-    counts: tuple[int | None, int | None]  # train, test; None where it does not say
+    counts: tuple[int | None, int | None]  # train, test; None if not given
 
 
 def parse_synthetic(data_path: str) -> Drawn | None:
-    """`synthetic` or `synthetic-lab`, with `[:TRAIN[:TEST]]`; None for any other path."""
+    """Parse `synthetic` or `synthetic-lab`, with `[:TRAIN[:TEST]]`; None for any other path."""
     match = re.fullmatch(r"synthetic(-lab)?(?::(\d+))?(?::(\d+))?", data_path)
     if not match:
         return None
@@ -227,11 +228,11 @@ def parse_synthetic(data_path: str) -> Drawn | None:
 
 
 class SyntheticFaces:
-    """`count` drawn faces of one split, each a function of (seed, split, index) alone.
+    """`count` synthetic faces of one split, each a function of (seed, split, index) alone.
 
-    The same people with the same expressions are met in the wild or, with `lab`, in a laboratory.
-    Asking for more images adds to the ones there were; train and test share no identity; any eight
-    images from a multiple of eight on hold every class once. `size` is the side in pixels.
+    They are pictured in the wild or, with `lab`, in a laboratory: the same people with the same
+    expressions. A larger `count` only appends images; train and test share no identity; eight
+    images from a multiple of eight on have every class once. `size` is the side length in pixels.
     """
 
     classes = EXPRESSIONS
@@ -254,7 +255,7 @@ class SyntheticFaces:
             raise ValueError(f"seed must not be negative, not {seed}")
         self.count, self.size, self.seed, self.split, self.lab = count, size, seed, split, lab
         self.digest = f"synthetic-v{VERSION}-{split}-{count}x{size}px-seed{seed}{'-lab' * lab}"
-        # A face takes milliseconds to draw: a process keeps those it has drawn, up to a bound.
+        # Drawing a face takes milliseconds, so each process caches faces, up to KEPT_BYTES.
         self._drawn: dict[int, np.ndarray] = {}
         self._room = KEPT_BYTES // (3 * size * size)
 
@@ -262,7 +263,7 @@ class SyntheticFaces:
         return self.count
 
     def image(self, index: int) -> np.ndarray:
-        """uint8 RGB (size, size, 3), not to be written to."""
+        """Image `index`, uint8 RGB (size, size, 3), read-only."""
         if index in self._drawn:
             return self._drawn[index]
         rng, identity = self._start(index)
@@ -277,7 +278,7 @@ class SyntheticFaces:
         return image
 
     def label(self, index: int) -> int:
-        """The expression's id, 0..7; nothing is drawn for it."""
+        """The expression's id, 0..7, without drawing the face."""
         self._check(index)
         block = generator(FACE, self.seed, LABELS + SPLITS.index(self.split), index // CLASSES)
         return int(block.permutation(CLASSES)[index % CLASSES])
@@ -288,11 +289,11 @@ class SyntheticFaces:
         return f"synthetic/{self.split}/{index:06d}"
 
     def identity(self, index: int) -> int:
-        """Whose face it is: even numbers in the train split, odd ones in the test split."""
+        """The number of the identity: even in the train split, odd in the test split."""
         return self._start(index)[1]
 
     def _start(self, index: int) -> tuple[np.random.Generator, int]:
-        """The generator of an image, and the identity it draws first."""
+        """The random generator of an image, and the identity, which is its first draw."""
         self._check(index)
         split = SPLITS.index(self.split)
         rng = generator(FACE, self.seed, split, index)
@@ -304,7 +305,7 @@ class SyntheticFaces:
 
 
 def contact_sheet(rows: int = 6, cell: int = 112, seed: int = 0) -> Image.Image:
-    """A column an expression: the upper half one face each row, the lower half any images."""
+    """One column per expression: in the upper half one person per row, in the lower half anyone."""
     faces = SyntheticFaces(10_000, cell, seed)
     header = max(20, cell // 5)
     sheet = Image.new("RGB", (CLASSES * cell, header + rows * cell), (255, 255, 255))
@@ -322,7 +323,7 @@ def contact_sheet(rows: int = 6, cell: int = 112, seed: int = 0) -> Image.Image:
 
 
 def _with_expression(faces: SyntheticFaces, index: int, label: int) -> np.ndarray:
-    """The face of an index in its own condition, sharp and unoccluded, with another expression."""
+    """The face at an index with another expression, in its own condition but sharp, unoccluded."""
     rng, identity = faces._start(index)
     condition = replace(sample_condition(rng), occlusion="none", blur=0.0, noise=0.5)
     actions = sample_actions(rng, label)

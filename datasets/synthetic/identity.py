@@ -1,4 +1,4 @@
-"""Who a face belongs to, and the hair, beard and glasses it wears."""
+"""The identity of a face, and the drawing of its hair and glasses."""
 
 from dataclasses import dataclass
 
@@ -23,7 +23,7 @@ Actions = dict[int, np.ndarray]
 
 @dataclass(frozen=True)
 class Identity:
-    """Who it is. Colours are RGB (3,) in 0..255; sizes are factors around 1."""
+    """What makes up a person. Colours are RGB (3,) in 0..255; sizes are factors around 1."""
 
     skin: np.ndarray
     hair_colour: np.ndarray
@@ -42,7 +42,7 @@ class Identity:
     lip_full: float
     lip_red: float
     mouth_width: float
-    rest_corner: float  # how far the corners of the resting mouth hang, head units
+    rest_corner: float  # how far the corners of the mouth droop at rest, head units
     hair: str
     part: float  # where the hair parts, −0.5..0.5
     beard: str
@@ -64,7 +64,7 @@ class Tones:
 
     @classmethod
     def of(cls, who: Identity) -> "Tones":
-        """The tones of one skin: shadows of skin are warmer than the skin."""
+        """The tones of an identity's skin; its shadows are warmer than the skin itself."""
         skin = who.skin
         red = np.array([190.0, 62.0, 66.0]) * (0.35 + 0.65 * skin.mean() / 200)
         return cls(
@@ -230,7 +230,7 @@ def _locks(canvas: Canvas, who: Identity) -> None:
 
 
 def draw_glasses(canvas: Canvas, who: Identity, dark: bool = False) -> None:
-    """The identity's frames, if any; `dark`: sunglasses over anyone's eyes."""
+    """The identity's glasses, if any; with `dark`, sunglasses for everyone."""
     kind = "square" if dark and who.glasses == "none" else who.glasses
     if kind == "none":
         return

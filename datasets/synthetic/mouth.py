@@ -1,4 +1,4 @@
-"""The mouth, which most of an expression is, and the beard that moves with it."""
+"""The mouth, which shows most of an expression, and the beard that moves with it."""
 
 import numpy as np
 from PIL import Image
@@ -18,7 +18,7 @@ class Mouth:
         wide = 0.10 * side[12] + 0.10 * side[20] - 0.05 * side[23] + 0.02 * side[14]
         wide = wide - 0.08 * side[26] - 0.03 * side[17]
         x = t * (0.275 * who.mouth_width + wide)
-        # the two corners move on their own; the blend keeps the lips between them smooth
+        # the corners move independently; the blend keeps the lips between them smooth
         corner = -0.155 * side[12] + 0.13 * side[15] + 0.03 * side[20] - 0.03 * side[14]
         corner = corner + who.rest_corner
         self.gap = 0.075 * a[25] + 0.34 * a[26] + 0.02 * a[16]
@@ -62,7 +62,7 @@ class Mouth:
 
 
 def draw_mouth(canvas: Canvas, tones: Tones, m: Mouth) -> None:
-    """Lips, and behind open ones teeth and tongue."""
+    """Lips and, if they are open, teeth and tongue."""
     low = m.below[12, 1]
     canvas.paint([ellipse(0, low + 0.055, 0.17, 0.035)], tones.shade, blur=0.03, opacity=0.6)
     upper = [np.concatenate([m.above, m.bottom[::-1]])]
@@ -124,7 +124,7 @@ def _inside(canvas: Canvas, tones: Tones, m: Mouth) -> None:
 
 
 def draw_beard(canvas: Canvas, who: Identity, m: Mouth, head: Image.Image) -> None:
-    """Stubble, moustache, goatee or a full beard, around the mouth as it stands."""
+    """Stubble, moustache, goatee or a full beard, fitted to the shape of the mouth."""
     if who.beard == "none":
         return
     colour = mix(who.hair_colour * 0.85, DARK, 0.2)

@@ -1,9 +1,9 @@
-"""Soft painting in head units: smooth curves, and a canvas that poses, masks and blurs shapes.
+"""Painting in head units: smooth curves, and a canvas that poses, masks and blurs shapes.
 
-*Head units*: the origin lies between eyes and nose, x to the image's right, y down; half a face is
-about 0.85 wide, the chin at y = 1.15. A shape is an (n, 2) array of them. `Canvas` turns shapes by
-the pose (yaw, pitch, roll), places them on the image and paints them, so a face is the same at
-every image size.
+*Head units*: the origin is between eyes and nose, x points to the image's right, y down; half a
+face is about 0.85 wide, and the chin is at y = 1.15. A shape is an (n, 2) array of points. `Canvas`
+rotates shapes by the pose (yaw, pitch, roll), places them on the image and paints them, so that a
+face is the same at every image size.
 """
 
 import math
@@ -25,7 +25,7 @@ def mix(a: np.ndarray, b: np.ndarray, t: float) -> np.ndarray:
 
 @lru_cache(maxsize=64)
 def _spline(m: int, n: int, closed: bool) -> np.ndarray:
-    """(n, m): the Catmull-Rom curve through m points, at n places, as a matrix."""
+    """(n, m): the matrix that samples the Catmull-Rom curve through m points at n positions."""
     u = np.linspace(0, m if closed else m - 1, n, endpoint=not closed)
     i = np.minimum(u.astype(int), m - 1 if closed else m - 2)
     f = u - i
@@ -68,7 +68,7 @@ def _profile(n: int, begin: float, end: float) -> np.ndarray:
 
 
 def ribbon(line: np.ndarray, width: float, taper: tuple[float, float] = (0.0, 0.0)) -> np.ndarray:
-    """(2n, 2): a stroke along a line (n, 2), widest in its middle, `taper` of it at the ends."""
+    """(2n, 2): a stroke along a line (n, 2); at its ends it has the share `taper` of `width`."""
     along = np.empty_like(line)
     along[1:-1] = line[2:] - line[:-2]
     along[0], along[-1] = line[1] - line[0], line[-1] - line[-2]
@@ -78,20 +78,21 @@ def ribbon(line: np.ndarray, width: float, taper: tuple[float, float] = (0.0, 0.
 
 
 def mirrored(points: Sequence | np.ndarray) -> list[np.ndarray]:
-    """The shape on the image's left and on its right; it is given for the right."""
+    """The shape on the image's left and right; `points` are those of the right one."""
     points = np.asarray(points, dtype=float)
     return [points * (side, 1) for side in SIDES]
 
 
 def surface(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """How far the face stands out at (x, y), in head units."""
+    """How far the face protrudes at (x, y), in head units."""
     return 0.62 * np.sqrt(np.maximum(0.0, 1 - (x / 1.02) ** 2 - (y / 1.42) ** 2))
 
 
 class Canvas:
-    """An RGB image and the pose that places head units on it.
+    """An RGB image, and the pose that maps head units to its pixels.
 
-    Angles are in radians; `scale` (a head unit) and `shift` (2,) are shares of the image's side.
+    Angles are in radians; `scale` (of one head unit) and `shift` (2,) are shares of the image's
+    side length.
     """
 
     def __init__(
@@ -106,7 +107,7 @@ class Canvas:
         self.image = image
         self.size = image.width
         self.figure = Image.new("L", image.size)  # where head, hair and body are
-        self.unit = scale * self.size  # pixels a head unit
+        self.unit = scale * self.size  # pixels per head unit
         self.centre = (0.5 + shift) * self.size
         self.turn = math.cos(yaw), math.sin(yaw)
         self.nod = math.cos(pitch), math.sin(pitch)
@@ -135,9 +136,9 @@ class Canvas:
         line: float = 0.0,
         clip: Image.Image | None = None,
     ) -> tuple[Image.Image, tuple[int, int, int, int]] | None:
-        """The grey mask of the shapes and its box on the image; None if nothing would be seen.
+        """The grey mask of the shapes and its box on the image; None if nothing would be visible.
 
-        `blur` and `line` (width: the shapes are then open lines) are in head units.
+        `blur` and `line` are in head units; `line` is a width, and makes the shapes open lines.
         """
         level = round(255 * min(opacity, 1.0))
         if level <= 0:
@@ -149,7 +150,7 @@ class Canvas:
         x1, y1 = np.minimum(np.ceil(pixels.max(0) + margin), self.size).astype(int).tolist()
         if x1 <= x0 or y1 <= y0:
             return None
-        # A strongly blurred shape holds no detail: it is drawn small, which makes blurring cheap.
+        # A strongly blurred shape has no detail: it is drawn small, which makes blurring cheap.
         zoom = float(self.supersample) if radius < 1.5 else min(1.0, 2.5 / radius)
         width, height = math.ceil((x1 - x0) * zoom), math.ceil((y1 - y0) * zoom)
         layer = Image.new("L", (width, height))
@@ -177,7 +178,7 @@ class Canvas:
     def paint(
         self, shapes: list[np.ndarray], colour: np.ndarray, solid: bool = False, **how: object
     ) -> None:
-        """Lay a colour over the shapes (options: `mask`); `solid` ones belong to the figure."""
+        """Paint a colour over the shapes (options: see `mask`); `solid` adds them to the figure."""
         made = self.mask(shapes, **how)
         if made is not None:
             ink = tuple(int(c) for c in np.clip(colour, 0, 255))
@@ -186,7 +187,7 @@ class Canvas:
                 self.figure.paste(255, made[1], made[0])
 
     def whole_mask(self, shapes: list[np.ndarray], **how: object) -> Image.Image:
-        """The mask of the shapes as large as the image, to clip other paint with."""
+        """The mask of the shapes at the size of the image, to clip other shapes with."""
         whole = Image.new("L", self.image.size)
         made = self.mask(shapes, **how)
         if made is not None:

@@ -1,4 +1,4 @@
-"""What surrounds a face in a picture: background, light, things in front of it, the camera."""
+"""What surrounds a face in a picture: background, light, objects in front of it, the camera."""
 
 from dataclasses import dataclass
 
@@ -7,35 +7,35 @@ from PIL import Image, ImageFilter
 
 from datasets.synthetic.paint import WHITE, Canvas, curve, ellipse, mix, ribbon
 
-GRID = 64  # side of the shading, in cells: it is smooth, so it needs no more
+GRID = 64  # side length of the shading in cells: few are enough, because it is smooth
 BACKGROUNDS = ("gradient", "shapes", "texture")
 OCCLUSIONS = ("none", "hand", "mask", "bar", "strand", "sunglasses")
 
 
 @dataclass(frozen=True)
 class Condition:
-    """How the picture was taken: nothing here knows the identity or the expression."""
+    """How the picture was taken, independent of identity and expression."""
 
     yaw: float
     pitch: float
     roll: float
-    scale: float  # a head unit as a share of the image's side
-    shift: np.ndarray  # (2,) share of the image's side
+    scale: float  # of a head unit, as a share of the image's side length
+    shift: np.ndarray  # (2,) share of the image's side length
     gaze: np.ndarray  # (2,) head units
     light: np.ndarray  # (3,) unit vector towards the light
     contrast: float
     brightness: float
     warmth: float
-    blur: float  # share of the image's side
+    blur: float  # share of the image's side length
     noise: float  # standard deviation, grey levels
     background: str
     colours: np.ndarray  # (3, 3) RGB of the background
     occlusion: str
-    grain: np.ndarray  # (16, 4) in [0, 1): shapes of background and occlusion
+    grain: np.ndarray  # (16, 4) in [0, 1): varies the shapes of background and occlusion
 
 
 def background(condition: Condition, size: int) -> Image.Image:
-    """A soft picture behind the head; RGB (size, size)."""
+    """A smooth picture behind the head; RGB (size, size)."""
     a, b, c = condition.colours
     y, x = np.mgrid[0:32, 0:32] / 31.0
     g = condition.grain
@@ -55,7 +55,7 @@ def background(condition: Condition, size: int) -> Image.Image:
 
 
 def occlude(canvas: Canvas, condition: Condition, skin: np.ndarray, hair: np.ndarray) -> None:
-    """Put a hand, a surgical mask, a bar or a strand of hair before the face."""
+    """Put a hand, a surgical mask, a bar or a strand of hair in front of the face."""
     g = condition.grain[9:]
     side = 1 if g[0, 0] < 0.5 else -1
     if condition.occlusion == "hand":
@@ -96,7 +96,7 @@ def occlude(canvas: Canvas, condition: Condition, skin: np.ndarray, hair: np.nda
 
 
 def _hand(canvas: Canvas, skin: np.ndarray, side: int, g: np.ndarray) -> None:
-    """Fingers that come from below and lie on one cheek or before the mouth."""
+    """Fingers that come from below and cover one cheek or the mouth."""
     reach, x0 = 0.75 - 0.6 * g[0, 1], side * (0.15 + 0.45 * g[0, 2])
     shade, light = skin * (0.62, 0.5, 0.48), mix(skin, WHITE, 0.2)
     palm = curve(
@@ -128,9 +128,9 @@ def _hand(canvas: Canvas, skin: np.ndarray, side: int, g: np.ndarray) -> None:
 
 
 def light_up(canvas: Canvas, condition: Condition, relief: np.ndarray) -> np.ndarray:
-    """The painted image under the condition's light: float32 (size, size, 3), grey levels.
+    """Light the painted image by the condition: float32 (size, size, 3), in grey levels.
 
-    `relief` (B, 5) holds the face's bumps: x, y, their widths and height, in head units.
+    `relief` (B, 5) has the bumps of the face: x, y, two widths and height, in head units.
     """
     size, unit = canvas.size, canvas.unit
     cell = size / GRID
@@ -157,14 +157,14 @@ def light_up(canvas: Canvas, condition: Condition, relief: np.ndarray) -> np.nda
     half = np.array([lx, ly, lz + 1]) / np.sqrt(2 + 2 * lz)
     glance = np.maximum(0.0, (half[2] - half[0] * dx - half[1] * dy) * up) ** 40 * on_head
     pixels = np.asarray(canvas.image, dtype=np.float32)
-    # Light that passes through skin comes out red: shadows lose blue first.
+    # Light that passes through skin comes out red, so blue darkens most in shadows.
     power, warm = (0.88, 1.0, 1.08), (1 + condition.warmth, 1.0, 1 - condition.warmth)
     planes = [_upscale(shade**p * w, size) for p, w in zip(power, warm, strict=True)]
     shine = _upscale(glance * 22 * condition.contrast * condition.brightness, size)
     lit = pixels * np.stack(planes, -1) + shine[..., None]
     figure = np.asarray(canvas.figure, dtype=np.float32)[..., None] / 255
     lit = pixels + (lit - pixels) * figure
-    over = np.maximum(lit - 175, 0)  # film-like shoulder: bright skin keeps its drawing
+    over = np.maximum(lit - 175, 0)  # compresses highlights as film does: bright skin keeps detail
     return lit - over * over / (over + 150)
 
 
@@ -175,7 +175,7 @@ def _upscale(plane: np.ndarray, size: int) -> np.ndarray:
 
 
 def photograph(lit: np.ndarray, condition: Condition, rng: np.random.Generator) -> np.ndarray:
-    """Focus and sensor: float32 (size, size, 3) → uint8."""
+    """Apply blur and sensor noise: float32 (size, size, 3) → uint8."""
     size = lit.shape[0]
     image = Image.fromarray(lit.clip(0, 255).astype(np.uint8))
     if condition.blur * size > 0.3:

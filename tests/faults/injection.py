@@ -1,4 +1,4 @@
-"""Runs in which something is made to go wrong at a given step, in processes of their own."""
+"""Runs, in separate processes, that are made to fail at a given step."""
 
 import os
 import time
@@ -9,7 +9,7 @@ from runs import small_run, start_ranks
 
 
 def at_step(epoch, step, act):
-    """Call `act()` in this process when it is first about to do this step."""
+    """Call `act()` in this process just before it does this step for the first time."""
     usual, acts = engine_train.Trainer._step, [act]
 
     def unusual(trainer, *rest):
@@ -22,10 +22,10 @@ def at_step(epoch, step, act):
 
 
 def run_with(before, folder, more="", world=2, survivors=None, within=60):
-    """Run `small_run`, `before(rank)` in each process first, until the survivors have ended.
+    """Run `small_run`, with `before(rank)` first in each process, until the survivors have ended.
 
-    -> each rank's exit code (None: still there when the survivors had ended), output, and the
-    seconds that the last survivor took. Nothing of the run is left.
+    -> each rank's exit code (None: still running when the survivors had ended), each rank's output,
+    and the seconds until the last survivor ended. Other processes are killed.
     """
     Path(folder).mkdir(exist_ok=True)
     began = time.monotonic()
@@ -45,7 +45,7 @@ def run_with(before, folder, more="", world=2, survivors=None, within=60):
 
 
 def kill(process, receive, reported):
-    """SIGKILL for a process that reports on and on; its last report, `reported` if none came."""
+    """Kill a process that keeps reporting; -> its last report, or `reported` if none came."""
     process.kill()
     process.join()
     while receive.poll():
@@ -57,5 +57,5 @@ def kill(process, receive, reported):
 
 
 def errors(text):
-    """The lines that say how a program ended."""
+    """The error lines in a program's output."""
     return [line for line in text.splitlines() if ": error: " in line]

@@ -1,4 +1,4 @@
-"""Checkpoints: killed while they are written, cut off, with a bit flipped, with bad weights."""
+"""Checkpoints: runs killed while saving, truncated files, flipped bits, weights that are NaN."""
 
 import multiprocessing
 import os
@@ -41,7 +41,7 @@ def make_state():
 
 
 def train(state):
-    """A step: what it does depends on the weights before and on the position, as in a run."""
+    """A step that depends on the weights before it and on the position, as in a run."""
     generator = torch.Generator().manual_seed(state.position.epoch)
     for parameter in state.model.parameters():
         parameter.grad = parameter.detach() + torch.randn(parameter.shape, generator=generator)
@@ -50,7 +50,7 @@ def train(state):
 
 
 def save_on_and_on(folder, reports):
-    """Go on from the newest file, then train and save without end, reporting what is saved."""
+    """Resume from the newest file, then train and save forever, reporting what is saved."""
     torch.set_num_threads(1)
     state = make_state()
     if found := newest_checkpoint(folder):
@@ -78,7 +78,7 @@ def unfinished(folder):
 
 
 @pytest.mark.parametrize("kills", [10, pytest.param(100, marks=pytest.mark.long)])
-def test_killed_while_saving_the_newest_file_is_whole_and_goes_on_exactly(kills, tmp_path):
+def test_kill_while_saving_leaves_a_whole_checkpoint_that_resumes_exactly(kills, tmp_path):
     context, rng = multiprocessing.get_context("fork"), np.random.default_rng()
     undisturbed, torn = make_state(), 0
     for k in range(kills):
@@ -87,10 +87,10 @@ def test_killed_while_saving_the_newest_file_is_whole_and_goes_on_exactly(kills,
         process.start()
         send.close()
         reported = receive.recv()
-        assert len(unfinished(tmp_path)) <= 1  # what the one before left is gone
+        assert len(unfinished(tmp_path)) <= 1  # leftovers of the process before are gone
         if k % 2:
             time.sleep(rng.uniform(0, 0.05))
-        else:  # soon after it has begun to write
+        else:  # soon after it has started to write
             wait_for(lambda: unfinished(tmp_path))
             time.sleep(rng.uniform(0, 0.002))
         reported = kill(process, receive, reported)
@@ -103,7 +103,7 @@ def test_killed_while_saving_the_newest_file_is_whole_and_goes_on_exactly(kills,
         while undisturbed.position.epoch < saved:
             train(undisturbed)
         assert same(found.checkpoint, undisturbed.state_dict())
-        # The best file may be one save ahead of the last: then that save is done again.
+        # The best file may be one save ahead of the last: then that save is repeated.
         best = read_checkpoint(tmp_path / BEST)["epoch"] + 1 if saved >= 3 else 0
         assert best % 3 == 0
         assert saved - 3 < best <= saved + 1
@@ -112,7 +112,7 @@ def test_killed_while_saving_the_newest_file_is_whole_and_goes_on_exactly(kills,
     assert torn > kills / 4
 
 
-# Runs a program whose sixth checkpoint never gets beyond its first half.
+# Runs a program that hangs halfway through writing its sixth checkpoint.
 STUCK = """
 import itertools, runpy, sys, time
 from contextlib import contextmanager
@@ -139,9 +139,9 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
 
-def test_killed_while_saving_it_goes_on_from_the_checkpoint_before(undisturbed, tmp_path, capfd):
+def test_a_run_killed_while_saving_resumes_from_the_checkpoint_before(undisturbed, tmp_path, capfd):
     _, *arguments = command(tmp_path, more="--save_steps 3")
-    # Epoch 0 saves five times; while the sixth is being written the steps go on.
+    # Epoch 0 saves five times; steps continue while the sixth save hangs.
     code, _ = signal_at(
         [sys.executable, "-c", STUCK, *arguments], "epoch 1/2  step 6/", signal.SIGKILL
     )
@@ -182,7 +182,7 @@ def saved(tmp_path_factory):
 @pytest.fixture
 def copy(saved, tmp_path):
     folder = tmp_path / "run"
-    shutil.copytree(saved, folder)  # which makes two files of two names
+    shutil.copytree(saved, folder)  # copies the hard links as separate files
     return folder
 
 
@@ -209,7 +209,7 @@ DAMAGE = {
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
-def test_damaged_files_are_passed_over_for_older_ones_until_none_is_left(copy, damage):
+def test_damaged_files_are_skipped_for_older_ones_until_none_is_left(copy, damage):
     damaged = ["checkpoint-last.pth", "checkpoint-1.pth", "checkpoint-0.pth"]
     for k, name in enumerate(damaged[:2]):
         DAMAGE[damage](copy / name)
@@ -226,16 +226,16 @@ def test_damaged_files_are_passed_over_for_older_ones_until_none_is_left(copy, d
 
 
 @pytest.mark.parametrize("flips", [200, pytest.param(5000, marks=pytest.mark.long)])
-def test_a_flipped_bit_anywhere_is_found_or_changes_nothing(copy, flips):
+def test_a_flipped_bit_anywhere_is_detected_or_changes_nothing(copy, flips):
     path, rng = copy / "checkpoint-last.pth", np.random.default_rng(0)
     whole, size, found = read_checkpoint(path), path.stat().st_size, 0
-    # Half of them where there is structure: the pickle at the beginning, the index at the end.
+    # Two thirds of them where there is structure: the pickle at the start, the index at the end.
     for _ in range(flips):
         at = rng.choice([rng.integers(2000), size - 1 - rng.integers(3000), rng.integers(size)])
         bit = rng.integers(8)
         flip(path, at, bit)
         try:
-            # Bytes that mean nothing are there too: padding, time stamps.
+            # Some bytes mean nothing: padding, time stamps.
             assert same(read_checkpoint(path), whole), (at, bit)
         except BadInput as error:
             assert str(path) in str(error)  # noqa: PT017 – either is right
@@ -245,7 +245,7 @@ def test_a_flipped_bit_anywhere_is_found_or_changes_nothing(copy, flips):
     assert found > flips / 4
 
 
-def test_a_damaged_newest_checkpoint_is_passed_over_and_the_end_is_the_same(
+def test_a_damaged_newest_checkpoint_is_skipped_and_the_result_is_the_same(
     undisturbed, tmp_path, capfd
 ):
     folder = tmp_path / "run"
@@ -268,7 +268,7 @@ def test_a_damaged_newest_checkpoint_is_passed_over_and_the_end_is_the_same(
     assert log(folder) == log(undisturbed("mae", 1))
 
 
-# Weights that are no numbers
+# Weights that are not finite
 
 
 def make_nan_after(monkeypatch, steps):
@@ -288,7 +288,7 @@ def all_finite(checkpoint):
     return all(weight.isfinite().all() for weight in checkpoint["model"].values())
 
 
-def test_weights_that_became_nan_end_the_run_and_are_never_saved(tmp_path, monkeypatch, capfd):
+def test_nan_weights_end_the_run_and_are_never_saved(tmp_path, monkeypatch, capfd):
     make_nan_after(monkeypatch, 3)
     assert pretrain(tmp_path, "--save_steps 1") == 1
     said = capfd.readouterr()
@@ -301,7 +301,7 @@ def test_weights_that_became_nan_end_the_run_and_are_never_saved(tmp_path, monke
     assert all_finite(saved)
 
 
-def test_weights_that_became_nan_in_the_last_step_are_not_the_result(tmp_path, monkeypatch, capfd):
+def test_nan_weights_after_the_last_step_are_not_saved_as_the_result(tmp_path, monkeypatch, capfd):
     make_nan_after(monkeypatch, 12)
     assert pretrain(tmp_path, "--save_steps 5 --epochs 1") == 1
     assert "the last good checkpoint is of epoch 0, step 10" in capfd.readouterr().err
@@ -309,7 +309,7 @@ def test_weights_that_became_nan_in_the_last_step_are_not_the_result(tmp_path, m
     assert load(tmp_path)["step"] == 10
 
 
-def test_a_step_that_throws_the_weights_out_of_range_is_not_saved(tmp_path, capfd):
+def test_a_step_that_makes_the_weights_overflow_is_not_saved(tmp_path, capfd):
     assert pretrain(tmp_path, "--save_steps 1 --lr 1e39 --warmup_epochs 0") == 1
     assert "the last good checkpoint is none yet" in capfd.readouterr().err
     assert list(tmp_path.glob("*checkpoint*")) == []

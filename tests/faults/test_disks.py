@@ -1,4 +1,4 @@
-"""Disks that are full, or no longer to be written: what was saved stays, training goes on."""
+"""Full or read-only disks: what was saved stays, and training continues."""
 
 import resource
 import shutil
@@ -45,7 +45,7 @@ def unfinished(folder):
 
 
 def when_said(monkeypatch, actions):
-    """Do something the first time that a run says a text."""
+    """Do something when a run logs a text for the first time."""
     line = RunLog.line
 
     def look(self, said):
@@ -57,13 +57,13 @@ def when_said(monkeypatch, actions):
 
 
 def fill(folder):
-    """Take all that is free on a disk."""
+    """Fill a disk."""
     with open(folder / "filler", "wb", buffering=0) as file:
         while free(folder):
             file.write(bytes(free(folder)))
 
 
-def test_with_a_full_disk_training_goes_on_and_what_was_not_logged_follows(
+def test_training_continues_on_a_full_disk_and_logs_missing_lines_later(
     disk, undisturbed, monkeypatch, capfd
 ):
     disks.remount(disk, "size=900m")
@@ -81,10 +81,13 @@ def test_with_a_full_disk_training_goes_on_and_what_was_not_logged_follows(
     captured = capfd.readouterr()
     assert captured.err == ""
     kept = "the newest checkpoint is of epoch 0, step 5; training goes on"
-    # Those of step 10 and of epoch 0.
+    # The saves of step 10 and of epoch 0.
     assert captured.out.count(f"warning: {disk}/{LAST}: {FULL}; {kept}") == 2
     assert f"warning: {disk}/log.txt: {FULL} for now" in captured.out
-    assert "warning: no picture was written: [Errno 28] No space left" in captured.out
+    assert (
+        "warning: the reconstruction picture could not be written: [Errno 28] No space left"
+        in captured.out
+    )
     assert "TensorBoard's events could not be written (No space left on device)" in captured.out
     assert seen == [([], 0, 5)]
     assert len(list(disk.glob("events.*"))) == 2
@@ -92,7 +95,7 @@ def test_with_a_full_disk_training_goes_on_and_what_was_not_logged_follows(
     assert status(disk) == "done"
 
 
-def test_a_run_begins_although_its_events_cannot_be_written(tmp_path, capfd):
+def test_a_run_starts_even_if_tensorboard_events_cannot_be_written(tmp_path, capfd):
     with disks.small_disk(tmp_path / "disk", "64k") as folder:
         fill(folder)
         log = RunLog(tmp_path, folder / "events", 0, 0.0)
@@ -112,10 +115,10 @@ def test_standard_output_on_a_full_disk_does_not_end_a_run(tmp_path, undisturbed
     assert status(tmp_path) == "done"
 
 
-def test_after_three_failed_saves_the_run_stops_resumably(disk, undisturbed, capfd):
+def test_three_failed_saves_stop_a_run_that_can_resume_later(disk, undisturbed, capfd):
     assert pretrain(disk, "--save_steps 5") == 75
     said = capfd.readouterr()
-    # Of step 10, of epoch 0, of step 5 and, asked to stop by that, of step 6.
+    # The saves of step 10, of epoch 0, of step 5 and, because the run then stops, of step 6.
     assert [said.out.count(text) for text in (FULL, "goes on\n", "in a row: stopping")] == [4, 2, 2]
     assert "the newest checkpoint is of epoch 0, step 5; the same command goes on" in said.err
     assert status(disk) == "resumable"
@@ -137,13 +140,13 @@ def test_all_processes_stop_together_when_the_disk_is_full(disk):
     assert unfinished(disk) == []
 
 
-def test_a_last_save_that_fails_makes_the_run_resumable(disk, undisturbed, capfd):
+def test_a_failed_last_save_makes_the_run_resumable(disk, undisturbed, capfd):
     assert pretrain(disk, "--save_steps 10 --epochs 1") == 75
     assert "the newest checkpoint is of epoch 0, step 10; the same" in capfd.readouterr().err
     assert status(disk) == "resumable"
 
 
-def test_with_no_room_for_anything_the_run_ends_by_one_line(disk, capfd):
+def test_without_any_space_the_run_ends_with_one_error_line(disk, capfd):
     fill(disk)
     assert pretrain(disk) in (1, 2)
     error = capfd.readouterr().err
@@ -151,7 +154,7 @@ def test_with_no_room_for_anything_the_run_ends_by_one_line(disk, capfd):
     assert "No space left on device" in error
 
 
-def test_a_folder_that_becomes_unwritable_is_as_a_full_disk(tmp_path, monkeypatch, capfd):
+def test_a_folder_that_becomes_read_only_is_handled_like_a_full_disk(tmp_path, monkeypatch, capfd):
     folder = tmp_path / "run"
     folder.mkdir()
 
@@ -163,7 +166,7 @@ def test_a_folder_that_becomes_unwritable_is_as_a_full_disk(tmp_path, monkeypatc
     change("-i")
 
     def forbid():
-        wait_for((folder / LAST).exists)  # that of step 3 is written in the background
+        wait_for((folder / LAST).exists)  # the checkpoint of step 3 is written in the background
         change("+i")
 
     when_said(monkeypatch, {"epoch 0/2  step 6/": forbid})
@@ -176,7 +179,7 @@ def test_a_folder_that_becomes_unwritable_is_as_a_full_disk(tmp_path, monkeypatc
     assert pretrain(folder) == 0
 
 
-def test_a_second_name_that_is_a_copy_leaves_no_part_of_it(tmp_path, monkeypatch):
+def test_a_failed_copy_to_a_numbered_checkpoint_leaves_no_partial_file(tmp_path, monkeypatch):
     def no_links(*names):
         raise PermissionError("as on FAT")
 
@@ -188,7 +191,7 @@ def test_a_second_name_that_is_a_copy_leaves_no_part_of_it(tmp_path, monkeypatch
         assert free(disk) > 900_000
 
 
-def test_the_best_epoch_that_was_lost_is_told(sets, finetune, tmp_path, capfd):
+def test_a_lost_best_checkpoint_is_reported(sets, finetune, tmp_path, capfd):
     folder = tmp_path / "run"
     shutil.copytree(finetune(), folder)
     saved = load(finetune())
@@ -200,7 +203,7 @@ def test_the_best_epoch_that_was_lost_is_told(sets, finetune, tmp_path, capfd):
     assert results(folder)["epoch"] == 0
 
 
-def test_what_the_disk_says_while_a_file_is_written_is_told(tmp_path):
+def test_a_write_error_is_raised_and_leaves_no_file(tmp_path):
     checkpoint, limits = {"model": torch.ones(10**6)}, resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (10**6, limits[1]))
     try:

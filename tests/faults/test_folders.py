@@ -1,4 +1,4 @@
-"""The folder of a run: not to be written, somebody else's, left behind; and asked to stop twice."""
+"""The output folder of a run: unusable, locked, in use; repeated stop signals; torn log lines."""
 
 import fcntl
 import json
@@ -29,7 +29,7 @@ from util.errors import BadInput
 from util.log import RunLog
 from util.rundir import RunDir
 
-# A folder that cannot be had
+# Folders that cannot be used
 
 
 def test_a_read_only_folder_is_named(refuse, tmp_path):
@@ -41,7 +41,7 @@ def test_a_read_only_folder_is_named(refuse, tmp_path):
             assert f"--output_dir {output}: cannot be written (Read-only file system)" in line
 
 
-def test_an_output_dir_that_is_a_file_or_lies_in_one(refuse, tmp_path):
+def test_an_output_dir_that_is_or_lies_in_a_file_is_refused(refuse, tmp_path):
     path = tmp_path / "file"
     path.write_text("precious")
     for output in (path, path / "below"):
@@ -65,8 +65,8 @@ def test_a_second_run_in_the_same_folder_is_refused_and_changes_nothing(refuse, 
         first.communicate()
 
 
-def test_a_lock_is_taken_over_from_the_dead_and_only_from_them(tmp_path):
-    """Whatever it names: a process may have this number again, or be on another machine."""
+def test_only_the_lock_of_a_dead_process_is_taken_over(tmp_path):
+    """Whatever process it names: the number may be in use again, or on another machine."""
     (tmp_path / ".lock").write_text("process 1 on elsewhere\n")
     with open(tmp_path / ".lock") as other:
         fcntl.flock(other, fcntl.LOCK_EX)
@@ -92,12 +92,10 @@ def test_a_killed_runs_data_workers_do_not_keep_its_folder_locked(tmp_path):
     worker.join()
 
 
-# Asked to stop
+# Stop signals
 
 
-def test_asked_again_and_again_while_it_saves_it_saves_all_the_same(
-    undisturbed, tmp_path, monkeypatch
-):
+def test_repeated_stop_signals_during_a_save_do_not_disturb_it(undisturbed, tmp_path, monkeypatch):
     write, asked = checkpoint.write, []
 
     class Asking:
@@ -120,7 +118,7 @@ def test_asked_again_and_again_while_it_saves_it_saves_all_the_same(
     with monkeypatch.context() as patch:
         patch.setattr(checkpoint, "write", lambda saved, file: write(saved, Asking(file)))
         assert pretrain(tmp_path, "--save_steps 5") == 75
-    assert len(asked) >= 4  # in the save of step 5, and in the one that they ask for
+    assert len(asked) >= 4  # in the save of step 5 and in the one that the signals cause
     assert status(tmp_path) == "resumable"
     assert list(tmp_path.glob(".*.tmp")) == []
     assert load(tmp_path)["step"] >= 6
@@ -140,7 +138,7 @@ def write_lines(folder, epoch, reports):
 
 
 @pytest.mark.parametrize("kills", [5, pytest.param(100, marks=pytest.mark.long)])
-def test_killed_while_it_writes_a_line_the_log_loses_that_line_only(kills, tmp_path):
+def test_a_kill_while_a_line_is_logged_loses_only_that_line(kills, tmp_path):
     context, rng = multiprocessing.get_context("fork"), np.random.default_rng()
     file, epoch, torn = tmp_path / "log.txt", 0, 0
     for k in range(kills):
@@ -151,22 +149,22 @@ def test_killed_while_it_writes_a_line_the_log_loses_that_line_only(kills, tmp_p
         reported = receive.recv()
         if k % 2:
             time.sleep(rng.uniform(0, 0.03))
-        else:  # as soon as there is more of a line
+        else:  # as soon as part of a line is written
             before = file.stat().st_size
             wait_for(lambda: file.stat().st_size != before)  # noqa: B023
         reported = kill(process, receive, reported)
         torn += not file.read_text().endswith("\n")
-        epoch = reported + 1  # where its checkpoint would go on
+        epoch = reported + 1  # where a run would resume
         RunLog(tmp_path, tmp_path / "events", epoch, 0).close()
         epochs = [json.loads(line)["epoch"] for line in file.read_text().splitlines()]
         assert epochs == list(range(epoch))
-        if epoch > 8:  # that the file stays small
+        if epoch > 8:  # keeps the file small
             file.unlink()
             epoch = 0
     assert torn or kills < 100
 
 
-def test_a_torn_line_is_cut_off_where_the_run_goes_on(undisturbed, tmp_path):
+def test_a_torn_log_line_is_removed_when_the_run_resumes(undisturbed, tmp_path):
     folder = tmp_path / "run"
     shutil.copytree(undisturbed("mae", 1), folder)
     first, second = (folder / "log.txt").read_text().splitlines(keepends=True)

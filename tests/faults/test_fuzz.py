@@ -1,4 +1,4 @@
-"""Whatever is given, a user sees it work or one line: never a traceback.
+"""Whatever the input, a program works or prints one error line: never a traceback.
 
 `make test` tries the same few examples every time, `make test-long` many new ones.
 """
@@ -41,7 +41,7 @@ PROGRAMS = {
 
 
 def command_lines(program):
-    """Known flags, once in a while an unknown one, each with none, one or two values."""
+    """Known and, now and then, unknown flags, each with up to two values."""
     flags = sorted(PROGRAMS[program][0]()._option_string_actions)
     flags = [flag for flag in flags if flag not in ("-h", "--help", "--output_dir")]
     flag = st.sampled_from(flags) | st.sampled_from(
@@ -54,7 +54,7 @@ def command_lines(program):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Where a command is given; files of options lie in it."""
+    """The current folder of the commands, with options files in it."""
     here, before = tmp_path_factory.mktemp("here"), os.getcwd()
     (here / "self.args").write_text("--epochs 3\n@self.args\n")
     (here / "binary.args").write_bytes(bytes(range(256)))
@@ -67,7 +67,7 @@ def folder(tmp_path_factory):
 
 
 def ends_well(program, argv):
-    """It works, or exit code 2 and one line of plain characters."""
+    """The program works, or ends with exit code 2 and one printable line."""
     parser, check = PROGRAMS[program]
     stdout, stderr = sys.stdout, sys.stderr
     sys.stdout, sys.stderr = (io.TextIOWrapper(io.BytesIO(), "utf-8") for _ in range(2))
@@ -91,8 +91,8 @@ def ends_well(program, argv):
 
 @pytest.mark.parametrize("share", [5, pytest.param(1, marks=pytest.mark.long)])
 @pytest.mark.parametrize("program", PROGRAMS)
-def test_a_nasty_value_for_each_option_works_or_is_one_line(program, share, folder):
-    """Every `share`-th of them, and as many values as it takes."""
+def test_nasty_values_of_each_option_work_or_give_one_error_line(program, share, folder):
+    """Every `share`-th nasty value, given as often as the option needs values."""
     options = PROGRAMS[program][0]()._option_string_actions.items()
     for number, (name, action) in enumerate(options):
         if name.startswith("--") and name != "--help":
@@ -104,7 +104,7 @@ def test_a_nasty_value_for_each_option_works_or_is_one_line(program, share, fold
 
 @tries(300, 3_000)
 @pytest.mark.parametrize("program", PROGRAMS)
-def test_any_command_line_works_or_is_one_line(program, tried, folder):
+def test_any_command_line_works_or_gives_one_error_line(program, tried, folder):
     @tried
     @given(command_lines(program))
     def check(parts):
@@ -113,10 +113,10 @@ def test_any_command_line_works_or_is_one_line(program, tried, folder):
     check()
 
 
-# Paths, where they are used
+# Paths
 
 
-PATHS = [v for v in NASTY if "\0" not in v and v.strip("/.")]  # nor what would be searched
+PATHS = [v for v in NASTY if "\0" not in v and v.strip("/.")]  # nor folders that would be searched
 USES = {
     "images": open_images,
     "labels": open_labelled,
@@ -126,7 +126,7 @@ USES = {
 
 
 @pytest.mark.parametrize("use", USES)
-def test_a_path_that_cannot_be_is_bad_input(use, folder, only_here, monkeypatch):
+def test_an_impossible_path_is_bad_input(use, folder, only_here, monkeypatch):
     monkeypatch.setenv("HOME", str(folder))
     for path in [*PATHS, "/proc/self/fd/999", "/proc/1/root/x", "self.args/x", "x" * 300]:
         try:
@@ -135,7 +135,7 @@ def test_a_path_that_cannot_be_is_bad_input(use, folder, only_here, monkeypatch)
             continue
 
 
-def test_an_output_dir_that_cannot_be_is_bad_input(tmp_path, monkeypatch):
+def test_an_impossible_output_dir_is_bad_input(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for path in ["é" * 4000, "x" * 300, "/proc/x", "/dev/null/x", "/proc/self/mem"]:
         with pytest.raises(BadInput):

@@ -1,4 +1,4 @@
-"""Whatever a file holds – a checkpoint, a list, a CSV – it is read or one line says why not.
+"""Whatever a checkpoint, list or CSV contains, it is read or one line says why not.
 
 `make test` tries the same few examples every time, `make test-long` many new ones.
 """
@@ -26,7 +26,7 @@ from util.checkpoint import read_checkpoint
 from util.errors import BAD_INPUT, DONE, BadInput
 from util.weights import load_pretrained
 
-pytestmark = [  # about damaged files, thousands of times
+pytestmark = [  # thousands of warnings about damaged files
     pytest.mark.filterwarnings("ignore:Detected pickle protocol:UserWarning"),
     pytest.mark.filterwarnings("ignore:invalid escape sequence:DeprecationWarning"),
 ]
@@ -91,7 +91,7 @@ def loads_or_says_why(path, model):
 
 @tries(150, 20_000)
 @pytest.mark.parametrize("kind", ["zip", "legacy", "safetensors"])
-def test_a_damaged_checkpoint_is_bad_input(kind, tried, contents, model, tmp_path):
+def test_a_damaged_checkpoint_is_read_or_is_bad_input(kind, tried, contents, model, tmp_path):
     @tried
     @given(BYTES)
     def check(changes):
@@ -103,7 +103,7 @@ def test_a_damaged_checkpoint_is_bad_input(kind, tried, contents, model, tmp_pat
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """A run of one epoch that can be gone on from."""
+    """The checkpoint of a run of one epoch, to resume from."""
     return pretrain(tmp_path_factory.mktemp("trained"), "--epochs 1") / "checkpoint-last.pth"
 
 
@@ -131,13 +131,13 @@ def try_junk(key, some, trained, tmp_path, capfd):
 
 
 @pytest.mark.parametrize("key", KEYS)
-def test_a_checkpoint_with_something_else_in_it_is_one_line(key, trained, tmp_path, capfd):
+def test_a_checkpoint_with_a_wrong_entry_gives_one_error_line(key, trained, tmp_path, capfd):
     try_junk(key, JUNK[KEYS.index(key) :: 6], trained, tmp_path, capfd)
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("key", KEYS)
-def test_a_checkpoint_with_any_junk_in_it_is_one_line(key, trained, tmp_path, capfd):
+def test_a_checkpoint_with_any_wrong_entry_gives_one_error_line(key, trained, tmp_path, capfd):
     try_junk(key, JUNK, trained, tmp_path, capfd)
 
 
@@ -165,7 +165,7 @@ def list_changes():
 
 
 def changed(text, changes, delimiter):
-    """A list with other cells and rows; a cell is written as it is, quoted or not."""
+    """A list after changes to cells and rows; cells are written as they are, without quoting."""
     rows = [line.split(delimiter) for line in text.splitlines()]
     for kind, share, column, value in changes:
         at = int(share * len(rows))
@@ -187,7 +187,7 @@ def changed(text, changes, delimiter):
     return "\n".join(delimiter.join(row) for row in rows).encode("utf-8", "surrogateescape")
 
 
-LISTS = {  # how the set is written, its list, what stands between its cells
+LISTS = {  # how to write the data set, its list, the delimiter of cells
     "rafdb": (
         lambda root: write_rafdb(root, drawn=False),
         "basic/EmoLabel/list_patition_label.txt",
@@ -230,7 +230,7 @@ def write_list(root, name):
 
 @pytest.fixture(scope="module")
 def lists(tmp_path_factory):
-    """The file of a set's list, written once, and its own bytes."""
+    """The folder and the list of a data set, written once, and the list's bytes."""
     written = {}
 
     def write(kind):
@@ -267,7 +267,7 @@ def never_wait(monkeypatch):
 
 @tries(60, 5_000)
 @pytest.mark.parametrize("kind", LISTS)
-def test_a_list_with_anything_in_it_is_read_or_is_bad_input(kind, tried, lists, never_wait):
+def test_a_list_with_any_content_is_read_or_is_bad_input(kind, tried, lists, never_wait):
     root, path, whole = lists(kind)
 
     @tried

@@ -1,4 +1,4 @@
-"""Faults of data: files that are no images, that vanish, change, or lie on a disk that stumbles."""
+"""Faulty data: files that are not images, that vanish or change, and disks that fail."""
 
 import os
 import re
@@ -18,7 +18,7 @@ from runs import assert_same_run, command, finish, load, pretrain, run_here, sam
 from util.errors import BAD_INPUT, DONE, FAULT
 
 READABLE = GOOD + 6
-# torch takes seconds to end the workers of a run that an exception ends.
+# After an exception, torch takes seconds to end a run's workers.
 WORKERS = [0, pytest.param(1, marks=pytest.mark.long)]
 
 
@@ -40,8 +40,8 @@ def assert_all_told(found):
         assert words in found[name]
 
 
-def test_a_run_over_every_odd_file_ends_well_and_names_those_it_could_not_use(odd, tmp_path):
-    """As a process of its own: a FIFO that is waited for would hang it."""
+def test_a_run_on_odd_files_succeeds_and_names_the_unreadable_ones(odd, tmp_path):
+    """In a separate process, because waiting for a FIFO would hang it."""
     out = tmp_path / "out"
     said = finish(command(out, more=f"--data_path {odd} --num_workers 2 --epochs 1"))
     assert_all_told(bad_images(out))
@@ -57,7 +57,7 @@ def test_a_run_over_every_odd_file_ends_well_and_names_those_it_could_not_use(od
     assert memory < 4, "GB; the bomb's pixels would be 1.2 GB a time"
 
 
-def test_a_list_of_odd_files_gives_the_same_as_their_folder(odd, tmp_path):
+def test_a_list_of_odd_files_is_read_like_their_folder(odd, tmp_path):
     names = [*UNREADABLE, "folder.jpg", *(f"good{k:03d}.png" for k in range(GOOD))]
     (odd / "list.txt").write_text("\n".join(names))
     source, found = open_images(odd / "list.txt").source, {}
@@ -70,7 +70,7 @@ def test_a_list_of_odd_files_gives_the_same_as_their_folder(odd, tmp_path):
     assert_all_told(found)
 
 
-def test_packing_leaves_odd_files_out_and_says_why(odd, tmp_path):
+def test_packing_leaves_out_unreadable_files_and_records_why(odd, tmp_path):
     store = tmp_path / "store"
     options = ["--data_path", odd, "--output", store, "--num_workers", 2, "--data_set", "none"]
     assert run_here(main_pack, list(map(str, options))) == DONE
@@ -80,7 +80,7 @@ def test_packing_leaves_odd_files_out_and_says_why(odd, tmp_path):
     assert len(images) == READABLE
 
 
-def test_fine_tuning_replaces_unreadable_images_and_does_not_judge_them(tmp_path):
+def test_fine_tuning_replaces_unreadable_images_and_does_not_test_on_them(tmp_path):
     data = tmp_path / "data"
     for split, count in (("train", 30), ("test", 3)):
         for name in ("happy", "sad"):
@@ -100,7 +100,7 @@ def test_fine_tuning_replaces_unreadable_images_and_does_not_judge_them(tmp_path
     assert '"n": 6' in text
 
 
-# What happens while a run goes on: a thread does it once the first epoch is in log.txt.
+# Faults during a run: a thread causes them once the first epoch is in log.txt.
 
 
 class Meanwhile(threading.Thread):
@@ -116,7 +116,7 @@ class Meanwhile(threading.Thread):
 
 
 def pretrain_meanwhile(out, data, action=lambda: None, epochs=4):
-    """A small run; its exit code."""
+    """A small run, with `action` after its first epoch; -> its exit code."""
     thread = Meanwhile(out, action)
     thread.start()
     more = f"--data_path {data} --epochs {epochs} --print_freq 2 --num_workers 1"
@@ -131,7 +131,7 @@ def faces(tmp_path):
     return write_faces(tmp_path / "faces", 64)
 
 
-def test_files_that_vanish_or_change_while_training_are_told_and_replaced(faces, tmp_path):
+def test_files_that_vanish_or_break_during_training_are_reported_and_replaced(faces, tmp_path):
     def spoil():
         (faces / "good003.png").unlink()
         whole = (faces / "good004.png").read_bytes()
@@ -148,7 +148,7 @@ def test_files_that_vanish_or_change_while_training_are_told_and_replaced(faces,
     assert "truncated" in found["good004.png"]
 
 
-def test_a_disk_that_is_away_for_a_moment_changes_nothing(faces, tmp_path):
+def test_a_short_disk_outage_changes_nothing(faces, tmp_path):
     def stumble():
         os.rename(faces, tmp_path / "away")
         time.sleep(0.3)
@@ -163,7 +163,7 @@ def test_a_disk_that_is_away_for_a_moment_changes_nothing(faces, tmp_path):
 
 
 @pytest.mark.parametrize("workers", WORKERS)
-def test_a_disk_that_stays_away_is_a_fault_and_the_same_command_goes_on(
+def test_a_lasting_disk_outage_is_a_fault_and_the_same_command_resumes(
     faces, tmp_path, monkeypatch, capfd, workers
 ):
     monkeypatch.setattr(decode, "RETRY_AFTER", (0.01,))
@@ -184,9 +184,7 @@ def test_a_disk_that_stays_away_is_a_fault_and_the_same_command_goes_on(
     assert_same_run(out, undisturbed)
 
 
-def test_a_path_that_comes_back_is_read_and_those_that_do_not_are_waited_for_so_often(
-    tmp_path, monkeypatch
-):
+def test_a_file_that_reappears_is_read_and_waiting_for_others_is_limited(tmp_path, monkeypatch):
     monkeypatch.setattr(decode, "_in_vain", 0)
     monkeypatch.setattr(decode, "MOST_IN_VAIN", 1)
     path, away = tmp_path / "a.png", tmp_path / "b.png"
@@ -212,8 +210,8 @@ def test_healthy_reading_never_waits(tmp_path, monkeypatch):
         load_rgb(tmp_path / "page.jpg")
 
 
-def test_a_stores_part_that_is_gone_or_cut_is_unreadable(faces, tmp_path):
-    """Opened, but no pixel looked at yet: of what is mapped already the system keeps the bytes."""
+def test_a_missing_or_truncated_part_of_a_store_is_unreadable(faces, tmp_path):
+    """Tested before any pixel is read, as the system keeps the bytes of parts mapped already."""
     store = tmp_path / "store"
     pack = ["--data_path", faces, "--output", store, "--data_set", "none", "--num_workers", 0]
     assert run_here(main_pack, list(map(str, pack))) == DONE
@@ -235,5 +233,5 @@ def test_mostly_unreadable_images_are_bad_input_in_one_line(faces, tmp_path, cap
     more = f"--data_path {faces} --num_workers {workers}"
     assert pretrain(tmp_path / "out", more) == BAD_INPUT
     [line] = capfd.readouterr().err.strip().splitlines()
-    assert "20 files in a row are no images" in line
+    assert "20 files in a row are not images" in line
     assert "is a web page" in line

@@ -1,4 +1,4 @@
-"""Several machines, and a scheduler that takes them away."""
+"""Runs on several machines, and under a scheduler that preempts them."""
 
 import os
 import re
@@ -26,7 +26,7 @@ def agents(output):
     ]
 
 
-def test_two_machines_train_stop_and_go_on_as_one_does(undisturbed, tmp_path):
+def test_two_machines_train_stop_and_resume_like_one(undisturbed, tmp_path):
     stopped = agents(tmp_path)
     await_text(tmp_path / "log.txt", '"epoch": 0')
     stopped[1].send_signal(signal.SIGTERM)  # whichever holds rank 0
@@ -39,24 +39,24 @@ def test_two_machines_train_stop_and_go_on_as_one_does(undisturbed, tmp_path):
     assert_same_run(tmp_path, undisturbed("mae", 2))
 
 
-def test_a_preempted_job_is_queued_again_and_goes_on_bit_for_bit(undisturbed, tmp_path):
+def test_a_preempted_job_is_requeued_and_resumes_bit_for_bit(undisturbed, tmp_path):
     _, *program = command(tmp_path)
     options = ["--cluster", "local", "--gpus", "2", "--hours", "0.1"]
     arguments = launched("main_submit.py", [*options, *program, "--device", "cpu"])
-    submitting = start(arguments, folder=tmp_path)  # not where the programs lie
+    submitting = start(arguments, folder=tmp_path)  # not in the folder of the programs
     told = submitting.stdout.readline()
     job = int(re.match(r"job (\d+);", told)[1])
     said = tmp_path / "jobs" / f"{job}_0_log.out"
     await_text(said, "epoch 0/2  step 1/")
     for process in Path(f"/proc/{job}/task/{job}/children").read_text().split():
-        os.kill(int(process), signal.SIGUSR1)  # as SLURM does: all of a job's
+        os.kill(int(process), signal.SIGUSR1)  # as SLURM does, to all processes of a job
     rest = submitting.communicate(timeout=240)[0]
     assert submitting.returncode == 0, rest
     assert re.search(r"going on from .*\n.*at epoch [01], step \d", said.read_text())
     assert_same_run(tmp_path, undisturbed("mae", 2))
 
 
-def test_a_job_that_cannot_work_is_not_queued(tmp_path):
+def test_a_job_with_wrong_options_is_not_queued(tmp_path):
     arguments = launched("main_submit.py", ["--cluster", "local", "main_pretrain.py"])
     output = finish([*arguments, "--output_dir", str(tmp_path), "--modle", "x"], code=2)
     assert "--modle: no such option; did you mean --model" in output
@@ -77,7 +77,7 @@ def test_options_of_a_job_are_checked(options, told):
         main_submit.check_options(main_submit.build_parser().parse(options.split()))
 
 
-def test_what_sbatch_is_given(tmp_path):
+def test_sbatch_gets_the_options_of_the_job(tmp_path):
     """A stand-in for sbatch keeps the script it gets."""
     sbatch = tmp_path / "bin" / "sbatch"
     sbatch.parent.mkdir()
@@ -110,12 +110,12 @@ def test_what_sbatch_is_given(tmp_path):
     ("asked_by", "rank", "queued", "code"),
     [
         ("SIGUSR1", 0, True, None),
-        ("SIGUSR1", 1, False, None),  # the first does it for all
+        ("SIGUSR1", 1, False, None),  # rank 0 does it for all
         ("3 failed saves", 0, False, RESUMABLE),  # the disk would still be full
         ("SIGTERM", 0, False, RESUMABLE),  # cancelled
     ],
 )
-def test_only_a_job_whose_time_is_over_is_queued_again(asked_by, rank, queued, code, monkeypatch):
+def test_only_a_job_that_ran_out_of_time_is_requeued(asked_by, rank, queued, code, monkeypatch):
     class Place:
         def export(self, set_cuda_visible_devices):
             self.rank = rank
@@ -137,7 +137,7 @@ def test_only_a_job_whose_time_is_over_is_queued_again(asked_by, rank, queued, c
 
 
 def await_text(path, text, seconds=120):
-    """Wait until a file holds `text`."""
+    """Wait until a file contains `text`."""
     end = time.monotonic() + seconds
     while not (path.exists() and text in path.read_text()):
         assert time.monotonic() < end, path.read_text() if path.exists() else f"no {path}"

@@ -1,4 +1,4 @@
-"""A process of several is killed, stopped or fails: the others end soon and say who it was."""
+"""If one of several processes is killed, stopped or fails, the others soon end and name it."""
 
 import os
 import random
@@ -16,7 +16,7 @@ from runs import ROOT, assert_same_run, finish, free_port, load, run_two, small_
 from util import process_failures, rendezvous
 from util.errors import BadInput, Fault, Lost
 
-TIMEOUT = 5  # seconds, --dist_timeout where it is waited for; no slow start may take as long
+TIMEOUT = 5  # seconds, --dist_timeout where a test waits for it; longer than a slow start
 
 
 def signal_itself(number, victim, epoch, step, rank):
@@ -56,7 +56,7 @@ def test_the_other_process_ends_and_names_it(number, victim, tmp_path):
 
 
 @pytest.mark.long
-def test_a_run_that_has_lost_a_process_goes_on_exactly(undisturbed, tmp_path):
+def test_a_run_that_has_lost_a_process_resumes_exactly(undisturbed, tmp_path):
     before = partial(signal_itself, signal.SIGKILL, 1, 0, 4)
     run_with(before, tmp_path, survivors=[0])
     assert load(tmp_path)["step"] == 4
@@ -83,12 +83,12 @@ def fail(error, rank):
         ),
     ],
 )
-def test_the_reason_of_one_process_is_told_by_process_0(error, code, told, tmp_path):
+def test_process_0_reports_why_another_process_failed(error, code, told, tmp_path):
     codes, said, _ = run_with(partial(fail, error), tmp_path)
     assert codes == [code, code]
     [line] = errors(said[0])
     assert f"{told} checkpoint is of epoch 0, step 2" in line
-    # Of a defect, not of a fault, the place is worth knowing.
+    # A traceback is shown for defects of the program only.
     assert ("Traceback" in said[1]) == (code == 1)
     assert load(tmp_path)["step"] == 2
     assert status(tmp_path) == {1: "failed", 2: "bad_input"}[code]
@@ -110,7 +110,7 @@ runpy.run_path(sys.argv[0], run_name="__main__")
     "number",
     ["KILL", pytest.param("STOP", marks=pytest.mark.long)],  # torchrun waits 30 s for it
 )
-def test_torchrun_brings_the_run_back_by_itself(number, undisturbed, tmp_path):
+def test_torchrun_restarts_the_run(number, undisturbed, tmp_path):
     script = tmp_path / "killed_once.py"
     script.write_text(KILLED_ONCE.replace("SIGNUMBER", f"SIG{number}"))
     launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
@@ -128,7 +128,7 @@ def test_torchrun_brings_the_run_back_by_itself(number, undisturbed, tmp_path):
 
 
 @pytest.mark.long
-def test_wherever_processes_are_killed_or_stopped_the_run_ends_the_same(undisturbed, tmp_path):
+def test_a_run_killed_or_stopped_at_any_time_ends_the_same(undisturbed, tmp_path):
     rng = random.Random(0)
     for k in range(20):
         victim, number = rng.randrange(2), rng.choice([signal.SIGKILL, signal.SIGSTOP])
@@ -144,17 +144,17 @@ def test_wherever_processes_are_killed_or_stopped_the_run_ends_the_same(undistur
 
 
 def signal_at_random(number, victim, when, rank):
-    """Anywhere in the two epochs, not only between steps."""
+    """At any time in the two epochs, not only between steps."""
     if rank == victim:
         at_step(0, 0, Timer(0.05 + 2 * when, os.kill, (os.getpid(), number)).start)
 
 
-def test_errors_of_other_kinds_are_not_laid_at_another_process():
+def test_other_errors_are_not_blamed_on_another_process():
     assert process_failures.explain(ValueError("gloomy")) is None
     assert process_failures.explain(RuntimeError("CUDA out of memory")) is None
 
 
-def test_the_cause_is_told_before_its_consequences(monkeypatch):
+def test_the_cause_of_a_failure_is_reported_instead_of_its_consequences(monkeypatch):
     lost = RuntimeError("[gloo/pair.cc:5] Connection closed by peer [10.0.0.2]:7. GLHF!")
     heard = {2: (1, f"{process_failures.LOST} (Timed out)"), 3: (1, "the loss was not finite")}
     monkeypatch.setattr(process_failures, "ends", lambda: heard)
@@ -169,12 +169,12 @@ def test_the_cause_is_told_before_its_consequences(monkeypatch):
     assert said() == (Fault, f"{closed}; process 2: {process_failures.LOST} (Timed out)")
     heard.clear()
     assert said() == (Fault, f"{closed}; its own message, or the launcher's, says why")
-    heard[1] = (2, "--data_path: 20 files in a row are no images")
-    assert said() == (BadInput, "process 1: --data_path: 20 files in a row are no images")
+    heard[1] = (2, "--data_path: 20 files in a row are not images")
+    assert said() == (BadInput, "process 1: --data_path: 20 files in a row are not images")
 
 
 def meet_all(store, world, absent=(), timeout=20):
-    """Ranks as threads that meet in a store; what each says, a name or the error."""
+    """Let threads rendezvous as ranks through a store; -> the name or the error of each."""
     said = [None] * world
 
     def one(rank):
@@ -191,8 +191,8 @@ def meet_all(store, world, absent=(), timeout=20):
     return said
 
 
-def test_processes_started_again_do_not_take_those_before_for_each_other(monkeypatch):
-    """torchrun gives the next attempt the store of the one before, with its addresses in it."""
+def test_restarted_processes_ignore_those_of_the_attempt_before(monkeypatch):
+    """torchrun restarts with the store of the earlier attempt, which still holds its addresses."""
     monkeypatch.setattr(rendezvous, "met", [])
     store = torch.distributed.HashStore()
     names = [meet_all(store, 3) for _ in range(5)]
@@ -205,7 +205,7 @@ def test_processes_started_again_do_not_take_those_before_for_each_other(monkeyp
 
 
 @pytest.mark.parametrize("before", [0, 1])
-def test_a_process_that_never_comes_is_named(before, monkeypatch):
+def test_a_process_that_never_joins_is_named(before, monkeypatch):
     monkeypatch.setattr(rendezvous, "met", [])
     store = torch.distributed.HashStore()
     for _ in range(before):  # what it left in an earlier attempt is not taken for an answer

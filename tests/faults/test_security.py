@@ -1,4 +1,4 @@
-"""Nobody gets in: files that would run code, archives that would escape, pages that would act."""
+"""Security: files that would run code, archives that would escape, hostile names in pages."""
 
 import hashlib
 import io
@@ -40,7 +40,7 @@ NAME = "mae_vit_tiny_300e"
 
 
 class Canary:
-    """Unpickled, it sings: it makes the file."""
+    """When unpickled, it creates a file."""
 
     def __init__(self, path):
         self.path = str(path)
@@ -51,7 +51,7 @@ class Canary:
 
 @pytest.fixture
 def sung(tmp_path):
-    """Where the canary would be heard; every test here ends with silence."""
+    """The file that a canary would create; no test may leave it behind."""
     path = tmp_path / "sung"
     pickle.loads(pickle.dumps(Canary(path)))
     assert path.exists(), "else nothing is tested"
@@ -73,7 +73,7 @@ def torch_legacy(content):
 
 
 def torch_tar(content):
-    """What torch wrote before 0.1.10."""
+    """The format of torch before 0.1.10."""
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as archive:
         for name in ("sys_info", "pickle", "storages", "tensors"):
@@ -85,7 +85,7 @@ def torch_tar(content):
 
 
 def zip_with_two_pickles(content):
-    """A good pickle, and under a name that escapes its folder a bad one."""
+    """A good pickle and bad ones, also under a name that escapes its folder."""
     buffer = io.BytesIO(torch_zip({"model": {}}))
     with zipfile.ZipFile(buffer, "a") as archive:
         archive.writestr("../../data.pkl", pickle.dumps(content))
@@ -100,7 +100,7 @@ def as_safetensors(content):
 
 
 def in_a_numpy_object(content):
-    """The names we let through, used for what they are not for."""
+    """Misuses the NumPy names that we allow in pickles."""
 
     class Scalar:
         def __reduce__(self):
@@ -121,7 +121,7 @@ FORMATS = {
 }
 PRETRAIN = f"{SMALL} {FAMILIES['mae']} --num_workers 0"
 FINETUNE = f"{SMALL_FINETUNE} {CLASSIFIERS['vit']} --data_path synthetic:16:8"
-DOORS = {  # program, options: {file} is the bad one, and lies in the folder {out} as {last} too
+DOORS = {  # program, options; {file} is bad, {out} a run's folder with such files, {new} a new one
     "pretrain --resume": (main_pretrain, f"{PRETRAIN} --output_dir {{new}} --resume {{file}}"),
     "pretrain itself": (main_pretrain, f"{PRETRAIN} --output_dir {{out}}"),
     "finetune --resume": (main_finetune, f"{FINETUNE} --output_dir {{new}} --resume {{file}}"),
@@ -146,7 +146,7 @@ DOORS = {  # program, options: {file} is the bad one, and lies in the folder {ou
 
 @pytest.fixture
 def bad(tmp_path, only_here):
-    """Put bytes where a checkpoint is looked for: a path, a run's own folder, the cache."""
+    """Write bytes wherever checkpoints are read from: a path, a run's folder, the cache."""
 
     def write(data, name="weights.pth"):
         places = {"file": tmp_path / name, "out": tmp_path / "out", "new": tmp_path / "new"}
@@ -161,7 +161,7 @@ def bad(tmp_path, only_here):
 
 
 @pytest.mark.parametrize("door", DOORS)
-def test_code_in_a_checkpoint_is_refused_at_every_door(door, bad, sung, capfd):
+def test_code_in_a_checkpoint_is_refused_by_every_program(door, bad, sung, capfd):
     program, options = DOORS[door]
     places = bad(torch_zip({"model": Canary(sung), "args": {}}))
     assert run_here(program, options.format(**places).split()) == BAD_INPUT
@@ -196,13 +196,13 @@ def test_a_zip_whose_members_escape_their_folder_is_read_in_memory(tmp_path):
         try:
             assert read_checkpoint(path)["model"]["w"].tolist() == [1, 1, 1]
         except BadInput:
-            continue  # as good
+            continue  # also good
         finally:
             assert [p.name for p in tmp_path.rglob("*") if p.is_file()] == ["weights.pth"]
             assert not os.path.exists("/tmp/escaped-from-a-checkpoint")
 
 
-def test_a_script_module_is_refused_as_a_program(tmp_path):
+def test_a_torchscript_module_is_refused(tmp_path):
     torch.jit.script(nn.Linear(2, 2)).save(tmp_path / "script.pt")
     with pytest.raises(BadInput, match="a program"):
         read_source(tmp_path / "script.pt")
@@ -212,12 +212,12 @@ def test_objects_in_numpy_files_of_data_sets_are_never_unpickled(tmp_path, sung)
     hostile = np.array(Canary(sung), object)
     write_affectnet_npy(tmp_path / "affectnet", {"train": (2,)})
     np.save(tmp_path / "affectnet" / "train_set" / "annotations" / "1_exp.npy", hostile)
-    with pytest.raises(BadInput, match="no NumPy file"):
+    with pytest.raises(BadInput, match="not a NumPy file"):
         open_labelled(str(tmp_path / "affectnet"))
 
 
 def edited_store(folder, **changes):
-    """A packed store changed by someone who knows how to make its hashes right."""
+    """Change a packed store as an attacker would, with matching hashes."""
     manifest = json.loads((folder / "manifest.json").read_text())
     manifest["files"][INDEX] = file_digest(folder / INDEX)
     manifest |= changes
@@ -225,7 +225,7 @@ def edited_store(folder, **changes):
     (folder / "manifest.json").write_text(json.dumps(manifest))
 
 
-def test_a_packed_store_that_was_made_to_harm_is_refused(tmp_path, sung):
+def test_a_malicious_packed_store_is_refused(tmp_path, sung):
     store = tmp_path / "store"
     options = ["--data_path", write_faces(tmp_path / "faces", 5), "--output", store]
     assert run_here(main_pack, [*map(str, options), "--data_set", "none"]) == DONE
@@ -236,12 +236,12 @@ def test_a_packed_store_that_was_made_to_harm_is_refused(tmp_path, sung):
     far[0, 0], negative[1, 1:] = 10**12, -40  # the same area
     hostile = [np.array([Canary(sung)] * 5, object), far, negative, good.astype(float), good[:, :2]]
     huge = good.copy()
-    huge[1, 1:] = 2**31, 2**32  # whose product leaves 64 bits
+    huge[1, 1:] = 2**31, 2**32  # their product overflows 64 bits
     flat = np.insert(good, 1, [good[1, 0], 0, 5], axis=0)
     for index in [*hostile, np.array(5), huge, flat]:
         np.save(store / INDEX, index)
         edited_store(store)
-        with pytest.raises(BadInput, match=r"index\.npy|is no store \(ValueError"):
+        with pytest.raises(BadInput, match=r"index\.npy|is not a valid store \(ValueError"):
             PackedImages(store)
     (store / INDEX).write_bytes(whole)
     (tmp_path / "secret").write_text("x")
@@ -269,7 +269,7 @@ def test_a_packed_store_that_was_made_to_harm_is_refused(tmp_path, sung):
 
 
 def https(server, tmp_path, name):
-    """The server behind TLS with a certificate it signed itself, for `name`; its file."""
+    """Put the server behind TLS with a self-signed certificate for `name`; -> the certificate."""
     key, certificate = tmp_path / "key", tmp_path / "certificate"
     request = f"req -x509 -newkey rsa:2048 -nodes -keyout {key} -out {certificate} -subj /CN={name}"
     names = f"-addext subjectAltName={name}"
@@ -280,7 +280,7 @@ def https(server, tmp_path, name):
     return certificate
 
 
-def test_drive_is_asked_over_tls_only():
+def test_downloads_use_tls_only():
     assert DRIVE.startswith("https://")
     assert download.PAGE.startswith("https://")
 
@@ -292,7 +292,7 @@ def test_drive_is_asked_over_tls_only():
     [("IP:127.0.0.1", False), ("DNS:example.org", True), ("IP:127.0.0.1", True)],
     ids=["unknown", "of another host", "good"],
 )
-def test_only_a_trusted_certificate_of_that_very_host_will_do(
+def test_only_a_trusted_certificate_for_the_same_host_is_accepted(
     name, trusted, server, tmp_path, monkeypatch
 ):
     contexts, wrap = [], ssl.SSLContext.wrap_socket
@@ -330,7 +330,7 @@ def test_code_in_a_downloaded_file_is_not_run(kind, server, address, sung, tmp_p
     assert str(cached_path(NAME)) in capfd.readouterr().err
 
 
-def test_a_name_never_leads_out_of_the_cache(tmp_path, monkeypatch):
+def test_no_name_leads_out_of_the_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("MAE_SFER_CACHE", str(tmp_path / "cache"))
     for name in ("../../etc/passwd", f"../{NAME}", "/etc/passwd", "", "."):
         with pytest.raises(BadInput, match="no released weights"):
@@ -339,12 +339,12 @@ def test_a_name_never_leads_out_of_the_cache(tmp_path, monkeypatch):
     assert len(RELEASED) == 8
 
 
-# What is written
+# Files of a run
 
-TAG = '<script>alert("x")<img src=x onerror=alert(1)>&amp;\''  # no slash: it names files, too
+TAG = '<script>alert("x")<img src=x onerror=alert(1)>&amp;\''  # no slash: for file names
 
 
-def test_a_runs_report_shows_hostile_names_and_never_obeys_them(tmp_path):
+def test_a_report_shows_hostile_names_as_text(tmp_path):
     data, out = tmp_path / "data", tmp_path / f"out{TAG}"
     for split, count in (("train", 30), ("test", 2)):
         for name in (f"a{TAG}", "b"):
@@ -361,7 +361,7 @@ def test_a_runs_report_shows_hostile_names_and_never_obeys_them(tmp_path):
     assert "alert(1)>" not in page.source
 
 
-def test_no_file_of_a_run_holds_the_environment(tmp_path, monkeypatch):
+def test_no_file_of_a_run_contains_environment_variables(tmp_path, monkeypatch):
     secret = hashlib.sha256(b"token").hexdigest()
     names = ("HF_TOKEN", "WANDB_API_KEY", "AWS_SECRET_ACCESS_KEY", "ANYTHING_ELSE")
     for name in names:
@@ -384,8 +384,7 @@ def test_no_file_of_a_run_holds_the_environment(tmp_path, monkeypatch):
         assert not any(name.encode() in data for name in names), path
 
 
-def test_nothing_listens_while_a_run_goes_on(tmp_path, monkeypatch):
-    """One process of its own needs no port at all."""
+def test_a_run_in_one_process_opens_no_port(tmp_path, monkeypatch):
     opened, listen = [], socket.socket.listen
     monkeypatch.setattr(socket.socket, "listen", lambda s, *n: (opened.append(s), listen(s, *n)))
     assert run_here(main_pretrain, f"{PRETRAIN} --epochs 1 --output_dir {tmp_path}".split()) == DONE

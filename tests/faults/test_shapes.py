@@ -1,4 +1,4 @@
-"""A run goes on with other processes and other options, or says exactly why it does not."""
+"""A run resumes on other numbers of processes and with other options, or reports why not."""
 
 import hashlib
 import os
@@ -16,16 +16,16 @@ import engine_train
 from runs import load, log, pretrain, small_run, start_ranks
 from training.resume import StepParts, batch_change
 
-STEPS = 12  # an epoch of `small_run`: 90 images in global batches of 8
+STEPS = 12  # per epoch of `small_run`: 90 images in global batches of 8
 
 
 def record(output, rank):
-    """Write a line for every micro-batch: what its images and masks are."""
+    """Write a line for every micro-batch: hashes of its images and masks."""
     usual = engine_pretrain.MaskedLoss.__call__
 
     def recording(loss, model, batch):
         images, noise = (x.flatten(1).numpy() for x in batch[:2])
-        if images.any():  # all black: a pass whose result is thrown away
+        if images.any():  # black images are a pass whose result is discarded
             pairs = (i.tobytes() + n.tobytes() for i, n in zip(images, noise, strict=True))
             with open(f"{output}.{rank}", "a") as file:
                 print(*(hashlib.sha1(pair).hexdigest() for pair in pairs), file=file)
@@ -41,7 +41,7 @@ def record_and_stop(output, epoch, step, rank):
 
 
 def recorded(output, world, accum=1):
-    """What was seen in each step, in the order of the global batch."""
+    """The hashes of each step, in the order of the global batch."""
     ranks = [Path(f"{output}.{rank}").read_text().splitlines() for rank in range(world)]
     micro = [" ".join(parts) for parts in zip(*ranks, strict=True)]
     return [" ".join(micro[k : k + accum]).split() for k in range(0, len(micro), accum)]
@@ -49,14 +49,14 @@ def recorded(output, world, accum=1):
 
 @pytest.fixture
 def injected(monkeypatch):
-    """What is changed in this process is as before afterwards."""
+    """Undo changes to this process after the test."""
     monkeypatch.setattr(engine_train.Trainer, "_step", engine_train.Trainer._step)
     monkeypatch.setattr(engine_pretrain.MaskedLoss, "__call__", engine_pretrain.MaskedLoss.__call__)
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """A run on one process; what it has seen is recorded beside it."""
+    """A run on one process, with the record of its images beside it."""
     folder = tmp_path_factory.mktemp("whole") / "run"
     with pytest.MonkeyPatch.context() as patch:
         usual = engine_pretrain.MaskedLoss.__call__
@@ -73,7 +73,7 @@ def two(folder, more, before, codes):
     assert [process.exitcode for process in ranks] == codes
 
 
-def test_processes_may_change_while_the_global_batch_stays(whole, injected, tmp_path):
+def test_a_run_resumes_on_other_processes_with_the_same_global_batch(whole, injected, tmp_path):
     expected = recorded(whole.with_name("seen"), 1)
     assert len(expected) == 2 * STEPS
 
@@ -94,7 +94,9 @@ def test_processes_may_change_while_the_global_batch_stays(whole, injected, tmp_
         assert ours["train_loss"] == pytest.approx(theirs["train_loss"], rel=1e-5)
         assert ours["train_lr"] == theirs["train_lr"]
     ours, theirs = load(run)["model"], load(whole)["model"]
-    assert not all(torch.equal(ours[name], theirs[name]) for name in theirs)  # sums of other order
+    assert not all(
+        torch.equal(ours[name], theirs[name]) for name in theirs
+    )  # another order of sums
     torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-4)
 
 
@@ -167,16 +169,16 @@ def test_changed_options_are_listed_and_refused_unless_overridden(half, capfd):
     assert [record["epoch"] for record in log(half)] == [0, 1, 2]
 
 
-def test_another_model_is_refused_whatever_is_overridden(half, capfd):
+def test_another_model_is_refused_even_with_override_resume(half, capfd):
     line = refused(half, "--model mae_vit_small_patch16 --override_resume", capfd)
     assert "model mae_vit_tiny_patch16 -> mae_vit_small_patch16" in line
 
 
-def test_fewer_epochs_are_a_change(half, capfd):
+def test_fewer_epochs_count_as_a_changed_option(half, capfd):
     assert "epochs 2 -> 1" in refused(half, "--epochs 1", capfd)
 
 
-def test_with_another_global_batch_an_overridden_epoch_begins_again(injected, capfd, tmp_path):
+def test_overriding_the_global_batch_restarts_the_epoch(injected, capfd, tmp_path):
     at_step(0, 5, lambda: os.kill(os.getpid(), signal.SIGTERM))
     assert pretrain(tmp_path) == 75
     assert load(tmp_path)["step"] == 6
@@ -188,7 +190,7 @@ def test_with_another_global_batch_an_overridden_epoch_begins_again(injected, ca
     assert "step 9/9" in said
 
 
-def test_a_finished_run_is_done_at_once_and_can_be_made_longer(copy, capfd):
+def test_a_finished_run_ends_at_once_and_can_be_extended(copy, capfd):
     before = load(copy)
     assert pretrain(copy) == 0
     assert load(copy)["epoch"] == before["epoch"]

@@ -1,4 +1,4 @@
-"""A data worker is killed, stopped, hangs or raises anything: a clear end, nothing done is lost."""
+"""If a data worker is killed, stopped, hangs or fails, the run ends clearly and loses nothing."""
 
 import multiprocessing
 import os
@@ -30,7 +30,7 @@ from util.stop import StopRequest
 
 
 class Doing(Dataset):
-    """Images of nothing; the worker that reads number 20 does something else."""
+    """Black images; the worker that reads number 20 calls `act`."""
 
     def __init__(self, act):
         self.act = act
@@ -63,7 +63,7 @@ def raise_a_class_of_its_own():
 
 
 def refuse():
-    raise BadInput("--data_path: 8 files in a row are no images")
+    raise BadInput("--data_path: 8 files in a row are not images")
 
 
 @pytest.mark.parametrize(
@@ -80,10 +80,10 @@ def refuse():
     ],
     ids=["killed", "bus-error", "exit", "exits-well", "unpicklable"],
 )
-def test_a_worker_that_ends_or_fails_is_told_in_one_line_at_once(act, said):
+def test_a_worker_that_ends_or_fails_is_reported_at_once_in_one_line(act, said):
     began = time.monotonic()
     with pytest.raises((RuntimeError, Lost)) as error:
-        # One that ends as if all were well is only missed after the time-out.
+        # A worker that exits normally is only noticed after the time-out.
         list(batches_with(act, timeout=2 if act is sys.exit else 60))
     assert re.search(said, str(process_failures.explain(error.value)))
     assert "\n" not in str(process_failures.explain(error.value))
@@ -91,21 +91,21 @@ def test_a_worker_that_ends_or_fails_is_told_in_one_line_at_once(act, said):
     process_failures.kill_workers()
 
 
-def test_a_worker_that_is_gone_is_not_called_slow():
-    """The alarm may go off in the middle of torch's own report."""
+def test_a_dead_worker_is_not_reported_as_slow():
+    """The time-out may occur while torch is reporting its death."""
     error = RuntimeError("DataLoader worker (pid(s) 7) exited unexpectedly")
     error.__cause__ = RuntimeError("DataLoader timed out after 2.1 seconds")
     assert str(process_failures.explain(error)).startswith("a data worker ended")
 
 
-def test_bad_input_found_by_a_worker_is_still_bad_input():
-    with pytest.raises(BadInput, match="8 files in a row are no images") as error:
+def test_bad_input_found_by_a_worker_stays_bad_input():
+    with pytest.raises(BadInput, match="8 files in a row are not images") as error:
         list(batches_with(refuse))
     assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("act", [partial(time.sleep, 1000), partial(send_itself, signal.SIGSTOP)])
-def test_a_worker_that_hangs_is_given_up_and_not_waited_for(act):
+def test_a_worker_that_hangs_times_out_and_is_killed(act):
     with pytest.raises(RuntimeError) as error:
         list(batches_with(act, timeout=1))
     assert re.search(r"brought nothing for 1(\.05)? s", str(process_failures.explain(error.value)))
@@ -116,7 +116,7 @@ def test_a_worker_that_hangs_is_given_up_and_not_waited_for(act):
 
 
 def in_worker(act, epoch, index, rank=0, of_rank=0):
-    """Make the worker of a run that reads this image do something else."""
+    """Make the data worker that reads this image call `act`."""
     usual = PretrainDataset.__getitem__
 
     def unusual(dataset, item):
@@ -154,7 +154,7 @@ def test_a_run_whose_worker_dies_or_hangs_loses_nothing(act, told, undisturbed, 
     assert "Traceback" not in said[0]
     assert status(tmp_path) == "failed"
     saved = load(tmp_path)
-    # What was read ahead when a worker was killed is not waited for.
+    # Batches that were being read ahead when a worker was killed are lost.
     assert 0 <= place_in_order(1, 17) - saved["step"] <= 4
     assert f"the newest checkpoint is of epoch 1, step {saved['step']}" in line
     assert pretrain(tmp_path) == 0
@@ -162,7 +162,7 @@ def test_a_run_whose_worker_dies_or_hangs_loses_nothing(act, told, undisturbed, 
 
 
 def kill_amid_update(_rank, at):
-    """Kill a data worker while the optimizer works for the `at`-th time."""
+    """Kill a data worker during the `at`-th optimizer step."""
     step, updates = torch.optim.AdamW.step, []
 
     def unusual(self, *given, **named):
@@ -176,7 +176,7 @@ def kill_amid_update(_rank, at):
     torch.optim.AdamW.step = unusual
 
 
-def test_a_worker_killed_amid_an_update_costs_nothing(undisturbed, tmp_path):
+def test_a_run_whose_worker_dies_during_an_update_loses_nothing(undisturbed, tmp_path):
     before = partial(kill_amid_update, at=15)  # step 3 of 12 of the second epoch
     codes, said, _ = run_with(
         before, tmp_path, "--num_workers 2 --dist_timeout 4", world=1, within=60
@@ -189,7 +189,7 @@ def test_a_worker_killed_amid_an_update_costs_nothing(undisturbed, tmp_path):
     assert_same_run(tmp_path, undisturbed("mae", 1))
 
 
-def test_the_worker_of_one_process_is_told_by_process_0(tmp_path):
+def test_process_0_reports_the_dead_worker_of_another_process(tmp_path):
     before = partial(in_worker_of_1, partial(send_itself, signal.SIGKILL))
     codes, said, _ = run_with(before, tmp_path, "--num_workers 1")
     assert codes == [1, 1]
@@ -241,8 +241,8 @@ def trainer_of(model, accum=1):
     )
 
 
-def test_a_state_changed_in_part_is_not_saved():
-    """Torch raises what became of a worker anywhere, also between weights and position."""
+def test_a_partly_updated_state_is_not_saved():
+    """torch may raise a worker's death anywhere, even between updates of weights and position."""
     trainer = trainer_of(torch.nn.Linear(3, 1))
     state = trainer.state
 
@@ -260,8 +260,8 @@ def test_a_state_changed_in_part_is_not_saved():
     assert keeper.saves == 1
 
 
-def test_a_batch_ends_with_its_first_failure():
-    """On a disk that hangs each image may take its while, and there are many in a batch."""
+def test_a_batch_stops_at_its_first_failure():
+    """On a disk that hangs, each of the many images in a batch may take long."""
 
     class Away(Dataset):
         def __getitem__(self, item):
@@ -274,8 +274,8 @@ def test_a_batch_ends_with_its_first_failure():
     assert asked == [0]
 
 
-def test_statistics_of_a_step_that_was_not_finished_are_not_saved():
-    """Batch norm changes its own in each forward pass, here before the second micro-batch fails."""
+def test_batch_norm_statistics_of_an_unfinished_step_are_not_saved():
+    """Every forward pass updates batch norm, here before the second micro-batch fails."""
 
     def batches(count):
         yield from [torch.ones(2, 3)] * count
@@ -289,7 +289,7 @@ def test_statistics_of_a_step_that_was_not_finished_are_not_saved():
         assert trainer.whole == whole
 
 
-def test_what_cannot_be_saved_at_the_end_does_not_hide_why_it_ended():
+def test_a_failed_last_save_does_not_hide_why_the_run_ended():
     state = TrainState(None, None, None)
     full = observer_with(Keeper(Fault("checkpoint-last.pth: could not be written")))
     assert "of epoch 0, step 0" in full.rescue(state, True)
@@ -304,7 +304,7 @@ def kill_worker_after(seconds, rank):
 
 
 @pytest.mark.long
-def test_whenever_a_worker_is_killed_the_run_ends_the_same(undisturbed, tmp_path):
+def test_a_run_ends_the_same_whenever_a_worker_is_killed(undisturbed, tmp_path):
     ended = 0
     for k in range(30):
         folder = tmp_path / str(k)

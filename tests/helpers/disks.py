@@ -1,4 +1,4 @@
-"""Disks as small, and as read-only, as a test needs them."""
+"""Small and read-only disks for tests."""
 
 import os
 import subprocess
@@ -9,11 +9,11 @@ import pytest
 
 @contextmanager
 def small_disk(folder, size):
-    """Mount a disk of `size` (mount's spelling) at `folder`."""
+    """Mount a disk of `size` (as mount spells it) at `folder`."""
     folder.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", folder]
     if os.geteuid() or subprocess.run(mount, capture_output=True).returncode:
-        pytest.skip("may not mount a small disk here")
+        pytest.skip("cannot mount a small disk here")
     try:
         yield folder
     finally:

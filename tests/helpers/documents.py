@@ -1,8 +1,8 @@
-"""README.md and docs/*.md taken apart: commands, Python, options, links, headings.
+"""Parse README.md and docs/*.md: commands, Python, options, links, headings.
 
 A code block without a language is shell commands, or Python if it begins with an import, or a list
-of options if it begins with `--`. What is none of these is fenced as ```text (or ```bibtex), or
-begins with one of NO_CODE.
+of options if it begins with `--`. Anything else is fenced as ```text (or ```bibtex) or begins with
+one of NO_CODE.
 """
 
 import re
@@ -21,7 +21,7 @@ NO_CODE = (
     *("basic/EmoLabel", "# 2017 lists", "fer2013", "DATA/"),  # files of data sets
 )
 LANGUAGES = {"sh": "shell", "bash": "shell", "console": "shell", "python": "python"}
-# A piece of inline code that begins so is a command, if anything follows.
+# Inline code that begins like this and continues is a command.
 STARTS_COMMAND = re.compile(
     r"(python3?|torchrun|srun|make|pip|tensorboard|sbatch|[\w/]+\.py) +[^\s,;:]"
 )
@@ -43,7 +43,7 @@ class Command(NamedTuple):
 
 
 def tokens(page) -> Iterator[tuple[Token, int]]:
-    """Everything in a page, what stands in a line included, with the line's number."""
+    """All tokens of a page, inline ones included, with their line numbers."""
     line = 1
     for token in MarkdownIt("commonmark").enable("table").parse(page.read_text()):
         line = token.map[0] + 1 if token.map else line
@@ -64,7 +64,7 @@ def code(page) -> Iterator[Code]:
 
 
 def kind_of(block: str) -> str:
-    """What a block without a language is."""
+    """The kind of a block without a language."""
     if block.startswith(NO_CODE):
         return "text"
     if block.startswith("--"):
@@ -73,12 +73,12 @@ def kind_of(block: str) -> str:
 
 
 def all_code(*kinds: str) -> list[Code]:
-    """The code of all pages that is of these kinds."""
+    """The code of these kinds on all pages."""
     return [piece for page in PAGES for piece in code(page) if piece.kind in kinds]
 
 
 def commands() -> list[Command]:
-    """Every command shown, in blocks and in lines."""
+    """Every documented command, in blocks and inline."""
     found = []
     for piece in all_code("shell", "inline"):
         if piece.kind == "shell" or STARTS_COMMAND.match(piece.text):
@@ -87,7 +87,7 @@ def commands() -> list[Command]:
 
 
 def split_shell(text: str) -> Iterator[tuple[str, ...]]:
-    """The words of each command, comments left out."""
+    """The words of each command, without comments."""
     for line in re.sub(r"\\\n", " ", text).splitlines():
         words = shlex.split(line.removeprefix("$ "), comments=True)
         while words:
@@ -106,7 +106,7 @@ def links(page) -> list[tuple[str, str]]:
 
 
 def anchors(page) -> set[str]:
-    """What headings can be linked as, the way GitHub makes it of their text."""
+    """The anchors that GitHub makes from the headings."""
     found: list[str] = []
     heading = False
     for token, _ in tokens(page):

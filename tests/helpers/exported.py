@@ -1,4 +1,4 @@
-"""Trained models exported by `main_export.py`, for tests of what other libraries make of them."""
+"""Trained models exported by `main_export.py`, for tests with other libraries."""
 
 import json
 import re
@@ -23,14 +23,14 @@ CLASSIFIERS = {
     "probe": ("vit", "--linear_probe"),
     "convnext": ("convnext", EVERYTHING),
 }
-RESNET = {"resnet": ("resnet", "")}  # which transformers do not get
+RESNET = {"resnet": ("resnet", "")}  # has no export to transformers
 PRETRAINED = {"fcmae": "convnext", "masked resnet": "resnet"}  # others are ViTs
 
 
 def stirred(content):
-    """A checkpoint as if it had been trained for long: no two of its vectors are alike.
+    """Make a checkpoint look as if trained for long, so that no two of its vectors are alike.
 
-    After a few steps most norms and GRNs are still 1 and 0, and none would miss another's.
+    After a few steps most norms and GRNs are still 1 and 0: mixing them up would go unnoticed.
     """
     generator = torch.Generator().manual_seed(0)
     for part in ("model", "model_ema"):
@@ -43,7 +43,7 @@ def stirred(content):
 
 @pytest.fixture(scope="session")
 def checkpoint(finetune, pretrained, tmp_path_factory):
-    """A trained model's file, by what it is, its results beside it."""
+    """The file of a trained model, by kind, with its results beside it."""
     root = tmp_path_factory.mktemp("checkpoints")
 
     def make(kind):
@@ -53,12 +53,12 @@ def checkpoint(finetune, pretrained, tmp_path_factory):
             shutil.copy(run / "eval.json", root / kind)
         else:
             content = load(pretrained[PRETRAINED.get(kind, "vit")].parent)
-            content["args"]["predict_ratio"] = 0.25  # of training's loss: nothing else must mind
+            content["args"]["predict_ratio"] = 0.25  # used by the training loss only
         content = stirred(content)
-        for part in ("model", "model_ema"):  # surer of itself
+        for part in ("model", "model_ema"):  # more confident
             if "head.weight" in content.get(part, {}):
                 content[part]["head.weight"] *= 1000
-        if kind == "pooled":  # that sees the whole picture
+        if kind == "pooled":  # sees the whole picture
             content["preprocessing"]["crop_pct"] = None
         if kind == "hostile":
             content["classes"] = list(HOSTILE)
@@ -80,7 +80,7 @@ def checkpoint(finetune, pretrained, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def exported(checkpoint, tmp_path_factory):
-    """The folder of an export by `main_export.py`, made once; and our model."""
+    """The folder of an export by `main_export.py`, made once, and our model."""
     made, opened = {}, {}
 
     def make(kind, to):
@@ -101,9 +101,9 @@ def export(source, to, output, *more):
 
 
 def some_images(saved, count=3):
-    """uint8 pixels, and the same as the model takes them."""
+    """Random uint8 pixels, and the same normalised for the model."""
     size = saved.preprocessing.input_size
-    generator = torch.Generator().manual_seed(count)  # the same, whichever tests ran before
+    generator = torch.Generator().manual_seed(count)  # does not depend on earlier tests
     shape = (count, 3, size, size)
     pixels = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
     return pixels, saved.preprocessing.normalise(pixels)
@@ -114,14 +114,14 @@ def assert_same(theirs, ours):
 
 
 def refused(capfd):
-    """The one line that a program ended with."""
+    """The one error line of a program."""
     lines = capfd.readouterr().err.strip().splitlines()
     assert len(lines) == 1, lines
     return lines[0]
 
 
 def run_card(folder, saved, here, monkeypatch, capfd):
-    """The code in an export's card says of a picture what we say."""
+    """The code in an export's model card predicts what our code predicts."""
     shutil.copytree(folder, here)
     monkeypatch.chdir(here)
     face = SyntheticFaces(8, 90).image(3)
@@ -140,7 +140,7 @@ def run_card(folder, saved, here, monkeypatch, capfd):
 
 
 def run_docs(to, folder, saved, here, monkeypatch):
-    """The code in docs/export.md says of a picture what we say."""
+    """The code in docs/export.md predicts what our code predicts."""
     here.mkdir()
     monkeypatch.chdir(here)
     (here / "exported").symlink_to(folder)
@@ -160,5 +160,5 @@ def run_docs(to, folder, saved, here, monkeypatch):
 
 @torch.no_grad()
 def answer(saved, face):
-    """Our logits of one picture."""
+    """Our logits for one picture."""
     return saved.model(saved.preprocessing.normalise(saved.preprocessing.view(face)[None]))

@@ -1,4 +1,4 @@
-"""What a fine-tuning left behind, read and compared."""
+"""Read and compare the results of a fine-tuning."""
 
 import csv
 import json
@@ -22,7 +22,7 @@ EVERYTHING = (
 
 
 def evaluate(checkpoint, output, more):
-    """`--eval` here and now; eval.json. The default --model is another one: it must not matter."""
+    """Run `--eval` in this process; -> eval.json. The default --model must not matter."""
     options = f"--eval --finetune {checkpoint} --output_dir {output} --num_workers 0 --batch_size 4"
     assert run_here(main_finetune, f"{options} {more}".split()) == 0
     return results(output)
@@ -42,7 +42,7 @@ def measured(result):
 
 
 def unaugmented(data, split, crop_pct=0.875):
-    """The images of a split as a test sees them, normalised (n, 3, 32, 32), and their labels."""
+    """The images of a split as tests see them, normalised (n, 3, 32, 32), and their labels."""
     images = open_labelled(str(data)).splits[split]
     view = plain(32, crop_pct)
     pixels = torch.stack([view(images.source.image(i)) for i in range(len(images))])
@@ -50,7 +50,7 @@ def unaugmented(data, split, crop_pct=0.875):
 
 
 def assert_close(a, b):
-    """Equal but for the last bits of numbers."""
+    """Equal except for the last bits of numbers."""
     assert type(a) is type(b)
     if isinstance(a, dict):
         assert a.keys() == b.keys()

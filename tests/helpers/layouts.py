@@ -1,7 +1,7 @@
-"""Labelled data sets written to disk as their owners ship them, in small, quirks included.
+"""Write small labelled data sets to disk as their owners ship them, with all quirks.
 
-The pictures are drawn faces that show the expression they are labelled with, so that a run can
-learn from them; with `drawn=False` they are plain colours, which takes no time.
+The pictures are synthetic faces that show the expression of their label, so that a run can learn
+from them; with `drawn=False` they are plain colours, which is faster.
 """
 
 import csv
@@ -16,7 +16,7 @@ from PIL import Image
 from datasets.labels import EXPRESSIONS, ORDERS
 from datasets.synthetic.generator import CLASSES, SyntheticFaces
 
-SIDE = 64  # pixels a face is drawn at
+SIDE = 64  # of a synthetic face, in pixels
 USAGES = {"train": "Training", "val": "PublicTest", "test": "PrivateTest"}
 FER_FOLDERS = {"train": "FER2013Train", "val": "FER2013Valid", "test": "FER2013Test"}
 VOTES = ["neutral", "happiness", "surprise", "sadness", "anger", "disgust", "fear", "contempt"]
@@ -65,7 +65,7 @@ def write_rafdb(
     extra=(),
     drawn=True,
 ):
-    """`variant`: "list" and "split" as the owners ship them, "folder" as passed on.
+    """`variant`: "list" and "split" as the owners ship them, "folder" as others repackage it.
 
     `extra`: further lines of the list. The k-th image of a class is number 7k + class + 1.
     """
@@ -93,7 +93,7 @@ def write_rafdb(
 
 
 def fer_rows(order, counts, drawn):
-    """(split, expression, place in the order, grey image (48, 48)) of every image, by split."""
+    """(split, place of the expression in the order, grey image (48, 48)) of every image."""
     for split, count in counts.items():
         for k in range(count):
             for place, expression in enumerate(ORDERS[order]):
@@ -102,7 +102,7 @@ def fer_rows(order, counts, drawn):
 
 
 def clear_votes(place):
-    """Seven votes for one emotion, two for the next, one for unknown: all rules agree."""
+    """Seven votes for one emotion, two for the next, one for unknown, so that all rules agree."""
     counts = [0] * 10
     counts[place], counts[(place + 1) % 8], counts[8] = 7, 2, 1
     return counts
@@ -203,10 +203,10 @@ def write_ferplus_folders(
 
 
 def write_folder(root, splits, classes=EXPRESSIONS, *, ending=".png", side=SIDE, drawn=True):
-    """Class folders: `splits` is {"train": images a class, …} or, without splits, a number.
+    """Class folders: `splits` is {"train": images per class, …} or, without splits, a number.
 
     `classes`: folder names, or {folder name: expression shown}; the names of the 8 expressions in
-    their order unless given. Names that are no expressions need the mapping or `drawn=False`.
+    their order unless given. Names that are not expressions need the mapping or `drawn=False`.
     """
     root = Path(root)
     shown = classes if isinstance(classes, dict) else {name: name for name in classes}

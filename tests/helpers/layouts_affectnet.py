@@ -1,4 +1,4 @@
-"""AffectNet as its owners ship it, written to disk with drawn faces that can be learned from.
+"""Write AffectNet to disk as its owners ship it, with synthetic faces that can be learned from.
 
 `counts` are images of each expression by split: `{"train": (4,) * 8, "test": (2,) * 8}`; a shorter
 tuple leaves out the last expressions.
@@ -14,7 +14,7 @@ from PIL import Image
 from datasets.synthetic.generator import SyntheticFaces
 
 FACE = 64  # pixels
-WHOLE_FACE = 1 / 6  # the margin that makes a box of the 2017 lists the drawn picture
+WHOLE_FACE = 1 / 6  # with this margin, boxes of the 2017 lists hold the whole face
 HEADER = (
     "subDirectory_filePath,face_x,face_y,face_width,face_height,facial_landmarks,"
     "expression,valence,arousal"
@@ -25,7 +25,7 @@ LISTS = {"train": "training.csv", "test": "validation.csv"}
 
 @cache
 def draw(split, counts):
-    """[(label, uint8 (FACE, FACE, 3))] of so many drawn faces a class, classes mixed."""
+    """[(label, uint8 (FACE, FACE, 3))] of `counts` synthetic faces per class, classes mixed."""
     faces = SyntheticFaces(8 * max(counts), FACE, seed=7, split=split)
     left = list(counts) + [0] * (8 - len(counts))
     drawn = []
@@ -43,9 +43,9 @@ def write_affectnet_csv(
     lists="Manually_Annotated_file_lists",
     images="Manually_Annotated_compressed/Manually_Annotated_Images",
 ):
-    """The 2017 release: faces somewhere in a photograph, with boxes to which WHOLE_FACE is added.
+    """The 2017 release: faces somewhere in a photograph, with boxes that need margin WHOLE_FACE.
 
-    As with the owners, the validation list has no header.
+    As in the original release, the validation list has no header.
     """
     for folder in (root / lists, root / images):
         folder.mkdir(parents=True, exist_ok=True)

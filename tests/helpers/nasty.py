@@ -1,4 +1,4 @@
-"""Values that programs have stumbled over, and how often hypothesis tries."""
+"""Values that are likely to break programs, and how many examples hypothesis tries."""
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -7,7 +7,7 @@ CALM = {"deadline": None, "suppress_health_check": list(HealthCheck), "database"
 
 
 def tries(few, many):
-    """A test with so many examples, always the same; and with many new ones in `make test-long`."""
+    """Run a test on `few` examples, always the same; in `make test-long`, on `many` new ones."""
     always = settings(max_examples=few, derandomize=True, **CALM)
     new = pytest.param(settings(max_examples=many, **CALM), marks=pytest.mark.long)
     return pytest.mark.parametrize("tried", [always, new], ids=["few", "many"])

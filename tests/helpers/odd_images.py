@@ -1,4 +1,4 @@
-"""A folder of faces with every kind of file that people's folders hold beside good images."""
+"""A folder of faces with every kind of odd file that real folders hold beside good images."""
 
 import io
 import os
@@ -8,9 +8,9 @@ import zlib
 import numpy as np
 from PIL import Image
 
-GOOD = 190  # few enough of the others, of 202, that a run goes on
+GOOD = 190  # so many that a run tolerates the unreadable ones
 
-# Each of these is left out, for a reason that holds the words.
+# Each of these is left out, for a reason that contains the words.
 UNREADABLE = {
     "bomb.png": "decompression bomb",
     "dangling.jpg": "No such file",
@@ -19,7 +19,7 @@ UNREADABLE = {
     "half.jpg": "truncated",
     "page.jpg": "web page",
     "program.jpg": "PostScript",
-    "zeros.jpg": "nothing but zero bytes",
+    "zeros.jpg": "only zero bytes",
     "zero_bytes.jpg": "0 bytes",
 }
 
@@ -35,7 +35,7 @@ def noise(*shape):
 
 
 def write_faces(folder, count=GOOD, side=40):
-    """Good images, each of one colour."""
+    """Write good images, each of one colour."""
     folder.mkdir(parents=True, exist_ok=True)
     for k in range(count):
         Image.new("RGB", (side, side), (k, 255 - k, 99)).save(folder / f"good{k:03d}.png")
@@ -43,9 +43,9 @@ def write_faces(folder, count=GOOD, side=40):
 
 
 def write_odd(folder):
-    """Good images, odd ones that can be read, and those of UNREADABLE."""
+    """Write good images, odd but readable ones, and those of UNREADABLE."""
     write_faces(folder)
-    (folder / "folder.jpg").mkdir()  # looked into like any folder
+    (folder / "folder.jpg").mkdir()  # searched like any folder
     readable = {
         "one_pixel.jpg": encoded(noise(1, 1, 3)),
         "thin.jpg": encoded(noise(1, 4000, 3)),
@@ -72,7 +72,7 @@ def write_odd(folder):
 
 
 def bomb(side=20_000):
-    """A PNG of 49 kB that would be 400 million pixels."""
+    """A PNG of 49 kB that decodes to 400 million pixels."""
 
     def chunk(kind, data):
         body = kind + data

@@ -1,4 +1,4 @@
-"""A local server in the place of Google Drive, so that no test needs a network."""
+"""A local server in place of Google Drive, so that no test needs a network."""
 
 import io
 import socket
@@ -29,7 +29,7 @@ class Handler(BaseHTTPRequestHandler):
             self.close_connection = True  # gdown asks once for the length alone
 
     def log_message(self, *_):
-        """Say nothing."""
+        """Log nothing."""
 
     def send(self, data, code=200, length=None, **headers):
         self.send_response(code)
@@ -56,7 +56,7 @@ def server():
 
 @pytest.fixture
 def only_here(monkeypatch, tmp_path):
-    """No name but this machine's is looked up, and the cache is the test's own."""
+    """Look up no other host than this machine, and give the test its own cache."""
     look_up = socket.getaddrinfo
 
     def local(host, *more, **options):
@@ -72,5 +72,5 @@ def only_here(monkeypatch, tmp_path):
 
 @pytest.fixture
 def address(server, monkeypatch):
-    """The server in the place of Google Drive."""
+    """The server in place of Google Drive."""
     monkeypatch.setattr(download, "DRIVE", server.url)

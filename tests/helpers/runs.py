@@ -1,4 +1,4 @@
-"""Starting real training runs from tests."""
+"""Start real training runs from tests."""
 
 import gc
 import importlib
@@ -51,18 +51,18 @@ def free_port():
 
 
 def command(output, family="mae", more="", processes=1):
-    """The command line of a small pre-training; later options overrule earlier ones."""
+    """The command line of a small pre-training; later options override earlier ones."""
     options = f"{SMALL} {FAMILIES[family]} --output_dir {output} {more}"
     return launched("main_pretrain.py", options.split(), processes)
 
 
 def small_run(output, more="", family="mae"):
-    """Options of the same without data workers: two epochs, 12 steps each on one process."""
+    """The options of that run, without data workers: two epochs of 12 steps on one process."""
     return f"{SMALL} {FAMILIES[family]} --num_workers 0 --output_dir {output} {more}".split()
 
 
 def finetune_command(output, family="vit", more="", processes=1):
-    """The same of a small fine-tuning."""
+    """The command line of a small fine-tuning."""
     return launched("main_finetune.py", finetune_options(output, family, more), processes)
 
 
@@ -71,7 +71,7 @@ def finetune_options(output, family="vit", more=""):
 
 
 def launched(program, options, processes=1):
-    """A command line, with torch's launcher where it takes several processes."""
+    """A command line, with torch's launcher for several processes."""
     launcher = [sys.executable]
     if processes > 1:
         launcher += ["-m", "torch.distributed.launch", f"--nproc_per_node={processes}"]
@@ -80,7 +80,7 @@ def launched(program, options, processes=1):
 
 
 def run_here(main, options):
-    """A program in this process, on one thread as in those started; its exit code."""
+    """Run a program in this process, on one thread like started programs; -> its exit code."""
     handlers = {number: signal.getsignal(number) for number in SIGNALS}
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -95,14 +95,14 @@ def run_here(main, options):
 
 
 def pretrain(output, more="", family="mae"):
-    """`small_run` in this process; its exit code."""
+    """Run `small_run` in this process; -> its exit code."""
     return run_here(importlib.import_module("main_pretrain"), small_run(output, more, family))
 
 
 def run_two(program, options, code=0):
-    """A program (`main_finetune`) as two processes that meet, without what launchers take to start.
+    """Run a program (such as `main_finetune`) as two processes, without a slow launcher.
 
-    They are copies of one that has imported the slow libraries; both end with `code`.
+    They are forked from a process that has imported the slow libraries; both must end with `code`.
     """
     ranks = start_ranks(program, options)
     for process in ranks:
@@ -113,7 +113,7 @@ def run_two(program, options, code=0):
 
 
 def run(program, options, processes=1):
-    """A program to its good end, here or as two processes."""
+    """Run a program, in this process or as two; it must succeed."""
     if processes == 1:
         assert run_here(importlib.import_module(program), options) == 0
     else:
@@ -121,9 +121,9 @@ def run(program, options, processes=1):
 
 
 def start_ranks(program, options, world=2, before=None, output=None):
-    """The processes of `run_two`, or more or fewer of them, that may be made to fail.
+    """Start the `world` processes of one run, which may be made to fail.
 
-    `before(rank)` is called in each; what it says goes to the file `{output}.{rank}`.
+    `before(rank)` is called in each; its output goes to the file `{output}.{rank}`.
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(SLOW_IMPORTS)
@@ -138,7 +138,7 @@ def _run_rank(rank, world, program, options, port, before, output):
     place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world}
     os.environ |= {key: str(value) for key, value in place.items()}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
-    multiprocessing.set_start_method("fork", force=True)  # of data workers, as it usually is
+    multiprocessing.set_start_method("fork", force=True)  # for data workers, as usual
     if output:
         file = os.open(f"{output}.{rank}", os.O_CREAT | os.O_WRONLY | os.O_APPEND)
         os.dup2(file, 1)
@@ -149,7 +149,7 @@ def _run_rank(rank, world, program, options, port, before, output):
 
 
 def start(arguments, folder=ROOT, **more):
-    """A run as a process, both outputs in one pipe; `more` of the environment."""
+    """Start a process with stdout and stderr in one pipe; `more`: environment variables."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1", **more}
     return subprocess.Popen(
         arguments,
@@ -162,7 +162,7 @@ def start(arguments, folder=ROOT, **more):
 
 
 def finish(arguments, code=0):
-    """Run to the end; its output."""
+    """Run to the end, which must be with `code`; -> the output."""
     process = start(arguments)
     output = process.communicate(timeout=240)[0]
     assert process.returncode == code, output
@@ -170,7 +170,7 @@ def finish(arguments, code=0):
 
 
 def send(process, number, output):
-    """Ask the process started; but kill all of a run, for a launcher's children outlive it."""
+    """Send a signal to the started process; SIGKILL to all of the run, as children outlive it."""
     if number != signal.SIGKILL:
         process.send_signal(number)
         return
@@ -183,14 +183,14 @@ def send(process, number, output):
 
 
 def wait_for(condition, seconds=60):
-    """Come back as soon as `condition()` holds."""
+    """Wait until `condition()` holds."""
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline
 
 
 def signal_at(arguments, text, number=signal.SIGTERM):
-    """Run until a line holds `text`, send a signal; its exit code and output."""
+    """Run until a line contains `text`, then send a signal; -> exit code and output."""
     process = start(arguments)
     lines = []
     for line in process.stdout:
@@ -205,7 +205,7 @@ def signal_at(arguments, text, number=signal.SIGTERM):
 
 
 def stop_in_mid_epoch(rank=0):
-    """SIGTERM in the first step of epoch 1, to this process; -> how to undo it."""
+    """Make this process get SIGTERM in the first step of epoch 1; -> the step to put back."""
     usual = Trainer._step
 
     def step(trainer, *rest):
@@ -218,7 +218,7 @@ def stop_in_mid_epoch(rank=0):
 
 
 def log(folder):
-    """log.txt without what depends on the clock."""
+    """log.txt without values that depend on the clock."""
     timed = {"images_per_s", "data_wait", "epoch_s"}
     records = [json.loads(line) for line in (Path(folder) / "log.txt").read_text().splitlines()]
     return [{k: v for k, v in record.items() if k not in timed} for record in records]
@@ -233,7 +233,7 @@ def load(folder, name="checkpoint-last.pth"):
 
 
 def same(a, b):
-    """Whether two nested structures hold the same bits."""
+    """Whether two nested structures are equal bit for bit."""
     if isinstance(a, torch.Tensor):
         return torch.equal(a, b)
     if isinstance(a, dict):
@@ -244,7 +244,7 @@ def same(a, b):
 
 
 def assert_same_run(ours, undisturbed):
-    """Bit for bit the same weights and optimizer; every epoch logged once, with equal numbers."""
+    """Weights and optimizer are equal bit for bit; each epoch is logged once with equal numbers."""
     a, b = load(ours), load(undisturbed)
     for part in ("model", "model_ema", "optimizer", "epoch", "step", "best", "best_epoch"):
         assert same(a.get(part), b.get(part)), part
@@ -252,7 +252,7 @@ def assert_same_run(ours, undisturbed):
 
 
 def assert_as_pillow(ours, theirs):
-    """A (3, S, S) uint8 tensor is Pillow's image but for rounding: 0.05 of 255 on average."""
+    """A (3, S, S) uint8 tensor is Pillow's image up to rounding: 0.05 of 255 on average."""
     off = np.abs(ours.permute(1, 2, 0).numpy().astype(int) - np.asarray(theirs))
     assert off.max() <= 1
     assert off.mean() <= 0.05

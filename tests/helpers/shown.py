@@ -1,7 +1,7 @@
-"""Commands as the documents show them, checked, and made into runs that take a second.
+"""Check the commands in the documentation and turn them into runs that take a second.
 
-A program is a module with `build_parser` and `work`, as the mains are, or a script with a parser of
-its own.
+A program is a module with `build_parser` and `work`, like the mains, or a script with its own
+parser.
 """
 
 import argparse
@@ -20,15 +20,15 @@ import main_finetune
 import main_reproduce as reproduce
 from runs import CLASSIFIERS, FAMILIES, ROOT, SMALL_FINETUNE, run_here, start_ranks
 
-# What the work of a program is called where it is not `work`.
+# The function that does a program's work, if it is not called `work`.
 WORK = {"util.download": "run"}
-# What "…" at the end of a command stands for: put before the options shown, so that those win.
+# Options that "…" at the end of a command stands for; put first, so that the others win.
 MORE = {
     "main_pretrain": "--data_path /path/to/images",
     "main_finetune": "--data_path /path/to/RAF-DB --finetune mae_vit_base_300e",
     "main_reproduce": "--data_path /path/to/RAF-DB --finetune mae_vit_base_300e --output_dir OUT",
 }
-# Put behind them, to make the run small; `small` has what goes by the model's family.
+# Options put last, to make the run small; `small` adds those that depend on the model's family.
 SMALL = {
     "main_pretrain": "--epochs 1 --warmup_epochs 0 --batch_size 8 --accum_iter 2 --num_workers 0 "
     "--print_freq 1 --save_ckpt_num 1 --compile False",
@@ -65,9 +65,9 @@ class Start(NamedTuple):
 
 
 def find_start(words: tuple[str, ...]) -> Start | None:
-    """What a command starts, its launcher taken off; None where it is no program of ours.
+    """The program that a command starts, without its launcher; None if it is not one of ours.
 
-    The launcher's own options go through its own parser.
+    The launcher's options are checked by its own parser.
     """
     words = [word for word in words if word != "srun"]
     shortened = words[-1] == "…" and words[-2] not in WRITES
@@ -91,7 +91,7 @@ def find_start(words: tuple[str, ...]) -> Start | None:
 
 
 def source_of(program: str) -> Path:
-    """Where a program's code stands: a module, or the `__main__` of a package."""
+    """The file with a program's code: a module, or the `__main__` of a package."""
     path = ROOT / program.replace(".", "/")
     return path / "__main__.py" if path.is_dir() else path.with_suffix(".py")
 
@@ -105,7 +105,7 @@ def module_of(program: str) -> ModuleType:
 def read(start: Start) -> argparse.Namespace:
     """The options as the program itself reads them. Raises BadInput.
 
-    None of a script that keeps its parser to itself: those are for `check_script`.
+    Empty for a script without `build_parser`: see `check_script`.
     """
     module, options = module_of(start.program), start.options
     if not hasattr(module, "build_parser") or options == ["--help"]:
@@ -118,7 +118,7 @@ def read(start: Start) -> argparse.Namespace:
 
 
 def check(start: Start) -> argparse.Namespace:
-    """Let the program refuse or complete its options, before its work begins. Raises BadInput."""
+    """Let the program check and complete its options before its work starts. Raises BadInput."""
     args = read(start)
     training = "main_finetune" if start.program == "main_reproduce" else start.program
     module = module_of(training)
@@ -130,11 +130,11 @@ def check(start: Start) -> argparse.Namespace:
 
 
 class Parsed(Exception):
-    """Thrown out of a script once it has read its options."""
+    """Raised in a script once it has read its options."""
 
 
 def check_script(start: Start, monkeypatch) -> None:
-    """Start a script, until it has read its options. Raises SystemExit of argparse."""
+    """Run a script until it has read its options. Raises argparse's SystemExit."""
     parse = argparse.ArgumentParser.parse_args
 
     def parse_and_leave(parser, *given):
@@ -153,7 +153,7 @@ def check_script(start: Start, monkeypatch) -> None:
 
 
 def small(start: Start) -> Start:
-    """The same with the options that make it small, on two processes at the most."""
+    """The same with options that make the run small, on at most two processes."""
     args, more = read(start), SMALL.get(start.program, "")
     if start.program in TRAINING:
         kind = model_of(start)
@@ -167,19 +167,19 @@ def small(start: Start) -> Start:
 
 
 def model_of(start: Start) -> str:
-    """The family of the model that a command is about, as the fixtures call it."""
+    """The family of a command's model, by the name that fixtures use."""
     name = getattr(read(start), "model", "") if start.program in TRAINING else ""
     return next((kind for kind in ("convnext", "resnet") if name.startswith(kind)), "vit")
 
 
 def result(start: Start) -> tuple[object, ...]:
-    """What decides the work of a command; equal for two that do the same."""
+    """A key that is equal for commands that do the same work."""
     args = {name: value for name, value in vars(check(start)).items() if f"--{name}" not in WRITES}
     return start.program, start.processes, repr(sorted(args.items()) or start.options)
 
 
 def in_places(start: Start, places: dict[str, Path | str]) -> Start:
-    """The same with real paths, and what is written under the last part of its name."""
+    """The same with real paths; output paths keep only their last part."""
     before = ["", *start.options]
     options = [
         word.rsplit("/", 1)[-1] if before[i] in WRITES else str(places.get(word, word))
@@ -191,7 +191,7 @@ def in_places(start: Start, places: dict[str, Path | str]) -> Start:
 
 
 def run_start(start: Start, folder: Path, monkeypatch) -> list[int]:
-    """Do the work in a folder, in this process where it is one; the exit codes."""
+    """Run in a folder, in this process if one is enough; -> the exit codes."""
     module = module_of(start.program)
     monkeypatch.setattr(sys, "argv", [f"{start.program}.py", *start.options])
     monkeypatch.chdir(folder)
@@ -217,12 +217,12 @@ def run_start(start: Start, folder: Path, monkeypatch) -> list[int]:
 
 
 def go_to(folder: Path, rank: int) -> None:
-    """What a rank does first."""
+    """Change the folder of a rank."""
     os.chdir(folder)
 
 
 def stand_in_for_slurm(folder: Path, monkeypatch) -> None:
-    """An `sbatch` that takes any job."""
+    """Install an `sbatch` that accepts any job."""
     for name in ("sbatch", "srun", "scontrol"):
         path = folder / "bin" / name
         path.parent.mkdir(exist_ok=True)

@@ -1,4 +1,4 @@
-"""The options of `--eval` and `--knn`: which checkpoint they test, and where its results go."""
+"""The options of `--eval` and `--knn`: which checkpoint is tested, and where its results go."""
 
 import os
 from typing import Any
@@ -14,8 +14,8 @@ from util.evaluation_dir import (
 from util.options.parser import Options, Parser, class_names, flag
 from util.options.trained import OF_DATA, OF_IMAGES
 
-# Options that, when given, make it a different evaluation; with --knn, also those that choose what
-# it learns from.
+# Options that make it a different evaluation if given; with --knn, also those that choose the
+# training images.
 EVALUATED_BY = (
     *OF_IMAGES,
     *OF_DATA,
@@ -25,7 +25,7 @@ NEIGHBOURS_BY = ("label_fraction", "select", "val_fraction", "seed")
 
 
 def add_evaluation(parser: Parser) -> None:
-    """Add the group to fine-tuning's parser."""
+    """Add the group to the parser of fine-tuning."""
     group = parser.add_argument_group("evaluation")
     flag(
         group,
@@ -58,16 +58,16 @@ def add_evaluation(parser: Parser) -> None:
 
 
 def resolve_evaluation(args: Options) -> None:
-    """Set `args.finetune` to the checkpoint to evaluate, `args.output_dir` to its results' folder.
+    """Set `args.finetune` to the checkpoint to test, `args.output_dir` to the results' folder.
 
     Raises BadInput for combinations that `--eval` and `--knn` do not support.
     """
     if args.eval and args.knn:
-        raise BadInput("--knn: does without the head that --eval tests; give one of them")
+        raise BadInput("--knn: does not use the head that --eval tests; give only one of them")
     if args.knn and args.eval_flip:
-        raise BadInput("--eval_flip: --knn compares features of images as they are; leave it out")
+        raise BadInput("--eval_flip: --knn does not flip images; leave it out")
     if args.eval and args.finetune and args.resume:
-        raise BadInput("--resume: --finetune names the checkpoint to evaluate; give one of them")
+        raise BadInput("--resume: --finetune already names the checkpoint; give only one of them")
     given = args.output_dir if "output_dir" in args.given else None
     if args.eval:
         args.finetune = args.finetune or args.resume or own_checkpoint(args.output_dir)
@@ -84,7 +84,7 @@ def resolve_evaluation(args: Options) -> None:
 
 
 def made_by(args: Options) -> dict[str, Any]:
-    """What results come from: the kind of work, and what makes an evaluation another one."""
+    """The origin of results: the kind of run, and what makes an evaluation a different one."""
     if not (args.eval or args.knn):
         return {"kind": "training"}
     return {
@@ -100,11 +100,11 @@ def _kind(args: Options) -> str:
 
 
 def _given(args: Options) -> dict[str, Any]:
-    """The options of the command line that make an evaluation another one."""
+    """The options on the command line that make an evaluation a different one."""
     names = EVALUATED_BY + NEIGHBOURS_BY * args.knn
     given = {name: getattr(args, name) for name in names if name in args.given}
     if args.knn and args.eval_data_path:
-        given["data_path"] = located(args.data_path)  # what is learnt from
+        given["data_path"] = located(args.data_path)  # the training images
     if args.amp != "auto":
         given["amp"] = args.amp
     given = {name: ",".join(v) if isinstance(v, tuple) else v for name, v in given.items()}

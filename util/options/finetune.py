@@ -1,4 +1,4 @@
-"""The options of fine-tuning: groups, defaults that depend on others, and what cannot work."""
+"""The options of fine-tuning: groups, defaults that depend on others, and checks."""
 
 import argparse
 
@@ -17,7 +17,7 @@ from util.options.groups import add_machine, add_output, add_training
 from util.options.parser import Parser, check_input_size, family_for, fill_defaults, flag
 from util.options.trained import INTERPOLATIONS
 
-# MAE's linear probing (appendix A.1): crop and flip, nothing else.
+# MAE's linear probing (appendix A.1), whose only augmentation is crop and flip.
 LINEAR_DEFAULTS = {
     "opt": "lars",
     "epochs": 90,
@@ -42,7 +42,7 @@ USUAL = {
     "weight_decay": "0.05; linear probe 0",
 }
 FROZEN_DEFAULTS = {"layer_decay": 1.0, "drop_path": 0.0}
-# The original MAE-SFER's `main_rafdb.py`: docs/published.md.
+# As in the original MAE-SFER's `main_rafdb.py`, see docs/published.md.
 FER_DEFAULTS = {
     "color_jitter": 0.25,
     "train_interpolation": "bilinear",
@@ -65,11 +65,11 @@ COMMON_DEFAULTS = {
     "freeze_pos_embed": False,
 }
 
-# The weight is the default of DeiT's program, the temperature that of soft distillation in its
-# paper, and among the 2.5 to 4 that Hinton et al. found best for small students.
+# The weight is the default of DeiT's code. The temperature is that of soft distillation in DeiT's
+# paper, and within the 2.5 to 4 that Hinton et al. found best for small students.
 TEACHER_DEFAULTS = {"distill_weight": 0.5, "distill_temperature": 3.0}
 
-# What, beside the data and the teacher, determines the result of a run.
+# Options that, besides the data and the teacher, determine the result of a run.
 DECIDES_RESULT = (
     *("model", "finetune", "model_key", "model_prefix", "input_size", "patch_size", "drop_path"),
     *("cls_token", "head_init_scale", "head_init_std"),
@@ -87,7 +87,7 @@ DECIDES_RESULT = (
 
 
 def build_parser() -> Parser:
-    """All options; those without a default here take one that depends on others."""
+    """All options; those without a default here use one that depends on others."""
     parser = Parser(
         "Fine-tune a pre-trained model on labelled faces, and evaluate it. Options may also come "
         "from a file, such as @recipes/rafdb_vit_base.args; options after it override it."
@@ -106,7 +106,7 @@ def build_parser() -> Parser:
 
 
 def check_options(args: argparse.Namespace) -> None:
-    """Fill in what depends on other options, and refuse what cannot work."""
+    """Fill in defaults that depend on other options, and reject what cannot work."""
     family = family_for(args, masked=False)
     if args.linear_probe:
         fill_defaults(args, LINEAR_DEFAULTS)
@@ -118,22 +118,22 @@ def check_options(args: argparse.Namespace) -> None:
         fill_defaults(args, TEACHER_DEFAULTS)
     for defaults in (family.finetune_defaults, COMMON_DEFAULTS):
         fill_defaults(args, defaults)
-    if args.finetune:  # as the official scripts: a small head on pre-trained features
+    if args.finetune:  # as in the official scripts: a small head on pre-trained features
         fill_defaults(args, {"head_init_std": 0.01 if args.linear_probe else 2e-5})
     fill_defaults(args, {"crop_pct": usual_crop(args)})
-    if not (args.eval or args.knn):  # whose model the checkpoint decides
+    if not (args.eval or args.knn):  # for those, the checkpoint decides the model
         check_input_size(args, family.patch_step(args.model, args.patch_size, masked=False))
     _check_training(args)
     if args.use_amp is not None:
         wanted = "auto" if args.use_amp else "off"
         if args.amp not in ("auto", wanted):
-            raise BadInput(f"--use_amp {args.use_amp}: --amp {args.amp} says otherwise; give one")
+            raise BadInput(f"--use_amp {args.use_amp}: --amp {args.amp} contradicts it; give one")
         args.amp = wanted
     if not args.output_dir:
         raise BadInput("--output_dir: name a folder to write to")
     if args.classes and not args.eval and (args.knn or not args.teacher):
         raise BadInput(
-            "--classes: is for --eval and --teacher; in training the data set names the classes"
+            "--classes: only for --eval and --teacher; in training the data set names the classes"
         )
     if args.eval or args.knn:
         resolve_evaluation(args)
@@ -142,7 +142,7 @@ def check_options(args: argparse.Namespace) -> None:
 
 
 def usual_crop(args: argparse.Namespace) -> float | None:
-    """The central share that is tested on, unless one is given; None for the whole image."""
+    """The default centre-crop ratio for testing; None for the whole image."""
     if args.aug != "randaug":
         return None
     return 0.875 if args.input_size <= 224 else 1.0
@@ -153,12 +153,12 @@ def _check_training(args: argparse.Namespace) -> None:
         raise BadInput(f"--start_epoch {args.start_epoch}: the run ends at --epochs {args.epochs}")
     if mixes(args) and args.batch_size % 2:
         raise BadInput(
-            f"--batch_size {args.batch_size}: --mixup and --cutmix pair images; even only"
+            f"--batch_size {args.batch_size}: --mixup and --cutmix pair images; use an even number"
         )
     if args.aug == "fer" and args.color_jitter > 0.5:
         raise BadInput(
-            f"--color_jitter {args.color_jitter:g}: --aug fer jitters the hue by as much, which is "
-            "at most 0.5"
+            f"--color_jitter {args.color_jitter:g}: --aug fer also jitters the hue by this, which "
+            "must be at most 0.5"
         )
     if args.train_interpolation == "random" and args.aug != "randaug":
         raise BadInput(
@@ -166,18 +166,19 @@ def _check_training(args: argparse.Namespace) -> None:
             f"{' or '.join(INTERPOLATIONS)}"
         )
     if args.cutmix_minmax and not 0 < args.cutmix_minmax[0] < args.cutmix_minmax[1]:
-        raise BadInput(f"--cutmix_minmax {args.cutmix_minmax}: must rise, from above 0 to 1")
+        raise BadInput(f"--cutmix_minmax {args.cutmix_minmax}: must be 0 < MIN < MAX")
     if args.schedule == "step" and not args.step_epochs:
         raise BadInput(
-            "--schedule step: say when the rate falls, for example --step_epochs 35 65 95"
+            "--schedule step: needs the epochs at which the learning rate is reduced, for example "
+            "--step_epochs 35 65 95"
         )
     if args.model_ema_eval and not args.model_ema:
-        raise BadInput("--model_ema_eval: there is no average without --model_ema")
+        raise BadInput("--model_ema_eval: there is no EMA without --model_ema")
     if args.select == "val" and args.disable_eval:
-        raise BadInput("--select val: needs evaluation, which --disable_eval leaves out")
+        raise BadInput("--select val: needs evaluation, which --disable_eval turns off")
     if args.model_ema_eval and args.model_ema_force_cpu:
         raise BadInput(
-            "--model_ema_force_cpu: an average in main memory is not evaluated; leave it out, or "
+            "--model_ema_force_cpu: an EMA in main memory cannot be evaluated; leave this out, or "
             "--model_ema_eval"
         )
     for name in TEACHER_DEFAULTS:
@@ -187,19 +188,19 @@ def _check_training(args: argparse.Namespace) -> None:
         raise BadInput(f"--opt_betas {args.opt_betas}: takes two numbers")
     if args.linear_probe and args.batch_size == 1:
         raise BadInput(
-            "--batch_size 1: the batch norm of --linear_probe needs two images or more; use "
-            "--batch_size 2 or more, with fewer --accum_iter"
+            "--batch_size 1: the batch norm of --linear_probe needs at least two images; use "
+            "--batch_size 2 or more, and a smaller --accum_iter"
         )
     if args.linear_probe and not args.finetune:
-        raise BadInput("--linear_probe: a frozen backbone must be trained; name it with --finetune")
+        raise BadInput("--linear_probe: needs a trained backbone; name it with --finetune")
     if args.freeze_backbone and not args.finetune:
-        raise BadInput("--freeze_backbone: must have been trained; name it with --finetune")
+        raise BadInput("--freeze_backbone: needs a trained backbone; name it with --finetune")
     if (args.freeze_backbone or args.linear_probe) and args.drop_path:
-        raise BadInput(f"--drop_path {args.drop_path}: a frozen backbone takes none; leave it out")
+        raise BadInput(f"--drop_path {args.drop_path}: not for a frozen backbone; leave it out")
     if args.knn and not args.finetune:
-        raise BadInput("--knn: features must have been trained; name a checkpoint with --finetune")
+        raise BadInput("--knn: needs trained features; name a checkpoint with --finetune")
     if (args.knn or args.eval) and args.disable_eval:
-        raise BadInput("--disable_eval: leaves out what --eval and --knn ask for; give one of them")
+        raise BadInput("--disable_eval: contradicts --eval and --knn; leave it out")
 
 
 def mixes(args: argparse.Namespace) -> bool:

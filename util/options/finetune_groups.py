@@ -13,7 +13,7 @@ from util.options.trained import INTERPOLATIONS
 
 
 def add_model(parser: Parser) -> None:
-    """What is trained, and what it starts from."""
+    """The model, and the weights that it starts from."""
     group = parser.add_argument_group("model")
     group.add_argument(
         "--model",
@@ -111,7 +111,7 @@ def add_model(parser: Parser) -> None:
 
 
 def add_data(parser: Parser) -> None:
-    """What it learns from and is tested on."""
+    """The images and labels for training and testing."""
     group = parser.add_argument_group("data")
     group.add_argument(
         "--data_path",
@@ -169,7 +169,7 @@ def add_data(parser: Parser) -> None:
 
 
 def add_augmentation(parser: Parser) -> None:
-    """What is done to images and labels."""
+    """Augmentation and preprocessing of images and labels."""
     group = parser.add_argument_group("image augmentation and preprocessing")
     group.add_argument(
         "--aug",
@@ -288,7 +288,7 @@ def add_augmentation(parser: Parser) -> None:
 
 
 def add_distillation(parser: Parser) -> None:
-    """Learning from a trained classifier."""
+    """Pseudo-labels, and learning from a trained classifier."""
     group = parser.add_argument_group("pseudo-labels and distillation")
     group.add_argument(
         "--pseudo_labels",
@@ -317,7 +317,7 @@ def add_distillation(parser: Parser) -> None:
 
 
 def add_optimizer(parser: Parser) -> None:
-    """What `add_training` does not have of optimizer and schedule."""
+    """Optimizer and schedule: the options that `add_training` does not have."""
     group = parser.add_argument_group("optimizer, schedule and weight average")
     group.add_argument(
         "--opt",

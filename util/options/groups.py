@@ -1,4 +1,4 @@
-"""Groups of options that several programs share, and texts of options that some of them share."""
+"""Groups of options that several programs share, and help texts of options that some share."""
 
 import argparse
 
@@ -37,7 +37,7 @@ LABEL_ORDER = (
 def add_training(
     parser: Parser, min_lr: float | None, warmup_epochs: float | None, usual: dict[str, str]
 ) -> None:
-    """Batches, optimizer and schedule; `usual` are defaults in words, for `--help`."""
+    """Batches, optimizer and schedule; `usual`: defaults in words, for `--help`."""
     group = parser.add_argument_group("training")
     group.add_argument(
         "--batch_size",
@@ -96,7 +96,7 @@ def add_training(
 
 
 def add_machine(parser: Parser) -> argparse._ArgumentGroup:
-    """Device, precision, workers, processes; -> the group of the first three."""
+    """Device, precision, workers and processes; -> the group of the first three."""
     group = parser.add_argument_group("device, precision and data loading")
     group.add_argument("--device", default="auto", help=f"{DEVICE} (default: %(default)s)")
     group.add_argument(
@@ -164,7 +164,7 @@ def add_machine(parser: Parser) -> argparse._ArgumentGroup:
 
 
 def add_saved(parser: Parser, what: str) -> None:
-    """`--checkpoint`, a trained model to be used, and what it takes to open those of others."""
+    """`--checkpoint`, a trained model to use, and options to open those of other programs."""
     parser.add_argument("--checkpoint", metavar="FILE", help=what)
     parser.add_argument(
         "--classes",
@@ -177,7 +177,7 @@ def add_saved(parser: Parser, what: str) -> None:
 
 
 def add_cache_dir(group: argparse._ActionsContainer) -> None:
-    """Where released weights are kept."""
+    """Where released weights are downloaded to."""
     group.add_argument(
         "--cache_dir",
         metavar="DIR",
@@ -186,7 +186,7 @@ def add_cache_dir(group: argparse._ActionsContainer) -> None:
 
 
 def add_output(parser: Parser, resume: str) -> None:
-    """What is written, and resuming; `resume` is the help text of that option."""
+    """What is written, and resuming; `resume`: the help text of that option."""
     group = parser.add_argument_group("output and resuming")
     parser.has_run = True
     add_output_dir(group)

@@ -1,6 +1,6 @@
-"""Command-line options: the parser, checked types, and what programs make of shared options.
+"""Command-line options: the parser, checked types, and groups of shared options as one value.
 
-Needs nothing but the standard library, so that `--help` and a mistyped flag answer at once.
+Needs only the standard library, so that `--help` and mistyped flags are answered at once.
 """
 
 import argparse
@@ -19,7 +19,7 @@ UNSET = object()
 
 
 class Options(argparse.Namespace):
-    """Options by name. `given`, no option itself, names those that were on the command line."""
+    """Options by name. `given`, itself not an option, names those on the command line."""
 
     __slots__ = ("given",)
 
@@ -28,20 +28,20 @@ class Options(argparse.Namespace):
         self.given = given
 
     def but(self, **changes: object) -> "Options":
-        """The same with some options changed, as if by other defaults."""
+        """A copy with some options changed, as if by other defaults."""
         return Options(self.given, **{**vars(self), **changes})
 
 
 class Parser(argparse.ArgumentParser):
-    """Flags spelled with `_` or `-`, options from files (`@recipe.args`), errors as BadInput."""
+    """Flags spelled with `_` or `-`, options files (`@recipe.args`), errors as BadInput."""
 
     def __init__(self, description: str, **options: bool) -> None:
         own = {"allow_abbrev": False, "fromfile_prefix_chars": "@"}
         super().__init__(description=description, **own, **options)
-        self.has_run = False  # whether --output_dir is a run's, whose status.json is the program's
+        self.has_run = False  # whether the program writes a run, with status.json, to --output_dir
 
     def parse(self, argv: Sequence[str]) -> Options:
-        """Parse; raises BadInput that names the flag, with the nearest one for an unknown."""
+        """Parse; raises BadInput that names the flag and, for an unknown one, the most similar."""
         args, unknown = self.parse_known(argv)
         if unknown and not unknown[0].startswith("-"):
             raise BadInput(self._surplus(argv, unknown[0]))
@@ -53,7 +53,7 @@ class Parser(argparse.ArgumentParser):
         return args
 
     def _surplus(self, argv: Sequence[str], value: str) -> str:
-        """What to say of a value that no option takes."""
+        """The message about a value that no option takes."""
         before = list(argv[: argv.index(value)]) if value in argv else []
         flags = [arg for arg in before if arg.startswith("--")]
         if not flags or "=" in flags[-1]:
@@ -62,25 +62,25 @@ class Parser(argparse.ArgumentParser):
         return f"{flags[-1]} {values}: takes one value; see --help"
 
     def parse_known(self, argv: Sequence[str]) -> tuple[Options, list[str]]:
-        """parse_known_args; whatever is wrong with a file of options is BadInput."""
+        """parse_known_args; raises BadInput for anything wrong with an options file."""
         files = ", ".join(arg for arg in argv if arg.startswith("@"))
-        # argparse takes positional arguments from one place only, unless it is told to mix; after
-        # `--` it cannot.
+        # Positional arguments in several places need argparse's intermixed parsing, which cannot
+        # handle `--`.
         several = any(action.nargs == "+" for action in self._get_positional_actions())
         mixed = several and "--" not in argv
         parse = self.parse_known_intermixed_args if mixed else self.parse_known_args
-        stored = argparse._StoreAction, argparse._StoreConstAction  # what others add to is theirs
+        stored = argparse._StoreAction, argparse._StoreConstAction  # no append, count, …
         named = [a for a in self._actions if a.option_strings and isinstance(a, stored)]
         flags = {action.dest: action.default for action in named}
         try:
-            # Whatever is still this afterwards was not given.
+            # An option that still has this value afterwards was not given.
             unset = Options(**dict.fromkeys(flags, UNSET))
             args, unknown = parse([underscored(arg) for arg in argv], unset)
         except BadInput:
             raise
         except RecursionError:
-            raise BadInput(f"{files}: files of options that take in each other") from None
-        except ValueError as error:  # no text, a quotation that does not end, a NUL in its name
+            raise BadInput(f"{files}: these options files include each other") from None
+        except ValueError as error:  # not text, an open quotation, a NUL in its name
             raise BadInput(f"{files}: is not a valid options file ({error})") from None
         args.given = frozenset(name for name in flags if getattr(args, name) is not UNSET)
         fill = {name: value for name, value in flags.items() if name not in args.given}
@@ -88,11 +88,11 @@ class Parser(argparse.ArgumentParser):
         for name, value in vars(args).items():
             texts = value if isinstance(value, list) else [value]
             if any(isinstance(text, str) and "\0" in text for text in texts):
-                raise BadInput(f"--{name}: holds a NUL character")
+                raise BadInput(f"--{name}: contains a NUL character")
         return args, unknown
 
     def convert_arg_line_to_args(self, arg_line: str) -> list[str]:
-        """A line of an options file: shell quoting, `#` comments, several options a line."""
+        """A line of an options file: shell quoting, `#` comments, several options per line."""
         return [underscored(arg) for arg in shlex.split(arg_line, comments=True)]
 
     def error(self, message: str) -> None:
@@ -101,7 +101,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def underscored(arg: str) -> str:
-    """`--data-path=a-b` -> `--data_path=a-b`; values, `"--epochs 3"` among them, as they are."""
+    """`--data-path=a-b` -> `--data_path=a-b`; values, such as `"--epochs 3"`, are left alone."""
     name, equals, value = arg.partition("=")
     if not name.startswith("--") or any(map(str.isspace, name)):
         return arg
@@ -109,11 +109,11 @@ def underscored(arg: str) -> str:
 
 
 def find_output_dir(argv: Sequence[str]) -> str:
-    """`--output_dir` of a run, even from a command line that has something else wrong with it.
+    """`--output_dir` of a run, even if something else on the command line is wrong.
 
-    "" for an evaluation: it does not write there if that is the folder of a run.
+    "" for an evaluation, which does not write to the folder of a run.
     """
-    parser = Parser("", add_help=False)  # help is the program's to give
+    parser = Parser("", add_help=False)  # the program prints the help
     add_output_dir(parser)
     for name in ("--eval", "--knn"):
         flag(parser, name, False, "")
@@ -124,9 +124,9 @@ def find_output_dir(argv: Sequence[str]) -> str:
     return "" if args.eval or args.knn else args.output_dir
 
 
-# --- types: each says what it takes and what it found ---
+# --- types: their errors name what is expected and what was given ---
 
-MOST = 10**9  # of anything that is counted, so that no product of two leaves 64 bits
+MOST = 10**9  # of any count, so that a product of two fits into 64 bits
 
 
 def number(
@@ -148,7 +148,7 @@ def number(
             value = math.nan
         if kind is int and value > MOST and high == math.inf:
             raise argparse.ArgumentTypeError(f"must be at most {MOST:,}, not {text!r}")
-        # Compared before isfinite, which cannot take an int beyond the floats.
+        # Compared before isfinite, which fails for an int beyond the range of floats.
         if not (low <= value <= high and above < value < below and math.isfinite(value)):
             raise argparse.ArgumentTypeError(f"must be {word}, not {text!r}")
         return value
@@ -166,7 +166,7 @@ def boolean(text: str) -> bool:
 
 
 def rise(text: str) -> tuple[int, int]:
-    """LOW:HIGH, two whole numbers, the second the larger."""
+    """LOW:HIGH, two whole numbers, the second one larger."""
     low, _, high = text.partition(":")
     if not (low.isdecimal() and high.isdecimal() and 0 < int(low) < int(high)):
         raise argparse.ArgumentTypeError(f"must be LOW:HIGH, such as 128:224, not {text!r}")
@@ -174,10 +174,10 @@ def rise(text: str) -> tuple[int, int]:
 
 
 def class_names(text: str) -> tuple[str, ...]:
-    """A,B,…: names without blanks around them."""
+    """A,B,…: names, without the blanks around them."""
     names = tuple(name.strip() for name in text.split(","))
     if not all(names):
-        raise argparse.ArgumentTypeError(f"must be names by commas, in their order, not {text!r}")
+        raise argparse.ArgumentTypeError(f"must be names separated by commas, not {text!r}")
     return names
 
 
@@ -188,7 +188,7 @@ SHARE = number(float, low=0, high=1)
 
 
 def flag(group: argparse._ActionsContainer, name: str, default: bool | None, text: str) -> None:
-    """A boolean option, accepted bare and as True/False."""
+    """Add a boolean option, accepted bare and as True/False."""
     group.add_argument(
         name,
         type=boolean,
@@ -200,11 +200,11 @@ def flag(group: argparse._ActionsContainer, name: str, default: bool | None, tex
     )
 
 
-# --- shared options, and those that belong together as one value ---
+# --- shared options, and groups of them as one value ---
 
 
 def add_output_dir(group: argparse._ActionsContainer) -> None:
-    """The one option that `find_output_dir` needs too."""
+    """Add the one option that `find_output_dir` also needs."""
     group.add_argument(
         "--output_dir",
         default="./output_dir",
@@ -226,7 +226,7 @@ def launch(args: argparse.Namespace) -> Launch:
 
 
 class Saving(NamedTuple):
-    """What is written while a run goes on, under the options' own names."""
+    """What is written during a run, under the options' own names."""
 
     save_ckpt: bool
     save_ckpt_freq: int
@@ -237,7 +237,7 @@ class Saving(NamedTuple):
 
 
 class ResumeOptions(NamedTuple):
-    """Where a run begins, under the options' own names."""
+    """Where a run starts, under the options' own names."""
 
     auto_resume: bool
     resume: str
@@ -258,7 +258,7 @@ def saving(args: argparse.Namespace) -> Saving:
 
 
 def resume_options(args: argparse.Namespace) -> ResumeOptions:
-    """The options about where to begin, as one value."""
+    """The options about where to start, as one value."""
     return ResumeOptions(args.auto_resume, args.resume, args.override_resume, args.start_epoch)
 
 
@@ -269,22 +269,23 @@ def family_for(args: argparse.Namespace, masked: bool) -> Family:
         given = getattr(args, name, unset)
         if given != unset and name not in own_options(family, masked):
             whose = families_with(name, masked)
-            raise BadInput(f"--{name}: {args.model} has none; it is an option of {whose}")
+            raise BadInput(f"--{name}: not an option of {args.model}, only of {whose}")
     family.check(args)
     return family
 
 
 def check_input_size(args: argparse.Namespace, patch: int) -> None:
-    """Raises BadInput for a side length that the patches do not fill."""
+    """Raises BadInput unless the side length is a multiple of the patch size."""
     if args.input_size % patch:
         nearest = max(1, round(args.input_size / patch)) * patch
         raise BadInput(
-            f"--input_size {args.input_size}: not a multiple of the patch, {patch}; try {nearest}"
+            f"--input_size {args.input_size}: not a multiple of the patch size, {patch}; "
+            f"try {nearest}"
         )
 
 
 def fill_defaults(args: argparse.Namespace, defaults: dict[str, object]) -> None:
-    """Give options that were not given the defaults of the chosen model's family."""
+    """Set options that are still None to their defaults."""
     for name, value in defaults.items():
         if getattr(args, name) is None:
             setattr(args, name, value)

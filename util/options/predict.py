@@ -1,4 +1,4 @@
-"""The options of prediction, and what cannot work."""
+"""The options of prediction, and checks."""
 
 import argparse
 
@@ -7,8 +7,8 @@ from util.options.groups import DEVICE, add_saved
 from util.options.parser import COUNT, SIZE, Parser, number
 
 DETECTORS = ("mtcnn", "none")
-MARGIN = 0.15  # assumed of models that do not say how faces were cut in training
-FACE_MARGIN = number(float, low=0, high=2)  # more is mostly what is not the face
+MARGIN = 0.15  # for models that do not say how faces were cropped in training
+FACE_MARGIN = number(float, low=0, high=2)  # more is mostly background
 AROUND_FACES = "margin added on each side of a detected face, as a share of its longer side"
 ENDINGS = {".csv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl"}
 
@@ -82,7 +82,7 @@ def build_parser() -> Parser:
 
 
 def check_options(args: argparse.Namespace) -> None:
-    """Refuse what cannot work, before torch is imported."""
+    """Reject what cannot work, before torch is imported."""
     if not args.checkpoint:
         raise BadInput("--checkpoint is missing: name a fine-tuned model; see --help")
     for name in ("output", "annotated", "features"):
@@ -97,7 +97,7 @@ def check_options(args: argparse.Namespace) -> None:
 
 
 def check_margin(args: argparse.Namespace) -> None:
-    """Refuse a margin where no face is cut out."""
+    """Reject a margin if no faces are cropped."""
     if args.detector == "none" and args.face_margin is not None:
         raise BadInput("--face_margin: without a detector pictures are used whole; leave it out")
 

@@ -1,4 +1,4 @@
-"""The options of pre-training: groups, defaults that depend on others, and what cannot work."""
+"""The options of pre-training: groups, defaults that depend on others, and checks."""
 
 import argparse
 
@@ -31,7 +31,7 @@ USUAL = {
 
 
 def build_parser() -> Parser:
-    """All options; those without a default here take the one of the model's family."""
+    """All options; those without a default here use the default of the model's family."""
     parser = Parser(
         "Pre-train a ViT (MAE), ConvNeXt V2 (FCMAE) or ResNet on face images by masking patches. "
         "Options may also come from a file, such as @recipes/pretrain_mae_vit_base.args; options "
@@ -157,7 +157,7 @@ def _add_monitoring(parser: Parser) -> None:
 
 
 def check_options(args: argparse.Namespace) -> None:
-    """Fill in the family's defaults and refuse what cannot work, before torch is imported."""
+    """Fill in the family's defaults and reject what cannot work, before torch is imported."""
     family = family_for(args, masked=True)
     fill_defaults(args, family.pretrain_defaults)
     family.check_pretraining(args)
@@ -174,17 +174,17 @@ def check_options(args: argparse.Namespace) -> None:
 
 
 def check_progressive(args: argparse.Namespace, patch: int) -> None:
-    """Refuse resolutions that the model cannot take."""
+    """Reject resolutions that the model cannot use."""
     if args.progressive is None:
         return
     low, high = args.progressive
     flag = f"--progressive {low}:{high}"
     if high != args.input_size:
-        raise BadInput(f"{flag}: has to end at --input_size {args.input_size}; change one of them")
+        raise BadInput(f"{flag}: must end at --input_size {args.input_size}; change one of them")
     if low % patch:
         nearest = min(high - patch, max(1, round(low / patch)) * patch)
-        raise BadInput(f"{flag}: {low} is not a multiple of the patch, {patch}; try {nearest}")
+        raise BadInput(f"{flag}: {low} is not a multiple of the patch size, {patch}; try {nearest}")
     try:
         kept_patches((low // patch) ** 2, args.mask_ratio)
     except BadInput as error:
-        raise BadInput(f"{flag}: at {low} px, {error}; begin higher") from None
+        raise BadInput(f"{flag}: at {low} px, {error}; start higher") from None

@@ -1,7 +1,8 @@
-"""What a checkpoint was trained with, under the options' names, and what that does to a program's.
+"""What a checkpoint was trained with, by option names, and how this affects a program's options.
 
-Everything that decides what an image or a label is travels in a checkpoint. A program that opens
-one uses it; an option on the command line is obeyed and reported as different, or refused.
+Everything that decides what an image or a label is travels with a checkpoint. A program that opens
+it uses these values. An option on the command line is used instead and reported as different, or
+refused.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -12,15 +13,15 @@ from util.errors import BadInput
 from util.options.parser import MOST, Options
 from util.safe_json import number
 
-# The weights are of these: with another value they mean nothing.
+# The weights only work with these values.
 OF_WEIGHTS = ("model", "patch_size", "cls_token", "linear_probe")
-# What an image goes through, and how its answer comes about: another value can be tried.
+# How images are processed and predictions made: other values can be tried.
 OF_IMAGES = (
     *("input_size", "crop_pct", "test_interpolation"),
     *("imagenet_default_mean_and_std", "eval_flip"),
 )
 INTERPOLATIONS = ("bicubic", "bilinear")  # of --test_interpolation
-# What a data set's images and labels are: taken where it has such; see `open_labelled`.
+# How images and labels of a data set are read: used if it has such options; see `open_labelled`.
 OF_DATA = ("nb_classes", "label_rule", "label_order", "face_margin")
 
 
@@ -36,7 +37,7 @@ def _flag(value: Any) -> bool:
     return isinstance(value, bool)
 
 
-# Whether a value, which may be anything, is one of the option's.
+# Whether a value from a file, which may be anything, is valid for the option.
 IS_VALUE: dict[str, Callable[[Any], bool]] = {
     "model": _text,
     "patch_size": _count,
@@ -58,8 +59,8 @@ PRETRAINED = ("model", "patch_size", "input_size", "face_margin")
 def trained_with(checkpoint: Mapping[str, Any], source: object) -> dict[str, Any]:
     """The options of OF_WEIGHTS, OF_IMAGES and OF_DATA by name, as training resolved them.
 
-    A missing one is not known; None is one that training did without. Files of other programs know
-    none. Raises BadInput for a value that is not one.
+    A missing option is not known; None means that training did without it. Files of other programs
+    have none. Raises BadInput for an invalid value.
     """
     own = checkpoint.get("args")
     marks = ("classes", "run", "preprocessing")  # of ours, exported ones included
@@ -71,12 +72,12 @@ def trained_with(checkpoint: Mapping[str, Any], source: object) -> dict[str, Any
         found = {n: v for n, v in found.items() if v is not None or n not in OF_DATA}
     for name, value in found.items():
         if value is not None and not IS_VALUE[name](value):
-            raise BadInput(f"{source}: a {name} that is not understood: {value!r:.40}")
+            raise BadInput(f"{source}: holds an invalid {name}: {value!r:.40}")
     if "classes" in checkpoint:
-        # Older releases had no other, and did not name it.
+        # Older releases had no other and did not record it.
         found["test_interpolation"] = found.get("test_interpolation") or "bicubic"
     else:
-        found["imagenet_default_mean_and_std"] = True  # all pre-training
+        found["imagenet_default_mean_and_std"] = True  # as in all pre-training
     name = str(found.get("model"))
     family = find_family(name)
     if not (family and "cls_token" in family.finetune_options):
@@ -89,7 +90,7 @@ def trained_with(checkpoint: Mapping[str, Any], source: object) -> dict[str, Any
 def is_resolved(checkpoint: Mapping[str, Any]) -> bool:
     """Whether None among the options means that training did without.
 
-    In checkpoints of older releases it was a default, and not the absence of a margin.
+    In checkpoints of older releases it stood for the default, not for the absence of a margin.
     """
     seen = checkpoint.get("preprocessing")
     return isinstance(seen, dict) and "face_margin" in seen
@@ -98,9 +99,9 @@ def is_resolved(checkpoint: Mapping[str, Any]) -> bool:
 def as_trained(
     args: Options, trained: Mapping[str, Any], source: object, names: Sequence[str]
 ) -> tuple[Options, list[str]]:
-    """The options with those named as in training unless they were given, and a line on it.
+    """The options, with `names` as in training unless they were given, and a log line about it.
 
-    Raises BadInput for one of OF_WEIGHTS that was given and is another.
+    Raises BadInput if one of OF_WEIGHTS was given with another value.
     """
     taken = {name: trained[name] for name in names if name in trained and name not in args.given}
     for name in args.given & set(names) & trained.keys() & set(OF_WEIGHTS):
@@ -121,10 +122,10 @@ def as_trained(
 def differences(
     args: Options, trained: Mapping[str, Any], options: Mapping[str, Any]
 ) -> dict[str, dict[str, Any]]:
-    """What is not as in training: by option {"tested": …, "trained": …}.
+    """What differs from training: by option {"tested": …, "trained": …}.
 
-    `options` are those of the data set tested on, see LabelledSet; those it does not have cannot
-    differ, but for its face margin: a data set without one is used whole.
+    `options` are those of the data set tested on, see LabelledSet. Those that it does not have
+    cannot differ, except for the face margin: without one, images are used whole.
     """
     tested = {name: getattr(args, name) for name in OF_IMAGES if name in trained}
     for name in OF_DATA:
@@ -142,7 +143,7 @@ def differences(
 def difference_lines(
     found: Mapping[str, Mapping[str, Any]], now: str = "tested", before: str = "trained"
 ) -> list[str]:
-    """A line on each of `differences`."""
+    """A warning for each of `differences`."""
     lines = []
     for name, values in found.items():
         tested, trained = (_shown(name, values[key]) for key in ("tested", "trained"))
@@ -160,7 +161,7 @@ def _same(name: str, one: Any, other: Any) -> bool:
 
 
 def _order(text: str) -> tuple[str, str]:
-    """The first number, "" where it is not said, and the names of a `--label_order`."""
+    """The first number ("" if it is not given) and the names of a `--label_order`."""
     first, _, names = text.rpartition(":")
     return first.strip(), names.strip().lower()
 

@@ -21,7 +21,7 @@ def build_parser() -> Parser:
 
 
 def work(args: argparse.Namespace) -> None:
-    """Make the page of the runs named on the command line."""
+    """Write the page of the runs named on the command line."""
     named = ", ".join(args.output_dir)
     try:
         path = write_report(*args.output_dir, page=args.output)

@@ -31,14 +31,14 @@ def confusion_figure(
 ) -> np.ndarray:
     """(K, K) counts, rows: truth, columns: prediction -> (h, w, 3) uint8.
 
-    Each cell says, and is coloured by, its share of the true class in %, its count below. A class
-    without images has an empty row.
+    Each cell shows its share of the true class in %, also as its colour, and its count below. A
+    class without images has an empty row.
     """
     from matplotlib import figure, rc_context
 
     counts = np.asarray(matrix, np.int64)
     k = len(counts)
-    cell = min(0.85, max(0.43, 8.5 / k))  # inches a side
+    cell = min(0.85, max(0.43, 8.5 / k))  # side length in inches
     size = min(13, 19 * cell)  # points
     label = max(8, 0.85 * size)
     ink, grey = (tuple(np.array(colour) / 255) for colour in (INK, GREY))
@@ -50,7 +50,7 @@ def confusion_figure(
     heading = "\n".join(wrap(drawable(title), font(round(label * DPI / 60)), width))
     with rc_context(PLAIN):
         picture = figure.Figure(figsize=(cell * k, cell * k))
-        axes = picture.add_axes((0, 0, 1, 1), frame_on=False)  # labels stand outside of it
+        axes = picture.add_axes((0, 0, 1, 1), frame_on=False)  # labels are outside
         _draw_cells(axes, counts, size, ink, grey)
         axes.set_xticks(middles, names, fontsize=label, color=ink, **tilt)
         axes.set_yticks(middles, names, fontsize=label, color=ink)
@@ -69,7 +69,7 @@ def confusion_figure(
 
 
 def _draw_cells(axes: "Axes", counts: np.ndarray, size: float, ink: tuple, grey: tuple) -> None:
-    """The coloured squares of `confusion_figure` and what is written in them."""
+    """The coloured squares of `confusion_figure` and the text in them."""
     from matplotlib.colors import LinearSegmentedColormap
 
     support = counts.sum(axis=1, keepdims=True)
@@ -99,14 +99,14 @@ def _draw_cells(axes: "Axes", counts: np.ndarray, size: float, ink: tuple, grey:
 # --------------------------------------------------------------------------------------- classes
 
 RECALL, F1, GAP, SOFT = "#3b82f6", "#d55e00", "#e69f00", "#9aa0a8"
-WIDTH = 4.4  # inches, of charts: so narrow that they can be read on a phone
+WIDTH = 4.4  # inches, of charts: narrow enough for a phone
 AT_RIGHT = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points", "color": SOFT}
 
 
 def class_figure(result: dict) -> np.ndarray:
     """What `util.metrics.evaluate` returns -> recall and F1 of each class, (h, w, 3) uint8.
 
-    A bar is the recall, its line the interval, a diamond the F1. A class without images has
+    A bar shows the recall, a line its interval, a diamond the F1. A class without images has
     neither bar nor line.
     """
     from matplotlib import figure, rc_context
@@ -149,11 +149,11 @@ def class_figure(result: dict) -> np.ndarray:
 
 
 def reliability_figure(confidence: np.ndarray, right: np.ndarray) -> np.ndarray:
-    """The predicted class's probability and whether it is right, (n,) each -> (h, w, 3) uint8.
+    """Probability of the predicted class and whether it is right, (n,) each -> (h, w, 3) uint8.
 
-    Above, the accuracy in each bin of confidence beside what a calibrated model would have (the
-    diagonal); below, how many images are in it. Bins and expected calibration error are those of
-    eval.json. (On Calibration of Modern Neural Networks, Guo et al. 2017, figure 1.)
+    Top: the accuracy in each bin of confidence, beside that of a calibrated model (the diagonal).
+    Bottom: how many images are in it. Bins and expected calibration error are those of eval.json.
+    (On Calibration of Modern Neural Networks, Guo et al. 2017, figure 1.)
     """
     from matplotlib import figure, rc_context
 

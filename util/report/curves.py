@@ -1,4 +1,4 @@
-"""Learning curves out of log.txt: of one run for its report, of several beside each other."""
+"""Learning curves from log.txt: of one run for its report, of several side by side."""
 
 import io
 import re
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 # Mid tones: at least 3:1 against white and against near-black.
 COLOURS, AXES, LOST = ("#3b82f6", "#d9730d", "#2a9d63", "#9b6cf3"), "#888888", "#e5484d"
 ROLES = dict(zip(("train", "test", "test_ema", "val"), COLOURS, strict=True))  # in every panel
-POINTS = 1000  # a line: more than a screen shows
+POINTS = 1000  # per line: more than a screen shows
 PANELS = {  # title: the keys of log.txt that are drawn together
     "Loss": "train_loss|(test|val)_loss(_ema)?",
     "Accuracy, %": "(test|val)_acc1(_ema)?",
@@ -26,10 +26,10 @@ PANELS = {  # title: the keys of log.txt that are drawn together
     "Accuracy on frozen features, %": "probe_.*_acc1",
     "UAR on frozen features, %": "probe_.*_uar",
     "Learning rate": "train_lr",
-    "Images a second": "images_per_s",
+    "Images per second": "images_per_s",
     "Gradient norm": "train_grad_norm",
 }
-METRIC = re.compile("_(loss|acc1|uar|f1)(?=_ema$|$)")  # what the title says, the legend need not
+METRIC = re.compile("_(loss|acc1|uar|f1)(?=_ema$|$)")  # in the title, so not in the legend
 STYLE = {
     **PLAIN,
     **dict.fromkeys(("text.color", "axes.edgecolor", "xtick.color", "ytick.color"), AXES),
@@ -40,14 +40,14 @@ STYLE = {
 
 
 def learning_curves(epochs: list[dict], run: str = "") -> list[str]:
-    """One SVG element for every panel of curves the log holds; [] without any.
+    """One SVG element per panel of curves for which the log holds values; [] if there are none.
 
-    `epochs` are the objects of log.txt. The panels are transparent, in mid tones that read on
-    light and dark, and refer to nothing outside; their ids are their own if every `run` on a page
-    has another name. matplotlib's settings belong to the whole process: not to be called from two
-    threads at once.
+    `epochs` are the objects of log.txt. The panels are transparent, in mid tones that are readable
+    on light and dark backgrounds, and refer to nothing outside; their ids are unique if every `run`
+    on a page has another name. Uses matplotlib's settings, which belong to the whole process: do
+    not call it from two threads at once.
     """
-    # Thinned from the end, so that the newest epoch is always there.
+    # Thinned from the end, so that the newest epoch always stays.
     epochs = epochs[:: -max(1, -(-len(epochs) // POINTS))][::-1]
     keys = dict.fromkeys(key for entry in epochs for key in entry)
     series = {key: np.array([number(e.get(key)) for e in epochs], float) for key in keys}
@@ -71,16 +71,16 @@ def learning_curves(epochs: list[dict], run: str = "") -> list[str]:
 
 
 def _panel(title: str, lines: dict[str, np.ndarray], epochs: list[dict], run: str) -> str:
-    """One set of axes with a line a key; crosses at the foot where a value was not finite."""
+    """One set of axes with a line per key; crosses at the bottom mark non-finite values."""
     from matplotlib import figure, rc_context, ticker
 
     xs = [i if (x := number(e.get("epoch"))) is None else x for i, e in enumerate(epochs)]
     finite = np.concatenate([values[np.isfinite(values)] for values in lines.values()])
     low, high = finite.min(), finite.max()
-    # A value that is there but no number (NaN, infinity) is marked, not passed over.
+    # A value that exists but is not finite (NaN, infinity) is marked, not skipped.
     lost = [any(key in e and number(e[key]) is None for key in lines) for e in epochs]
     heading = title
-    with rc_context({**STYLE, "svg.hashsalt": title + run}):  # ids no other panel has
+    with rc_context({**STYLE, "svg.hashsalt": title + run}):  # for ids unique to the panel
         picture = figure.Figure(figsize=(6.1, 3.2))
         axes = picture.add_axes((0.13, 0.11, 0.85, 0.7))  # fixed, so that panels line up
         axes.set_prop_cycle(color=COLOURS)
@@ -108,7 +108,7 @@ def _panel(title: str, lines: dict[str, np.ndarray], epochs: list[dict], run: st
         nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))  # leaves no metadata at all
         picture.savefig(buffer, format="svg", transparent=True, metadata=nothing)
     svg = buffer.getvalue().decode()
-    # Without the prolog, whose DTD is a web address, and the names of groups, alike in all panels.
+    # Drop the prolog, whose DTD is a web address, and the ids of groups, the same in all panels.
     svg = re.sub(r'<g id="[^"]*"', "<g", svg[svg.index("<svg ") :])
     return svg.replace("<svg ", f'<svg role="img" aria-label="{heading}" ', 1)
 
@@ -121,9 +121,9 @@ MOST_PANELS = 16
 
 
 def compared_curves(runs: Mapping[str, Sequence[dict]]) -> np.ndarray | None:
-    """The objects of log.txt of each run by its name -> (h, w, 3) uint8: a panel a metric.
+    """log.txt's objects of each run, by its name -> (h, w, 3) uint8: a panel per metric.
 
-    Every run has one colour in all panels. None when no log holds anything that is drawn.
+    Every run has one colour in all panels. None if no log holds anything to draw.
     """
     from matplotlib import figure, rc_context, ticker
     from matplotlib.lines import Line2D
@@ -160,7 +160,7 @@ def compared_curves(runs: Mapping[str, Sequence[dict]]) -> np.ndarray | None:
 
 
 def _draw_run(axes: "Axes", epochs: Sequence[dict], key: str, **look: object) -> None:
-    """The finite values of one metric in one run's log."""
+    """Draw the finite values of one metric from one run's log."""
     points = []
     for i, entry in enumerate(epochs):
         epoch, value = number(entry.get("epoch")), number(entry.get(key))
@@ -173,6 +173,6 @@ def _draw_run(axes: "Axes", epochs: Sequence[dict], key: str, **look: object) ->
 
 
 def _shown(name: str) -> str:
-    """A run's name in a legend; matplotlib leaves out what begins with an underscore."""
+    """A run's name in a legend; matplotlib ignores labels that begin with an underscore."""
     shown = clipped(name, 40)
     return " " * shown.startswith("_") + shown

@@ -1,6 +1,6 @@
-"""What drawings share: the font, colours, words and numbers for the eye, a picture as an array.
+"""What figures share: font, colours, formatting of text and numbers, conversion to arrays.
 
-matplotlib is imported where it is used: a program that draws nothing does not wait for it.
+matplotlib is imported where it is used, so that programs that draw nothing do not wait for it.
 """
 
 import io
@@ -17,15 +17,15 @@ if TYPE_CHECKING:
 
 INK, GREY = (24, 26, 30), (98, 104, 112)
 DARK = "#181a1e"  # INK for matplotlib
-# Told apart with any colour vision (Okabe & Ito 2008), the lightest of them darkened for white.
+# Distinguishable with any colour vision (Okabe & Ito 2008); the lightest is darkened for white.
 PALETTE = ("#0072b2", "#e69f00", "#009e73", "#d55e00", "#cc79a7", "#56b4e9", "#1b1d21", "#b8a800")
-DPI = 130  # pixels an inch
-PLAIN = {  # of every drawing by matplotlib
+DPI = 130  # pixels per inch
+PLAIN = {  # for all matplotlib figures
     "axes.titleweight": "bold",
     "font.sans-serif": "DejaVu Sans",
-    "text.parse_math": False,  # names come from a file; a $ in them is a $
+    "text.parse_math": False,  # a $ in a name is a $
 }
-CHART = {  # of those on white
+CHART = {  # for those on white
     **PLAIN,
     **dict.fromkeys(("text.color", "xtick.color", "ytick.color", "axes.labelcolor"), "#62686f"),
     **dict.fromkeys(("axes.spines.top", "axes.spines.right", "axes.spines.left"), False),
@@ -41,14 +41,14 @@ CHART = {  # of those on white
 
 
 def pixels(picture: "Figure") -> np.ndarray:
-    """A finished matplotlib figure, all that stands outside its axes too -> (h, w, 3) uint8."""
+    """A finished matplotlib figure, with what lies outside its axes -> (h, w, 3) uint8."""
     buffer = io.BytesIO()
     picture.savefig(buffer, format="png", dpi=DPI, bbox_inches="tight", pad_inches=0.2)
     return np.array(Image.open(buffer).convert("RGB"))
 
 
 def _font_file() -> str:
-    """DejaVu Sans: matplotlib ships it and draws with it; Pillow's own font lacks – and ×."""
+    """DejaVu Sans, which matplotlib ships and uses; Pillow's own font has no – and ×."""
     import matplotlib
 
     return str(Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf"))
@@ -56,20 +56,20 @@ def _font_file() -> str:
 
 @cache
 def font(size: int) -> ImageFont.FreeTypeFont:
-    """The font in pixels."""
+    """The font at a size in pixels."""
     return ImageFont.truetype(_font_file(), size)
 
 
 @cache
 def _glyphs() -> frozenset[int]:
-    """The code points that the font has."""
+    """The code points in the font."""
     from matplotlib.ft2font import FT2Font
 
     return frozenset(FT2Font(_font_file()).get_charmap())
 
 
 def drawable(text: str) -> str:
-    """`text` with a question mark for what the font lacks; names may come from anywhere."""
+    """`text` with a question mark for what the font does not have; names may be anything."""
     return "".join(c if c.isprintable() and ord(c) in _glyphs() else "?" for c in text)
 
 
@@ -83,7 +83,7 @@ def wrap(text: str, font: ImageFont.FreeTypeFont, width: int) -> list[str]:
 
 
 def short(value: float, digits: int = 4) -> str:
-    """A number for the eye: 1,234 · 0.4121 · 1.5e-4."""
+    """A number to read: 1,234 · 0.4121 · 1.5e-4."""
     if 1e3 <= abs(value) < 1e7:
         return f"{value:,.0f}"
     if value == 0 or 1e-3 <= abs(value) < 1e3:
@@ -93,5 +93,5 @@ def short(value: float, digits: int = 4) -> str:
 
 
 def clipped(name: str, most: int = 20) -> str:
-    """A name that can be drawn, cut where it is longer than `most` characters."""
+    """A drawable name, shortened to `most` characters."""
     return drawable(name if len(name) <= most else name[: most - 1] + "…")

@@ -1,4 +1,4 @@
-"""A model's features in two dimensions: which faces it holds to be alike."""
+"""A model's features in two dimensions: which faces it considers similar."""
 
 from collections.abc import Sequence
 
@@ -6,19 +6,19 @@ import numpy as np
 
 from util.report.drawing import CHART, PALETTE, clipped, pixels
 
-COMPONENTS = 50  # t-SNE works on, as its authors advise (section 4.2)
+COMPONENTS = 50  # input of t-SNE, as its authors advise (section 4.2)
 PERPLEXITY = 30
-FEWEST = 5  # images: fewer have no neighbourhoods
-NOTE = "t-SNE: what lies close together is alike; distances between groups mean little"
-MARKERS = "osD^vP"  # a class is told by its shape, too
+FEWEST = 5  # images: among fewer, neighbourhoods mean nothing
+NOTE = "t-SNE: nearby points are similar; distances between groups mean little"
+MARKERS = "osD^vP"  # classes differ in shape as well
 
 
 def project(features: np.ndarray, seed: int = 0) -> np.ndarray:
     """(n, D) -> (n, 2) float32 by t-SNE (van der Maaten & Hinton 2008).
 
-    The first 50 principal components are laid out, beginning with the first two; the perplexity is
-    30, or less for fewer than 91 images. One thread, so that a seed gives the same map again.
-    Raises ValueError for fewer than 5 images.
+    Applied to the first 50 principal components and initialised with the first two; the perplexity
+    is 30, or less for fewer than 91 images. Uses one thread, so that a seed always gives the same
+    map. Raises ValueError for fewer than 5 images.
     """
     from sklearn.decomposition import PCA
     from sklearn.manifold import TSNE
@@ -39,7 +39,7 @@ def project(features: np.ndarray, seed: int = 0) -> np.ndarray:
 def feature_figure(
     points: np.ndarray, labels: np.ndarray, classes: Sequence[str], title: str
 ) -> np.ndarray:
-    """(n, 2) points, (n,) places in `classes` -> (h, w, 3) uint8, a colour and shape a class."""
+    """(n, 2) points, (n,) class indices -> (h, w, 3) uint8; a colour and shape per class."""
     from matplotlib import figure, rc_context
 
     with rc_context(CHART):
@@ -73,6 +73,6 @@ def feature_figure(
 
 
 def _label(name: str, count: int) -> str:
-    """A class in a legend; matplotlib leaves out what begins with an underscore."""
+    """A class in a legend; matplotlib ignores labels that begin with an underscore."""
     shown = clipped(name)
     return f"{' ' * shown.startswith('_')}{shown} ({count:,})"

@@ -1,4 +1,4 @@
-"""The part of a report that is pictures: what lies in figures/, embedded, with what it says."""
+"""The part of a report with figures: the images in figures/, embedded, with captions."""
 
 import base64
 import io
@@ -9,10 +9,10 @@ from PIL import Image
 
 from util.report.html import text
 
-CAPTIONS = {  # of the files that programs write, in the order in which they are shown
+CAPTIONS = {  # of the files that programs write, in the order of display
     "confusion_matrix": (
         "Confusion matrix",
-        "Each row is a true class: where its images went, in % and in number.",
+        "Each row is a true class: how its images were classified, in % and in number.",
     ),
     "classes": (
         "Classes",
@@ -20,31 +20,31 @@ CAPTIONS = {  # of the files that programs write, in the order in which they are
     ),
     "reliability": (
         "Reliability",
-        "Bars on the diagonal: of the images a model is 80\u00a0% sure of, 80\u00a0% are right. "
-        "Hatched below it: too sure; above it: not sure enough.",
+        "Bars on the diagonal: well calibrated; of the predictions made with 80\u00a0% confidence, "
+        "80\u00a0% are right. Hatched below it: overconfident; above it: underconfident.",
     ),
     "features": (
         "Feature map",
-        "Every dot is an image. What lies close together is alike to the model; sizes of groups "
-        "and distances between them mean little (t-SNE).",
+        "Every dot is an image. The model considers nearby images similar; sizes of groups and "
+        "distances between them mean little (t-SNE).",
     ),
     "attention": (
         "What the model looks at",
-        "Yellow: most. Attention rollout for a ViT, Grad-CAM of the predicted class for a "
-        "ConvNeXt. Neither proves why the model decides as it does.",
+        "Most where it is yellow. Attention rollout for a ViT, Grad-CAM of the predicted class "
+        "for a ConvNeXt. Neither proves why the model decides as it does.",
     ),
     "reconstructions": (
         "Reconstructions by mask ratio",
-        "The same images with more and more removed. Filled in: the model’s patches where some "
-        "were removed, the image’s own elsewhere.",
+        "The same images with more and more patches masked. Filled in: the model’s "
+        "reconstruction of masked patches, the image’s own pixels elsewhere.",
     ),
-    "curves": ("Runs compared", "One colour a run in all panels."),
+    "curves": ("Runs compared", "Each run has one colour in all panels."),
 }
-WIDE = ("attention", "reconstructions", "curves")  # too much to see at a phone's width
+WIDE = ("attention", "reconstructions", "curves")  # too detailed for the width of a phone
 
 
 def figures_section(folder: Path, room: int) -> str:
-    """The newest reconstruction large, the earlier ones in a strip, then any other figure."""
+    """The newest reconstruction large, earlier ones in a strip, then all other figures."""
     paths = sorted(path for path in folder.glob("*.png") if path.is_file())
     epoch = {p: int(m[1]) for p in paths if (m := re.fullmatch(r"reconstruction\D*(\d+)", p.stem))}
     grids = sorted(epoch, key=lambda path: (epoch[path], path.name))
@@ -70,7 +70,7 @@ def figures_section(folder: Path, room: int) -> str:
 
 
 def _chosen(paths: list[Path], room: int) -> list[Path]:
-    """Those with captions, in their order, that fit `room` bytes; of others what fits the rest."""
+    """Figures with captions, in order, that fit into `room` bytes; then others that still fit."""
     known = {path.stem: path for path in paths if path.stem in CAPTIONS}
     chosen = []
     for path in filter(None, map(known.get, CAPTIONS)):
@@ -88,7 +88,7 @@ def _thinned(paths: list[Path], room: int) -> list[Path]:
 
 
 def _figure(path: Path, room: int, kind: str = "") -> str:
-    """A PNG file embedded as it is, "" when it is torn or has more than `room` bytes."""
+    """A PNG file embedded as it is; "" if it is truncated or has more than `room` bytes."""
     try:
         data = path.read_bytes() if path.stat().st_size <= room else b""
         with Image.open(io.BytesIO(data), formats=["PNG"]) as image:
@@ -102,7 +102,7 @@ def _figure(path: Path, room: int, kind: str = "") -> str:
         name, sentence = CAPTIONS[path.stem]
         caption = f"<strong>{name}.</strong> {sentence}"
         kind = "wide" if path.stem in WIDE else ""
-    focus = ' tabindex="0"' if kind == "wide" else ""  # so that keys can scroll it
+    focus = ' tabindex="0"' if kind == "wide" else ""  # so that the keyboard can scroll it
     return (
         f'<figure class="{kind}"><div{focus}><img src="data:image/png;base64,{source}" '
         f'alt="{name}" width="{width}" height="{height}"></div>'

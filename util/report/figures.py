@@ -1,6 +1,6 @@
-"""Pictures made of pictures: reconstructions, and what a model looks at.
+"""Figures made of images: reconstructions, and what a model looks at.
 
-Everything returns an array and leaves no plotting state behind.
+All functions return arrays and leave no plotting state behind.
 """
 
 import io
@@ -15,15 +15,15 @@ from util.files import write_file
 from util.report.drawing import GREY, INK, clipped, drawable, font, wrap
 
 COLUMNS = ("original", "masked", "reconstructed", "pasted")
-GAP, MARGIN = 4, 16  # pixels; the margin stands between two blocks, too
-SIDE = 112  # of an image where many stand together: at least this, less than twice
-WRONG = (184, 66, 0)  # of what a model got wrong, which is marked by more than colour
+GAP, MARGIN = 4, 16  # pixels; the margin is also between two blocks
+SIDE = 112  # least side length of an image where many are shown; less than twice this
+WRONG = (184, 66, 0)  # of wrong predictions, which a cross marks as well
 
 
 def save_png(image: np.ndarray, path: str | Path) -> None:
-    """Write (h, w, 3) or (h, w) uint8 as PNG, whole or not at all; makes missing folders.
+    """Write (h, w, 3) or (h, w) uint8 as PNG, completely or not at all; creates missing folders.
 
-    Raises OSError as the disk does.
+    Raises OSError if the disk fails.
     """
     buffer = io.BytesIO()
     Image.fromarray(image).save(buffer, "PNG")
@@ -32,12 +32,12 @@ def save_png(image: np.ndarray, path: str | Path) -> None:
 
 
 def reconstruction_grid(*stages: np.ndarray, title: str, note: str = "") -> np.ndarray:
-    """COLUMNS as (K, H, W, 3) uint8 each -> (h, w, 3) uint8: a row an image, a column a stage.
+    """COLUMNS as (K, H, W, 3) uint8 each -> (h, w, 3) uint8: a row per image, a column per stage.
 
-    From six images on, the second half stands right of the first. Images under 128 px are enlarged
-    by a whole factor with nearest neighbours, so that a patch keeps its sharp edge. `note` stands
-    small under the title; both are wrapped to the width. Raises ValueError when the stages are not
-    four, differ in shape or are no uint8 images.
+    From six images on, the second half is placed right of the first. Images under 128 px are
+    enlarged by a whole factor with nearest neighbours, so that patches keep sharp edges. `note` is
+    set small under the title; both are wrapped to the width. Raises ValueError unless the stages
+    are four arrays of uint8 images of equal shape.
     """
     _check(stages, 4)
     blocks = 2 if len(stages[0]) >= 6 else 1  # so that the picture is no taller than a screen
@@ -50,10 +50,10 @@ def ratio_grid(
     title: str,
     note: str = "",
 ) -> np.ndarray:
-    """Images, and by mask ratio what is left of them and what a model made of that.
+    """Images, masked at several ratios, and what a model makes of them.
 
-    All (K, H, W, 3) uint8 -> (h, w, 3) uint8: a row an image, two columns a ratio. Raises
-    ValueError as `reconstruction_grid`.
+    All (K, H, W, 3) uint8 -> (h, w, 3) uint8: a row per image, two columns per ratio. Raises
+    ValueError as `reconstruction_grid` does.
     """
     names, stages = ["original"], [original]
     for ratio, masked, filled in by_ratio:
@@ -64,7 +64,7 @@ def ratio_grid(
 
 
 class Verdict(NamedTuple):
-    """What a model said of an image."""
+    """A model's prediction for an image."""
 
     true: str
     predicted: str
@@ -80,8 +80,8 @@ def attention_grid(
 ) -> np.ndarray:
     """Faces beside what the model looks at, (K, H, W, 3) uint8 each -> (h, w, 3) uint8.
 
-    Under each pair the predicted class with its probability, and the true one; a wrong prediction
-    is marked by a cross. Raises ValueError as `reconstruction_grid`.
+    Below each pair are the predicted class with its probability, and the true one; a cross marks a
+    wrong prediction. Raises ValueError as `reconstruction_grid` does.
     """
     _check((images, overlays), 2)
     pairs = np.concatenate([_shrunk(_enlarged(stage)) for stage in (images, overlays)], axis=2)
@@ -111,7 +111,7 @@ def attention_grid(
 
 
 def _fitting(before: str, name: str, after: str, size: int, width: int) -> str:
-    """A line of text in which a name is cut where the line would be wider than `width`."""
+    """A line of text, with `name` shortened if it would be wider than `width`."""
     for most in range(min(len(name), 60), 0, -1):
         text = before + clipped(name, most) + after
         if font(size).getlength(text) <= width:
@@ -120,7 +120,7 @@ def _fitting(before: str, name: str, after: str, size: int, width: int) -> str:
 
 
 def _check(stages: Sequence[np.ndarray], count: int) -> None:
-    """Raises ValueError unless these are `count` equal batches of uint8 images."""
+    """Raises ValueError unless these are `count` batches of uint8 images of equal shape."""
     shape = np.shape(stages[0])
     equal = all(np.shape(a) == shape and a.dtype == np.uint8 for a in stages)
     if len(stages) != count or not equal or len(shape) != 4 or shape[3] != 3 or 0 in shape:
@@ -130,13 +130,13 @@ def _check(stages: Sequence[np.ndarray], count: int) -> None:
 
 
 def _enlarged(stage: np.ndarray) -> np.ndarray:
-    """Images of at least 128 px a side, by a whole factor."""
+    """Images enlarged by a whole factor to a side length of at least 128 px."""
     factor = -(-128 // stage.shape[2])
     return stage.repeat(factor, axis=1).repeat(factor, axis=2)
 
 
 def _shrunk(stage: np.ndarray) -> np.ndarray:
-    """Images of less than 2 × SIDE px, by a whole factor: a pixel is the mean of several."""
+    """Images reduced by a whole factor, by averaging, to a side of less than 2 × SIDE px."""
     factor = max(1, stage.shape[2] // SIDE)
     return np.stack([np.asarray(Image.fromarray(picture).reduce(factor)) for picture in stage])
 
@@ -144,7 +144,7 @@ def _shrunk(stage: np.ndarray) -> np.ndarray:
 def _grid(
     names: Sequence[str], stages: Sequence[np.ndarray], title: str, note: str, blocks: int = 1
 ) -> np.ndarray:
-    """Columns of (K, H, W, 3) images under their names, in `blocks` beside each other."""
+    """Columns of (K, H, W, 3) images under their names, in `blocks` side by side."""
     count, height, width = stages[0].shape[:3]
     rows = -(-count // blocks)
     block_width = len(stages) * (width + GAP) - GAP + MARGIN
@@ -169,7 +169,7 @@ def _grid(
 def _heading(
     title: str, note: str, total_width: int, width: int = 0
 ) -> tuple[list[tuple[str, int, tuple]], int]:
-    """Lines with their size and colour, and where they end; larger over images of more `width`."""
+    """Lines with size and colour, and where they end; larger text over images of more `width`."""
     big, small = (max(low, width // part) for low, part in ((17, 11), (13, 16)))
     inner = total_width - 2 * MARGIN
     lines = [(line, big, INK) for line in wrap(drawable(title), font(big), inner)]
@@ -180,7 +180,7 @@ def _heading(
 def _sheet(
     width: int, height: int, heading: list[tuple[str, int, tuple]]
 ) -> tuple[Image.Image, ImageDraw.ImageDraw]:
-    """White paper with a heading, and what draws on it."""
+    """A white image with a heading, and what draws on it."""
     image = Image.new("RGB", (width, height), "white")
     draw = ImageDraw.Draw(image)
     y = MARGIN
@@ -193,8 +193,8 @@ def _sheet(
 def overlay(image: np.ndarray, heat: np.ndarray) -> np.ndarray:
     """(H, W, 3) uint8 under a map (H, W) in 0–1 -> (H, W, 3) uint8.
 
-    The picture turns grey and shows through; heat rises from violet over orange to yellow, which is
-    read without telling red from green, and covers more the hotter it is. Raises ValueError when
+    The picture turns grey and shows through. Heat rises from violet over orange to yellow, readable
+    without distinguishing red from green, and covers more the hotter it is. Raises ValueError if
     the two differ in size.
     """
     from matplotlib import colormaps

@@ -1,8 +1,8 @@
 """One page about one run: `python -m util.report OUTPUT_DIR` writes OUTPUT_DIR/report.html.
 
-The page is a single file – pictures and curves inside, no script, nothing fetched – that can be
-mailed, archived with the weights and read on a phone. It is made from what the directory holds and
-can be made again at any time; everything read is taken as untrusted text.
+The page is a single file – figures and curves embedded, no scripts, nothing loaded – that can be
+mailed, archived with the weights and read on a phone. It is made from what the folder holds and can
+be made again at any time; everything read is treated as untrusted text.
 """
 
 import statistics
@@ -19,7 +19,7 @@ from util.report.results import comparison, result_section
 from util.safe_json import number, parse_object, part, read_text
 from util.summary import SEED, group_runs, read_log, read_result
 
-FIGURE_BYTES = 6_900_000  # of PNG; base64 makes 9.2 MB of it, and the page stays below 10
+FIGURE_BYTES = 6_900_000  # of PNG; 9.2 MB as base64, so that the page stays below 10
 STATUS = {
     "done": ("good", "done"),
     "resumable": ("warn", "stopped, can be resumed"),
@@ -30,14 +30,14 @@ STATUS = {
 
 
 def write_report(*output_dirs: str | Path, page: str | Path | None = None) -> Path | None:
-    """Write one page on one or several runs from what their folders hold; return its path.
+    """Write one page about one or several runs from what their folders hold; return its path.
 
-    Results of several runs are compared in a table; of the runs GROUP/seed-N that have a result
-    the first is shown, and the others stand in the table alone. `page` is where to write:
-    report.html in the first folder unless given. Every input may be missing or torn: what cannot
-    be read is not shown. Returns None when one of `output_dirs` is no directory. Raises OSError
-    when the page cannot be written (the disk is full, the folder read-only); what was there stays.
-    A finished run should catch it and end well: the page can be made again at any time.
+    Results of several runs are compared in a table; of runs GROUP/seed-N with a result, only the
+    first is shown beyond that. `page`: the file to write (default: report.html in the first
+    folder). Every input may be missing or truncated: what cannot be read is not shown. Returns None
+    if one of `output_dirs` is not a directory. Raises OSError if the page cannot be written (disk
+    full, folder read-only), and leaves the old one. A finished run should catch this: the page can
+    be made again at any time.
     """
     folders = [Path(output_dir) for output_dir in output_dirs]
     if not all(folder.is_dir() for folder in folders):
@@ -50,13 +50,13 @@ def write_report(*output_dirs: str | Path, page: str | Path | None = None) -> Pa
     shown = [folder for folder in folders if folder not in folded]
     titles, runs = [], []
     for folder in shown:
-        if table and folder in in_table:  # before the first run it is about
+        if table and folder in in_table:  # before the first run in it
             runs, table = [*runs, table], ""
         title, run = _run(folder, FIGURE_BYTES // len(shown))
         titles, runs = [*titles, title], [*runs, run]
     template = Template(Path(__file__).with_suffix(".html").read_text("utf-8"))
     html_text = template.substitute(title=" · ".join(titles), runs="\n".join(runs))
-    # A file name may hold bytes that are no text; they are shown as a question mark.
+    # A file name may hold bytes that are not text; each is shown as a question mark.
     write_file(page, html_text.encode("utf-8", "replace"))
     return page
 
@@ -91,15 +91,15 @@ def _run(folder: Path, room: int) -> tuple[str, str]:
 
 
 def _headline(epochs: list[dict], config: dict, evaluated: bool) -> str:
-    """The numbers one asks for first, those that are known."""
+    """The most important numbers, as far as they are known."""
     summaries: list[tuple[str, str, Callable[[list[float]], str]]] = [
         ("train_loss", "loss, first → last", lambda y: f"{short(y[0], 3)} → {short(y[-1], 3)}"),
         ("epoch_s", "total time", lambda y: _duration(sum(y))),
-        ("images_per_s", "images a second, median", lambda y: short(statistics.median(y))),
-        ("data_wait", "of the time waiting for data", lambda y: f"{statistics.mean(y):.1%}"),
+        ("images_per_s", "images per second, median", lambda y: short(statistics.median(y))),
+        ("data_wait", "of the time spent waiting for data", lambda y: f"{statistics.mean(y):.1%}"),
         ("skipped_steps", "skipped steps", lambda y: short(sum(y))),
     ]
-    if not evaluated:  # afterwards the result says it, with what the epoch was chosen on
+    if not evaluated:  # otherwise the result shows it, with how it was chosen
         summaries.insert(1, ("test_acc1", "best test accuracy, %", lambda y: short(max(y))))
     planned = number(part(config, "options").get("epochs"))
     of = f" of {short(planned)}" if planned and planned != len(epochs) else ""
@@ -124,7 +124,7 @@ def _bad_images(path: Path) -> str:
 
 
 def _tables(config: dict) -> str:
-    """Options, model, data and versions, folded away."""
+    """Options, model, data and versions, collapsed."""
     parts = {key: dict(part(config, key)) for key in ("options", "model", "data", "versions")}
     if config.get("git_commit"):
         parts["versions"]["git commit"] = config["git_commit"]

@@ -1,4 +1,4 @@
-"""The parts of a report that are about results: one run's numbers, and several runs compared."""
+"""The parts of a report about results: the numbers of one run, and a comparison of several."""
 
 from collections.abc import Sequence
 
@@ -7,11 +7,11 @@ from util.safe_json import number, part
 from util.summary import METRICS, Group, conditions, describe_test, paired_difference
 
 MOST_CLASSES = 200  # in a table
-MOST_LINES = 40  # about the data
+MOST_LINES = 40  # on the data
 
 
 def result_section(result: dict) -> str:
-    """What `eval.json` says: the chosen epoch's numbers, beside the last one's, and by class."""
+    """`eval.json` as HTML: numbers of the chosen and of the last epoch, and by class."""
     if not result:
         return ""
     items = [
@@ -27,7 +27,7 @@ def result_section(result: dict) -> str:
 
 
 def _data(result: dict) -> str:
-    """What the run said of its data, and what it left out or did otherwise than training."""
+    """What the run reported on its data, what it left out and what differed from training."""
     lines = result.get("report")
     lines = [line for line in lines if isinstance(line, str)] if isinstance(lines, list) else []
     if not lines:
@@ -37,15 +37,15 @@ def _data(result: dict) -> str:
 
 
 def _remarks(result: dict) -> list[str]:
-    """Sentences on how the numbers came about."""
+    """Sentences on how the numbers were obtained."""
     lines = []
     if (epoch := number(result.get("epoch"))) is not None:
         split, chosen_on = (result.get(key) or "" for key in ("split", "selected_on"))
         lines.append(_choice(epoch, text(split), text(chosen_on)))
     if result.get("weights") == "model_ema":
-        lines.append("The weights are their moving average (EMA) over training.")
+        lines.append("The weights are an exponential moving average (EMA) over training.")
     if result.get("flip") is True:
-        lines.append("Each image is judged together with its mirror image.")
+        lines.append("Predictions are averaged over each image and its mirror image.")
     if unreadable := number(result.get("unreadable")):
         lines.append(f"Images that could not be read: {unreadable:,.0f}.")
     left_out = part(result, "left_out")
@@ -55,7 +55,7 @@ def _remarks(result: dict) -> list[str]:
     answers = left_out.get("answers")
     if isinstance(answers, list) and answers:
         names = ", ".join(text(name) for name in answers[:MOST_CLASSES])
-        lines.append(f"Not in the data, so left out of the model's answers: {names}.")
+        lines.append(f"Not in the data, so left out of the model's predictions: {names}.")
     for name, values in part(result, "differs_from_training").items():
         if isinstance(values, dict):
             tested, trained = (text(values.get(key)) for key in ("tested", "trained"))
@@ -64,25 +64,25 @@ def _remarks(result: dict) -> list[str]:
 
 
 def _choice(epoch: float, split: str, chosen_on: str) -> str:
-    """How the epoch was chosen, and what that does to its numbers."""
+    """How the epoch was chosen, and how this affects its numbers."""
     if not chosen_on:
         return f"Weights of epoch {epoch:g}."
     if chosen_on == split:
         return (
             f"Epoch {epoch:g} was chosen as the best on this very split, {split}: choosing and "
-            "testing on the same images flatters it. The last epoch was not chosen."
+            "testing on the same images flatters its results, but not those of the last epoch."
         )
     return (
-        f"Epoch {epoch:g} was chosen as the best on {chosen_on}; the images tested here had no "
-        "part in that."
+        f"Epoch {epoch:g} was chosen as the best on {chosen_on}; the images tested here were not "
+        "used for that."
     )
 
 
 def _small_print(result: dict) -> str:
-    """What the ranges are, and how far the probabilities can be trusted."""
+    """What the intervals are, and how well calibrated the probabilities are."""
     parts = []
     if _interval(result, "accuracy"):
-        parts.append("Small: 95\u00a0% interval over test images; seeds add their own spread")
+        parts.append("Small: 95\u00a0% interval over test images, without the spread over seeds")
     if (loss := number(result.get("log_loss"))) is not None:
         parts.append(f"log loss {loss:.3f}")
     if (error := number(result.get("ece"))) is not None:
@@ -91,7 +91,7 @@ def _small_print(result: dict) -> str:
 
 
 def _last(result: dict) -> str:
-    """The chosen and the last epoch, one under the other."""
+    """The chosen and the last epoch, one below the other."""
     last = part(result, "last")
     if all(number(last.get(key)) is None for key in METRICS):
         return ""
@@ -103,7 +103,7 @@ def _last(result: dict) -> str:
 
 
 def _by_class(result: dict) -> str:
-    """Recall, precision and images of each class."""
+    """Recall, precision and number of images of each class."""
     classes = result.get("classes")
     names = [c for c in classes if isinstance(c, str)] if isinstance(classes, list) else []
     recall, precision, support = (part(result, key) for key in ("recall", "precision", "support"))
@@ -115,7 +115,7 @@ def _by_class(result: dict) -> str:
 
 
 def comparison(groups: Sequence[Group]) -> str:
-    """A row a group, with mean and deviation over its seeds; "" for fewer than two results."""
+    """A row per group, with mean and deviation over its seeds; "" for fewer than two results."""
     if sum(len(group.results) for group in groups) < 2:
         return ""
     tests = [conditions(group.results) for group in groups]
@@ -129,8 +129,8 @@ def comparison(groups: Sequence[Group]) -> str:
         rows.append([text(group.name) + about, *(_spread(group, key) for key in METRICS)])
     table = grid(["", *(f"{name}, %" for name in METRICS.values())], rows)
     note = (
-        "The chosen epoch of each run. ±: standard deviation (n − 1) over seeds; small: the single "
-        "values, or one run’s 95\u00a0% interval."
+        "The chosen epoch of each run. ±: standard deviation (n − 1) over seeds; small: the values "
+        "of the seeds, or the 95\u00a0% interval of a single run."
     )
     below = f'<p class="under soft">{text(shared)}</p>' if shared else ""
     return (
@@ -147,7 +147,7 @@ def _spread(group: Group, metric: str) -> str:
 
 
 def _difference(groups: Sequence[Group]) -> str:
-    """The line about two groups with the same seeds."""
+    """The comparison of two groups with the same seeds."""
     seeded = [group for group in groups if group.seeds]
     parts = []
     for metric in ("accuracy", "uar"):
@@ -167,7 +167,7 @@ def _difference(groups: Sequence[Group]) -> str:
 
 
 def _interval(result: dict, metric: str) -> str:
-    """`90.03–92.08`, "" when there is none."""
+    """`90.03–92.08`; "" if there is none."""
     ends = result.get(f"{metric}_ci")
     ends = [number(end) for end in ends] if isinstance(ends, list) else []
     return f"{ends[0]:.2f}–{ends[1]:.2f}" if len(ends) == 2 and None not in ends else ""

@@ -1,6 +1,6 @@
-"""Weights of any known layout into a model, exactly or not at all.
+"""Loads weights of any known layout into a model, exactly or not at all.
 
-A model is known here by its state dict only; layouts are translated by util/weights/layouts.py.
+Here, a model is only known by its state dict; util/weights/layouts.py translates layouts.
 """
 
 import math
@@ -32,17 +32,17 @@ OTHER_KEYS = ("model_ema", "state_dict", "state_dict_ema", "model_state_dict")
 
 
 class LoadReport(NamedTuple):
-    """What went where. Names are the model's; for `unexpected`, the checkpoint's in our naming."""
+    """What was loaded. Names are the model's; `unexpected`: the checkpoint's, translated."""
 
     source: str
-    entry: str  # which part of the checkpoint, "" for a bare state dict
+    entry: str  # of the checkpoint; "" for a bare state dict
     layout: str
     loaded: list[str]
-    missing: list[str]  # not in the checkpoint: these stay as initialised
-    unexpected: list[str]  # in the checkpoint, of no use to the model
+    missing: list[str]  # not in the checkpoint: stays as initialised
+    unexpected: list[str]  # in the checkpoint, not used by the model
     resized: list[str]  # loaded, position embeddings interpolated from another grid
-    recomputed: list[str]  # fixed position embeddings of another grid: the model's own are the same
-    replaced_head: str  # "1000 -> 7 classes", "" where no head was left behind
+    recomputed: list[str]  # fixed position embeddings of another grid, replaced by the model's
+    replaced_head: str  # "1000 -> 7 classes"; "" if no head was replaced
 
     def __str__(self) -> str:
         """One or two lines to print."""
@@ -52,7 +52,7 @@ class LoadReport(NamedTuple):
             "interpolated": ", ".join(self.resized),
             "recomputed for this input size": ", ".join(self.recomputed),
             "head replaced": self.replaced_head,
-            "fresh": ", ".join(roots(self.missing)),
+            "newly initialised": ", ".join(roots(self.missing)),
             "not used": ", ".join(roots(self.unexpected)),
         }
         told = "; ".join(f"{what}: {names}" for what, names in notes.items() if names)
@@ -60,16 +60,16 @@ class LoadReport(NamedTuple):
 
 
 def read_source(source: str | Path, cache_dir: str | None = None) -> dict[str, Any]:
-    """The whole checkpoint behind a path or a released name, read without running code in it.
+    """The checkpoint at a path or of a released name, read without running code in it.
 
-    One of ours, fine-tuned, has `classes`, `preprocessing` and `evaluated` beside its weights. A
+    A fine-tuned one of ours has `classes`, `preprocessing` and `evaluated` besides its weights. A
     bare state dict is returned as it is. Raises BadInput.
     """
     return read_checkpoint(find_source(source, cache_dir))
 
 
 def find_source(source: str | Path, cache_dir: str | None = None) -> Path:
-    """The path of a source, downloaded (to `cache_dir`) if it is a released name."""
+    """The path of a source; a released name is downloaded (to `cache_dir`)."""
     if os.path.exists(source):
         return Path(source)
     from util.download import RELEASED, fetch  # rarely needed, and it needs more packages
@@ -89,13 +89,13 @@ def load_pretrained(
     keep_head: bool = False,
     checkpoint: dict[str, Any] | None = None,
 ) -> LoadReport:
-    """Fill a classifier or a pre-training model from a checkpoint, in place.
+    """Load a checkpoint into a classifier or a pre-training model, in place.
 
     `key`: the checkpoint's entries to look in, in this order (`a|b`). `prefix`: use only tensors
-    named so, and leave it off. `keep_head`: for evaluation; the head, and so everything, must fit,
-    while otherwise a classifier's head and last norm may stay as initialised. `checkpoint`: what
-    `read_source` returned, if it has been read. Raises BadInput when anything else does not fit,
-    and then leaves the model as it was.
+    whose names begin with it, and strip it. `keep_head`: for evaluation; everything must fit, the
+    head included, while otherwise a classifier's head and last norm may stay as initialised.
+    `checkpoint`: what `read_source` returned, if it was called before. Raises BadInput if anything
+    else does not fit, and then leaves the model as it was.
     """
     checkpoint = read_source(source) if checkpoint is None else checkpoint
     weights, entry = pick_state(source, checkpoint, key, prefix)
@@ -162,7 +162,7 @@ def pick_state(
 
 
 def tensors(entry: object) -> State:
-    """The tensors of an entry that is a dict; none of any other."""
+    """The named tensors of an entry; {} if it is not a dict."""
     items = entry.items() if isinstance(entry, dict) else ()
     return {n: v for n, v in items if isinstance(n, str) and isinstance(v, Tensor)}
 
@@ -170,11 +170,11 @@ def tensors(entry: object) -> State:
 def check_architecture(
     source: str | Path, held: Architecture | None, wanted: Architecture, weights: State
 ) -> None:
-    """Raises BadInput unless the weights are of a network like the model."""
+    """Raises BadInput unless the weights have the architecture of the model."""
     if held is None:
         raise BadInput(
             f"{source}: no ViT, ConvNeXt V2 or ResNet in a known layout (it holds "
-            f"{listed(weights)}), but --model is {wanted}; a part of a larger model is chosen with "
+            f"{listed(weights)}), but --model is {wanted}; choose a part of a larger model with "
             "--model_key and --model_prefix"
         )
     if held == wanted:
@@ -186,33 +186,33 @@ def check_architecture(
         )
     what = f"{source}: holds {held}, but --model is {wanted}"
     if not held.size:
-        raise BadInput(f"{what}; none of our models is like it, the nearest is {held.option}")
+        raise BadInput(f"{what}; we have no such model, the most similar is {held.option}")
     misnamed = (held.classifier, held.patch) == ("vit_small_patch16", 32)
     note = " (MAE-SFER's own vit_small_patch16 is one of these)" if misnamed else ""
     other_patch = held._replace(patch=wanted.patch) == wanted
     if other_patch and not held.family.free_patch:
         kernels = f"{held.patch}×{held.patch} instead of {wanted.patch}×{wanted.patch}"
-        raise BadInput(f"{what}: its first convolution is {kernels}; none of our models is like it")
+        raise BadInput(f"{what}: its first convolution is {kernels}; we have no such model")
     use = f"--patch_size {held.patch}" if other_patch else held.option
     raise BadInput(f"{what}: use {use}{note}")
 
 
 def check_alone(source: str | Path, weights: State) -> None:
-    """Raises BadInput for a model of which ours is only a part."""
+    """Raises BadInput for weights of which our model would use only a part."""
     if added := [name for name in roots(weights) if name in S2D_ADDS]:
         raise BadInput(
-            f"{source}: S2D's model, which would answer differently without {', '.join(added)}; "
+            f"{source}: S2D's model, which predicts differently without {', '.join(added)}; "
             f"fine-tune from it instead: main_finetune.py --finetune {source} --data_path …"
         )
 
 
 def check_head(source: str | Path, held: int, wanted: int) -> None:
-    """Raises BadInput unless a head that is to be kept has the model's classes."""
+    """Raises BadInput unless a head to be kept has the model's number of classes."""
     if not held:
         raise BadInput(f"{source}: holds no head to evaluate; train one with --finetune {source}")
     if held != wanted:
         raise BadInput(
-            f"{source}: its head has {held} classes, the model {wanted}; take data with the same "
+            f"{source}: its head has {held} classes, the model {wanted}; use data with the same "
             "classes (see --nb_classes)"
         )
 
@@ -220,7 +220,7 @@ def check_head(source: str | Path, held: int, wanted: int) -> None:
 def recompute_positions(weights: State, own: State) -> list[str]:
     """Replace fixed position embeddings of another grid by the model's own, in place; -> names.
 
-    Pre-training's are sine and cosine of a patch's place, which are exact on any grid.
+    Those of pre-training are sines and cosines of patch positions, which are exact on any grid.
     """
     recomputed = []
     for name in ("pos_embed", "decoder_pos_embed"):
@@ -238,10 +238,10 @@ def recompute_positions(weights: State, own: State) -> list[str]:
 
 
 def resize_positions(weights: State, own: State) -> list[str]:
-    """Bring position embeddings (1, 1 + g*g, D) to the model's grid, in place; -> their names.
+    """Interpolate position embeddings (1, 1 + g*g, D) to the model's grid, in place; -> names.
 
-    Bicubic as in the official code; the class token's stays. One that is no such grid is left, to
-    be refused for its shape.
+    Bicubic, as in the official code; the class token's is kept. One that is not a square grid is
+    left, to be refused for its shape.
     """
     from timm.layers import resample_abs_pos_embed
 
@@ -260,14 +260,14 @@ def resize_positions(weights: State, own: State) -> list[str]:
 def parts(
     weights: State, wanted: Architecture, pretrain: bool, keep_head: bool
 ) -> tuple[set[str], set[str]]:
-    """Parts, by first component: those weights may lack, those where nothing may be left over."""
+    """First components of names: which weights may omit, and which must be used completely."""
     if pretrain:
-        # A decoder is whole or not there: half of one would be neither trained nor new.
+        # A decoder must be complete or absent: half of one would be neither trained nor new.
         decoder = any(root(name) in DECODER for name in weights)
         pooled = {"norm"} if "fc_norm.weight" in weights else set()  # a classifier's, after pooling
         return pooled if decoder else DECODER | pooled, encoder_roots() | DECODER
     if keep_head:
-        # With both norms, one before and one after pooling, a ViT is another than ours.
+        # Our ViTs never have both norms, one before and one after pooling.
         return set(), encoder_roots() | HEAD | {"norm", "fc_norm"}
     return {"head", wanted.family.new_norm}, encoder_roots()
 
@@ -275,12 +275,12 @@ def parts(
 def check_exact(
     source: str | Path, weights: State, own: State, optional: set[str], strict: set[str]
 ) -> None:
-    """Raises BadInput for a tensor that is lacking, left over in `strict` or of another shape."""
+    """Raises BadInput for a missing tensor, an unused one in `strict`, or another shape."""
     lacking = [n for n in own if n not in weights and root(n) not in optional]
     surplus = [n for n in weights if n not in own and root(n) in strict]
     others = [n for n, v in weights.items() if n in own and v.shape != own[n].shape]
     misfits = [f"{n} {shape(weights[n])} instead of {shape(own[n])}" for n in others]
-    found = {"lacks": lacking, "has in addition": surplus, "differs in": misfits}
+    found = {"missing": lacking, "unexpected": surplus, "wrong shape": misfits}
     told = "; ".join(f"{what} {listed(names)}" for what, names in found.items() if names)
     if told:
         advice = pooling(lacking, weights)
@@ -290,7 +290,7 @@ def check_exact(
 
 
 def other_decoder(weights: State, own: State) -> str:
-    """What to do when weights have a decoder of another depth or width than the model."""
+    """Advice if the weights' decoder has another depth or width than the model's."""
 
     def depth_and_width(state: State) -> list[int]:
         blocks = {n.split(".")[1] for n in state if root(n) in ("decoder", "decoder_blocks")}
@@ -299,23 +299,23 @@ def other_decoder(weights: State, own: State) -> str:
     names = ("--decoder_depth", "--decoder_embed_dim")
     pairs = zip(names, depth_and_width(weights), depth_and_width(own), strict=True)
     options = [f"{name} {held}" for name, held, wanted in pairs if held and held != wanted]
-    return f"; its decoder is another: give {' '.join(options)}" if options else ""
+    return f"; its decoder differs: use {' '.join(options)}" if options else ""
 
 
 def pooling(lacking: list[str], weights: State) -> str:
-    """What to do when a ViT was fine-tuned with the other pooling than the model has."""
+    """Advice if a ViT was fine-tuned with the pooling that the model does not have."""
     if "norm.weight" in lacking and "fc_norm.weight" in weights:
         return "; it was fine-tuned with average pooling: leave out --cls_token"
     if "fc_norm.weight" in lacking and "norm.weight" in weights:
-        return "; it was fine-tuned with the class token: give --cls_token"
+        return "; it was fine-tuned with the class token: use --cls_token"
     return ""
 
 
 def check_values(source: str | Path, weights: State, own: State) -> None:
-    """Raises BadInput for weights that are no ordinary finite numbers."""
+    """Raises BadInput for weights that are not plain, finite numbers."""
     for name, value in weights.items():
         if value.layout != torch.strided or value.is_meta:
-            raise BadInput(f"{source}: {name} is sparse or without values; save plain tensors")
+            raise BadInput(f"{source}: {name} is sparse or has no values; save plain tensors")
         if value.is_floating_point() != own[name].is_floating_point():
             raise BadInput(f"{source}: {name} holds {value.dtype}, not {own[name].dtype}")
         if value.is_floating_point() and not value.float().isfinite().all():
@@ -323,7 +323,7 @@ def check_values(source: str | Path, weights: State, own: State) -> None:
 
 
 def roots(names: State | list[str]) -> list[str]:
-    """The different first components of names, in order."""
+    """The distinct first components of names, in order."""
     return list(dict.fromkeys(root(name) for name in names))
 
 

@@ -1,6 +1,6 @@
-"""What transformers' files beside weights say of them: `config.json`, `preprocessor_config.json`.
+"""What transformers stores beside weights: `config.json` and `preprocessor_config.json`.
 
-Both may hold anything, and are read as far as they make sense.
+Both may hold anything; only what makes sense is used.
 """
 
 import re
@@ -12,10 +12,10 @@ from util.safe_json import number, parse_object, part, read_text
 from util.weights.layouts import Architecture
 
 CONFIG, PROCESSOR = "config.json", "preprocessor_config.json"
-EPS = 1e-6  # of every LayerNorm of our models; transformers' settings say 1e-12 by themselves
-RESAMPLE = {"bilinear": 2, "bicubic": 3}  # Pillow's numbers, which image processors go by
-WARPED = 384  # from this size on, ConvNextImageProcessor crops nothing
-OPTIONS = {  # of pre-training, which weights do not tell
+EPS = 1e-6  # of every LayerNorm in our models; transformers' default is 1e-12
+RESAMPLE = {"bilinear": 2, "bicubic": 3}  # Pillow's numbers, as in image processors
+WARPED = 384  # from this size on, ConvNextImageProcessor does not crop
+OPTIONS = {  # of pre-training, not visible in weights
     "mask_ratio": "mask_ratio",
     "norm_pix_loss": "norm_pix_loss",
     "decoder_num_attention_heads": "decoder_num_heads",
@@ -23,16 +23,16 @@ OPTIONS = {  # of pre-training, which weights do not tell
 
 
 class Described(NamedTuple):
-    """What is known of weights beside themselves, in the form that our own checkpoints have it."""
+    """What is known of weights from files beside them, in the form of our own checkpoints."""
 
-    settings: dict[str, Any]  # of `classes`, `args` and `preprocessing` those that are known
-    notes: list[str]  # what our models do otherwise, a line each
+    settings: dict[str, Any]  # `classes`, `args`, `preprocessing`, as far as known
+    notes: list[str]  # what our models do differently, one line each
 
 
 def check_config(source: str | Path, held: Architecture) -> None:
-    """Raises BadInput where `config.json` says of the weights beside it what our model does not do.
+    """Raises BadInput if `config.json` describes a model that ours is not.
 
-    Weights tell their sizes, but neither into how many heads they are divided nor the activation.
+    Weights show their sizes, but neither the number of attention heads nor the activation.
     """
     config = _beside(source, CONFIG)
     wanted: dict[str, tuple] = {"hidden_act": ("gelu", "gelu_python")}
@@ -41,15 +41,15 @@ def check_config(source: str | Path, held: Architecture) -> None:
     for name, values in wanted.items():
         if name in config and config[name] not in values:
             raise BadInput(
-                f"{source}: {CONFIG} beside it says {name} {_short(config[name])}, but here "
+                f"{source}: {CONFIG} beside it says {name} {_short(config[name])}, but our "
                 f"{held} has {values[0]}"
             )
 
 
 def described_beside(source: str | Path, size: int | None) -> Described:
-    """What the files in a folder say of the weights there, whose input has `size` pixels a side.
+    """What the files beside weights say of them; the input has a side length of `size` pixels.
 
-    `size` is None where the weights do not tell it.
+    `size` is None if the weights do not show it.
     """
     config, processor = _beside(source, CONFIG), _beside(source, PROCESSOR)
     made, crop_pct = _view(processor)
@@ -69,7 +69,7 @@ def _beside(source: str | Path, name: str) -> dict[str, Any]:
 
 
 def _class_names(config: dict[str, Any]) -> list[str]:
-    """In their order; none where they are missing, or as generic as `LABEL_0`."""
+    """Class names in order; [] if they are missing, or as generic as `LABEL_0`."""
     labels = part(config, "id2label")
     names = [labels.get(str(k)) for k in range(len(labels))]
     named = all(isinstance(n, str) and n and not re.fullmatch(r"LABEL_\d+", n) for n in names)
@@ -77,32 +77,34 @@ def _class_names(config: dict[str, Any]) -> list[str]:
 
 
 def _differences(config: dict[str, Any], processor: dict[str, Any], size: int) -> list[str]:
-    """What our models, and what comes before them, do otherwise: a line each."""
+    """What our models and their preprocessing do differently, one line each."""
     lines = []
     if (eps := config.get("layer_norm_eps", EPS)) != EPS:
-        lines.append(f"{CONFIG}: layer_norm_eps is {_short(eps)}, here {EPS}")
+        lines.append(f"{CONFIG}: layer_norm_eps is {_short(eps)}; {EPS} is used instead")
     if not _interpolation(processor):
         other = _short(processor["resample"])
-        lines.append(f"{PROCESSOR}: resample is {other}, here {RESAMPLE['bicubic']} (bicubic)")
+        lines.append(
+            f"{PROCESSOR}: resample is {other}; {RESAMPLE['bicubic']} (bicubic) is used instead"
+        )
     made, _ = _view(processor)
     if processor and not made:
-        what = "resizes and crops in a way we do not; here the whole picture is made square"
+        what = "its resizing and cropping are not supported; whole pictures are squeezed"
         lines.append(f"{PROCESSOR}: {what}")
     elif made and made != size:
-        lines.append(f"{PROCESSOR}: pictures have {made} pixels a side, here {size}")
+        lines.append(f"{PROCESSOR}: its pictures are {made} px wide; {size} px is used instead")
     return lines
 
 
 def _interpolation(processor: dict[str, Any]) -> str:
-    """How it resizes a picture; "" if we do not resize so."""
+    """How it resizes pictures; "" if we have no such method."""
     kind = processor.get("image_processor_type", processor.get("feature_extractor_type"))
     usual = "bilinear" if isinstance(kind, str) and kind.startswith("ViT") else "bicubic"
-    given = processor.get("resample", RESAMPLE[usual])  # theirs where the file names none
+    given = processor.get("resample", RESAMPLE[usual])  # default: theirs
     return next((name for name, value in RESAMPLE.items() if value == given), "")
 
 
 def _view(processor: dict[str, Any]) -> tuple[int | None, float | None]:
-    """Pixels a side that it makes of a picture, and `crop_pct`; no size if we do otherwise."""
+    """The side length of its output in pixels, and `crop_pct`; no size if that is unsupported."""
     kind = processor.get("image_processor_type", processor.get("feature_extractor_type"))
     convnext = isinstance(kind, str) and kind.startswith("ConvNext")
     size = processor.get("size")
@@ -113,7 +115,7 @@ def _view(processor: dict[str, Any]) -> tuple[int | None, float | None]:
     if not processor.get("do_resize", True):
         return None, None
     if convnext and short:
-        share = number(processor.get("crop_pct", 224 / 256)) or 0.0  # which is refused
+        share = number(processor.get("crop_pct", 224 / 256)) or 0.0  # 0 is refused later
         return short, share if short < WARPED else None
     if crops and short and crop and crop <= short:
         return crop, crop / short
@@ -121,7 +123,7 @@ def _view(processor: dict[str, Any]) -> tuple[int | None, float | None]:
 
 
 def _square(size: object) -> int | None:
-    """Pixels a side, where it is a square."""
+    """The side length in pixels, if it is a square."""
     if not isinstance(size, dict):
         return _edge(size)
     height, width = _edge(size.get("height")), _edge(size.get("width"))
@@ -133,7 +135,7 @@ def _edge(pixels: object) -> int | None:
 
 
 def _normalisation(processor: dict[str, Any]) -> dict[str, Any]:
-    """`mean` and `std` of pixels from 0 to 1, as far as they are given."""
+    """`mean` and `std` of pixels in 0–1, as far as they are given."""
     given = {"mean": processor.get("image_mean"), "std": processor.get("image_std")}
     if not processor.get("do_normalize", True):
         given = {"mean": 0, "std": 1}
@@ -143,7 +145,7 @@ def _normalisation(processor: dict[str, Any]) -> dict[str, Any]:
 
 
 def _divided(value: object, scale: float) -> list[float] | None:
-    """Numbers of the three channels, or one of all; None, which is refused, for anything else."""
+    """The numbers of the three channels, or one for all; None, refused later, for anything else."""
     numbers = [number(v) for v in (value if isinstance(value, list) else [value] * 3)]
     return None if None in numbers or scale <= 0 else [v / scale for v in numbers]
 

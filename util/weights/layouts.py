@@ -1,8 +1,8 @@
 """Weights of other programs under our names: pure translations of names and shapes.
 
-A state of weights is a dict of names to tensors. Ours are the names of the official MAE and of the
-official dense ConvNeXt V2 code and of timm's ResNets with a `head`, without the `encoder.` of
-masked convolutional networks. What belongs to one family is in its file in backbones/.
+Ours are the names of the official MAE code, of the official dense ConvNeXt V2 code, and of timm's
+ResNets with a `head`; without the `encoder.` of masked convolutional networks. What is specific to
+a family is in its file in backbones/.
 """
 
 import math
@@ -14,40 +14,40 @@ from util.states import State, count, root
 from util.weights.layouts_foreign import from_foreign
 
 # First components of names.
-OTHER_ENCODERS = {"reg_token", "dist_token", "norm_pre"}  # of ViTs that are others than ours
-OTHER_ENCODERS |= {"embeddings", "encoder", "layers"}  # of other libraries, where unknown here
+OTHER_ENCODERS = {"reg_token", "dist_token", "norm_pre"}  # of ViTs that differ from ours
+OTHER_ENCODERS |= {"embeddings", "encoder", "layers"}  # of other libraries' models, if unknown here
 HEAD = {"head", "pre_logits", "neck"}
 WRAPPERS = ("module.", "_orig_mod.", "backbone.", "encoder.", "model.")
 
 
 class Architecture(NamedTuple):
-    """What the shapes of some weights say about the network they are of."""
+    """What the shapes of weights reveal about their network."""
 
     family: Family
     dim: int  # of the first stage
-    depths: tuple[int, ...]  # blocks in each stage
+    depths: tuple[int, ...]  # blocks per stage
     patch: int  # side length in pixels of the first convolution
     in_chans: int
 
     @property
     def classifier(self) -> str:
-        """As `create_classifier` takes it; "" where we have none like it."""
+        """Its name for `create_classifier`; "" if we have no such model."""
         named = self.family.sizes.items()
         return next((n for n, s in named if (s.width, s.depths) == (self.dim, self.depths)), "")
 
     @property
     def name(self) -> str:
-        """As `--model` of pre-training takes it; "" where we have none like it."""
+        """Its name for `--model` in pre-training; "" if we have no such model."""
         return self.classifier and self.family.masked_prefix + self.classifier
 
     @property
     def size(self) -> Any:
-        """Our dimensions of it; None where we have none like it."""
+        """Our dimensions of it; None if we have no such model."""
         return self.family.sizes.get(self.classifier)
 
     @property
     def option(self) -> str:
-        """The options that build it, or the published model nearest to it."""
+        """The options that build it, or else the most similar published model."""
         name = min(self.family.sizes, key=self._distance)
         usual = self.family.patch_step(name, None, masked=True)
         differs = self.family.free_patch and self.classifier and self.patch != usual
@@ -70,7 +70,7 @@ class Architecture(NamedTuple):
 
 
 def describe(state: State) -> Architecture | None:
-    """The network that weights under our names are of; None for any other."""
+    """The network to which weights under our names belong; None if it is of no known family."""
     for family in FAMILIES:
         stem = state.get(family.stem)
         if stem is not None and stem.ndim == 4 and stem.numel():
@@ -81,19 +81,19 @@ def describe(state: State) -> Architecture | None:
 
 
 def encoder_roots() -> set[str]:
-    """First components of an encoder's names, ours and others'."""
+    """First components of the names of encoders, our own and others."""
     return OTHER_ENCODERS.union(*(family.roots for family in FAMILIES))
 
 
 def head_classes(state: State) -> int:
-    """How many classes a head tells apart; 0 without a head."""
+    """The number of classes of the head; 0 if there is no head."""
     return next((len(v) for n, v in state.items() if root(n) == "head" and v.ndim == 2), 0)
 
 
 def translate(state: State) -> tuple[State, str]:
     """Any known layout -> the same weights under our names, and the layout in words.
 
-    What is not understood keeps its name and shape, so that whoever loads the result sees it.
+    What is not recognised keeps its name and shape, so that loading it fails visibly.
     """
     state = strip_wrappers(state)
     if foreign := from_foreign(state):
@@ -103,9 +103,9 @@ def translate(state: State) -> tuple[State, str]:
 
 
 def strip_wrappers(state: State) -> State:
-    """Without the `module.` and the like that wrappers put before every name, nested at will.
+    """Remove the `module.` and the like that wrappers put before every name, however nested.
 
-    FCMAE's `encoder.` stands beside a decoder, and a `backbone.` beside a head, that lack it.
+    FCMAE's `encoder.` occurs beside a decoder, and `backbone.` beside a head, which do not have it.
     """
     beside = DECODER | {"head", "fc", "norm", "fc_norm", "n_averaged"}
     while inner := [name for name in state if root(name) not in beside]:
@@ -113,7 +113,7 @@ def strip_wrappers(state: State) -> State:
         if wrapper is None:
             break
         stripped = {name.removeprefix(wrapper): value for name, value in state.items()}
-        if len(stripped) < len(state):  # two tensors of one name: which is meant, nobody can tell
+        if len(stripped) < len(state):  # ambiguous: two tensors of one name
             break
         state = stripped
     return state

@@ -1,6 +1,6 @@
 """Layouts of transformers, mmpretrain and S2D under our names, and transformers' from ours.
 
-A tensor that has no place in our models keeps its name, so that whoever loads the result sees it.
+A tensor that has no place in our models keeps its name, so that loading it fails visibly.
 """
 
 import re
@@ -10,16 +10,16 @@ from torch import Tensor
 
 from util.states import Pairs, State, renamed, root, to_ours, to_theirs
 
-TRANSFORMERS = "transformers"  # the layout in words begins so
+TRANSFORMERS = "transformers"  # its layouts in words begin with this
 
 
 def _blocks(ours: str, theirs: str, parts: Pairs) -> Pairs:
-    """The pairs of all tensors of transformer blocks."""
+    """The name pairs of all tensors in transformer blocks."""
     return [(f"{ours}.{{}}.{own}.", f"{theirs}.{{}}.{other}.") for own, other in parts]
 
 
-# Releases 4.50 to 5.24 of transformers save these names. A ViT's, a ViTMAE's and a BEiT's differ in
-# what stands beside the blocks.
+# Names that releases 4.50 to 5.24 of transformers save. ViT, ViTMAE and BEiT differ only outside
+# the blocks.
 _HF_BLOCK = [
     ("norm1", "layernorm_before"),
     ("attn.query", "attention.attention.query"),
@@ -58,8 +58,8 @@ HF_CONVNEXT = [
     ("norm.", "layernorm."),
     ("head.", "classifier."),
 ]
-# Other spellings: a model with a head puts its backbone under a name; releases from 5 save another
-# one for ViTMAE's decoder, and hold, as `state_dict()` shows, other ones in memory.
+# Other spellings: models with a head put their backbone under a prefix; releases from 5 on save
+# ViTMAE's decoder under another name, and use other names in memory (`state_dict()`).
 _HF_SPELLINGS = [
     (r"^(vit|beit|convnextv2)\.", ""),
     (r"^layers\.", "encoder.layer."),
@@ -96,7 +96,7 @@ MMPRETRAIN = [
     ("head.", "head.layers.head."),
     ("head.", "head.fc."),
 ]
-# A linear probe's batch norm stands before its head, which makes the head a second layer here.
+# A linear probe has a batch norm before its head, so the head is the second layer here.
 _MMPRETRAIN_PROBE = [
     ("head.0.", "neck.bn."),
     ("head.1.", "head.layers.head."),
@@ -104,12 +104,12 @@ _MMPRETRAIN_PROBE = [
 ]
 
 S2D = [("norm.", "ln_post."), ("head.", "head.fc_cls."), ("head.", "fc_cls.")]
-# What S2D adds to its ViT: landmarks, adapters and time, without which it answers differently.
+# What S2D adds to its ViT: landmarks, adapters and time. Without them it predicts differently.
 S2D_ADDS = {"patch_embed_prompt", "prompt_blocks", "prompt_norms", "temporal_embedding"}
 
 
 def from_foreign(state: State) -> tuple[State, str] | None:
-    """The same weights under our names, and the layout in words; None for a layout not of these."""
+    """The weights under our names, and the layout in words; None if it is none of these."""
     if any(re.match(r"((vit|beit|convnextv2)\.)?embeddings\.", name) for name in state):
         return _from_transformers(state)
     if any(re.match(r"(backbone\.)?layers\.\d+\.ln1\.", name) for name in state):
@@ -150,7 +150,7 @@ def to_transformers_convnext(state: State) -> State:
 
 
 def separated(state: State) -> State:
-    """Every `qkv`, (3 D, D) or (3 D), as `query`, `key` and `value`, (D, D) or (D)."""
+    """Split every `qkv`, (3 D, D) or (3 D), into `query`, `key`, `value`, (D, D) or (D)."""
     result = {}
     for name, value in state.items():
         if ".qkv." not in name:
@@ -162,10 +162,10 @@ def separated(state: State) -> State:
 
 
 def fused(state: State) -> State:
-    """Every `query`, `key` and `value`, (D, D) or (D), as one `qkv`, (3 D, D) or (3 D).
+    """Join every `query`, `key` and `value`, (D, D) or (D), into one `qkv`, (3 D, D) or (3 D).
 
-    A BEiT has no biases of keys. Any would do: they add the same to a query's scores with all keys,
-    and nothing after the softmax. Where a part is lacking, the others keep their names.
+    A BEiT has no key biases. Any value would do: it adds the same to a query's scores with all keys
+    and cancels in the softmax. If one of the three is missing, the others keep their names.
     """
     biased = any(name.endswith(".key.bias") for name in state)
     result = dict(state)
@@ -184,7 +184,7 @@ def fused(state: State) -> State:
 
 
 def _alike(parts: list[Tensor | None]) -> bool:
-    """Whether these are plain tensors of one kind and shape, so that joining them means something.
+    """Whether these are plain tensors of one type and shape, so that they can be joined.
 
     A file may hold anything under their names.
     """
