@@ -11,7 +11,7 @@ from datasets.duplicates import duplicates
 from datasets.finetune import choose_splits, take_fraction, test_split
 from datasets.labelled import LabelledImages, describe, digest_of
 from datasets.pseudo import read_pseudo_labels, with_pseudo_labels
-from datasets.registry import OFFICIAL, labelled_as
+from datasets.registry import OFFICIAL, labelled_as, setting_of
 from datasets.unreadable import check_readable
 from training.run import Run, same_everywhere
 from util.options.parser import Options
@@ -95,12 +95,11 @@ def _rules(args: argparse.Namespace) -> tuple[dict[str, str | None], dict[str, s
     rules = {"label_rule": args.label_rule, "label_order": args.label_order}
     if not args.eval_data_path or not any(rules.values()):
         return rules, {}
-    sets = {"label_rule": ("ferplus",), "label_order": ("folder", "list")}
-    other = labelled_as(args.eval_data_path)
+    other = setting_of(labelled_as(args.eval_data_path))
     name = OFFICIAL.get(args.data_set, args.data_set)
-    own = labelled_as(args.data_path) if name == "auto" else name
-    for_other = {option: rules[option] for option, names in sets.items() if other in names}
-    for_own = {o: v for o, v in rules.items() if o not in for_other or own in sets[o]}
+    own = setting_of(labelled_as(args.data_path) if name == "auto" else name)
+    for_other = {option: value for option, value in rules.items() if option == other}
+    for_own = {o: v for o, v in rules.items() if o not in for_other or o == own}
     if "label_order" in for_own:  # whose classes are those that the other one is tested by
         for_other.pop("label_order", None)
     return for_own, for_other

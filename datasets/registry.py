@@ -1,66 +1,45 @@
 """Opens labelled data sets: recognises which one a path holds, and reads its images and labels."""
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from datasets.annotation_files import listing
-from datasets.fer.affectnet import DEFAULT_MARGIN
-from datasets.fer.affectnet import published as affectnet_counts
-from datasets.fer.affectnet import read as read_affectnet
-from datasets.fer.affectnet import recognise as recognise_affectnet
-from datasets.fer.class_folder import child, subfolders
-from datasets.fer.class_folder import read as read_folder
-from datasets.fer.class_folder import recognise as recognise_folder
-from datasets.fer.ferplus import DEFAULT_RULE, FOLDERS, read_fer2013, recognise_fer2013
-from datasets.fer.ferplus import read as read_ferplus
-from datasets.fer.ferplus import recognise as recognise_ferplus
-from datasets.fer.labelled_list import has_labels
-from datasets.fer.labelled_list import read as read_list
-from datasets.fer.rafdb import LISTS
-from datasets.fer.rafdb import read as read_rafdb
-from datasets.fer.rafdb import recognise as recognise_rafdb
+from datasets.fer import affectnet, class_folder, ferplus, labelled_list, rafdb
+from datasets.fer.class_folder import subfolders
 from datasets.filetypes import is_hidden, is_image
 from datasets.labelled import LabelledImages, LabelledSet
 from datasets.labels import EXPRESSIONS
+from datasets.layout import Asked, Layout
 from datasets.packed.store import PackedImages, is_store, read_manifest
-from datasets.split_names import split_called
 from datasets.synthetic.generator import SyntheticFaces, parse_synthetic
 from util.errors import BadInput
 from util.wording import printable
 
-# Data sets with a layout of their own. Class folders can be anything, so they are tried last.
-OWNERS: dict[str, Callable[[Path], list[str]]] = {
-    "rafdb": recognise_rafdb,
-    "affectnet": recognise_affectnet,
-    "ferplus": recognise_ferplus,
-    "fer2013": recognise_fer2013,
+# Data sets with a layout of their own, by their name in --data_set: one file and one line each.
+OWNERS: dict[str, Layout] = {
+    "rafdb": rafdb.LAYOUT,
+    "affectnet": affectnet.LAYOUT,
+    "ferplus": ferplus.LAYOUT,
+    "fer2013": ferplus.FER2013,
 }
-NAMES = ("auto", *OWNERS, "folder", "list", "synthetic")  # values of --data_set
+# These can be anything, so they are tried last.
+ANY = {"folder": class_folder.LAYOUT, "list": labelled_list.LAYOUT}
 OFFICIAL = {"IMNET": "folder", "image_folder": "folder"}  # ConvNeXt V2's names of class folders
-# The option that determines what is read from a set, and its default.
-SETTINGS = {
-    "ferplus": ("label_rule", DEFAULT_RULE),
-    "folder": ("label_order", None),
-    "list": ("label_order", None),
-    "affectnet": ("face_margin", DEFAULT_MARGIN),
-}
-AFFECTNET_PARTS = {
-    "manually_annotated_images",
-    "manually_annotated_compressed",
-    "human_annotated",
-    *("train_set", "val_set", "validation_set"),
-}
-SPLIT_FOLDERS = {"train_set", "val_set", "validation_set"}  # other data sets have these, too
-LAYOUTS = (
-    "RAF-DB (EmoLabel/ and Image/aligned/), AffectNet (training.csv and "
-    "Manually_Annotated_Images/; train_set/annotations/), FERPlus (fer2013new.csv and "
-    "fer2013.csv; FER2013Train/label.csv), FER2013 (fer2013.csv), class folders (train/CLASS/ and "
-    "test/CLASS/), lists of `path label` lines"
-)
+
+
+def layout_of(name: str | None) -> Layout | None:
+    """The layout with a name; None for synthetic faces and images without labels."""
+    return {**OWNERS, **ANY}.get(name)
+
+
+def setting_of(name: str | None) -> str:
+    """The option that determines what is read from a set: label_rule, label_order …; often ""."""
+    layout = layout_of(name)
+    return layout.setting if layout else ""
 
 
 def open_labelled(
@@ -88,8 +67,9 @@ def open_labelled(
     store of AffectNet's 8 classes also gives 7. Raises BadInput.
     """
     name = OFFICIAL.get(data_set, data_set)
-    if name not in NAMES:
-        raise BadInput(f"--data_set {data_set}: choose from {', '.join((*NAMES, *OFFICIAL))}")
+    names = ("auto", *OWNERS, *ANY, "synthetic")
+    if name not in names:
+        raise BadInput(f"--data_set {data_set}: choose from {', '.join((*names, *OFFICIAL))}")
     store, root = _open_store(data_path), None
     if store:
         name = _packed_set(store, name)
@@ -99,9 +79,10 @@ def open_labelled(
     else:
         root = _root(data_path, name)
         name = _only_one(root) if name == "auto" else name
-    if label_rule is not None and name != "ferplus":
+    setting = setting_of(name)
+    if label_rule is not None and setting != "label_rule":
         raise BadInput(f"--label_rule {label_rule}: is for the votes of FERPlus; this is {name}")
-    if label_order is not None and name not in ("folder", "list"):
+    if label_order is not None and setting != "label_order":
         what = f"is for class folders and lists; this is {name}, which has an order of its own"
         raise BadInput(f"--label_order {label_order}: {what}")
     if store:
@@ -111,20 +92,24 @@ def open_labelled(
     def usual(option: str, given: object) -> object:
         return (trained or {}).get(option) if given is None else given
 
-    classes = usual("nb_classes", nb_classes) if name == "affectnet" else nb_classes
-    order = label_order, usual("label_order", None)
-    readers: dict[str, Callable[[], LabelledSet]] = {
-        "rafdb": lambda: read_rafdb(root, cache),
-        "affectnet": lambda: read_affectnet(root, classes, usual("face_margin", face_margin)),
-        "ferplus": lambda: read_ferplus(root, usual("label_rule", label_rule)),
-        "fer2013": lambda: read_fer2013(root),
-        "folder": lambda: read_folder(root, order[0], cache, order[1]),
-        "list": lambda: read_list(root, *order),
-        "synthetic": lambda: _draw(data_path, size, counts),
-    }
-    data = store.labelled() if store else readers[name]()
-    if store and name == "affectnet" and classes == 7:
-        data = _without_contempt(data)
+    layout = layout_of(name)
+    chosen = layout.with_classes if layout else None
+    classes = usual("nb_classes", nb_classes) if chosen else nb_classes
+    if store:
+        data = store.labelled()
+        data = chosen(data, classes) if chosen and classes else data
+    elif layout:
+        asked = Asked(
+            nb_classes=classes,
+            label_rule=usual("label_rule", label_rule),
+            label_order=label_order,
+            usual_order=usual("label_order", None),
+            face_margin=usual("face_margin", face_margin),
+            cache=cache,
+        )
+        data = layout.read(root, asked)
+    else:
+        data = _draw(data_path, size, counts)
     if classes not in (None, len(data.classes)):
         listed = ", ".join(map(printable, data.classes))
         what = f"{data.title} has {len(data.classes)} classes ({listed})"
@@ -159,12 +144,12 @@ def labelled_as(data_path: str) -> str | None:
     if is_store(root):
         return recognised(root)
     if os.path.isfile(root):
-        return "list" if has_labels(root) else None
+        return "list" if labelled_list.has_labels(root) else None
     if not os.path.isdir(root):
         return None
     if layouts(root):
         return _only_one(root)
-    return "folder" if recognise_folder(root) else None
+    return "folder" if class_folder.recognise(root) else None
 
 
 # Packed stores
@@ -172,10 +157,10 @@ def labelled_as(data_path: str) -> str | None:
 
 def settings(name: str | None, given: Mapping[str, str | float | None]) -> dict[str, object]:
     """Those of the options in `given` that a set of this name has, with defaults filled in."""
-    if name not in SETTINGS:
+    option = setting_of(name)
+    if not option:
         return {}
-    option, default = SETTINGS[name]
-    return {option: default if given[option] is None else given[option]}
+    return {option: layout_of(name).default if given[option] is None else given[option]}
 
 
 def _open_store(data_path: str) -> PackedImages | None:
@@ -200,30 +185,6 @@ def _check_settings(store: PackedImages, given: Mapping[str, str | float | None]
             was = f"with {packed}" if packed is not None else "without it"
             what = f"{store.folder} was packed {was}; leave the option out, or pack again"
             raise BadInput(f"--{option} {given[option]}: {what}")
-
-
-def _without_contempt(data: LabelledSet) -> LabelledSet:
-    """AffectNet's 7 classes from its 8."""
-    classes = data.classes[:7]
-    splits = {
-        split: images.take(np.flatnonzero(images.labels < len(classes)))
-        for split, images in data.splits.items()
-    }
-    left = {split: int((part.labels >= len(classes)).sum()) for split, part in data.splits.items()}
-    told = [f"{split}: left out {count:,} Contempt" for split, count in left.items() if count]
-    if told and data.notes:
-        told[0] += f"; the lines above are about all {len(data.classes)} classes"
-    title = data.title.replace("AffectNet-8", "AffectNet-7", 1)
-    counts, options = affectnet_counts(len(classes)), {**data.options, "nb_classes": len(classes)}
-    return replace(
-        data,
-        title=title,
-        classes=classes,
-        splits=splits,
-        notes=(*data.notes, *told),
-        published=counts,
-        options=options,
-    )
 
 
 # Synthetic faces
@@ -275,7 +236,7 @@ def _root(data_path: str, data_set: str) -> Path:
 
 def layouts(root: Path) -> dict[str, list[str]]:
     """Descriptions of the owners' layouts that fit, by the data set's name."""
-    found = {name: recognise(root) for name, recognise in OWNERS.items()}
+    found = {name: layout.recognise(root) for name, layout in OWNERS.items()}
     return {name: layouts for name, layouts in found.items() if layouts}
 
 
@@ -291,29 +252,17 @@ def _only_one(root: Path) -> str:
         raise BadInput(f"{where} holds more than one data set: {listed}; {what}")
     if found:
         return next(iter(found))
-    if half := _half(root):
-        raise BadInput(f"{where}: {half}")
-    if recognise_folder(root):
+    if missing := _missing(root):
+        raise BadInput(f"{where}: {missing}")
+    if class_folder.recognise(root):
         return "folder"
-    raise BadInput(f"{where}: {_contents(root)}; known layouts: {LAYOUTS}")
+    known = ", ".join(f"{x.title} ({x.shape})" for x in (*OWNERS.values(), *ANY.values()))
+    raise BadInput(f"{where}: {_contents(root)}; known layouts: {known}")
 
 
-def _half(root: Path) -> str:
+def _missing(root: Path) -> str:
     """What is missing from a folder that is part of an owner's layout; "" if it is no such part."""
-    folders = {name.lower() for name in subfolders(root)}
-    splits = [root, *(path for path in subfolders(root).values() if split_called(path.name))]
-    annotated = any(child(folder, "images", "annotations") for folder in splits)
-    parts = AFFECTNET_PARTS if annotated else AFFECTNET_PARTS - SPLIT_FOLDERS
-    if parts & {*folders, root.name.lower()}:
-        read_affectnet(root)  # raises BadInput, saying what is missing
-    for base in (root, root / "basic"):
-        if {"aligned", "original"} & {n.lower() for n in subfolders(child(base, "Image") or base)}:
-            return f"RAF-DB's images, but not EmoLabel/{LISTS[0]}; give the folder with both"
-    if child(root, "fer2013new.csv"):
-        return "FERPlus's votes, but no images; put fer2013.csv beside fer2013new.csv"
-    if {name.lower() for name in FOLDERS.values()} & folders:
-        return "FERPlus's folders, but not both images and label.csv in FER2013Train"
-    return ""
+    return next(filter(None, (layout.missing(root) for layout in OWNERS.values())), "")
 
 
 def _contents(root: Path) -> str:

@@ -10,11 +10,10 @@ from datasets.annotation_files import first_entries
 from datasets.fer.class_folder import child
 from datasets.fer.class_names import few
 from datasets.filetypes import is_hidden, is_image
-from datasets.registry import layouts
+from datasets.registry import OWNERS, layouts
 from datasets.split_names import split_called
 from util.wording import printable
 
-CALLED = {"rafdb": "RAF-DB", "affectnet": "AffectNet", "ferplus": "FERPlus", "fer2013": "FER2013"}
 DEPTH = 2  # levels of folders to search
 # A folder with more entries than these is part of a data set rather than a wrapper around one.
 # These limits avoid listing 1,000 class folders, or 100,000 images, just for this check.
@@ -26,7 +25,7 @@ def wrapped_notes(root: Path) -> list[str]:
     """Warnings about data sets and splits inside a folder that is used as a whole; often []."""
     here = list(layouts(root))
     if len(here) > 1:
-        names = " and ".join(CALLED[name] for name in here)
+        names = " and ".join(OWNERS[name].title for name in here)
         what = "all images below it are used, test images included; give the folder of one of them"
         return [f"warning: {printable(root.name)} holds {names}: {what}"]
     inside = _folders(root, MOST_LOOSE)
@@ -64,7 +63,7 @@ def _held(folder: Path, inside: list[Path]) -> str:
     if len(first_entries(folder, MOST_ENTRIES + 1)) > MOST_ENTRIES:
         return ""
     if here := layouts(folder):
-        return " and ".join(CALLED[name] for name in here)
+        return " and ".join(OWNERS[name].title for name in here)
     splits = {split_called(path.name): path for path in inside}
     splits.pop(None, None)
     if "train" in splits and len(splits) > 1 and all(map(_has_image, splits.values())):

@@ -255,7 +255,7 @@ def test_the_input_size_must_fit_the_checkpoints_patch_size(sets, finetune, tmp_
     options = f"--eval --finetune {run / 'checkpoint-best.pth'} {data} --input_size 36"
     code = run_here(main_finetune, [*options.split(), "--output_dir", str(tmp_path / "b")])
     assert code == BAD_INPUT
-    assert "--input_size 36: not a multiple of the patch, 8" in capfd.readouterr().err
+    assert "--input_size 36: not a multiple of the patch size, 8" in capfd.readouterr().err
 
 
 def test_cls_token_is_not_reported_for_a_convnext(sets, finetune, tmp_path, capfd):

@@ -52,7 +52,7 @@ def test_an_empty_log_has_no_curves_and_a_long_one_small_curves():
     panels = learning_curves(log)
     assert sum(map(len, panels)) < 200_000
     titles = {ET.fromstring(svg).get("aria-label") for svg in panels}
-    assert titles >= {"Accuracy, %", "Test, 0–100", "Test, 0–1", "Images a second"}
+    assert titles >= {"Accuracy, %", "Test, 0–100", "Test, 0–1", "Images per second"}
 
 
 def test_every_metric_has_its_panel_and_colours_stay_the_same():

@@ -125,11 +125,13 @@ MISFITS = {
 
 
 @pytest.mark.parametrize(("answer", "reason"), MISFITS.values(), ids=MISFITS)
-def test_a_failed_download_never_gets_the_name_of_the_file(answer, reason, server, address, monkeypatch):
+def test_a_failed_download_never_gets_the_name_of_the_file(
+    answer, reason, server, address, monkeypatch
+):
     monkeypatch.setattr(download, "TIMEOUT", 0.3)
     server.answer = answer
     line, path = refusal(), cached_path(NAME)
-    assert line.startswith(f"{NAME}: not downloaded: ")
+    assert line.startswith(f"{NAME}: download failed: ")
     assert reason in line
     assert f"https://drive.google.com/file/d/{RELEASED[NAME].drive_id}/view" in line
     assert line.endswith(f"save the file as {path}")
@@ -368,7 +370,7 @@ def test_wrong_options_give_one_error_line_and_exit_code_2(argv, expected, serve
     assert main(argv) == BAD_INPUT
     *notices, line = capsys.readouterr().err.splitlines()
     assert expected in line
-    assert all("fetching it to" in notice for notice in notices)
+    assert all("downloading to" in notice for notice in notices)
     assert server.log == []
 
 

@@ -151,7 +151,9 @@ def test_a_probe_during_pre_training_reports_duplicates(leaky, tmp_path, capfd):
     assert "only the training images are used, not test" in said
 
 
-def test_packing_finds_duplicates_among_any_number_of_files_and_records_them(leaky, tmp_path, monkeypatch, capfd):
+def test_packing_finds_duplicates_among_any_number_of_files_and_records_them(
+    leaky, tmp_path, monkeypatch, capfd
+):
     monkeypatch.setattr(module, "MOST_FILES", 20)
     argv = ["--data_path", leaky, "--output", tmp_path / "store", "--num_workers", 0]
     assert run_here(main_pack, list(map(str, argv))) == 0

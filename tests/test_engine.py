@@ -21,7 +21,7 @@ class Recorder:
     """An observer that stores every result."""
 
     def __init__(self):
-        self.results, self.unfinished, self.last_saved = [], 0, "of epoch 0, step 2"
+        self.results, self.unfinished, self.last_saved = [], 0, "epoch 0, step 2"
 
     def after_step(self, state, result):
         self.results.append(result)
@@ -114,10 +114,10 @@ def test_a_skipped_step_does_not_change_batch_norm_statistics():
 def test_several_skipped_steps_in_a_row_end_the_run():
     batches = [(k, torch.ones(2, 3)) for k in range(20)]
     trainer = make_trainer(broken(set(range(3, 20))))
-    with pytest.raises(Fault, match=r"step 7 of epoch 0 at learning rate 0\.1") as fault:
+    with pytest.raises(Fault, match=r"step 7 of epoch 0, learning rate 0\.1") as fault:
         trainer.run_epoch(batches, 20, Recorder())
     assert f"in {MAX_SKIPPED} steps in a row" in str(fault.value)
-    assert "the last good checkpoint is of epoch 0, step 2" in str(fault.value)
+    assert "last good checkpoint: epoch 0, step 2" in str(fault.value)
     assert torch.isfinite(trainer.state.model.weight).all()
 
 

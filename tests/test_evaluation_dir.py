@@ -50,7 +50,9 @@ def test_an_evaluation_into_a_runs_folder_is_written_to_a_subfolder(run, sets, c
     }
 
 
-def test_without_an_output_dir_results_are_written_beside_the_checkpoint(run, sets, tmp_path, monkeypatch):
+def test_without_an_output_dir_results_are_written_beside_the_checkpoint(
+    run, sets, tmp_path, monkeypatch
+):
     monkeypatch.chdir(tmp_path)
     before = contents(run)
     data = ["--data_path", sets / "rafdb"]
@@ -136,7 +138,9 @@ def test_every_different_evaluation_gets_its_own_folder(kind, run, pretrained, s
         assert len(list(Path(source).parent.glob(f"{kind}/*/eval.json"))) == count
 
 
-def test_the_same_evaluation_in_another_spelling_uses_the_same_folder(run, sets, tmp_path, monkeypatch):
+def test_the_same_evaluation_in_another_spelling_uses_the_same_folder(
+    run, sets, tmp_path, monkeypatch
+):
     monkeypatch.chdir(tmp_path)
     for checkpoint, data in (("run/checkpoint-best.pth", "rafdb"), (f"{run}/../run/", "rafdb/")):
         checkpoint = checkpoint.removesuffix("checkpoint-best.pth") + "checkpoint-best.pth"
@@ -160,8 +164,8 @@ def test_different_data_with_the_same_name_get_different_folders(run, sets, tmp_
 @pytest.mark.parametrize(
     ("given", "words"),
     [
-        ("--eval --knn", "--knn: does without the head that --eval tests"),
-        ("--knn --eval_flip", "--eval_flip: --knn compares features of images as they are"),
+        ("--eval --knn", "--knn: does not use the head that --eval tests"),
+        ("--knn --eval_flip", "--eval_flip: --knn does not flip images"),
         ("--eval --resume {run}/checkpoint-last.pth", "--resume: --finetune names the checkpoint"),
     ],
 )
@@ -189,7 +193,7 @@ def test_results_of_an_earlier_run_are_moved_aside(run, sets, capfd):
         path.unlink()
     assert run_here(main_finetune, finetune_options(run, "vit", f"{data} --epochs 2")) == DONE
     aside = run / "earlier_results"
-    assert f"results that are not of this run were moved to {aside}" in capfd.readouterr().out
+    assert f"results that are not from this run were moved to {aside}" in capfd.readouterr().out
     assert (aside / "eval.json").read_bytes() == before[run / "eval.json"]
     assert (aside / "figures" / "confusion_matrix.png").exists()
     assert (run / "eval.json").read_bytes() != before[run / "eval.json"]

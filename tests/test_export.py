@@ -359,7 +359,10 @@ def test_a_failed_export_leaves_no_files(checkpoint, tmp_path, monkeypatch, capf
         ("--checkpoint {file} --to timm --output {file}", "already exists"),
         ("--checkpoint {file} --to timm --output {file}/x", "cannot be written"),
         ("--checkpoint {file} --to timm --output {new} --license a:b", "an identifier such as"),
-        ("--checkpoint {file} --to timm --output {new} --classes a,,b", "names by commas"),
+        (
+            "--checkpoint {file} --to timm --output {new} --classes a,,b",
+            "names separated by commas",
+        ),
         ("--checkpoint {file} --to timm --output {new} --classes a,b", "--classes names 2"),
         ("--checkpoint {mae} --to timm --output {new} --classes a,b", "pre-trained only"),
         ("--checkpoint {full}/no.pth --to timm --output {new}", "no such file"),

@@ -89,9 +89,7 @@ def test_files_with_an_unknown_or_no_ending_are_recognised_by_their_first_bytes(
     assert [load_rgb(files[i]).shape for i in range(3)] == [PIXELS.shape] * 3
 
 
-def test_only_some_of_many_other_files_are_opened(
-    folder, monkeypatch
-):
+def test_only_some_of_many_other_files_are_opened(folder, monkeypatch):
     data = folder({"a.jpg": JPEG, **{f"{k:03}.marks": b"1 2" for k in range(300)}})
     looked, begins = [], filetypes.begins_like_image
     monkeypatch.setattr(
@@ -160,9 +158,7 @@ def test_without_pillow_heif_heic_files_are_counted_and_the_package_named(folder
         load_rgb(data / "b.heic")
 
 
-def test_a_listing_cached_before_pillow_heif_was_installed_is_not_used(
-    heic, tmp_path, monkeypatch
-):
+def test_a_listing_cached_before_pillow_heif_was_installed_is_not_used(heic, tmp_path, monkeypatch):
     os.utime(tmp_path, (1, 1))
     folder = heic[0].parent
     (folder / "b.png").write_bytes(encoded("PNG"))

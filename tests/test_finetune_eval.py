@@ -80,7 +80,9 @@ def test_our_checkpoints_are_evaluated_without_model_options(
     assert result["weights"] == ("model_ema" if more else "model")
 
 
-def test_without_finetune_the_best_checkpoint_of_the_output_dir_is_evaluated(sets, finetune, tmp_path):
+def test_without_finetune_the_best_checkpoint_of_the_output_dir_is_evaluated(
+    sets, finetune, tmp_path
+):
     folder = tmp_path / "run"
     shutil.copytree(finetune(), folder)
     options = f"--eval --data_path {sets / 'rafdb'} --output_dir {folder} --num_workers 0"
@@ -96,9 +98,7 @@ def test_without_finetune_the_best_checkpoint_of_the_output_dir_is_evaluated(set
         ("convnextv2_atto", "convnextv2_atto", {}),
     ],
 )
-def test_a_timm_checkpoint_has_the_same_accuracy_as_in_timm(
-    ours, theirs, options, sets, tmp_path
-):
+def test_a_timm_checkpoint_has_the_same_accuracy_as_in_timm(ours, theirs, options, sets, tmp_path):
     torch.manual_seed(3)
     model = timm.create_model(theirs, num_classes=7, **options).eval()
     head = model.get_classifier()
@@ -148,7 +148,9 @@ def assert_counts_only(folder, truth, names):
 
 
 @pytest.mark.parametrize("flag", ["--data_path", "--eval_data_path"])
-def test_a_model_of_seven_classes_is_tested_on_seven_of_affectnets_eight(flag, sets, finetune, tmp_path):
+def test_a_model_of_seven_classes_is_tested_on_seven_of_affectnets_eight(
+    flag, sets, finetune, tmp_path
+):
     checkpoint = finetune() / "checkpoint-best.pth"
     data = f"--data_path {sets / 'rafdb'}" if flag == "--eval_data_path" else ""
     result = evaluate(checkpoint, tmp_path, f"{data} {flag} {sets / 'affectnet'}")
@@ -250,9 +252,7 @@ def test_a_right_order_of_classes_is_not_doubted(knowing, tmp_path, capfd):
     assert "another order" not in capfd.readouterr().out
 
 
-def test_a_wrong_order_of_a_foreign_models_classes_is_found_and_corrected(
-    knowing, tmp_path, capfd
-):
+def test_a_wrong_order_of_a_foreign_models_classes_is_found_and_corrected(knowing, tmp_path, capfd):
     path, data = knowing
     wrong = [*AFF_NAMES[:7]]
     result = evaluate(path, tmp_path / "a", f"--data_path {data} {FOREIGN} {','.join(wrong)}")
@@ -266,9 +266,7 @@ def test_a_wrong_order_of_a_foreign_models_classes_is_found_and_corrected(
     assert right["accuracy"] > 75
 
 
-def test_a_wrong_order_of_numbered_folders_is_found_and_corrected(
-    knowing, tmp_path, capfd
-):
+def test_a_wrong_order_of_numbered_folders_is_found_and_corrected(knowing, tmp_path, capfd):
     path, _ = knowing
     numbers = {name: str(k) for k, name in enumerate(sorted(RAF_NAMES))}  # alphabetical
     data = coloured(tmp_path / "data", RAF_NAMES, 48, numbers)
@@ -276,7 +274,7 @@ def test_a_wrong_order_of_numbered_folders_is_found_and_corrected(
     result = evaluate(path, tmp_path / "a", f"{more} fer2013")
     assert result["accuracy"] < 75
     said = capfd.readouterr().out
-    told = re.search(r"if the data's labels are: --label_order=(\S+)", said)[1]
+    told = re.search(r"if the data's labels are misnamed: --label_order=(\S+)", said)[1]
     assert told == "0:" + ",".join(sorted(RAF_NAMES))
     right = evaluate(path, tmp_path / "b", f"{more} {told}")
     assert right["accuracy"] > 75

@@ -67,7 +67,9 @@ def test_fine_tuning_stopped_in_mid_epoch_ends_the_same(
 
 
 @pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.long)])
-def test_fine_tuning_that_was_killed_ends_the_same(processes, sets, pretrained, undisturbed, tmp_path):
+def test_fine_tuning_that_was_killed_ends_the_same(
+    processes, sets, pretrained, undisturbed, tmp_path
+):
     more = f"{everything(sets, pretrained, 'vit')} --save_steps 2"
     arguments = finetune_command(tmp_path, "vit", more, processes)
     signal_at(arguments, "epoch 1/2  step 4/", signal.SIGKILL)

@@ -95,9 +95,7 @@ def test_frozen_features_use_images_as_in_training(sets, finetune, pretrained, t
     assert load(frozen)["preprocessing"]["crop_pct"] is None
 
 
-def test_unreadable_images_are_counted_by_nearest_neighbours(
-    sets, pretrained, tmp_path, capfd
-):
+def test_unreadable_images_are_counted_by_nearest_neighbours(sets, pretrained, tmp_path, capfd):
     shutil.copytree(sets / "rafdb", tmp_path / "data")
     images = sorted((tmp_path / "data").rglob("*.jpg"))
     test = [path for path in images if path.name.startswith("test")]
@@ -107,7 +105,7 @@ def test_unreadable_images_are_counted_by_nearest_neighbours(
     options += f" --data_path {tmp_path / 'data'} --output_dir {tmp_path / 'knn'} --num_workers 0"
     assert run_here(main_finetune, options.split()) == 0
     said, result = capfd.readouterr().out, results(tmp_path / "knn")
-    assert "nearest neighbours are among 54 of 56 training images; 2 cannot be read" in said
+    assert "nearest neighbours are found among 54 of 56 training images; 2 cannot be read" in said
     assert "20 images, 1 more cannot be read" in said
     assert [result[key] for key in ("train_images", "train_unreadable", "unreadable")] == [54, 2, 1]
 

@@ -96,10 +96,10 @@ def test_files_without_a_json_object_are_ignored(junk, beside):
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
-        ({"num_attention_heads": 12}, "says num_attention_heads 12, but here vit_tiny.* has 3$"),
+        ({"num_attention_heads": 12}, "says num_attention_heads 12, but our vit_tiny.* has 3$"),
         ({"num_attention_heads": "3"}, "says num_attention_heads '3'"),
         ({"num_attention_heads": None}, "says num_attention_heads of another type"),
-        ({"hidden_act": "gelu_new"}, "says hidden_act 'gelu_new', but here vit_tiny.* has gelu$"),
+        ({"hidden_act": "gelu_new"}, "says hidden_act 'gelu_new', but our vit_tiny.* has gelu$"),
         ({"hidden_act": ["gelu"]}, "says hidden_act of another type"),
         ({"hidden_act": {"a": "\x1b[2J"}}, "says hidden_act of another type"),
     ],
@@ -196,14 +196,14 @@ def test_normalisation_is_taken_over(changes, mean, std, beside):
     assert preprocessing["std"] == pytest.approx(std)
 
 
-RESIZES = "resizes and crops in a way we do not; here the whole picture is made square"
+RESIZES = "its resizing and cropping are not supported; whole pictures are squeezed"
 
 
 @pytest.mark.parametrize(
     ("changes", "note"),
     [
-        ({"resample": 1}, "resample is 1, here 3 (bicubic)"),
-        ({"resample": ["\n"]}, "resample is of another type, here 3 (bicubic)"),
+        ({"resample": 1}, "resample is 1; 3 (bicubic) is used instead"),
+        ({"resample": ["\n"]}, "resample is of another type; 3 (bicubic) is used instead"),
         ({"do_resize": False}, RESIZES),
         ({"size": {"shortest_edge": 32}}, RESIZES),
         ({"size": {"height": 40, "width": 40}, "do_center_crop": True, "crop_size": 32}, RESIZES),
@@ -211,7 +211,10 @@ RESIZES = "resizes and crops in a way we do not; here the whole picture is made 
         ({"size": {"height": 10**300, "width": 10**300}}, RESIZES),
         ({"size": {"shortest_edge": 0}, "do_center_crop": True, "crop_size": -3}, RESIZES),
         ({"size": "32"}, RESIZES),
-        ({"size": {"height": 64, "width": 64}}, "pictures have 64 pixels a side, here 32"),
+        (
+            {"size": {"height": 64, "width": 64}},
+            "its pictures are 64 px wide; 32 px is used instead",
+        ),
     ],
 )
 def test_unsupported_preprocessing_is_noted(changes, note, beside):

@@ -197,8 +197,8 @@ BEIT = {**TINY, **HEAD, "num_hidden_layers": 2}
             {**BEIT, **PLAIN_BEIT, "use_shared_relative_position_bias": True},
             "relative_position_bias_table",
         ),
-        ("Beit", "BeitConfig", {**BEIT, "layer_scale_init_value": 0.0}, "lacks pos_embed"),
-        ("ViT", "ViTConfig", {**BEIT, "qkv_bias": False}, "lacks blocks.0.attn.qkv.bias"),
+        ("Beit", "BeitConfig", {**BEIT, "layer_scale_init_value": 0.0}, "missing pos_embed"),
+        ("ViT", "ViTConfig", {**BEIT, "qkv_bias": False}, "missing blocks.0.attn.qkv.bias"),
         ("DeiT", "DeiTConfig", BEIT, "no ViT, ConvNeXt V2 or ResNet in a known layout"),
     ],
 )
@@ -263,7 +263,9 @@ def test_fine_tuning_starts_from_s2d_but_it_is_not_used_as_a_classifier(head, tm
     assert report.layout == "S2D"
     assert torch.equal(model.forward_features(IMAGES), vit.forward_features(IMAGES))
     told = "patch_embed_prompt, temporal_embedding, prompt_norms, prompt_blocks"
-    assert str(report).endswith(f"head replaced: 7 -> 3 classes; fresh: head; not used: {told}")
+    assert str(report).endswith(
+        f"head replaced: 7 -> 3 classes; newly initialised: head; not used: {told}"
+    )
     wanted = (
         r"S2D's model, .* without patch_embed_prompt, .* fine-tune from it instead: .*--finetune"
     )
@@ -390,7 +392,7 @@ NORM = torch.ones(192)
 def test_mmpretrains_other_vits_are_refused_as_classifiers(more, expected, ours, tmp_path):
     state = {**as_mmpretrain(ours["avg"].state_dict())["state_dict"], **more}
     torch.save({"state_dict": state}, tmp_path / "theirs.pth")
-    with pytest.raises(BadInput, match=f"has in addition {re.escape(expected)}"):
+    with pytest.raises(BadInput, match=f"unexpected {re.escape(expected)}"):
         open_classifier(tmp_path / "theirs.pth", CLASSES)
 
 
@@ -439,7 +441,7 @@ def test_a_foreign_file_is_read_completely_or_refused(shallow):
                 with pytest.raises(BadInput) as error:
                     load_pretrained(model, "x", keep_head=keep_head, checkpoint=damaged)
                 assert re.match(
-                    r"x: (does not fit the model: (lacks|has in addition|differs in) [\w.]+|"
+                    r"x: (does not fit the model: (missing|unexpected|wrong shape) [\w.]+|"
                     r"[\w.]+ is not finite|no ViT, ConvNeXt|holds (no head|a ViT|vit))|"
                     "x: its head has",
                     str(error.value),
@@ -460,10 +462,10 @@ def test_a_foreign_convnext_is_read_completely_or_refused(written):
 @pytest.mark.parametrize(
     ("lost", "expected"),
     [
-        ("layer.1.attention.attention.key.weight", r"lacks blocks\.1\.attn\.qkv\.weight; "),
-        ("layer.0.attention.attention.key.bias", r"lacks blocks\.0\.attn\.qkv\.bias; "),
-        ("layer.0.layernorm_after.bias", r"lacks blocks\.0\.norm2\.bias$"),
-        ("embeddings.cls_token", r"lacks cls_token$"),
+        ("layer.1.attention.attention.key.weight", r"missing blocks\.1\.attn\.qkv\.weight; "),
+        ("layer.0.attention.attention.key.bias", r"missing blocks\.0\.attn\.qkv\.bias; "),
+        ("layer.0.layernorm_after.bias", r"missing blocks\.0\.norm2\.bias$"),
+        ("embeddings.cls_token", r"missing cls_token$"),
     ],
 )
 def test_a_missing_tensor_is_named(lost, expected, shallow):
@@ -485,7 +487,7 @@ def test_queries_keys_and_values_that_do_not_fit_are_refused(shallow):
         {"query": torch.tensor(1.0), "key": torch.tensor(1.0), "value": torch.tensor(1.0)},
     ):
         state = {**shallow("vit"), **{name.format(part): v for part, v in other.items()}}
-        with pytest.raises(BadInput, match=r"lacks blocks\.0\.attn\.qkv\.weight; has in addition"):
+        with pytest.raises(BadInput, match=r"missing blocks\.0\.attn\.qkv\.weight; unexpected"):
             load_pretrained(ViTClassifier(SHALLOW, 7, input_size=32), "x", checkpoint=state)
 
 

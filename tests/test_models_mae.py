@@ -46,7 +46,7 @@ def partial_loss(theirs, imgs, noise, count):
     encoded = theirs.vit(imgs, noise=noise)
     x, targets, errors = decoder.decoder_embed(encoded[0]), theirs.patchify(imgs), []
     visible = x.shape[1] - 1
-    for n, places in enumerate(encoded.ids_restore.tolist()):  # the place of each patch in the order of noise
+    for n, places in enumerate(encoded.ids_restore.tolist()):  # patch -> place in the noise
         tokens, masked = [x[n, 0] + pos[0]], []
         for patch, place in enumerate(places):
             if place < visible:
@@ -194,7 +194,7 @@ def test_options_reach_the_model_and_wrong_ones_are_refused():
     for ratio in (0, -0.1, 1.01, float("nan")):
         with pytest.raises(ValueError, match=r"predict_ratio .*: must be above 0 and at most 1"):
             create_pretrain_model("mae_vit_tiny_patch16", predict_ratio=ratio)
-    with pytest.raises(ValueError, match="keeps 0 of"):
+    with pytest.raises(ValueError, match="leaves 0 of"):
         model(torch.randn(1, 1, 32, 32), mask_ratio=0.99)
     with pytest.raises(BadInput, match="mae_vit_tiny_patch16"):
         create_pretrain_model("mae_vit_tinny_patch16")

@@ -106,9 +106,7 @@ def sparse_loss(model, imgs, noise):
     ("name", "patch"), [("resnet18", 32), ("resnet18", 16), ("resnet18", 8), ("resnet50", 16)]
 )
 @pytest.mark.parametrize("gathered", [True, False])
-def test_masked_loss_and_every_gradient_equal_the_reference(
-    gathered, name, patch, monkeypatch
-):
+def test_masked_loss_and_every_gradient_equal_the_reference(gathered, name, patch, monkeypatch):
     """For both ways to compute it: on CPUs and on other devices."""
     monkeypatch.setattr(models_resnet, "has_own_passes", lambda device: gathered)
     model = masked(patch, name)
@@ -243,7 +241,7 @@ def test_a_classifier_starts_from_a_pre_trained_encoder(tmp_path):
         ("resnet34", "resnet50", "use --model resnet34"),
         ("resnet50", "resnet18", "use --model resnet50"),
         ("resnet18", "vit_tiny_patch16", "use --model resnet18"),
-        ("resnet26", "resnet18", "none of our models is like it, the nearest is --model resnet50"),
+        ("resnet26", "resnet18", "we have no such model, the nearest is --model resnet50"),
     ],
 )
 def test_weights_of_another_network_are_refused(held, wanted, advice, tmp_path):

@@ -135,7 +135,9 @@ def test_one_row_per_face_with_the_prediction_for_its_crop(photographs, checkpoi
         assert row["label"] == RAF_NAMES[p.argmax()]
 
 
-def test_failures_are_reported_and_determine_the_exit_code(photographs, checkpoint, tmp_path, capfd):
+def test_failures_are_reported_and_determine_the_exit_code(
+    photographs, checkpoint, tmp_path, capfd
+):
     good, zero, broken = (photographs / name for name in ("one.png", "zero.png", "broken.jpg"))
     for pictures, code, said in (
         ([good], DONE, ["1 faces in 1 of 1 pictures"]),

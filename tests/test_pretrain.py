@@ -54,7 +54,7 @@ def test_the_loss_falls_on_real_photographs(family, photographs, tmp_path):
 @pytest.mark.parametrize(
     "option", ["--num_workers 2", "--grad_checkpointing", "--save_steps 1", "--print_freq 7"]
 )
-def test_options_of_speed_and_saving_do_not_change_the_result(option, tmp_path):
+def test_options_of_speed_saving_and_logging_do_not_change_the_result(option, tmp_path):
     for name, more in (("a", ""), ("b", option)):
         run(f"{FAMILIES['fcmae']} --epochs 1 --output_dir {tmp_path / name} {more}")
     a, b = (torch.load(tmp_path / n / "checkpoint-0.pth", weights_only=True) for n in "ab")
@@ -82,7 +82,9 @@ def test_the_log_shows_what_is_predicted_and_with_which_kernels(options, told, t
 def test_predict_ratio_is_refused_for_fcmae():
     parse, model = build_parser().parse, ["--model", "convnextv2_atto"]
     check_options(parse([*model, "--predict_ratio", "1"]))
-    with pytest.raises(BadInput, match=r"^--predict_ratio: convnextv2_atto has none; .* MAE"):
+    with pytest.raises(
+        BadInput, match=r"^--predict_ratio: not an option of convnextv2_atto, .* MAE"
+    ):
         check_options(parse([*model, "--predict_ratio", "0.25"]))
 
 

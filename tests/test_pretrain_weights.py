@@ -46,7 +46,7 @@ def test_weights_alone_start_a_new_schedule(mae, tmp_path, capfd):
     assert same(saved["model"], mae.state_dict())
     assert [record["epoch"] for record in log(tmp_path / "run")] == [0]
     said = capfd.readouterr().out
-    assert "a new schedule, beginning with the weights of --resume" in said
+    assert "starting a new schedule with the weights of --resume" in said
     assert "MAE with decoder, " in said
     assert "the decoder is newly initialised" not in said
 
@@ -117,8 +117,8 @@ def test_weights_of_a_classifier_with_average_pooling_are_used_except_its_norm(t
     assert torch.equal(saved["model"]["blocks.0.mlp.fc1.weight"], model.blocks[0].mlp.fc1.weight)
     assert torch.equal(saved["model"]["norm.weight"], torch.ones(192))
     said = capfd.readouterr().out
-    (fresh,) = (line for line in said.splitlines() if "fresh: " in line)
-    assert "norm" in fresh.partition("fresh: ")[2].partition(";")[0].split(", ")
+    (new,) = (line for line in said.splitlines() if "newly initialised: " in line)
+    assert "norm" in new.partition("newly initialised: ")[2].partition(";")[0].split(", ")
     assert "not used: fc_norm, head" in said
 
 

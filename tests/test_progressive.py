@@ -253,14 +253,14 @@ def test_a_compiled_run_is_close_to_the_eager_one(family, undisturbed, tmp_path)
         ("--progressive 0:224", ["LOW:HIGH", "'0:224'"]),
         ("--progressive 224:224", ["LOW:HIGH", "'224:224'"]),
         ("--progressive 128:192", ["--progressive 128:192", "--input_size 224"]),
-        ("--progressive 100:224", ["100 is not a multiple of the patch, 16", "try 96"]),
+        ("--progressive 100:224", ["100 is not a multiple of the patch size, 16", "try 96"]),
         (
             "--model convnextv2_atto --progressive 112:224",
-            ["112 is not a multiple of the patch, 32", "try"],
+            ["112 is not a multiple of the patch size, 32", "try"],
         ),
         (
             "--model convnextv2_atto --progressive 32:224",
-            ["--progressive 32:224: at 32 px", "keeps 0 of 1", "begin higher"],
+            ["--progressive 32:224: at 32 px", "leaves 0 of 1", "start higher"],
         ),
     ],
 )

@@ -190,7 +190,9 @@ def test_a_run_learns_from_pseudo_labels_and_reports_it(sets, answered, tmp_path
     assert "also trained on the pseudo-labels of more.csv" in card
 
 
-def test_a_run_resumes_exactly_but_only_with_the_same_pseudo_labels(sets, answered, tmp_path, capfd):
+def test_a_run_resumes_exactly_but_only_with_the_same_pseudo_labels(
+    sets, answered, tmp_path, capfd
+):
     run, path = answered
     whole, halves = tmp_path / "whole", tmp_path / "halves"
     more = f"--pseudo_labels {path} --epochs 2 --warmup_epochs 0"

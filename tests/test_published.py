@@ -326,9 +326,7 @@ def test_an_older_checkpoint_is_used_with_bicubic_interpolation(finetune, sets, 
     assert "--test_interpolation bicubic" in capfd.readouterr().out
 
 
-def test_a_linear_probe_uses_the_interpolation_of_its_features(
-    finetune, sets, tmp_path
-):
+def test_a_linear_probe_uses_the_interpolation_of_its_features(finetune, sets, tmp_path):
     source = finetune("vit", "--aug fer --mixup 1 --freeze_pos_embed --cls_token")
     options = f"--finetune {source / 'checkpoint-best.pth'} --data_path {sets / 'rafdb'} --epochs 1"
     run = finetune("vit", f"--linear_probe {options} --lr 0.1")
@@ -375,9 +373,12 @@ def test_an_unknown_interpolation_is_refused(interpolation, finetune, tmp_path):
     ("options", "message"),
     [
         ("--train_interpolation random", "--train_interpolation random: only with --aug randaug"),
-        ("--color_jitter 0.6", "--color_jitter 0.6: --aug fer jitters the hue"),
+        ("--color_jitter 0.6", "--color_jitter 0.6: --aug fer also jitters the hue"),
         ("--head_init_std 0", "--head_init_std"),
-        ("--model convnextv2_atto --freeze_pos_embed", "--freeze_pos_embed: convnextv2_atto has"),
+        (
+            "--model convnextv2_atto --freeze_pos_embed",
+            "--freeze_pos_embed: not an option of convnextv2_atto",
+        ),
     ],
 )
 def test_wrong_options_are_refused_in_one_line(options, message, tmp_path, capfd):

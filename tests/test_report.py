@@ -1,4 +1,4 @@
-"""util.report: the page is one safe, self-contained file whatever a run left."""
+"""util.report: the page is one safe, self-contained file, whatever is in a run's folder."""
 
 import base64
 import io
@@ -23,7 +23,7 @@ HOSTILE = '"><script>alert(1)</script><img src=https://example.org/x onerror=ale
 
 
 class Page(HTMLParser):
-    """Collects elements and text; fails on tags that are not closed in order."""
+    """Collects elements and text; fails on tags that are not properly nested."""
 
     def __init__(self, path):
         super().__init__()
@@ -67,7 +67,7 @@ class Page(HTMLParser):
             assert not [name for name in attrs if name.startswith("on")]
             assert attrs.get("src", "data:image/png;base64,").startswith("data:image/png;base64,")
             assert "href" not in attrs
-            # A curve's dots refer to a shape of their own panel: to one place on this very page.
+            # Dots of a curve refer to a shape of their panel, which must exist once on the page.
             if "xlink:href" in attrs:
                 assert attrs["xlink:href"][0] == "#"
                 assert ids.count(attrs["xlink:href"][1:]) == 1
@@ -120,7 +120,7 @@ def test_page_is_one_self_contained_file_with_everything(run):
     assert path == run / "report.html"
     page = Page(path)
     page.check_self_contained()
-    # The names of XML's namespaces look like addresses and are none.
+    # XML namespaces look like addresses but are not loaded.
     source = re.sub(r' xmlns(:xlink)?="http://www\.w3\.org/(2000/svg|1999/xlink)"', "", page.source)
     assert not re.search("https?://|<!(?!doctype html>)|<[?]|<metadata", source)
     for text in (
@@ -134,7 +134,7 @@ def test_page_is_one_self_contained_file_with_everything(run):
     assert sorted(p.name for p in run.iterdir() if "report" in p.name) == ["report.html"]
 
 
-def test_pictures_come_back_unchanged_newest_first_then_in_order(run):
+def test_pictures_are_included_unchanged_newest_first_then_in_order(run):
     found = Page(write_report(run)).pictures()
     names = [f"reconstruction-{epoch:04d}.png" for epoch in (9, 0, 4)]
     assert found == [(run / "figures" / name).read_bytes() for name in names]
@@ -142,12 +142,12 @@ def test_pictures_come_back_unchanged_newest_first_then_in_order(run):
     np.testing.assert_array_equal(np.array(Image.open(io.BytesIO(found[0]))), grid)
 
 
-def test_making_the_page_again_gives_the_same_bytes(run):
+def test_writing_the_page_again_gives_the_same_bytes(run):
     first = write_report(run).read_bytes()
     assert write_report(run).read_bytes() == first
 
 
-def test_hostile_text_is_shown_never_obeyed(tmp_path):
+def test_hostile_text_is_shown_as_text(tmp_path):
     folder = tmp_path / "<img src=x>&"
     folder.mkdir()
     write_log(folder, [entry(e, **{f"test_{HOSTILE}": 0.5, "test_b": 0.1}) for e in range(3)])
@@ -170,7 +170,7 @@ def test_hostile_text_is_shown_never_obeyed(tmp_path):
     assert len(page.pictures()) == 1
 
 
-def test_file_names_that_are_no_text_do_not_stop_it(run):
+def test_file_names_that_are_not_valid_text_are_accepted(run):
     path = run / "figures" / "caf\udce9.png"
     try:
         save_png(images()[0], path)
@@ -180,13 +180,13 @@ def test_file_names_that_are_no_text_do_not_stop_it(run):
 
 
 @pytest.mark.parametrize("tail", ['{"epoch": 10, "train_lo', "\0\0\0", "[1]\n7\n", "[" * 100_000])
-def test_torn_last_log_line_is_passed_over(run, tail):
+def test_an_incomplete_last_log_line_is_skipped(run, tail):
     expected = write_report(run).read_bytes()
     write_log(run, [entry(e, data_wait=0.02, skipped_steps=e % 2) for e in range(10)], tail)
     assert write_report(run).read_bytes() == expected
 
 
-def test_torn_files_are_left_out(run):
+def test_incomplete_files_are_left_out(run):
     for name in ("config.json", "status.json"):
         (run / name).write_text('{"options": {"a": ')
     whole = (run / "figures" / "reconstruction-0009.png").read_bytes()
@@ -199,12 +199,12 @@ def test_torn_files_are_left_out(run):
 
 
 @pytest.mark.parametrize("config", ["[]", "null", '{"options": 3, "model": "x", "data": []}'])
-def test_config_of_another_shape_is_tolerated(run, config):
+def test_a_config_of_another_structure_is_accepted(run, config):
     (run / "config.json").write_text(config)
     Page(write_report(run)).check_self_contained()
 
 
-def test_empty_directory_gets_a_page_and_no_directory_none(tmp_path):
+def test_an_empty_folder_gets_a_page_and_a_missing_folder_none(tmp_path):
     page = Page(write_report(tmp_path))
     page.check_self_contained()
     assert "Nothing recorded yet." in page.text
@@ -212,7 +212,7 @@ def test_empty_directory_gets_a_page_and_no_directory_none(tmp_path):
     assert not (tmp_path / "absent").exists()
 
 
-def test_numbers_that_are_not_finite_leave_a_gap_and_a_mark(tmp_path):
+def test_values_that_are_not_finite_give_a_gap_and_a_mark(tmp_path):
     bad = {3: math.nan, 4: math.inf, 5: -math.inf, 6: 10**400, 7: "x", 8: None}
     write_log(
         tmp_path, [entry(e, train_loss=bad.get(e, 1.0), train_lr=math.nan) for e in range(10)]
@@ -222,18 +222,18 @@ def test_numbers_that_are_not_finite_leave_a_gap_and_a_mark(tmp_path):
     assert not re.search(r"\b(nan|inf)\b", page.source.lower())
     assert len(re.findall("<use [^>]*stroke: #e5484d", page.source)) == len(bad)
     line = next(e["d"] for e in page.all("path") if "stroke: #3b82f6" in e.get("style", ""))
-    assert line.count("M") == 2  # before the gap and behind it
+    assert line.count("M") == 2  # before and after the gap
     assert "Learning rate" not in page.text
 
 
-def test_status_and_reason_are_named(run):
+def test_status_and_reason_are_shown(run):
     (run / "status.json").write_text('{"status": "failed", "reason": "the loss stays non-finite"}')
     page = Page(write_report(run))
     assert "failed" in page.text
     assert "the loss stays non-finite" in page.text
 
 
-def test_page_stays_small_and_says_so(run, monkeypatch):
+def test_figures_beyond_the_size_limit_are_left_out_and_counted(run, monkeypatch):
     sizes = {p: p.stat().st_size for p in (run / "figures").iterdir()}
     data = (run / "figures" / "reconstruction-0009.png").read_bytes()
     for epoch in range(10, 30):
@@ -260,7 +260,7 @@ def test_page_is_below_ten_megabytes(tmp_path):
     assert write_report(tmp_path).stat().st_size < 10_000_000
 
 
-def test_command_line_makes_the_page_or_says_why_not(run):
+def test_the_command_line_writes_the_page_or_prints_one_error_line(run):
     def call(*arguments):
         command = [sys.executable, "-m", "util.report", *map(str, arguments)]
         return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
@@ -276,7 +276,7 @@ def test_command_line_makes_the_page_or_says_why_not(run):
     assert (unwritable.returncode, unwritable.stderr.count("\n")) == (1, 1)
 
 
-def test_a_page_that_cannot_be_written_is_the_callers_to_decide(run):
+def test_a_page_that_cannot_be_written_raises_an_error(run):
     (run / "report.html").mkdir()
     with pytest.raises(OSError, match="report"):
         write_report(run)
@@ -300,7 +300,7 @@ def test_several_runs_share_a_page(run, tmp_path):
 
 
 def write_result(folder, accuracy=80.0, **more):
-    """A run that has been evaluated."""
+    """Write the results of an evaluated run."""
     folder.mkdir(parents=True, exist_ok=True)
     classes = ["Happy", "Sad", "Fear"]
     result = {
@@ -319,7 +319,7 @@ def write_result(folder, accuracy=80.0, **more):
     return folder
 
 
-def test_result_shows_numbers_classes_and_the_last_epoch_beside_the_chosen(run):
+def test_results_show_metrics_classes_and_the_chosen_and_last_epoch(run):
     write_result(run, 91.07)
     page = Page(write_report(run))
     page.check_self_contained()
@@ -334,28 +334,32 @@ def test_result_shows_numbers_classes_and_the_last_epoch_beside_the_chosen(run):
 @pytest.mark.parametrize(
     ("more", "said", "unsaid"),
     [
-        ({}, "flatters", "no part"),
-        ({"selected_on": "val"}, "the best on val; the images tested here had no part", "flatters"),
+        ({}, "flatters", "not used for that"),
+        (
+            {"selected_on": "val"},
+            "on val; the images tested here were not used for that",
+            "flatters",
+        ),
         ({"selected_on": None}, "Weights of epoch 73", "chosen as"),
         ({"weights": "model_ema"}, "EMA", "mirror"),
         ({"flip": True}, "mirror image", "EMA"),
         ({"unreadable": 12}, "could not be read: 12", "EMA"),
     ],
 )
-def test_result_says_honestly_how_it_came_about(tmp_path, more, said, unsaid):
+def test_results_state_how_they_were_selected_and_measured(tmp_path, more, said, unsaid):
     page = Page(write_report(write_result(tmp_path / "run", **more)))
     assert said in page.text
     assert unsaid not in page.text
 
 
-def test_best_accuracy_so_far_gives_way_to_the_result(run):
+def test_best_accuracy_so_far_is_replaced_by_the_results(run):
     write_log(run, [entry(e, test_acc1=50.0 + e) for e in range(10)])
     assert "best test accuracy" in Page(write_report(run)).text
     write_result(run)
     assert "best test accuracy" not in Page(write_report(run)).text
 
 
-def test_confusion_matrix_is_among_the_figures(run):
+def test_the_confusion_matrix_is_shown(run):
     save_png(images()[0], run / "figures" / "confusion.png")
     assert (run / "figures" / "confusion.png").read_bytes() in Page(write_report(run)).pictures()
 
@@ -369,12 +373,12 @@ def test_confusion_matrix_is_among_the_figures(run):
         {"accuracy": True},
     ],
 )
-def test_result_without_numbers_is_none(tmp_path, more):
+def test_results_with_invalid_metrics_are_not_shown(tmp_path, more):
     write_result(tmp_path / "run", **more)
     assert "Result" not in Page(write_report(tmp_path / "run")).text
 
 
-def test_hostile_result_is_shown_never_obeyed(tmp_path):
+def test_hostile_results_are_shown_as_text(tmp_path):
     hostile = dict.fromkeys(("data", "rule", "split", "selected_on", "weights", "flip"), HOSTILE)
     hostile |= {"classes": [HOSTILE, ["x"], {}], "recall": [1], "support": {HOSTILE: HOSTILE}}
     hostile |= {"epoch": 1, "last": {"accuracy": HOSTILE, "uar": 3}, "accuracy_ci": [HOSTILE, 1]}
@@ -387,7 +391,7 @@ def test_hostile_result_is_shown_never_obeyed(tmp_path):
 
 
 def groups_of(tmp_path, **groups):
-    """Folders GROUP/seed-N with these accuracies; None for a run without a result."""
+    """Folders GROUP/seed-N with these accuracies; None: a run without results."""
     folders = []
     for name, accuracies in groups.items():
         for seed, accuracy in enumerate(accuracies):
@@ -399,7 +403,7 @@ def groups_of(tmp_path, **groups):
     return folders
 
 
-def test_seeds_are_compared_by_mean_deviation_and_paired_difference(tmp_path):
+def test_groups_are_compared_by_mean_deviation_and_paired_difference(tmp_path):
     folders = groups_of(tmp_path, pretrained=[80, 82, 87], scratch=[79, 83, 81])
     page = Page(write_report(*folders, page=tmp_path / "page.html"))
     page.check_self_contained()
@@ -413,7 +417,7 @@ def test_seeds_are_compared_by_mean_deviation_and_paired_difference(tmp_path):
     assert f"pretrained minus scratch, seed by seed: {shown} (higher in 2 of 3 seeds)" in page.text
 
 
-def test_a_difference_that_is_against_the_first_or_nought_is_told_as_it_is(tmp_path):
+def test_negative_and_zero_differences_are_shown(tmp_path):
     folders = groups_of(tmp_path, a=[70, 75], b=[80, 75])
     text = Page(write_report(*folders)).text
     assert "accuracy −5.00\xa0±\xa07.07 points (higher in 0 of 2 seeds, equal in 1)" in text
@@ -435,17 +439,17 @@ def test_groups_of_different_seeds_are_not_subtracted(tmp_path):
     assert "minus" not in text
 
 
-def test_page_holds_the_table_before_one_run_of_each_group(tmp_path, run):
+def test_the_table_comes_before_one_run_of_each_group(tmp_path, run):
     folders = [run, *groups_of(tmp_path, a=[70, 71, 72], b=[80, None, 82])]
     page = Page(write_report(*folders))
     headings = re.findall(r"<h1>(.*?)</h1>|</span> · (.*?)</p>", page.source)
     shown = [title if title == "Comparison" else label for title, label in headings]
-    # b's second run has no result to stand in the table, so that it shows itself.
+    # b's second run has no results for the table, so that it is shown on its own.
     expected = ["Comparison", "a/seed-0", "b/seed-0", "b/seed-1"]
     assert [name for name in shown if name] == [run.name, *expected]
 
 
-def test_single_runs_are_compared_with_their_intervals(tmp_path):
+def test_single_runs_are_compared_with_their_confidence_intervals(tmp_path):
     folders = [write_result(tmp_path / "one", 80.0), write_result(tmp_path / "two", 81.0)]
     page = Page(write_report(*folders))
     assert "one80.0079.00–81.00" in page.text
@@ -454,7 +458,7 @@ def test_single_runs_are_compared_with_their_intervals(tmp_path):
     assert "Comparison" not in Page(write_report(folders[0])).text
 
 
-def test_groups_of_one_name_are_told_apart(tmp_path):
+def test_groups_with_one_name_are_distinguished(tmp_path):
     folders = groups_of(tmp_path, **{"x/g": [1, 2], "y/g": [3, 4]})
     text = Page(write_report(*folders)).text
     assert "x/g" in text

@@ -1,4 +1,4 @@
-"""util.report.figure_section: pictures in their order, with what they say, while there is room."""
+"""util.report.figure_section: figures in order, with captions, within the size limit."""
 
 import re
 
@@ -26,16 +26,16 @@ def captions(html):
     return re.findall(r"<figcaption>(.*?)</figcaption>", html)
 
 
-def test_figures_stand_in_the_order_of_a_reader_with_what_they_say(folder):
+def test_figures_are_in_reading_order_with_captions(folder):
     html = figures_section(folder, 10**7)
     expected = [f"<strong>{title}.</strong> {text}" for title, text in CAPTIONS.values()]
     assert captions(html) == [*expected, "&lt;b onload=x&gt;&amp;", "my-own"]
     assert html.count('<figure class="wide">') == len(WIDE)
-    assert html.count('<div tabindex="0">') == len(WIDE)  # keys can scroll them
+    assert html.count('<div tabindex="0">') == len(WIDE)  # can be scrolled with keys
     assert "<b onload" not in html
 
 
-def test_figures_that_are_known_have_the_room_before_others(folder):
+def test_known_figures_are_included_before_others(folder):
     size = (folder / "classes.png").stat().st_size
     save_png(noise(400), folder / "attention.png")
     html = figures_section(folder, 2 * 4 * size)

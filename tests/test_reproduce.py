@@ -1,4 +1,4 @@
-"""main_reproduce.py and util.summary: seeds run once each, and their numbers added up."""
+"""main_reproduce.py and util.summary: one run per seed, and a summary of their metrics."""
 
 import json
 import os
@@ -17,7 +17,7 @@ from util.summary import Spread, group_runs, paired_difference
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPT = ROOT / "main_reproduce.py"
 
-# A stand-in for main_finetune.py: notes its command line, and ends as `--end` says.
+# A stand-in for main_finetune.py: records its command line and ends as `--end` says.
 FAKE = """
 import json, os, signal, sys, time
 from pathlib import Path
@@ -57,7 +57,7 @@ RECIPE = """# RAF-DB. It's a recipe.
 
 @pytest.fixture
 def here(tmp_path, monkeypatch):
-    """A folder with a recipe, in which a stand-in takes the place of main_finetune.py."""
+    """A folder with a recipe, where a stand-in replaces main_finetune.py."""
     (tmp_path / "fake.py").write_text(FAKE)
     (tmp_path / "recipe.args").write_text(RECIPE)
     monkeypatch.setattr(reproduce, "MAIN", tmp_path / "fake.py")
@@ -66,13 +66,13 @@ def here(tmp_path, monkeypatch):
 
 
 def calls(folder):
-    """The command lines the stand-in was given for a seed."""
+    """The command lines that the stand-in was started with for a seed."""
     path = folder / "calls.txt"
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
 def start(*argv):
-    """What main_reproduce.py's main would do with these words."""
+    """Run main_reproduce.py with these arguments."""
     return reproduce.reproduce(["@recipe.args", "--output-dir", "out", *argv])
 
 
@@ -85,7 +85,7 @@ def test_every_option_is_passed_on_unchanged_and_in_order(here):
         assert calls(here / "out" / f"seed-{seed}") == [expected]
 
 
-def test_table_holds_mean_deviation_and_single_values_beside_the_published(here, capfd):
+def test_the_table_has_mean_deviation_single_values_and_published_numbers(here, capfd):
     assert start() == 0
     out = capfd.readouterr().out
     rows = [" ".join(line.split()) for line in out.splitlines()]
@@ -104,7 +104,7 @@ def test_table_holds_mean_deviation_and_single_values_beside_the_published(here,
     assert "something else" not in out
 
 
-def test_two_published_numbers_stand_in_one_cell(here, capfd):
+def test_two_published_numbers_are_shown_in_one_cell(here, capfd):
     recipe = RECIPE.replace("91.07 %", "91.07 or 91.79 %")
     (here / "recipe.args").write_text(recipe)
     assert start() == 0
@@ -112,7 +112,7 @@ def test_two_published_numbers_stand_in_one_cell(here, capfd):
     assert "published 91.07 or 91.79" in rows
 
 
-def test_summary_and_page_hold_all_seeds(here):
+def test_summary_and_report_contain_all_seeds(here):
     assert start() == 0
     summary = json.loads((here / "out" / "summary.json").read_text())
     assert summary["seeds"] == [0, 1, 2]
@@ -127,7 +127,7 @@ def test_summary_and_page_hold_all_seeds(here):
     assert "90.00 · 91.50 · 93.00" in page
 
 
-def test_a_finished_seed_is_not_run_again_and_counts(here, capfd):
+def test_a_finished_seed_is_not_run_again_but_counted(here, capfd):
     assert start("--seeds", "0") == 0
     assert start("--seeds", "0", "1") == 0
     assert [len(calls(here / "out" / f"seed-{seed}")) for seed in (0, 1)] == [1, 1]
@@ -151,7 +151,7 @@ def test_an_unfinished_seed_is_run_again(here, missing):
         ("1", 1, "seed 1: fake.py ended with exit code 1"),
     ],
 )
-def test_a_run_that_does_not_end_well_stops_the_series_with_its_code(here, capfd, end, code, said):
+def test_a_failed_or_stopped_run_ends_the_series_with_its_exit_code(here, capfd, end, code, said):
     assert start("--end", end) == code
     assert said in capfd.readouterr().out
     assert not (here / "out" / "seed-2").exists()
@@ -159,13 +159,13 @@ def test_a_run_that_does_not_end_well_stops_the_series_with_its_code(here, capfd
 
 
 @pytest.mark.parametrize(("end", "code"), [("killed", 137), ("silent", 1)])
-def test_a_run_that_leaves_no_numbers_is_a_failure(here, end, code):
+def test_a_run_without_results_is_a_failure(here, end, code):
     assert start("--seeds", "0", "--end", end) == code
     assert not (here / "out" / "summary.json").exists()
 
 
 @pytest.mark.parametrize(("end", "code"), [("75", 75), ("2", 2), ("1", 1)])
-def test_what_a_launcher_makes_of_an_exit_code_is_undone(here, monkeypatch, end, code):
+def test_the_exit_code_of_the_run_is_restored_after_a_launcher(here, monkeypatch, end, code):
     def launch(command):
         at = command.index(str(reproduce.MAIN))
         assert command[1:at] == [
@@ -178,7 +178,7 @@ def test_what_a_launcher_makes_of_an_exit_code_is_undone(here, monkeypatch, end,
 
 
 @pytest.mark.parametrize("change", [["--epochs", "3"], ["--amp", "off"], ["--processes", "2"]])
-def test_seeds_of_different_options_are_never_mixed(here, change):
+def test_seeds_with_different_options_are_never_mixed(here, change):
     assert start("--seeds", "0") == 0
     with pytest.raises(reproduce.BadInput, match=rf"summary.json: .*now {' '.join(change)}; name"):
         start("--seeds", "1", *change)
@@ -196,7 +196,7 @@ def test_seeds_of_different_options_are_never_mixed(here, change):
         (["--output_dir", "o", "@odd.args"], "odd.args: cannot be read as a recipe"),
     ],
 )
-def test_bad_input_is_one_line_and_exit_code_2(tmp_path, argv, said):
+def test_bad_input_gives_one_error_line_and_exit_code_2(tmp_path, argv, said):
     (tmp_path / "odd.args").write_text('--data_path "not closed\n')
     run = subprocess.run(
         [sys.executable, SCRIPT, *argv], cwd=tmp_path, capture_output=True, text=True
@@ -205,7 +205,7 @@ def test_bad_input_is_one_line_and_exit_code_2(tmp_path, argv, said):
     assert said in run.stderr
 
 
-def test_help_needs_nothing_heavy():
+def test_help_needs_no_heavy_imports():
     code = (
         "import runpy, sys\nsys.argv[1:] = ['--help']\n"
         f"try: runpy.run_path({str(SCRIPT)!r}, run_name='__main__')\n"
@@ -218,7 +218,7 @@ def test_help_needs_nothing_heavy():
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
-def test_being_asked_to_stop_is_left_to_the_run(here, number):
+def test_stop_signals_are_left_to_the_run(here, number):
     code = (
         "import sys; from pathlib import Path; import main_reproduce as reproduce\n"
         "reproduce.MAIN = Path('fake.py'); sys.exit(reproduce.main())"
@@ -238,7 +238,7 @@ def test_being_asked_to_stop_is_left_to_the_run(here, number):
 # ------------------------------------------------------------------------------------- summary
 
 
-def test_mean_and_deviation_are_numpys():
+def test_mean_and_deviation_equal_numpys():
     values = (88.1, 90.4, 89.0, 91.7)
     spread = Spread(values)
     assert (spread.mean, spread.deviation) == pytest.approx(
@@ -275,7 +275,7 @@ def test_runs_are_grouped_by_folder_and_sorted_by_seed(tmp_path):
     assert found[0].folders == (folders[2], folders[0])
 
 
-def test_paired_difference_goes_seed_by_seed(tmp_path):
+def test_paired_differences_are_per_seed(tmp_path):
     values = {"a": {5: 80.0, 2: 90.0}, "b": {2: 85.0, 5: 85.0}}
     folders = [
         write_eval(tmp_path / name / f"seed-{seed}", accuracy)

@@ -1,4 +1,4 @@
-"""Stopped or killed anywhere, a run ends exactly as an undisturbed one."""
+"""A run that is stopped or killed anywhere ends exactly like an uninterrupted one."""
 
 import signal
 
@@ -20,7 +20,7 @@ from runs import (
 )
 from util.errors import BAD_INPUT
 
-STEPS = {1: 12, 2: 6}  # an epoch: 90 images in batches of 8, on one or two processes
+STEPS = {1: 12, 2: 6}  # per epoch: 90 images in batches of 8, on one or two processes
 
 
 @pytest.mark.parametrize(
@@ -33,7 +33,7 @@ STEPS = {1: 12, 2: 6}  # an epoch: 90 images in batches of 8, on one or two proc
         pytest.param("fcmae", 1, marks=pytest.mark.long),
     ],
 )
-def test_stopped_in_mid_epoch_it_goes_on_bit_for_bit(family, processes, undisturbed, tmp_path):
+def test_a_run_stopped_in_mid_epoch_resumes_bit_for_bit(family, processes, undisturbed, tmp_path):
     code, output = signal_at(command(tmp_path, family, processes=processes), "epoch 1/2  step 2/")
     assert code == (75 if processes == 1 else 1), output  # launchers turn every code into 1
     assert status(tmp_path) == "resumable"
@@ -51,7 +51,7 @@ def test_stopped_in_mid_epoch_it_goes_on_bit_for_bit(family, processes, undistur
 @pytest.mark.parametrize(
     ("family", "processes"), [("mae", 1), pytest.param("fcmae", 2, marks=pytest.mark.long)]
 )
-def test_killed_it_goes_on_from_its_newest_checkpoint(family, processes, undisturbed, tmp_path):
+def test_a_killed_run_resumes_from_its_newest_checkpoint(family, processes, undisturbed, tmp_path):
     arguments = command(tmp_path, family, "--save_steps 2", processes)
     signal_at(arguments, "epoch 1/2  step 4/", signal.SIGKILL)
     killed = load(tmp_path)
@@ -60,7 +60,7 @@ def test_killed_it_goes_on_from_its_newest_checkpoint(family, processes, undistu
     assert_same_run(tmp_path, undisturbed(family, processes))
 
 
-def test_resume_starts_a_new_folder_from_a_named_checkpoint(undisturbed, tmp_path):
+def test_resume_continues_a_checkpoint_in_a_new_folder(undisturbed, tmp_path):
     source = undisturbed("mae", 1) / "checkpoint-0.pth"
     assert pretrain(tmp_path, f"--resume {source}") == 0
     assert [record["epoch"] for record in log(tmp_path)] == [1]
@@ -68,7 +68,7 @@ def test_resume_starts_a_new_folder_from_a_named_checkpoint(undisturbed, tmp_pat
     assert all((a["model"][name] == b["model"][name]).all() for name in b["model"])
 
 
-def test_a_run_of_an_older_release_predicted_all_masked_patches(undisturbed, tmp_path, capfd):
+def test_a_run_of_an_older_release_resumes_only_with_predict_ratio_1(undisturbed, tmp_path, capfd):
     old = load(undisturbed("mae", 1), "checkpoint-0.pth")
     for part in ("run", "args"):
         assert old[part].pop("predict_ratio") == 1

@@ -1,4 +1,4 @@
-"""What fine-tuning draws from labelled images: splits, shares, balance, labels."""
+"""Data of fine-tuning: splits, fractions, class balance, labels."""
 
 from collections import Counter
 from dataclasses import replace
@@ -31,7 +31,7 @@ LABELS = np.random.default_rng(0).permutation(np.repeat(np.arange(4), COUNTS))
 
 @pytest.fixture
 def coded(tmp_path):
-    """Images whose red tells the label, green the number, in shades of blue to see crops by."""
+    """Images with the label in red, the number in green, and noise in blue to detect crops."""
     for k, label in enumerate(LABELS):
         pixels = np.full((20, 20, 3), (60 * label, 2 * k, 0), np.uint8)
         pixels[..., 2] = np.random.default_rng(k).integers(0, 256, (20, 20))
@@ -40,14 +40,14 @@ def coded(tmp_path):
 
 
 def rows(labels, n_classes=7, name="rafdb", **splits):
-    """A labelled set of that many images without pixels, in splits of given labels."""
+    """A labelled set without pixels, with splits of the given labels."""
     made = {"train": labels, **splits} if labels is not None else splits
     images = {k: LabelledImages(Numbers(len(v), k), np.asarray(v)) for k, v in made.items()}
     return LabelledSet(name, "Test set", ORDERS[name][:n_classes], images)
 
 
 class Numbers:
-    """A source that only counts."""
+    """An image source without pixels."""
 
     def __init__(self, count, split):
         self.count, self.split, self.digest = count, split, f"{split} {count}"
@@ -87,11 +87,11 @@ def test_a_balanced_epoch_mixes_classes_and_other_epochs_choose_others():
     first, second = (balanced_order(LABELS, generator(ORDER, 0, epoch)) for epoch in (0, 1))
     assert len(set(LABELS[first % len(LABELS)][:20].tolist())) == 4
     chosen = [{i for i in draws % len(LABELS) if LABELS[i] == 0} for draws in (first, second)]
-    assert len(chosen[0] & chosen[1]) < 18  # of 23 out of 60; about 9 are to be expected
+    assert len(chosen[0] & chosen[1]) < 18  # of 23 out of 60; about 9 are expected
 
 
 def balanced_steps(batch_size, accum, world, first_step=0):
-    """[step] -> the set of draws of all ranks."""
+    """[step] -> the set of samples of all ranks."""
     steps = [set() for _ in range(12 - first_step)]
     for rank in range(world):
         sampler = GlobalBatchSampler(
@@ -104,7 +104,9 @@ def balanced_steps(batch_size, accum, world, first_step=0):
 
 
 @pytest.mark.parametrize(("batch_size", "accum", "world"), [(4, 1, 2), (2, 1, 4), (2, 2, 2)])
-def test_a_balanced_steps_images_do_not_depend_on_processes(batch_size, accum, world):
+def test_the_images_of_a_balanced_step_do_not_depend_on_the_number_of_processes(
+    batch_size, accum, world
+):
     expected = balanced_steps(8, 1, 1)
     assert [len(step) for step in expected] == [8] * 12
     assert balanced_steps(batch_size, accum, world) == expected
@@ -114,7 +116,7 @@ def test_a_balanced_epoch_can_begin_at_any_step():
     assert balanced_steps(4, 1, 2, first_step=7) == balanced_steps(8, 1, 1)[7:]
 
 
-def test_a_balanced_epoch_with_repeats_has_no_draw_twice():
+def test_a_balanced_epoch_with_repeats_has_no_sample_twice():
     sampler = GlobalBatchSampler(len(LABELS), 8, balance=LABELS, repeats=3)
     draws = sampler.order()[: 3 * len(LABELS)]
     assert len(set(draws.tolist())) == 3 * len(LABELS)
@@ -127,7 +129,7 @@ def test_a_balanced_epoch_with_repeats_has_no_draw_twice():
 # Samples
 
 
-def test_a_label_belongs_to_its_image_whatever_is_drawn(coded):
+def test_every_sample_has_the_label_of_its_image(coded):
     ds = FinetuneDataset(coded, 4, plain(20), seed=0)
     n = len(ds)
     for draw in (0, 1, 40, n - 1, n, n + 40, 3 * n + 5):
@@ -137,26 +139,26 @@ def test_a_label_belongs_to_its_image_whatever_is_drawn(coded):
         assert (target.dtype, problem) == (torch.float32, "")
 
 
-def test_a_repeated_image_is_augmented_anew_and_a_position_the_same(coded):
+def test_repeats_of_an_image_are_augmented_differently_but_reproducibly(coded):
     def dataset(seed=0):
         return FinetuneDataset(coded, 4, face_augment(20, 0.25, "bilinear"), seed=seed)
 
     views = [dataset()[1, 5 + k * len(coded)][0].numpy().tobytes() for k in range(8)]
-    assert len(set(views)) >= 5  # a view may be the plain one twice
+    assert len(set(views)) >= 5  # two views may both be unchanged
     assert [dataset()[1, 5 + k * len(coded)][0].numpy().tobytes() for k in range(8)] == views
     for other in (dataset()[2, 5][0], dataset(seed=1)[1, 5][0]):
         assert other.numpy().tobytes() != views[0]
     assert torch.equal(dataset()[5][0], dataset()[0, 5][0])
 
 
-def test_votes_are_the_target_where_there_are_some(coded):
+def test_votes_are_used_as_targets(coded):
     votes = np.random.default_rng(0).dirichlet(np.ones(4), len(coded)).astype(np.float32)
     images = LabelledImages(coded.source, LABELS, votes)
     ds = FinetuneDataset(images.take(np.array([9, 4])), 4, plain(20), seed=0)
     assert torch.equal(ds[3, 3][1], torch.from_numpy(votes[4]))
 
 
-def test_an_unreadable_images_replacement_brings_its_own_label(coded, tmp_path):
+def test_the_replacement_of_an_unreadable_image_has_its_own_label(coded, tmp_path):
     bad = np.flatnonzero(LABELS == 2)
     for k in bad:
         (tmp_path / f"{k:03d}.png").write_bytes(b"<html>")
@@ -170,7 +172,7 @@ def test_an_unreadable_images_replacement_brings_its_own_label(coded, tmp_path):
 
 
 @pytest.mark.parametrize("balance", [None, LABELS])
-def test_the_number_of_workers_changes_no_fine_tuning_batch(coded, balance):
+def test_fine_tuning_batches_do_not_depend_on_the_number_of_workers(coded, balance):
     ds = FinetuneDataset(coded, 4, face_augment(20, 0.25, "bilinear"), seed=0)
     loaders = []
     for workers in (0, 2):
@@ -187,18 +189,18 @@ def test_the_number_of_workers_changes_no_fine_tuning_batch(coded, balance):
     assert np.array_equal(np.random.get_state()[1], before[1])
 
 
-# Shares and splits
+# Fractions and splits
 
 
 @pytest.mark.parametrize(("share", "counts"), [(0.1, [6, 2, 1, 1]), (0.5, [30, 12, 4, 1])])
-def test_a_share_is_exact_in_every_class_and_never_empty(share, counts):
+def test_a_fraction_is_exact_in_every_class_and_never_empty(share, counts):
     chosen = stratified(LABELS, share, seed=0)
     assert np.bincount(LABELS[chosen]).tolist() == counts
     assert np.array_equal(chosen, stratified(LABELS, share, seed=0))
     assert not np.array_equal(chosen, stratified(LABELS, share, seed=1))
 
 
-def test_what_is_held_out_is_not_trained_on_and_leaves_every_class_one():
+def test_held_out_images_are_not_trained_on_and_leave_one_per_class():
     images = rows(LABELS).splits["train"]
     kept, held = hold_out(images, 0.9, seed=0)
     assert sorted(names(kept) + names(held)) == sorted(names(images))
@@ -209,7 +211,7 @@ def test_what_is_held_out_is_not_trained_on_and_leaves_every_class_one():
         assert numbers == sorted(numbers)
 
 
-def test_a_fraction_of_the_labels_is_a_function_of_the_seed():
+def test_a_fraction_of_the_labels_depends_on_the_seed_only():
     images = rows(LABELS).splits["train"]
     assert take_fraction(images, 1, seed=0) is images
     tenth = [names(take_fraction(images, 0.1, seed)) for seed in (0, 0, 1)]
@@ -221,13 +223,13 @@ ALL = np.arange(7).repeat(4)
 
 
 def split_names(data, other=None, select="test", share=0.25):
-    """What a run trains on and tests on: the split each image comes from, with how many."""
+    """For training and each test split of a run: {original split: number of images}."""
     chosen = choose_splits(data, other, select, share, 0, "the/path")
     parts = {"train": chosen.train, **chosen.tests}
     return {k: Counter(name.split()[0] for name in names(v)) for k, v in parts.items()}
 
 
-def test_the_owners_splits_are_used_and_what_lacks_is_held_out():
+def test_existing_splits_are_used_and_missing_ones_held_out():
     whole = rows(ALL, val=ALL[:8], test=ALL[:9])
     assert split_names(whole) == {"train": {"train": 28}, "test": {"test": 9}}
     assert split_names(whole, select="val") == {
@@ -246,7 +248,7 @@ def test_the_owners_splits_are_used_and_what_lacks_is_held_out():
     }
 
 
-def test_another_set_is_tested_on_instead():
+def test_another_data_set_can_be_tested_on():
     own = rows(ALL, test=ALL[:9])
     for splits, expected in (
         ({"val": ALL[:5], "test": ALL[:6]}, {"test": 6}),
@@ -275,14 +277,14 @@ def test_splits_that_cannot_be_chosen_are_refused(data, other, message):
         choose_splits(data, other, "test", 0.1, 0, "the/path")
 
 
-def test_affectnet_without_contempt_hints_at_seven_classes():
+def test_for_affectnet_without_contempt_the_error_suggests_seven_classes():
     data = rows(np.arange(7), n_classes=8, name="affectnet")
     with pytest.raises(BadInput, match=r"Contempt;.*--nb_classes 7"):
         check_classes(data, data.splits["train"], "the/path")
 
 
 @pytest.mark.parametrize(("model", "tested"), [("affectnet", "rafdb"), ("rafdb", "ferplus")])
-def test_labels_of_another_owner_become_places_in_the_models_classes(model, tested):
+def test_labels_of_another_data_set_are_mapped_to_the_models_classes(model, tested):
     classes, theirs = ORDERS[model], ORDERS[tested]
     data = rows(None, n_classes=8, name=tested, test=np.arange(len(theirs)).repeat(2))
     images, common, unknown, unasked = in_classes(data, data.splits["test"], classes)
@@ -296,11 +298,11 @@ def test_labels_of_another_owner_become_places_in_the_models_classes(model, test
     assert set(unasked) == set(classes) - both
 
 
-def test_a_class_that_only_one_side_has_is_reported_with_its_nearest():
+def test_a_class_of_only_the_model_or_data_is_reported_with_its_nearest_name():
     data = rows(None, n_classes=3, test=np.arange(3).repeat(4))
     data = replace(data, classes=("happy", "Suprise", "sad"))
     matched = in_classes(data, data.splits["test"], ("Surprise", "Happy", "Sad"))
-    assert matched.common == [1, 2]  # however expressions are written
+    assert matched.common == [1, 2]  # in any spelling of expressions
     assert matched.images.labels.tolist() == [1] * 4 + [2] * 4
     left_out, unasked = matched.lines()
     assert left_out.startswith("left out: 4 images of Suprise, a class that the model does not")

@@ -1,4 +1,4 @@
-"""Models out of their checkpoints, without options: predictions and pictures as in their runs."""
+"""Models opened from checkpoints without options: predictions and pictures as in their runs."""
 
 import argparse
 
@@ -18,7 +18,7 @@ from util.errors import BadInput
     ("family", "more"),
     [("vit", ""), ("vit", "--cls_token"), ("vit", "--linear_probe"), ("convnext", EVERYTHING)],
 )
-def test_a_fine_tuned_checkpoint_predicts_what_its_run_did(family, more, sets, finetune):
+def test_a_fine_tuned_checkpoint_predicts_as_in_its_run(family, more, sets, finetune):
     folder = finetune(family, more)
     saved = open_classifier(folder / "checkpoint-best.pth")
     assert saved.classes == RAF_NAMES
@@ -30,7 +30,7 @@ def test_a_fine_tuned_checkpoint_predicts_what_its_run_did(family, more, sets, f
     np.testing.assert_allclose(p, expected, atol=2e-6)
 
 
-def test_a_foreign_checkpoint_is_known_by_its_tensors(tmp_path):
+def test_a_foreign_checkpoint_is_recognised_by_its_tensors(tmp_path):
     theirs = timm.create_model("vit_tiny_patch16_224", num_classes=3, img_size=64).eval()
     path = tmp_path / "theirs.pth"
     torch.save({"model": theirs.state_dict(), "args": argparse.Namespace(input_size=224)}, path)
@@ -64,7 +64,7 @@ def test_an_autoencoder_reconstructs_as_in_its_run(family, pretrained):
     assert saved.model.norm_pix_loss == own["args"]["norm_pix_loss"]
 
 
-def test_what_is_of_no_use_is_refused_with_what_to_take(pretrained, finetune, tmp_path):
+def test_unsuitable_checkpoints_are_refused_with_advice(pretrained, finetune, tmp_path):
     with pytest.raises(BadInput, match=r"was pre-trained only .* fine-tune it first"):
         open_classifier(pretrained["vit"])
     with pytest.raises(BadInput, match=r"no decoder, .* use a pre-training checkpoint"):
@@ -88,7 +88,7 @@ def test_what_is_of_no_use_is_refused_with_what_to_take(pretrained, finetune, tm
         {"evaluated": 3, "model": None},
     ],
 )
-def test_a_checkpoint_that_was_tampered_with_is_bad_input(damage, finetune, tmp_path):
+def test_a_checkpoint_with_invalid_settings_is_bad_input(damage, finetune, tmp_path):
     torch.save({**load(finetune(), "checkpoint-best.pth"), **damage}, tmp_path / "bad.pth")
     with pytest.raises(BadInput, match=r"bad\.pth"):
         open_classifier(tmp_path / "bad.pth")
@@ -102,14 +102,14 @@ def test_a_checkpoint_that_was_tampered_with_is_bad_input(damage, finetune, tmp_
         *(("norm_pix_loss", value) for value in ("no", torch.zeros(3))),
     ],
 )
-def test_an_autoencoder_with_an_odd_option_is_bad_input(name, value, pretrained, tmp_path):
+def test_an_autoencoder_with_an_invalid_option_is_bad_input(name, value, pretrained, tmp_path):
     own = load(pretrained["vit"].parent)
     torch.save({**own, "args": {**own["args"], name: value}}, tmp_path / "bad.pth")
     with pytest.raises(BadInput, match=rf"bad\.pth: holds an invalid {name}: "):
         open_autoencoder(tmp_path / "bad.pth")
 
 
-def test_an_encoder_alone_is_opened_as_one(pretrained, tmp_path):
+def test_a_file_with_only_an_encoder_is_opened_as_an_encoder(pretrained, tmp_path):
     whole = open_autoencoder(pretrained["vit"])
     weights = load(pretrained["vit"].parent)["model"]
     encoder = {n: v for n, v in weights.items() if not n.startswith(("decoder", "mask_token"))}
@@ -122,7 +122,7 @@ def test_an_encoder_alone_is_opened_as_one(pretrained, tmp_path):
     torch.testing.assert_close(*features)
 
 
-def test_an_autoencoder_of_sizes_that_do_not_fit_is_bad_input(tmp_path):
+def test_a_model_with_contradictory_sizes_is_bad_input(tmp_path):
     model = create_pretrain_model(
         "mae_vit_tiny_patch16", 32, decoder_embed_dim=32, decoder_depth=1, decoder_num_heads=2
     )

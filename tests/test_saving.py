@@ -1,4 +1,4 @@
-"""What a run tells and saves while training goes on: what is in a file, and who waits for it."""
+"""Saving in the background while training continues, and what a run logs meanwhile."""
 
 import copy
 import errno
@@ -35,7 +35,7 @@ def make_state(width=4):
 
 
 def train(state):
-    """A step, which changes everything in place."""
+    """A step, which changes the whole state in place."""
     state.model(torch.randn(8, 3)).square().sum().backward()
     state.optimizer.step()
     state.position.step += 1
@@ -49,7 +49,7 @@ def make_saver(folder, keep=0, warn=print, stop=None):
 
 
 class Disk:
-    """What saving meets: while `ready` is not set, it takes its time."""
+    """A disk that blocks saving while `ready` is not set, and may be full."""
 
     def __init__(self):
         self.ready, self.full = threading.Event(), False
@@ -69,7 +69,7 @@ def disk(monkeypatch):
     return disk
 
 
-def test_a_file_holds_the_state_at_the_call_while_training_goes_on(tmp_path, disk):
+def test_a_file_contains_the_state_at_the_call_although_training_continues(tmp_path, disk):
     state, saver = make_state(), make_saver(tmp_path)
     expected = copy.deepcopy({**state.state_dict(), **saver.extra})
     disk.ready.clear()
@@ -81,10 +81,10 @@ def test_a_file_holds_the_state_at_the_call_while_training_goes_on(tmp_path, dis
     disk.ready.set()
     saver.wait()
     assert same(load(tmp_path), expected)
-    assert saver.last_saved == "of epoch 0, step 1"
+    assert saver.last_saved == "epoch 0, step 1"
 
 
-def test_a_save_waits_for_the_one_before(tmp_path, disk, monkeypatch):
+def test_a_save_waits_for_the_save_before(tmp_path, disk, monkeypatch):
     state, saver = make_state(), make_saver(tmp_path)
     state.position.next_epoch()
     first = copy.deepcopy(state.state_dict()["model"])
@@ -94,13 +94,13 @@ def test_a_save_waits_for_the_one_before(tmp_path, disk, monkeypatch):
     state.position.next_epoch()
     wait = saver.wait
     monkeypatch.setattr(saver, "wait", lambda: (disk.ready.set(), wait()))
-    saver.save(state)  # would overwrite the copy that is still being written
+    saver.save(state)  # else it would overwrite the copy that is still being written
     saver.wait()
     assert same(load(tmp_path, "checkpoint-0.pth")["model"], first)
     assert same(load(tmp_path, "checkpoint-1.pth")["model"], state.state_dict()["model"])
 
 
-def test_one_save_makes_best_last_and_numbered_one_file(tmp_path):
+def test_best_last_and_numbered_checkpoint_of_one_save_are_one_file(tmp_path):
     state, saver = make_state(), make_saver(tmp_path)
     state.position.next_epoch()
     saver.save(state, best=True)
@@ -110,7 +110,7 @@ def test_one_save_makes_best_last_and_numbered_one_file(tmp_path):
     assert load(tmp_path)["epoch"] == 0
 
 
-def test_failures_are_told_and_several_in_a_row_ask_to_stop(tmp_path, disk):
+def test_failed_saves_are_reported_and_several_in_a_row_stop_the_run(tmp_path, disk):
     told, stop, state = [], StopRequest(), make_state()
     saver = make_saver(tmp_path, warn=told.append, stop=stop)
     saver.save(state)
@@ -122,28 +122,29 @@ def test_failures_are_told_and_several_in_a_row_ask_to_stop(tmp_path, disk):
         saver.save(state, best=True)
         saver.wait()
         assert bool(saver.failure) == full
-        assert saver.last_saved == f"of epoch 0, step {1 if saves < 2 else 4}"
+        assert saver.last_saved == f"epoch 0, step {1 if saves < 2 else 4}"
     assert stop.signal == "3 failed saves"
     assert len(told) == 5
     for line in told:
         assert "checkpoint-last.pth: could not be written (No space left" in line
         assert "checkpoint-best.pth may be an older one" in line
     assert [line.rpartition("; ")[2] for line in told] == [
-        *["training goes on"] * 4,
+        *["training continues"] * 4,
         "3 times in a row: stopping",
     ]
-    with pytest.raises(Stopped, match="of epoch 0, step 4; the same command goes on from there"):
+    kept = "newest checkpoint: epoch 0, step 4"
+    with pytest.raises(Stopped, match=f"{kept}; the same command resumes from there"):
         saver.finish()
 
 
-def test_a_run_that_could_save_nothing_at_all_is_not_resumable(tmp_path, disk):
+def test_a_run_that_could_not_save_anything_is_not_resumable(tmp_path, disk):
     disk.full, saver = True, make_saver(tmp_path)
     saver.save(make_state())
     with pytest.raises(Fault, match="nothing has been saved"):
         saver.finish()
 
 
-def test_the_last_save_of_a_run_cannot_fail_unnoticed(tmp_path, disk, capfd):
+def test_a_failed_last_save_makes_the_run_fail(tmp_path, disk, capfd):
     disk.full = True
     assert pretrain(tmp_path, "--epochs 1") == 1
     assert "could not be written (No space left on device)" in capfd.readouterr().err
@@ -190,7 +191,7 @@ def test_a_failed_save_does_not_hide_why_a_run_ended(tmp_path, disk):
     assert "could not be written" in log.lines[0]
 
 
-def test_a_run_that_ends_by_an_error_still_finishes_its_save(tmp_path, disk, monkeypatch):
+def test_a_run_stopped_by_an_error_finishes_its_save(tmp_path, disk, monkeypatch):
     saver = make_saver(tmp_path)
     disk.ready.clear()
     wait = saver.wait
@@ -200,7 +201,7 @@ def test_a_run_that_ends_by_an_error_still_finishes_its_save(tmp_path, disk, mon
     assert load(tmp_path)["step"] == 1
 
 
-def test_saved_is_told_only_when_it_is_true(tmp_path, disk):
+def test_saved_is_logged_only_after_a_successful_save(tmp_path, disk):
     log = Lines()
     observer = make_observer(make_saver(tmp_path), log)
     observer.save_unfinished(make_state())
@@ -211,7 +212,7 @@ def test_saved_is_told_only_when_it_is_true(tmp_path, disk):
     assert len(log.lines) == 1
 
 
-def test_the_first_step_says_how_long_it_took_to_come_to_it(tmp_path):
+def test_the_time_to_the_first_step_is_logged(tmp_path):
     log, state = Lines(), make_state()
     observer = make_observer(make_saver(tmp_path), log)
     for step in (1, 2):
@@ -221,7 +222,7 @@ def test_the_first_step_says_how_long_it_took_to_come_to_it(tmp_path):
 
 
 def test_testing_after_the_last_epoch_saves_nothing(tmp_path):
-    """The model may hold the best epoch's weights by then."""
+    """By then, the model may have the weights of the best epoch."""
     state = make_state()
     state.position.epoch, state.position.step = 9, 0
     make_observer(make_saver(tmp_path)).save_unfinished(state)
@@ -234,7 +235,7 @@ def file_of(checkpoint):
     return file.getvalue()
 
 
-def test_a_copy_makes_the_same_file_and_shares_nothing():
+def test_a_copy_gives_the_same_file_and_shares_no_memory():
     w, large = torch.randn(4, 5), torch.randn(10, 10)
     checkpoint = {
         **make_state().state_dict(),
@@ -250,7 +251,7 @@ def test_a_copy_makes_the_same_file_and_shares_nothing():
     assert not addresses & {t.data_ptr() for t in tensors_of(taken)}
 
 
-def test_a_copy_takes_the_memory_of_the_one_before_and_grows_with_its_tensors():
+def test_a_copy_reuses_the_memory_of_the_last_one_and_grows_with_its_tensors():
     def addresses(taken):
         return [t.data_ptr() for t in tensors_of(taken)]
 
@@ -265,7 +266,7 @@ def test_a_copy_takes_the_memory_of_the_one_before_and_grows_with_its_tensors():
     assert same(host.take(wider), wider)
 
 
-# A saver's first save, in a process that trains with two threads.
+# Prints how many threads a saver's first saves add to a process with two threads.
 THREADS = """
 import os, sys, torch
 from pathlib import Path
@@ -294,8 +295,8 @@ print(threads() - before)
 """
 
 
-def test_the_thread_that_saves_starts_no_threads_of_its_own(tmp_path):
-    """With more than there are cores, OpenMP's no longer spin: training takes twice as long."""
+def test_the_saving_thread_starts_no_other_threads(tmp_path):
+    """With more threads than cores, OpenMP's stop spinning, and training takes twice as long."""
     environment = {**os.environ, "OMP_NUM_THREADS": "2", "PYTHONPATH": str(ROOT)}
     arguments = [sys.executable, "-c", THREADS, tmp_path]
     said = subprocess.run(arguments, env=environment, capture_output=True, text=True)

@@ -1,4 +1,4 @@
-"""What folders of splits are called; trees whose folders are splits or data sets, not classes."""
+"""Names of split folders, and folders of splits or data sets that are not classes."""
 
 import pytest
 from PIL import Image
@@ -23,7 +23,7 @@ WORDS = {
 @pytest.mark.parametrize(
     ("name", "split"), [(name, split) for split, words in WORDS.items() for name in words.split()]
 )
-def test_a_split_is_known_by_any_usual_name_in_any_case(name, split):
+def test_a_split_is_recognised_by_any_usual_name_in_any_case(name, split):
     assert split_called(name) == split
 
 
@@ -44,7 +44,7 @@ def test_class_folders_in_splits_of_any_name_are_read_as_splits(called, splits, 
 
 
 @pytest.mark.parametrize("called", ["train", "Training", "train_set"])
-def test_pre_training_keeps_away_from_test_images_and_says_so(called, tmp_path):
+def test_pre_training_leaves_out_test_images_and_notes_it(called, tmp_path):
     for name in (f"{called}/a.png", f"{called}/b.png", "Testing/c.png", "old/d.png", "loose.png"):
         save(FACE, tmp_path / name)
     images = open_images(str(tmp_path))
@@ -54,7 +54,7 @@ def test_pre_training_keeps_away_from_test_images_and_says_so(called, tmp_path):
     assert images.notes == [told]
 
 
-def test_images_of_a_training_split_alone_are_no_surprise(tmp_path):
+def test_images_without_splits_give_no_note(tmp_path):
     save(FACE, tmp_path / "a.png")
     assert open_images(str(tmp_path)).notes == []
 
@@ -71,14 +71,14 @@ def test_images_of_a_training_split_alone_are_no_surprise(tmp_path):
         ),
     ],
 )
-def test_a_tree_of_data_sets_or_splits_is_not_taken_for_classes(names, words, tmp_path):
+def test_folders_of_data_sets_or_splits_are_refused_as_classes(names, words, tmp_path):
     for name in names:
         save(FACE, tmp_path / name)
     with pytest.raises(BadInput, match=words):
         open_labelled(str(tmp_path), "folder")
 
 
-def test_people_in_folders_below_their_class_are_no_splits_or_classes(tmp_path):
+def test_folders_of_persons_below_classes_are_neither_splits_nor_classes(tmp_path):
     for name in ("happy/001/a.png", "happy/002/a.png", "sad/001/a.png", "sad/002/b.png"):
         save(FACE, tmp_path / name)
     data = open_labelled(str(tmp_path))

@@ -150,7 +150,8 @@ def test_options_are_parsed_without_heavy_imports(path):
 
 def test_training_starts_without_importing_what_is_needed_later():
     late = "[m for m in ('sklearn', 'matplotlib', 'torch.utils.tensorboard') if m in sys.modules]"
-    code = f"import sys, builders.finetune, training.run, engine_pretrain, training.probe; print({late})"
+    modules = "builders.finetune, training.run, engine_pretrain, training.probe"
+    code = f"import sys, {modules}; print({late})"
     run = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True
     )

@@ -1,4 +1,4 @@
-"""The drawn faces: functions of a position, balanced, neither trivial nor impossible."""
+"""Synthetic faces: functions of their position, balanced, neither trivial nor impossible."""
 
 import hashlib
 import subprocess
@@ -28,7 +28,7 @@ def digest(image):
 
 
 def portrait(number, label, size=96):
-    """One face in one condition, unoccluded, frontal and noiseless, with any expression."""
+    """A face with any expression, otherwise the same: unoccluded, frontal, without noise."""
     condition = replace(
         sample_condition(generator(FACE, 5, 0, number)),
         **{"occlusion": "none", "noise": 0.0, "blur": 0.0, "yaw": 0.0, "pitch": 0.0, "roll": 0.0},
@@ -41,14 +41,14 @@ def portrait(number, label, size=96):
     return image.astype(np.float32)
 
 
-def test_image_is_a_function_of_seed_split_and_index():
+def test_an_image_is_a_function_of_seed_split_and_index():
     a, b = SyntheticFaces(20, 48, seed=3), SyntheticFaces(20, 48, seed=3)
     backwards = {i: digest(b.image(i)) for i in reversed(range(10))}
     assert [digest(a.image(i)) for i in range(10)] == [backwards[i] for i in range(10)]
     assert len(set(backwards.values())) == 10
 
 
-def test_another_process_draws_the_same():
+def test_another_process_makes_the_same_images():
     code = (
         "import hashlib; from datasets.synthetic.generator import SyntheticFaces as F;"
         "f = F(9, 64, 7, 'test');"
@@ -60,7 +60,7 @@ def test_another_process_draws_the_same():
     assert ran.stdout.decode().strip() == here
 
 
-def test_count_changes_no_image_label_or_name():
+def test_images_labels_and_names_do_not_depend_on_the_count():
     few, many = SyntheticFaces(11, 32), SyntheticFaces(5_000_000, 32)
     for i in range(11):
         assert few.label(i) == many.label(i)
@@ -92,8 +92,8 @@ def test_every_eight_images_hold_every_class_once():
     assert len({tuple(row) for row in labels}) > 90, "the order of classes must vary"
 
 
-def test_label_touches_nothing_but_the_actions():
-    """Condition and identity are drawn before it is known; noise after equally many draws."""
+def test_the_label_changes_only_facial_actions():
+    """Condition and identity are sampled without it, noise after equally many random numbers."""
     states = []
     for label in range(8):
         rng = generator(FACE, 0, 0, 42)
@@ -103,7 +103,7 @@ def test_label_touches_nothing_but_the_actions():
 
 
 @pytest.mark.parametrize("label", range(1, 8))
-def test_expression_changes_the_face_and_not_its_surroundings(label):
+def test_the_expression_changes_the_face_but_not_its_surroundings(label):
     changed = np.mean(
         [np.abs(portrait(n, label) - portrait(n, 0)).mean(-1) for n in range(4)], axis=0
     )
@@ -113,7 +113,7 @@ def test_expression_changes_the_face_and_not_its_surroundings(label):
     assert eyes_and_mouth > 3 * changed[:18].mean() + 1
 
 
-def test_same_face_at_every_size():
+def test_a_face_is_the_same_at_every_size():
     small = SyntheticFaces(30, 64).image(4).astype(np.float32)
     large = SyntheticFaces(30, 512).image(4).astype(np.float32)
     large = large.reshape(64, 8, 64, 8, 3).mean((1, 3))
@@ -132,7 +132,7 @@ def test_shape_and_range(size):
 
 
 def features(faces, count):
-    """Grey images (count, 1024), each with zero mean and unit deviation, and a 1."""
+    """Grey images (count, 1024) with zero mean and unit deviation, and a constant; labels."""
     x = np.stack([faces.image(i).mean(-1).ravel() for i in range(count)])
     x = (x - x.mean(1, keepdims=True)) / x.std(1, keepdims=True)
     y = np.array([faces.label(i) for i in range(count)])
@@ -141,7 +141,7 @@ def features(faces, count):
 
 @pytest.fixture(scope="module")
 def drawn():
-    """Features and labels of 500 training and 200 test images, in the wild and in a laboratory."""
+    """Features and labels of 500 training and 200 test images, in the wild and in the lab."""
     counts = {"train": 500, "test": 200}
     return {
         lab: [features(SyntheticFaces(n, 32, split=s, lab=lab), n) for s, n in counts.items()]
@@ -150,38 +150,38 @@ def drawn():
 
 
 def linear_accuracy(train, test):
-    """Of ridge regression."""
+    """Accuracy of ridge regression."""
     (x, y), (x_test, y_test) = train, test
     dual = np.linalg.solve(x @ x.T + 300 * np.eye(len(x)), np.eye(8)[y])
     return ((x_test @ (x.T @ dual)).argmax(1) == y_test).mean()
 
 
 def expression_share(x, y):
-    """Of the pixels' variance what lies between expressions, less what does by chance."""
+    """Share of the pixels' variance between expressions, minus the share expected by chance."""
     x = x - x.mean(0)
     between = sum((y == k).sum() * (x[y == k].mean(0) ** 2).sum() for k in range(8))
     return between / (x**2).sum() - 7 / (len(x) - 1)
 
 
-def test_linear_probe_is_above_chance_and_far_from_perfect(drawn):
+def test_a_linear_probe_is_above_chance_and_far_from_perfect(drawn):
     wild = linear_accuracy(*drawn[False])
     assert 0.19 < wild < 0.7, "chance is 0.125; 0.28 was measured"
     assert wild + 0.06 < linear_accuracy(*drawn[True]) < 0.95, "a laboratory makes it easier"
 
 
-def test_expressions_weigh_more_in_a_laboratory(drawn):
+def test_expressions_explain_more_variance_in_the_lab(drawn):
     wild, lab = (expression_share(*drawn[place][0]) for place in (False, True))
     assert 0 < 2 * wild < lab, "0.005 and 0.016 were measured"
 
 
-def test_a_laboratory_shows_the_same_people_with_the_same_expressions():
+def test_lab_faces_have_the_same_identities_and_expressions():
     wild, lab = SyntheticFaces(16, 48), SyntheticFaces(16, 48, lab=True)
     for i in range(16):
         assert (wild.label(i), wild.identity(i)) == (lab.label(i), lab.identity(i))
         assert not np.array_equal(wild.image(i), lab.image(i))
 
 
-def test_a_path_says_which_faces_to_draw():
+def test_synthetic_paths_are_parsed():
     assert parse_synthetic("synthetic") == (False, (None, None))
     assert parse_synthetic("synthetic-lab:400:0") == (True, (400, 0))
     for other in ("synthetic-", "synthetic:", "synthetic:1:2:3", "faces", "synthetic-lab:x"):
@@ -199,7 +199,7 @@ def test_wrong_arguments_are_refused():
                 ask(index)
 
 
-def test_names_and_digest_tell_data_sets_apart():
+def test_different_data_sets_have_different_digests():
     assert SyntheticFaces(100).name(17) == "synthetic/train/000017"
     kinds = [{}, {"size": 64}, {"seed": 1}, {"split": "test"}, {"count": 9}, {"lab": True}]
     assert len({SyntheticFaces(**kind).digest for kind in kinds}) == len(kinds)

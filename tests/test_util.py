@@ -1,4 +1,4 @@
-"""The small parts: schedule, weight decay, checkpoint files, logs, places."""
+"""Small parts: schedule, weight decay, checkpoint files, logs, processes and GPUs."""
 
 import json
 import os
@@ -19,14 +19,14 @@ from util.program import told
 from util.schedule import lr_at, scaled_lr
 
 
-def test_the_schedule_warms_up_linearly_and_ends_on_its_floor():
+def test_the_schedule_warms_up_linearly_and_ends_at_its_floor():
     def lr(epoch, warmup=40):
         return lr_at(epoch, peak=1.0, floor=0.1, warmup=warmup, epochs=400)
 
     assert lr(0) == 0
     assert lr(20) == pytest.approx(0.5)
     assert lr(40) == pytest.approx(1.0)
-    assert lr(220) == pytest.approx(0.55)  # half way down the cosine
+    assert lr(220) == pytest.approx(0.55)  # halfway down the cosine
     assert lr(400) == pytest.approx(0.1)
     assert lr(0, warmup=0) == pytest.approx(1.0)
     assert lr(399, warmup=500) == pytest.approx(399 / 500)
@@ -34,7 +34,7 @@ def test_the_schedule_warms_up_linearly_and_ends_on_its_floor():
 
 
 @pytest.mark.parametrize("name", ["mae_vit_tiny_patch16", "convnextv2_atto"])
-def test_every_parameter_is_in_one_group_and_only_weights_decay(name):
+def test_every_parameter_is_in_one_group_and_only_weights_are_decayed(name):
     model = create_pretrain_model(name, input_size=64, decoder_depth=1)
     decayed, rest = adamw(parameter_groups(model, 0.05), 0.1).param_groups
     names = {id(p): n for n, p in model.named_parameters()}
@@ -56,7 +56,7 @@ def checkpoint(epoch):
     return {"model": {"w": torch.full((50,), float(epoch))}, "epoch": epoch}
 
 
-def test_numbered_checkpoints_are_kept_and_pruned(tmp_path):
+def test_only_the_newest_numbered_checkpoints_are_kept(tmp_path):
     for epoch in range(5):
         save_checkpoint(checkpoint(epoch), tmp_path, epoch, keep=2)
     save_checkpoint(checkpoint(9), tmp_path)
@@ -66,14 +66,14 @@ def test_numbered_checkpoints_are_kept_and_pruned(tmp_path):
     assert newest_checkpoint(tmp_path).checkpoint["epoch"] == 9
 
 
-def test_going_back_in_a_folder_deletes_no_later_checkpoint(tmp_path):
+def test_resuming_an_earlier_epoch_deletes_no_later_checkpoint(tmp_path):
     for epoch in (7, 8, 2, 3, 4):
         save_checkpoint(checkpoint(epoch), tmp_path, epoch, keep=2)
     names = {path.name for path in tmp_path.glob("checkpoint-[0-9]*")}
     assert names == {f"checkpoint-{n}.pth" for n in (3, 4, 7, 8)}
 
 
-def test_checkpoints_are_kept_where_there_are_no_hard_links(tmp_path, monkeypatch):
+def test_numbered_checkpoints_are_copied_without_hard_links(tmp_path, monkeypatch):
     def refuse(*_):
         raise OSError("no links here")
 
@@ -83,7 +83,7 @@ def test_checkpoints_are_kept_where_there_are_no_hard_links(tmp_path, monkeypatc
     assert torch.load(tmp_path / "checkpoint-1.pth", weights_only=True)["epoch"] == 1
 
 
-def test_a_write_that_fails_leaves_what_was_there(tmp_path):
+def test_a_failed_write_keeps_the_old_file(tmp_path):
     path = tmp_path / "file"
     path.write_text("old")
 
@@ -98,14 +98,14 @@ def test_a_write_that_fails_leaves_what_was_there(tmp_path):
     assert os.listdir(tmp_path) == ["file"]
 
 
-def test_a_reader_that_has_seen_enough_is_no_defect(capfd):
+def test_a_broken_pipe_is_a_fault_without_a_traceback(capfd):
     code, reason = told(BrokenPipeError(32, "Broken pipe"))
     assert (code, reason) == (FAULT, "BrokenPipeError: Broken pipe")
     assert capfd.readouterr().err == ""
 
 
 @pytest.mark.parametrize("there", [False, True])
-def test_a_folder_is_filled_in_the_end_or_not_at_all(tmp_path, there):
+def test_a_folder_is_filled_at_the_end_or_not_at_all(tmp_path, there):
     folder = tmp_path / "new"
     if there:
         folder.mkdir()
@@ -118,7 +118,9 @@ def test_a_folder_is_filled_in_the_end_or_not_at_all(tmp_path, there):
                 raise OSError("disk full")
         assert os.listdir(tmp_path) == ["new"] * (there or not fails)
         assert not folder.exists() or os.listdir(folder) == ["a"] * (not fails)
-    assert not there or folder.stat().st_ino == before  # of a shell that is in it, or a mount
+    assert (
+        not there or folder.stat().st_ino == before
+    )  # a shell may be in it, or it may be a mount point
 
 
 def test_the_start_order_is_own_checkpoint_then_resume_then_nothing(tmp_path):
@@ -135,7 +137,7 @@ def test_the_start_order_is_own_checkpoint_then_resume_then_nothing(tmp_path):
     assert str(find_start(tmp_path, True, "other.pth")[0]) == "other.pth"
 
 
-def test_the_log_loses_later_repeated_and_torn_lines_only(tmp_path):
+def test_only_later_repeated_and_incomplete_lines_are_cut_from_the_log(tmp_path):
     path = tmp_path / "log.txt"
     lines = [json.dumps({"epoch": k, "train_loss": k / 10}) for k in (0, 1, 1, 2, 3)]
     path.write_text("\n".join(lines) + '\n{"epoch": 4, "train_l')
@@ -146,7 +148,7 @@ def test_the_log_loses_later_repeated_and_torn_lines_only(tmp_path):
     assert path.stat().st_mtime_ns == before
 
 
-def test_speed_waiting_and_time_left():
+def test_speed_data_wait_and_durations():
     meter = Meter(steps_left=10)
     for _ in range(4):
         meter.step(seconds=0.5, waited=0.1)
@@ -177,7 +179,7 @@ def test_speed_waiting_and_time_left():
             {"world_size": 16},
             Place(5, 16, 5, 8),
         ),
-        ({"SLURM_PROCID": "0"}, {}, Place(0, 1, 0, 1)),  # inside an allocation, not under srun
+        ({"SLURM_PROCID": "0"}, {}, Place(0, 1, 0, 1)),  # in an allocation, but not under srun
         (
             {
                 "OMPI_COMM_WORLD_RANK": "2",
@@ -191,7 +193,7 @@ def test_speed_waiting_and_time_left():
     ],
     ids=["alone", "torchrun", "launch", "srun", "srun of tasks", "sbatch", "mpi"],
 )
-def test_launchers_are_understood(monkeypatch, environment, options, place):
+def test_ranks_are_read_from_every_launcher(monkeypatch, environment, options, place):
     for name in list(os.environ):
         if name.startswith(("RANK", "WORLD", "LOCAL_", "SLURM_", "OMPI_")):
             monkeypatch.delenv(name)

@@ -1,4 +1,4 @@
-"""main_visualize: each figure that a checkpoint allows, of the images it says, where it says."""
+"""main_visualize: every figure that a checkpoint allows, of the right images, in its folder."""
 
 import shutil
 
@@ -51,7 +51,9 @@ def test_a_fine_tuned_checkpoint_gets_the_charts_of_its_own_evaluation(
     }
 
 
-def test_a_pre_trained_checkpoint_gets_reconstructions_and_a_map(sets, pretrained, tmp_path):
+def test_a_pre_trained_checkpoint_gets_reconstructions_and_a_feature_map(
+    sets, pretrained, tmp_path
+):
     options = ["--checkpoint", pretrained["vit"], "--data_path", sets / "rafdb"]
     assert visualize(*options, "--output_dir", tmp_path, "--mask_ratios", 0.75, 0.5) == 0
     assert names(tmp_path) == {"reconstructions", "features"}
@@ -62,12 +64,12 @@ def test_a_pre_trained_checkpoint_gets_reconstructions_and_a_map(sets, pretraine
     assert visualize(*seed) == 0
     assert names(tmp_path / "b") == {"reconstructions"}
     other = picture(tmp_path / "b/figures/reconstructions.png")
-    # Of the usual ratios, 0.9 would keep none of four patches.
+    # Of the default ratios, 0.9 would leave none of four patches visible and is skipped.
     assert other.shape == shown.shape
     assert (other != shown).any()
 
 
-def test_what_a_low_ratio_removes_a_higher_one_removes_too(pretrained):
+def test_patches_masked_at_a_low_ratio_are_masked_at_higher_ones(pretrained):
     saved = open_autoencoder(pretrained["vit"])
     rng = np.random.default_rng(0)
     faces = Faces(rng.integers(0, 256, (4, 40, 40, 3), dtype=np.uint8))
@@ -86,7 +88,7 @@ def test_what_a_low_ratio_removes_a_higher_one_removes_too(pretrained):
 
 
 class Faces:
-    """Images in memory; None cannot be read."""
+    """Images in memory; None is an unreadable one."""
 
     digest = ""
 
@@ -105,7 +107,7 @@ class Faces:
         return f"{i}.jpg"
 
 
-def test_images_shown_are_of_all_classes_in_turn_and_can_be_read():
+def test_shown_images_are_readable_and_of_all_classes_in_turn():
     labels = np.array([0] * 50 + [1] * 3 + [2] * 7)
     order = in_turn(labels, 0)
     assert sorted(order) == list(range(60))
@@ -131,9 +133,7 @@ def test_images_shown_are_of_all_classes_in_turn_and_can_be_read():
 
 
 @pytest.mark.parametrize("family", ["vit", "convnext"])
-def test_an_encoder_whose_decoder_was_not_passed_on_gets_a_map(
-    family, sets, pretrained, tmp_path, capfd
-):
+def test_an_encoder_without_a_decoder_gets_a_feature_map(family, sets, pretrained, tmp_path, capfd):
     state = load(pretrained[family].parent)["model"]
     kept = {name: value for name, value in state.items() if root(name) not in DECODER}
     assert len(kept) < len(state)
@@ -145,7 +145,7 @@ def test_an_encoder_whose_decoder_was_not_passed_on_gets_a_map(
     assert "encoder.pth has no decoder" in capfd.readouterr().err
 
 
-def test_images_without_labels_are_enough_for_reconstructions(pretrained, tmp_path, capfd):
+def test_reconstructions_need_no_labels(pretrained, tmp_path, capfd):
     for i in range(6):
         noise = np.random.default_rng(i).integers(0, 256, (40, 40, 3), dtype=np.uint8)
         (tmp_path / "images").mkdir(exist_ok=True)
@@ -161,7 +161,7 @@ def test_images_without_labels_are_enough_for_reconstructions(pretrained, tmp_pa
     assert "--split: these images have no labels" in capfd.readouterr().err
 
 
-def test_images_without_labels_are_cut_as_in_training_or_a_line_says_so(
+def test_images_without_labels_are_cropped_as_in_training_or_this_is_reported(
     sets, pretrained, tmp_path, capfd
 ):
     options = ["--checkpoint", pretrained["vit"], "--data_set", "none", "--output_dir", tmp_path]
@@ -176,7 +176,7 @@ def test_images_without_labels_are_cut_as_in_training_or_a_line_says_so(
     assert "warning: drawn with whole images; trained with --face_margin 0.15" in said
 
 
-def test_figures_lie_beside_the_checkpoint_and_stand_in_its_report(sets, finetune, tmp_path):
+def test_figures_are_saved_beside_the_checkpoint_and_shown_in_its_report(sets, finetune, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(finetune("convnext"), run)
     before = (run / "status.json").read_text()
@@ -186,12 +186,12 @@ def test_figures_lie_beside_the_checkpoint_and_stand_in_its_report(sets, finetun
     for heading in ("What the model looks at", "Classes", "Reliability", "Confusion matrix"):
         assert f"<strong>{heading}.</strong>" in page
     assert "Feature map" not in page
-    # What a look at a run does is nothing that the run did.
+    # A failed visualisation does not change the status of the run.
     assert visualize(*options, "--figures", "reconstructions") == BAD_INPUT
     assert (run / "status.json").read_text() == before
 
 
-def test_runs_are_compared_without_a_checkpoint(finetune, pretrained, tmp_path, capfd):
+def test_runs_can_be_compared_without_a_checkpoint(finetune, pretrained, tmp_path, capfd):
     runs = [finetune("vit"), finetune("convnext")]
     assert visualize("--runs", *runs, "--output_dir", tmp_path) == 0
     assert names(tmp_path) == {"curves"}
@@ -220,11 +220,11 @@ def test_runs_are_compared_without_a_checkpoint(finetune, pretrained, tmp_path, 
         ("--checkpoint {fine} --data_path {data} --data_set none", "need labels"),
         ("--checkpoint mae_vit_base_300e --data_path {data}", "name a folder; mae_vit_base_300e"),
         ("--checkpoint {fine} --data_path {data} --mask_ratios 1", "--mask_ratios: must be"),
-        ("--checkpoint {pre} --data_path {data} --mask_ratios 0.9", "--mask_ratios 0.9 keeps 0"),
+        ("--checkpoint {pre} --data_path {data} --mask_ratios 0.9", "--mask_ratios 0.9 leaves 0"),
         ("--checkpoint {fine} --data_path {data} --output_dir {fine}/x", "cannot be written"),
     ],
 )
-def test_what_cannot_be_drawn_is_said_in_one_line(
+def test_wrong_options_give_one_error_line(
     options, said, sets, pretrained, finetune, tmp_path, capfd
 ):
     places = {"fine": finetune() / "checkpoint-best.pth", "pre": pretrained["vit"]}
@@ -240,15 +240,15 @@ def test_what_cannot_be_drawn_is_said_in_one_line(
     assert not list(tmp_path.glob("figures/*"))
 
 
-def test_labels_of_another_set_are_places_in_the_models_classes(sets, finetune, tmp_path):
-    """AffectNet has Contempt, RAF-DB has not, and another order."""
+def test_labels_of_another_data_set_are_mapped_to_the_models_classes(sets, finetune, tmp_path):
+    """AffectNet has Contempt and another order than RAF-DB."""
     best = finetune("convnext") / "checkpoint-best.pth"
     options = ["--checkpoint", best, "--data_path", sets / "affectnet", "--output_dir", tmp_path]
     assert visualize(*options, "--figures", "attention,confusion") == 0
     assert names(tmp_path) == {"attention", "confusion_matrix"}
 
 
-def test_too_few_images_make_no_map(pretrained):
+def test_too_few_images_give_no_feature_map(pretrained):
     saved = open_saved(pretrained["convnext"])
     faces = Faces([np.zeros((40, 40, 3), np.uint8)] * 4)
     data = Data(faces, np.zeros(4, int), ("a",), (0,))
@@ -257,7 +257,7 @@ def test_too_few_images_make_no_map(pretrained):
         viewer.features()
 
 
-def test_features_that_overflow_make_no_map(pretrained, monkeypatch):
+def test_features_that_are_not_finite_give_no_feature_map(pretrained, monkeypatch):
     saved = open_saved(pretrained["convnext"])
     monkeypatch.setattr(saved.model, "forward_features", lambda x: x.mean((2, 3)) * float("inf"))
     faces = Faces([np.full((40, 40, 3), 40 * i, np.uint8) for i in range(6)])

@@ -1,4 +1,4 @@
-"""main_visualize: figures of something else never stand in the report of a run's results."""
+"""main_visualize: figures of other images or weights never get into the report of a run."""
 
 import shutil
 
@@ -15,7 +15,7 @@ CHART = "figures/confusion_matrix.png"
 
 @pytest.fixture
 def run(finetune, tmp_path):
-    """A finished fine-tuning on faces cut with a margin, without what others have tried on it."""
+    """A copy of a finished fine-tuning on faces with a margin, without others' evaluations."""
     made = finetune(more="--face_margin 0.5", data="affectnet")
     others = shutil.ignore_patterns("eval", "knn", "visualize")
     shutil.copytree(made, tmp_path / "run", ignore=others)
@@ -27,7 +27,7 @@ def run(finetune, tmp_path):
 
 @pytest.fixture
 def draw(run, sets, capfd):
-    """The program on what the run was tested on, unless told otherwise; what it says."""
+    """Run the program, by default with the run's checkpoint and data; -> its output."""
 
     def go(*options, checkpoint=run / "checkpoint-best.pth", code=DONE):
         argv = ["--checkpoint", checkpoint, "--data_path", sets / "affectnet", "--num_workers", 0]
@@ -51,7 +51,7 @@ def contents(folder):
         (["--split", "train", "--figures", "attention"], "checkpoint-best-affectnet-split_train"),
     ],
 )
-def test_figures_with_other_options_go_elsewhere(options, name, run, draw):
+def test_figures_with_other_options_are_saved_elsewhere(options, name, run, draw):
     before = contents(run)
     said = draw(*(["--figures", "confusion"] if "--figures" not in options else []), *options)
     assert contents(run) == before
@@ -59,7 +59,7 @@ def test_figures_with_other_options_go_elsewhere(options, name, run, draw):
     assert f"{run} holds other results and keeps its figures; these go to" in said
 
 
-def test_figures_of_other_weights_or_class_names_go_elsewhere(run, draw):
+def test_figures_of_other_weights_or_class_names_are_saved_elsewhere(run, draw):
     before = contents(run)
     only = ["--figures", "confusion"]
     draw(*only, checkpoint=run / "checkpoint-last.pth")
@@ -73,7 +73,7 @@ def test_figures_of_other_weights_or_class_names_go_elsewhere(run, draw):
     assert contents(run) == before
 
 
-def test_the_same_figures_again_replace_the_runs_own(run, draw):
+def test_figures_with_the_same_options_replace_the_runs_own(run, draw):
     before = (run / CHART).read_bytes()
     draw("--figures", "confusion,attention", "--face_margin", 0.5, "--split", "test")
     assert (run / CHART).read_bytes() == before
@@ -81,12 +81,12 @@ def test_the_same_figures_again_replace_the_runs_own(run, draw):
     assert not (run / "visualize").exists()
 
 
-def test_results_of_an_evaluation_keep_their_figures(run, draw, sets, tmp_path):
+def test_figures_of_an_evaluation_are_not_replaced_by_others(run, draw, sets, tmp_path):
     best, out = run / "checkpoint-best.pth", tmp_path / "out"
     evaluate(best, out, f"--data_path {sets / 'affectnet'} --face_margin 0")
     before = contents(out)
     only = ["--figures", "confusion", "--output_dir", out]
-    draw(*only)  # with the margin of training
+    draw(*only)  # uses the margin of training
     assert (out / "visualize" / "checkpoint-best-affectnet" / CHART).exists()
     assert contents(out) == before
     draw(*only, "--face_margin", 0)
@@ -99,7 +99,7 @@ def test_results_of_an_evaluation_keep_their_figures(run, draw, sets, tmp_path):
     assert (flipped / "visualize" / "checkpoint-best-affectnet" / CHART).exists()
 
 
-def test_images_that_cannot_be_read_are_counted(finetune, sets, tmp_path, capfd):
+def test_unreadable_images_are_counted(finetune, sets, tmp_path, capfd):
     shutil.copytree(sets / "rafdb", tmp_path / "rafdb")
     for path in sorted((tmp_path / "rafdb").rglob("test_*.jpg"))[:2]:
         path.write_bytes(b"torn")
@@ -112,7 +112,7 @@ def test_images_that_cannot_be_read_are_counted(finetune, sets, tmp_path, capfd)
     )
 
 
-def test_a_checkpoint_that_is_none_is_told_first(run, draw, tmp_path):
+def test_a_missing_checkpoint_is_reported_first(run, draw, tmp_path):
     said = draw(checkpoint=tmp_path / "mae_vit_base", code=BAD_INPUT)
     assert "mae_vit_base: no such file, and no released weights of this name; " in said
     said = draw(checkpoint=run, code=BAD_INPUT)

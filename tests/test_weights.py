@@ -1,4 +1,4 @@
-"""Weights: every layout a user will bring, into our models, exactly; and a clear no to the rest."""
+"""Weights in all supported layouts are loaded exactly; others are refused with a clear message."""
 
 import copy
 import sys
@@ -27,7 +27,7 @@ FACES = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
 
 
 def randomised(model):
-    """`model` with nothing left at zero or one, so that a tensor in the wrong place shows."""
+    """`model` without parameters at zero or one, so that a tensor in a wrong place is noticed."""
     generator = torch.Generator().manual_seed(1)
     for parameter in model.parameters():
         noise = torch.randn(parameter.shape, generator=generator)
@@ -65,7 +65,7 @@ def save(tmp_path):
 
 
 def same(state, other):
-    """Whether `state` holds `other`'s tensors, as far as both have them, and how many they are."""
+    """Check that tensors in both states are equal; -> their number."""
     shared = state.keys() & other.keys()
     assert all(torch.equal(state[name], other[name]) for name in shared)
     return len(shared)
@@ -75,7 +75,7 @@ def same(state, other):
 
 
 def to_minkowski(state):
-    """The sparse code's tensors of a dense encoder, one kernel tap at a time."""
+    """A dense encoder's tensors in the layout of the sparse code, tap by tap."""
     sparse = {}
     for name, value in state.items():
         path, _, kind = name.rpartition(".")
@@ -98,7 +98,7 @@ def to_minkowski(state):
     return sparse
 
 
-def test_minkowski_weights_give_the_known_models_features(save, fcmae):
+def test_minkowski_weights_give_the_same_features(save, fcmae):
     sparse = to_minkowski(fcmae.state_dict())
     assert sparse["encoder.stages.0.0.dwconv.kernel"].shape == (49, 40)
     assert sparse["encoder.downsample_layers.1.1.kernel"].shape == (4, 40, 80)
@@ -121,7 +121,7 @@ def test_minkowski_weights_give_the_known_models_features(save, fcmae):
 
 
 @pytest.mark.parametrize("conv_mlp", [True, False])
-def test_timms_convnext_gives_equal_logits(save, conv_mlp):
+def test_timms_convnext_weights_give_equal_logits(save, conv_mlp):
     theirs = randomised(timm.create_model(CONVNEXT, num_classes=7, conv_mlp=conv_mlp))
     ours = classifier(CONVNEXT)
     report = load_pretrained(ours, save(theirs.state_dict()), keep_head=True)
@@ -131,7 +131,7 @@ def test_timms_convnext_gives_equal_logits(save, conv_mlp):
 
 
 @pytest.mark.parametrize("pool", ["avg", "token"])
-def test_vit_weights_travel_to_timm_and_back_with_equal_logits(save, pool):
+def test_vit_weights_in_timm_and_back_give_equal_logits(save, pool):
     options = {"img_size": 64, "num_classes": 7, "global_pool": pool, "depth": 2}
     ours, theirs = (
         randomised(classifier(VIT, global_pool=pool)),
@@ -152,19 +152,19 @@ def test_our_convnext_is_read_by_timm_under_its_official_names():
     torch.testing.assert_close(theirs(FACES), ours(FACES), rtol=1e-4, atol=1e-4)
 
 
-def test_timms_norm_before_pooling_is_not_taken_for_ours(save):
+def test_timms_head_with_norm_before_pooling_is_not_used(save):
     theirs = timm.create_model(CONVNEXT, num_classes=7, head_norm_first=True)
     path = save(theirs.state_dict())
     report = load_pretrained(classifier(CONVNEXT), path)
     assert report.missing == ["head.weight", "head.bias"]
-    with pytest.raises(BadInput, match=r"lacks head\.weight"):
+    with pytest.raises(BadInput, match=r"missing head\.weight"):
         load_pretrained(classifier(CONVNEXT), path, keep_head=True)
 
 
 OFFICIAL = {"args": Namespace(output_dir=Path("out"), lr=np.float64(0.1)), "epoch": np.int64(3)}
 
 
-def test_an_official_mae_checkpoint_with_all_it_carries(save, mae):
+def test_a_complete_official_mae_checkpoint_is_read(save, mae):
     optimizer = torch.optim.AdamW(mae.parameters()).state_dict()
     official = {"model": mae.state_dict(), "optimizer": optimizer, "scaler": {}, **OFFICIAL}
     path = save(official)
@@ -175,22 +175,22 @@ def test_an_official_mae_checkpoint_with_all_it_carries(save, mae):
     report = load_pretrained(model, path)
     assert report.layout == "MAE with decoder"
     assert report.missing == ["head.weight", "head.bias"]
-    # All of the encoder, the attention's `proj` too; nothing but the head is not the file's.
+    # The whole encoder is from the file, including the attention's `proj`; only the head is not.
     assert same(model.state_dict(), mae.state_dict()) == len(model.state_dict()) - 2
     assert "blocks.1.attn.proj.weight" in report.loaded
 
-    report = load_pretrained(classifier(VIT), path)  # average pooling: a norm of its own
+    report = load_pretrained(classifier(VIT), path)  # average pooling has its own norm
     assert {"norm.weight", "norm.bias"} <= set(report.unexpected)
     assert report.missing == ["fc_norm.weight", "fc_norm.bias", "head.weight", "head.bias"]
     assert "not used: cls" not in str(report)
-    assert "fresh: fc_norm, head" in str(report)
+    assert "newly initialised: fc_norm, head" in str(report)
 
 
-def test_numpy_1_names_and_other_pythons_paths_are_read(tmp_path, save):
+def test_names_of_numpy_1_and_paths_of_other_pythons_are_read(tmp_path, save):
     path = save({"model": {}, **OFFICIAL}, _use_new_zipfile_serialization=False)
     content = path.read_bytes()
     names = [(b"numpy._core.multi", b"numpy.core.multi"), (b"cpathlib\n", b"cpathlib._local\n")]
-    if sys.version_info[:2] == (3, 13):  # which writes the name of its own
+    if sys.version_info[:2] == (3, 13):  # writes its own name for paths
         names[1] = names[1][::-1]
     for new, old in names:
         assert new in content
@@ -204,7 +204,7 @@ WRAPPERS = ["module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module.mode
 
 
 @pytest.mark.parametrize("wrapper", WRAPPERS)
-def test_wrappers_are_taken_off(save, vit, wrapper):
+def test_prefixes_of_wrappers_are_removed(save, vit, wrapper):
     state = {wrapper + name: value for name, value in vit.state_dict().items()}
     model = classifier(VIT)
     load_pretrained(model, save({"model": state}), keep_head=True)
@@ -232,7 +232,7 @@ def test_a_head_beside_a_wrapped_backbone_is_found(save, vit):
         (["teacher", "model"], {"key": "teacher"}, "teacher"),
     ],
 )
-def test_the_entry_asked_for_is_taken_and_named(save, vit, entries, options, taken):
+def test_the_requested_entry_is_used_and_reported(save, vit, entries, options, taken):
     states = {
         entry: {name: value + k for name, value in vit.state_dict().items()}
         for k, entry in enumerate(entries)
@@ -243,7 +243,7 @@ def test_the_entry_asked_for_is_taken_and_named(save, vit, entries, options, tak
     assert same(model.state_dict(), states[taken]) == len(report.loaded)
 
 
-def test_a_prefix_chooses_a_part_of_a_larger_model(save, vit):
+def test_a_prefix_selects_a_part_of_a_larger_model(save, vit):
     student = {f"student.{name}": value for name, value in vit.state_dict().items()}
     teacher = {f"teacher.{name}": value + 1 for name, value in vit.state_dict().items()}
     path = save({"model": {**teacher, **student}})
@@ -256,7 +256,7 @@ def test_a_prefix_chooses_a_part_of_a_larger_model(save, vit):
         load_pretrained(model, path)
 
 
-def test_safetensors_and_torchs_older_format(tmp_path, save, vit):
+def test_safetensors_and_torchs_older_format_are_read(tmp_path, save, vit):
     save_file(vit.state_dict(), tmp_path / "weights.safetensors")
     (tmp_path / "renamed.bin").write_bytes((tmp_path / "weights.safetensors").read_bytes())
     legacy = save({"model": vit.state_dict()}, _use_new_zipfile_serialization=False)
@@ -266,7 +266,7 @@ def test_safetensors_and_torchs_older_format(tmp_path, save, vit):
         assert same(model.state_dict(), vit.state_dict()) == len(vit.state_dict())
 
 
-def test_half_precision_weights_fill_a_model_of_floats(save, vit):
+def test_half_precision_weights_are_loaded_into_an_fp32_model(save, vit):
     model = classifier(VIT)
     load_pretrained(model, save(copy.deepcopy(vit).half().state_dict()), keep_head=True)
     assert model.head.weight.dtype == torch.float32
@@ -276,12 +276,12 @@ def test_half_precision_weights_fill_a_model_of_floats(save, vit):
 # ---- pre-training models, heads, other grids
 
 
-def test_an_encoder_alone_fills_a_pretraining_model_and_half_a_decoder_does_not(save, mae, fcmae):
+def test_an_encoder_without_a_decoder_is_loaded_but_not_with_half_a_decoder(save, mae, fcmae):
     encoder = {n: v for n, v in mae.state_dict().items() if not n.startswith(("decoder", "mask"))}
     model = MaskedAutoencoderViT(VIT, 64, decoder_depth=2)
     report = load_pretrained(model, save(encoder))
     assert {name.split("_")[0] for name in report.missing} == {"mask", "decoder"}
-    with pytest.raises(BadInput, match=r"lacks decoder_blocks\.1"):
+    with pytest.raises(BadInput, match=r"missing decoder_blocks\.1"):
         load_pretrained(
             MaskedAutoencoderViT(VIT, 64, decoder_depth=2, decoder_embed_dim=32),
             save(mae.state_dict()),
@@ -304,7 +304,7 @@ def test_an_encoder_alone_fills_a_pretraining_model_and_half_a_decoder_does_not(
     ],
 )
 def test_another_decoder_is_refused_with_the_options_that_fit(save, mae, built, options):
-    with pytest.raises(BadInput, match=f"; its decoder is another: give {options}$"):
+    with pytest.raises(BadInput, match=f"; its decoder differs: use {options}$"):
         load_pretrained(MaskedAutoencoderViT(VIT, 64, **built), save(mae.state_dict()))
 
 
@@ -314,7 +314,7 @@ def test_another_decoder_of_fcmae_is_refused_with_the_options_that_fit(save, fcm
         load_pretrained(model, save(fcmae.state_dict()))
 
 
-def test_another_head_is_replaced_and_said_so(save):
+def test_another_head_is_replaced_and_reported(save):
     saved = randomised(classifier(VIT, classes=8))
     path = save({"model": saved.state_dict(), "classes": ["happy"], "evaluated": "model"})
     model = classifier(VIT)
@@ -348,7 +348,7 @@ def test_a_linear_probes_head_is_kept(save, vit):
 
 
 @pytest.mark.parametrize("size", [32, 96])
-def test_positions_of_another_grid_are_interpolated_and_the_class_token_kept(save, mae, size):
+def test_position_embeddings_of_another_grid_are_interpolated(save, mae, size):
     model = classifier(VIT, input_size=size)
     report = load_pretrained(model, save({"model": mae.state_dict()}))
     assert report.resized == ["pos_embed"]
@@ -364,11 +364,11 @@ def test_positions_of_another_grid_are_interpolated_and_the_class_token_kept(sav
     assert torch.equal(again.pos_embed, new)
 
 
-# ---- what does not fit
+# ---- weights that do not fit
 
 
 def changed(**changes):
-    """A change of a state: the named tensors put in place of, or (None) taken out of, it."""
+    """A function that replaces the named tensors of a state or, for None, removes them."""
 
     def change(state):
         state = {**state, **{name.replace("__", "."): value for name, value in changes.items()}}
@@ -384,18 +384,18 @@ NAN, ONE = torch.full((192,), torch.nan), torch.ones(192)
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
-        (changed(pos_embed=None), "lacks pos_embed"),
-        (changed(cls_token=None), "lacks cls_token"),
+        (changed(pos_embed=None), "missing pos_embed"),
+        (changed(cls_token=None), "missing cls_token"),
         (changed(pos_embed=torch.ones(1, 16, 192)), "pos_embed 1x16x192 instead of 1x17x192"),
-        (changed(blocks__0__norm1__weight=None), r"lacks blocks\.0\.norm1\.weight$"),
+        (changed(blocks__0__norm1__weight=None), r"missing blocks\.0\.norm1\.weight$"),
         (changed(blocks__0__norm1__weight=ONE[1:]), r"blocks\.0\.norm1\.weight 191 instead of 192"),
-        (changed(blocks__0__ls1__gamma=ONE), r"has in addition blocks\.0\.ls1\.gamma"),
-        (changed(reg_token=torch.ones(1, 4, 192)), "has in addition reg_token"),
+        (changed(blocks__0__ls1__gamma=ONE), r"unexpected blocks\.0\.ls1\.gamma"),
+        (changed(reg_token=torch.ones(1, 4, 192)), "unexpected reg_token"),
         (changed(blocks__0__norm1__weight=NAN), r"blocks\.0\.norm1\.weight is not finite"),
         (changed(blocks__0__norm1__weight=ONE.long()), r"norm1\.weight holds torch\.int64"),
         (changed(blocks__0__norm1__weight=ONE.to_sparse()), r"norm1\.weight is sparse"),
-        (changed(head__2__weight=ONE), r"has in addition head\.2\.weight"),
-        (changed(fc_norm__weight=None), r"lacks fc_norm\.weight"),
+        (changed(head__2__weight=ONE), r"unexpected head\.2\.weight"),
+        (changed(fc_norm__weight=None), r"missing fc_norm\.weight"),
         (lambda _: {"conv1.weight": ONE, "fc.bias": ONE}, r"no ViT, .* conv1\.weight, fc\.bias"),
         (lambda _: {}, "no weights under model, module, model_ema"),
     ],
@@ -441,7 +441,7 @@ def test_the_wrong_model_is_refused_with_the_one_that_fits(save, saved, wanted, 
     assert "\n" not in str(error.value)
 
 
-def test_a_size_of_nobodys_is_refused_with_the_nearest(save, vit):
+def test_an_unknown_model_size_is_refused_with_the_nearest(save, vit):
     path = save({"model": vit.state_dict()})
     with pytest.raises(BadInput, match=r"a ViT .*2 blocks.* nearest is --model mae_vit_tiny_\w+$"):
         load_pretrained(classifier(TINY), path)
@@ -449,9 +449,9 @@ def test_a_size_of_nobodys_is_refused_with_the_nearest(save, vit):
 
 @pytest.mark.parametrize(
     ("saved", "wanted", "advice"),
-    [("avg", "token", "leave out --cls_token"), ("token", "avg", "give --cls_token")],
+    [("avg", "token", "leave out --cls_token"), ("token", "avg", "use --cls_token")],
 )
-def test_a_head_on_the_other_pooling_is_not_evaluated(save, saved, wanted, advice):
+def test_a_head_for_another_pooling_is_not_evaluated(save, saved, wanted, advice):
     path = save({"model": classifier(VIT, global_pool=saved).state_dict()})
     with pytest.raises(BadInput, match=advice):
         load_pretrained(classifier(VIT, global_pool=wanted), path, keep_head=True)
@@ -462,16 +462,16 @@ def test_an_encoder_without_a_head_is_not_evaluated(save, mae):
         load_pretrained(classifier(VIT), save({"model": mae.state_dict()}), keep_head=True)
 
 
-def test_entries_are_listed_when_none_is_known(save, vit):
+def test_if_no_entry_is_known_the_entries_are_listed(save, vit):
     path = save({"student": vit.state_dict(), "epoch": 3})
     with pytest.raises(BadInput, match=r"it holds student, epoch: .*--model_key"):
         load_pretrained(classifier(VIT), path)
 
 
-# ---- where it comes from
+# ---- sources
 
 
-def test_a_name_that_is_no_file_is_a_released_one_or_an_error(save, vit, monkeypatch):
+def test_a_name_is_a_file_or_a_release_or_an_error(save, vit, monkeypatch):
     path = save({"model": vit.state_dict()})
     released = {"mae_vit_tiny_300e": path}
     monkeypatch.setattr("util.download.fetch", lambda name, cache_dir: released[name])
@@ -481,7 +481,7 @@ def test_a_name_that_is_no_file_is_a_released_one_or_an_error(save, vit, monkeyp
 
 
 @pytest.mark.parametrize("kind", ["zip", "legacy", "safetensors"])
-def test_truncated_weights_are_damaged(save, tmp_path, vit, kind):
+def test_truncated_weights_are_reported_as_damaged(save, tmp_path, vit, kind):
     if kind == "safetensors":
         path = tmp_path / "weights.safetensors"
         save_file(vit.state_dict(), path)
@@ -494,11 +494,11 @@ def test_truncated_weights_are_damaged(save, tmp_path, vit, kind):
             load_pretrained(classifier(VIT), path)
 
 
-def test_a_page_named_safetensors_is_called_one(tmp_path):
+def test_a_web_page_named_safetensors_is_reported_as_a_web_page(tmp_path):
     path = tmp_path / "weights.safetensors"
     path.write_bytes(b"<!DOCTYPE html>quota exceeded")
     with pytest.raises(BadInput, match="a web page"):
         read_source(path)
     path.write_bytes(b"something else entirely")
-    with pytest.raises(Damaged, match="no header of a safetensors file"):
+    with pytest.raises(Damaged, match="no safetensors header"):
         read_source(path)

@@ -51,7 +51,7 @@ def match(
     unknown = _listed(c for k, c in enumerate(classes) if k not in ours)
     lines = []
     if unasked:
-        lines.append(f"left out: the teacher's {unasked}, not among the data set's classes")
+        lines.append(f"left out: the teacher's {unasked}, which the data set does not have")
     if unknown and weight == 1:
         raise BadInput(
             f"{source}: does not know {unknown}, which only the labels can teach, but they have no "

@@ -88,7 +88,7 @@ class RunLog(NullLog):
                 append_whole(path, lines)
                 del self._late[path]
             except OSError as error:
-                self.line(f"warning: {path}: could not be written for now ({error.strerror})")
+                self.line(f"warning: {path}: could not be written ({error.strerror}), will retry")
 
     def scalars(self, values: dict[str, float], at: float) -> None:
         # Epochs × 1000, so that runs of different batch sizes share an axis.

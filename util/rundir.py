@@ -34,7 +34,7 @@ class RunDir:
             (self.path / "figures").mkdir(exist_ok=True)
             self._take_lock()
         except (FileExistsError, NotADirectoryError):
-            raise BadInput(f"--output_dir {path}: is a file or inside one; name another folder") from None
+            raise BadInput(f"--output_dir {path}: is a file or inside one; name another") from None
         except OSError as error:
             raise BadInput(f"--output_dir {path}: cannot be written ({error.strerror})") from None
 

@@ -12,6 +12,7 @@ import os
 import re
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import lru_cache
 from itertools import chain, compress
 from pathlib import Path
@@ -47,11 +48,14 @@ from datasets.fer.affectnet_layouts import (
     is_header,
     whats_missing,
 )
+from datasets.fer.class_folder import child, subfolders
 from datasets.filetypes import is_hidden, is_image
 from datasets.folder import FileList, ImageFiles
 from datasets.labelled import FaceFiles, LabelledImages, LabelledSet
 from datasets.labels import ORDERS
+from datasets.layout import Layout
 from datasets.listfile import BOX
+from datasets.split_names import split_called
 from util.errors import BadInput
 from util.wording import printable
 
@@ -62,6 +66,11 @@ DEFAULT_MARGIN = 0.15
 IDS = 11  # 0–7 are the expressions in the order of ORDERS, then None, Uncertain, No-face
 
 READERS = 16  # threads, so that the delays of a network disk overlap
+
+# Folders of its layouts; other data sets have SPLIT_FOLDERS, too.
+SPLIT_FOLDERS = {"train_set", "val_set", "validation_set"}
+PARTS = {"manually_annotated_images", "manually_annotated_compressed", "human_annotated"}
+PARTS |= SPLIT_FOLDERS
 
 
 def recognise(root: Path) -> list[str]:
@@ -328,3 +337,51 @@ def _of_classes(
     told = [f"{others:,} None, Uncertain or No-face"] if others else []
     told += [f"{contempt:,} Contempt"] if contempt else []
     return kept, [f"{source.name}: left out {' and '.join(told)}"] if told else []
+
+
+def _with_classes(data: LabelledSet, count: int) -> LabelledSet:
+    """The 7 classes without Contempt from all 8."""
+    if count != 7:
+        return data
+    classes = data.classes[:7]
+    splits = {
+        split: images.take(np.flatnonzero(images.labels < len(classes)))
+        for split, images in data.splits.items()
+    }
+    left = {split: int((part.labels >= len(classes)).sum()) for split, part in data.splits.items()}
+    told = [f"{split}: left out {count:,} Contempt" for split, count in left.items() if count]
+    if told and data.notes:
+        told[0] += f"; the lines above are about all {len(data.classes)} classes"
+    title = data.title.replace("AffectNet-8", "AffectNet-7", 1)
+    counts, options = published(len(classes)), {**data.options, "nb_classes": len(classes)}
+    return replace(
+        data,
+        title=title,
+        classes=classes,
+        splits=splits,
+        notes=(*data.notes, *told),
+        published=counts,
+        options=options,
+    )
+
+
+def _missing(root: Path) -> str:
+    folders = {name.lower() for name in subfolders(root)}
+    splits = [root, *(path for path in subfolders(root).values() if split_called(path.name))]
+    annotated = any(child(folder, "images", "annotations") for folder in splits)
+    parts = PARTS if annotated else PARTS - SPLIT_FOLDERS
+    if parts & {*folders, root.name.lower()}:
+        read(root)  # raises BadInput, saying what is missing
+    return ""
+
+
+LAYOUT = Layout(
+    title="AffectNet",
+    shape="training.csv and Manually_Annotated_Images/; train_set/annotations/",
+    recognise=recognise,
+    read=lambda root, asked: read(root, asked.nb_classes, asked.face_margin),
+    missing=_missing,
+    setting="face_margin",
+    default=DEFAULT_MARGIN,
+    with_classes=_with_classes,
+)

@@ -18,6 +18,7 @@ from datasets.filetypes import is_hidden, is_image, skipped_line
 from datasets.folder import FileList, ImageFiles, list_images
 from datasets.labelled import LabelledImages, LabelledSet
 from datasets.labels import expression
+from datasets.layout import Layout
 from datasets.split_names import split_called
 from util.errors import BadInput
 from util.wording import printable
@@ -201,3 +202,12 @@ def _compare(folders: Mapping[str, Path], there: Mapping[str, Collection[str]]) 
         if lacking:
             notes.append(f"{split} has no images of {few(lacking)}")
     return notes
+
+
+LAYOUT = Layout(
+    title="class folders",
+    shape="train/CLASS/ and test/CLASS/",
+    recognise=recognise,
+    read=lambda root, asked: read(root, asked.label_order, asked.cache, asked.usual_order),
+    setting="label_order",
+)

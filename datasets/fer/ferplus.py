@@ -28,11 +28,12 @@ from datasets.annotation_files import (
     repeated,
     repeated_note,
 )
-from datasets.fer.class_folder import child
+from datasets.fer.class_folder import child, subfolders
 from datasets.fer.votes import DEFAULT_RULE, RULES
 from datasets.folder import FileList, ImageFiles
 from datasets.labelled import LabelledImages, LabelledSet, Picked, Source, digest_of
 from datasets.labels import ORDERS
+from datasets.layout import Layout
 from util.errors import BadInput
 from util.wording import printable
 
@@ -329,3 +330,28 @@ def _label_rows(path: Path) -> Iterator[Row]:
         at = places or [0, *range(len(cells) - len(COLUMNS), len(cells))]
         name, *counts = _cells(path, row, cells, at)
         yield row, name, _votes(path, row, counts) if name else []
+
+
+def _missing(root: Path) -> str:
+    if child(root, "fer2013new.csv"):
+        return "FERPlus's votes, but no images; put fer2013.csv beside fer2013new.csv"
+    if {name.lower() for name in FOLDERS.values()} & {n.lower() for n in subfolders(root)}:
+        return "FERPlus's folders, but not both images and label.csv in FER2013Train"
+    return ""
+
+
+LAYOUT = Layout(
+    title="FERPlus",
+    shape="fer2013new.csv and fer2013.csv; FER2013Train/label.csv",
+    recognise=recognise,
+    read=lambda root, asked: read(root, asked.label_rule),
+    missing=_missing,
+    setting="label_rule",
+    default=DEFAULT_RULE,
+)
+FER2013 = Layout(
+    title="FER2013",
+    shape="fer2013.csv",
+    recognise=recognise_fer2013,
+    read=lambda root, asked: read_fer2013(root),
+)

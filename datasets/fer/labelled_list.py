@@ -15,6 +15,7 @@ from datasets.annotation_files import bad_row, missing_note, present, repeated, 
 from datasets.fer.class_names import name_classes
 from datasets.folder import FileList, ImageFiles
 from datasets.labelled import LabelledImages, LabelledSet
+from datasets.layout import Layout
 from datasets.listfile import LABELS, PATHS, Listed, check_entries, read_list
 from datasets.split_names import split_called
 from util.errors import BadInput
@@ -104,3 +105,12 @@ def _splits(listed: Listed, where: str) -> list[str]:
                 "train, val and test"
             )
     return [called[word] for word in listed.splits]
+
+
+LAYOUT = Layout(
+    title="lists",
+    shape="`path label` lines",
+    recognise=lambda root: [],  # a file, not a folder
+    read=lambda path, asked: read(path, asked.label_order, asked.usual_order),
+    setting="label_order",
+)

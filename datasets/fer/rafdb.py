@@ -19,6 +19,7 @@ from datasets.filetypes import is_hidden, is_image
 from datasets.folder import FileList, ImageFiles
 from datasets.labelled import LabelledImages, LabelledSet
 from datasets.labels import ORDERS
+from datasets.layout import Layout
 from util.errors import BadInput
 from util.wording import printable
 
@@ -174,3 +175,19 @@ def _folders(root: Path) -> Path | None:
         if owners or any(child(beside, "train_labels.csv") for beside in (base, root)):
             return base
     return None
+
+
+def _missing(root: Path) -> str:
+    for base in (root, root / "basic"):
+        if {"aligned", "original"} & {n.lower() for n in subfolders(child(base, "Image") or base)}:
+            return f"RAF-DB's images, but not EmoLabel/{LISTS[0]}; give the folder with both"
+    return ""
+
+
+LAYOUT = Layout(
+    title="RAF-DB",
+    shape="EmoLabel/ and Image/aligned/",
+    recognise=recognise,
+    read=lambda root, asked: read(root, asked.cache),
+    missing=_missing,
+)

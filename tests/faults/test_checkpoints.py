@@ -257,8 +257,8 @@ def test_a_damaged_newest_checkpoint_is_skipped_and_the_result_is_the_same(
     (folder / "checkpoint-1.pth").write_bytes(whole[: len(whole) // 2])
     assert pretrain(folder) == 0
     output = capfd.readouterr().out
-    assert "passed over" in output
-    assert f"going on from {folder}/checkpoint-0.pth" in output
+    assert "warning: skipped " in output
+    assert f"resuming from {folder}/checkpoint-0.pth" in output
     assert_same_run(folder, undisturbed("mae", 1))
 
     for path in folder.glob("checkpoint-*.pth"):
@@ -294,7 +294,7 @@ def test_nan_weights_end_the_run_and_are_never_saved(tmp_path, monkeypatch, capf
     said = capfd.readouterr()
     assert "weights of epoch 0, step 3 are not finite (model " in said.out
     assert f"not finite in {MAX_SKIPPED} steps in a row" in said.err
-    assert "the last good checkpoint is of epoch 0, step 2" in said.err
+    assert "last good checkpoint: epoch 0, step 2" in said.err
     assert status(tmp_path) == "failed"
     saved = load(tmp_path)
     assert (saved["epoch"], saved["step"]) == (-1, 2)
@@ -304,12 +304,12 @@ def test_nan_weights_end_the_run_and_are_never_saved(tmp_path, monkeypatch, capf
 def test_nan_weights_after_the_last_step_are_not_saved_as_the_result(tmp_path, monkeypatch, capfd):
     make_nan_after(monkeypatch, 12)
     assert pretrain(tmp_path, "--save_steps 5 --epochs 1") == 1
-    assert "the last good checkpoint is of epoch 0, step 10" in capfd.readouterr().err
+    assert "last good checkpoint: epoch 0, step 10" in capfd.readouterr().err
     assert status(tmp_path) == "failed"
     assert load(tmp_path)["step"] == 10
 
 
 def test_a_step_that_makes_the_weights_overflow_is_not_saved(tmp_path, capfd):
     assert pretrain(tmp_path, "--save_steps 1 --lr 1e39 --warmup_epochs 0") == 1
-    assert "the last good checkpoint is none yet" in capfd.readouterr().err
+    assert "last good checkpoint: none yet" in capfd.readouterr().err
     assert list(tmp_path.glob("*checkpoint*")) == []

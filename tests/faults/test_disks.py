@@ -80,10 +80,10 @@ def test_training_continues_on_a_full_disk_and_logs_missing_lines_later(
     assert pretrain(disk, "--save_steps 5 --vis_freq 1") == 0
     captured = capfd.readouterr()
     assert captured.err == ""
-    kept = "the newest checkpoint is of epoch 0, step 5; training goes on"
+    kept = "newest checkpoint: epoch 0, step 5; training continues"
     # The saves of step 10 and of epoch 0.
     assert captured.out.count(f"warning: {disk}/{LAST}: {FULL}; {kept}") == 2
-    assert f"warning: {disk}/log.txt: {FULL} for now" in captured.out
+    assert f"warning: {disk}/log.txt: {FULL}, will retry" in captured.out
     assert (
         "warning: the reconstruction picture could not be written: [Errno 28] No space left"
         in captured.out
@@ -119,8 +119,12 @@ def test_three_failed_saves_stop_a_run_that_can_resume_later(disk, undisturbed, 
     assert pretrain(disk, "--save_steps 5") == 75
     said = capfd.readouterr()
     # The saves of step 10, of epoch 0, of step 5 and, because the run then stops, of step 6.
-    assert [said.out.count(text) for text in (FULL, "goes on\n", "in a row: stopping")] == [4, 2, 2]
-    assert "the newest checkpoint is of epoch 0, step 5; the same command goes on" in said.err
+    assert [said.out.count(text) for text in (FULL, "continues\n", "in a row: stopping")] == [
+        4,
+        2,
+        2,
+    ]
+    assert "newest checkpoint: epoch 0, step 5; the same command resumes" in said.err
     assert status(disk) == "resumable"
     assert (load(disk)["epoch"], load(disk)["step"]) == (-1, 5)
     assert unfinished(disk) == []
@@ -142,7 +146,7 @@ def test_all_processes_stop_together_when_the_disk_is_full(disk):
 
 def test_a_failed_last_save_makes_the_run_resumable(disk, undisturbed, capfd):
     assert pretrain(disk, "--save_steps 10 --epochs 1") == 75
-    assert "the newest checkpoint is of epoch 0, step 10; the same" in capfd.readouterr().err
+    assert "newest checkpoint: epoch 0, step 10; the same" in capfd.readouterr().err
     assert status(disk) == "resumable"
 
 

@@ -45,7 +45,7 @@ def test_an_output_dir_that_is_or_lies_in_a_file_is_refused(refuse, tmp_path):
     path = tmp_path / "file"
     path.write_text("precious")
     for output in (path, path / "below"):
-        assert f"--output_dir {output}: is, or lies in, a file" in refuse([], output)
+        assert f"--output_dir {output}: is a file or inside one" in refuse([], output)
     assert path.read_text() == "precious"
 
 

@@ -176,7 +176,7 @@ def test_a_lasting_disk_outage_is_a_fault_and_the_same_command_resumes(
     [line] = capfd.readouterr().err.strip().splitlines()
     assert "20 files in a row" in line
     assert str(faces) in line
-    assert re.search(r"the newest checkpoint is of epoch \d, step \d+: the same command goes", line)
+    assert re.search(r"newest checkpoint: epoch \d, step \d+; the same command resumes", line)
     assert status(out) == "failed"
     os.rename(tmp_path / "away", faces)
     assert pretrain(out, options) == DONE

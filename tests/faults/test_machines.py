@@ -52,7 +52,7 @@ def test_a_preempted_job_is_requeued_and_resumes_bit_for_bit(undisturbed, tmp_pa
         os.kill(int(process), signal.SIGUSR1)  # as SLURM does, to all processes of a job
     rest = submitting.communicate(timeout=240)[0]
     assert submitting.returncode == 0, rest
-    assert re.search(r"going on from .*\n.*at epoch [01], step \d", said.read_text())
+    assert re.search(r"resuming from .*\n.*at epoch [01], step \d", said.read_text())
     assert_same_run(tmp_path, undisturbed("mae", 2))
 
 

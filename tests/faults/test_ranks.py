@@ -50,7 +50,7 @@ def test_the_other_process_ends_and_names_it(number, victim, tmp_path):
     if victim == 0:  # it may have been writing the checkpoint of step 2
         assert (saved["epoch"], saved["step"]) in [(0, 2), (0, 0)]
         return
-    assert "the newest checkpoint is of epoch 1, step 3" in line
+    assert "newest checkpoint: epoch 1, step 3" in line
     assert (saved["epoch"], saved["step"]) == (0, 3)
     assert status(tmp_path) == "failed"
 
@@ -75,10 +75,10 @@ def fail(error, rank):
 @pytest.mark.parametrize(
     ("error", "code", "told"),
     [
-        (BadInput("--data_path: 20 files"), 2, "process 1: --data_path: 20 files; the newest"),
+        (BadInput("--data_path: 20 files"), 2, "process 1: --data_path: 20 files; newest"),
         pytest.param(
             ValueError("this one\nonly"),
-            *(1, r"process 1: ValueError: this one\nonly; the newest"),
+            *(1, r"process 1: ValueError: this one\nonly; newest"),
             marks=pytest.mark.long,
         ),
     ],
@@ -87,7 +87,7 @@ def test_process_0_reports_why_another_process_failed(error, code, told, tmp_pat
     codes, said, _ = run_with(partial(fail, error), tmp_path)
     assert codes == [code, code]
     [line] = errors(said[0])
-    assert f"{told} checkpoint is of epoch 0, step 2" in line
+    assert f"{told} checkpoint: epoch 0, step 2" in line
     # A traceback is shown for defects of the program only.
     assert ("Traceback" in said[1]) == (code == 1)
     assert load(tmp_path)["step"] == 2
@@ -168,7 +168,7 @@ def test_the_cause_of_a_failure_is_reported_instead_of_its_consequences(monkeypa
     del heard[3]
     assert said() == (Fault, f"{closed}; process 2: {process_failures.LOST} (Timed out)")
     heard.clear()
-    assert said() == (Fault, f"{closed}; its own message, or the launcher's, says why")
+    assert said() == (Fault, f"{closed}; see its own message, or the launcher's")
     heard[1] = (2, "--data_path: 20 files in a row are not images")
     assert said() == (BadInput, "process 1: --data_path: 20 files in a row are not images")
 
@@ -211,5 +211,6 @@ def test_a_process_that_never_joins_is_named(before, monkeypatch):
     for _ in range(before):  # what it left in an earlier attempt is not taken for an answer
         meet_all(store, 3)
     said = meet_all(store, 3, absent=[1], timeout=1)
-    assert said[0].endswith("did not all meet within --dist_timeout 1 s: no answer from 1 of 3")
+    joined = "not all 3 processes joined the rendezvous within --dist_timeout 1 s"
+    assert said[0].endswith(f"{joined}: no answer from rank 1")
     assert "no answer from" in said[2]

@@ -129,9 +129,9 @@ def test_another_global_batch_is_refused_with_the_arithmetic(half, whole, capfd)
     line = refused(half, "--batch_size 20 --accum_iter 3", capfd)
     assert "global_batch 8 -> 60" in line
     assert "--batch_size 20 × --accum_iter 3 × 1 processes = 60 images" in line
-    assert "was 8 × 1 × 1 = 8: --batch_size 8 --accum_iter 1 would make it so again" in line
+    assert "had 8 × 1 × 1 = 8 before; restore this with --batch_size 8 --accum_iter 1" in line
     line = refused(half, "--batch_size 5", capfd)
-    assert "--batch_size 4 --accum_iter 2 would make it so again" in line
+    assert "restore this with --batch_size 4 --accum_iter 2" in line
     assert pretrain(half, "--batch_size 4 --accum_iter 2") == 0
     assert log(half)[1]["train_loss"] == pytest.approx(log(whole)[1]["train_loss"], rel=1e-5)
 
@@ -144,15 +144,15 @@ def saved(batch_size, accum, processes):
 @pytest.mark.parametrize(
     ("before", "now", "advice"),
     [
-        ((64, 8, 8), (64, 8, 4), "--batch_size 64 --accum_iter 16 would make it so again"),
-        ((64, 1, 4), (64, 1, 8), "--batch_size 32 --accum_iter 1 would make it so again"),
-        ((64, 1, 4), (64, 1, 3), "256 cannot be shared out to 3 processes, start 2"),
-        ((1, 1, 2), (1, 1, 4), "2 cannot be shared out to 4 processes, start 2"),
-        ((48, 1, 2), (40, 1, 1), "--batch_size 32 --accum_iter 3 would make it so again"),
+        ((64, 8, 8), (64, 8, 4), "restore this with --batch_size 64 --accum_iter 16"),
+        ((64, 1, 4), (64, 1, 8), "restore this with --batch_size 32 --accum_iter 1"),
+        ((64, 1, 4), (64, 1, 3), "256 cannot be divided among 3 processes: start 2"),
+        ((1, 1, 2), (1, 1, 4), "2 cannot be divided among 4 processes: start 2"),
+        ((48, 1, 2), (40, 1, 1), "restore this with --batch_size 32 --accum_iter 3"),
     ],
 )
 def test_the_advice_keeps_the_global_batch(before, now, advice):
-    assert batch_change(saved(*before), StepParts(*now)).endswith(f": {advice}")
+    assert batch_change(saved(*before), StepParts(*now)).endswith(f"; {advice}")
 
 
 def test_changed_options_are_listed_and_refused_unless_overridden(half, capfd):
@@ -164,7 +164,7 @@ def test_changed_options_are_listed_and_refused_unless_overridden(half, capfd):
     assert "--override_resume" in line
     assert pretrain(half, f"{more} --override_resume") == 0
     said = capfd.readouterr().out
-    assert "warning: going on with changed options: mask_ratio 0.75 -> 0.5" in said
+    assert "warning: continuing with changed options: mask_ratio 0.75 -> 0.5" in said
     assert "--epochs 2 -> 3" in said
     assert [record["epoch"] for record in log(half)] == [0, 1, 2]
 
@@ -185,7 +185,7 @@ def test_overriding_the_global_batch_restarts_the_epoch(injected, capfd, tmp_pat
     more = "--batch_size 10 --epochs 1 --override_resume"
     assert pretrain(tmp_path, more) == 0
     said = capfd.readouterr().out
-    assert "global_batch 8 -> 10 (a step is" in said
+    assert "global_batch 8 -> 10 (each step has" in said
     assert "at epoch 0, step 0" in said
     assert "step 9/9" in said
 

@@ -108,7 +108,7 @@ def test_bad_input_found_by_a_worker_stays_bad_input():
 def test_a_worker_that_hangs_times_out_and_is_killed(act):
     with pytest.raises(RuntimeError) as error:
         list(batches_with(act, timeout=1))
-    assert re.search(r"brought nothing for 1(\.05)? s", str(process_failures.explain(error.value)))
+    assert re.search(r"returned nothing for 1(\.05)? s", str(process_failures.explain(error.value)))
     began = time.monotonic()
     process_failures.kill_workers()
     assert time.monotonic() - began < 10
@@ -139,7 +139,7 @@ def place_in_order(epoch, index):
     ("act", "told"),
     [
         (partial(send_itself, signal.SIGKILL), r"a data worker \(process \d+\) was killed"),
-        (partial(send_itself, signal.SIGSTOP), r"the data workers brought nothing for 3\.\d+ s"),
+        (partial(send_itself, signal.SIGSTOP), r"the data workers returned nothing for 3\.\d+ s"),
     ],
     ids=["killed", "stopped"],
 )
@@ -156,7 +156,7 @@ def test_a_run_whose_worker_dies_or_hangs_loses_nothing(act, told, undisturbed, 
     saved = load(tmp_path)
     # Batches that were being read ahead when a worker was killed are lost.
     assert 0 <= place_in_order(1, 17) - saved["step"] <= 4
-    assert f"the newest checkpoint is of epoch 1, step {saved['step']}" in line
+    assert f"newest checkpoint: epoch 1, step {saved['step']}" in line
     assert pretrain(tmp_path) == 0
     assert_same_run(tmp_path, undisturbed("mae", 1))
 
@@ -184,7 +184,7 @@ def test_a_run_whose_worker_dies_during_an_update_loses_nothing(undisturbed, tmp
     assert codes == [1], said
     [line] = errors(said[0])
     assert re.search(r"a data worker \(process \d+\) was killed", line), line
-    assert "the newest checkpoint is of epoch 1, step 3" in line
+    assert "newest checkpoint: epoch 1, step 3" in line
     assert pretrain(tmp_path) == 0
     assert_same_run(tmp_path, undisturbed("mae", 1))
 
@@ -195,7 +195,7 @@ def test_process_0_reports_the_dead_worker_of_another_process(tmp_path):
     assert codes == [1, 1]
     [line] = errors(said[0])
     assert re.search(r"process 1: a data worker \(process \d+\) was killed", line), line
-    assert "the newest checkpoint is of epoch" in line
+    assert "newest checkpoint: epoch" in line
 
 
 def in_worker_of_1(act, rank):
@@ -206,7 +206,7 @@ def in_worker_of_1(act, rank):
 class Keeper:
     """A saver that only counts."""
 
-    folder, last_saved = "here", "of epoch 0, step 0"
+    folder, last_saved = "here", "epoch 0, step 0"
 
     def __init__(self, failure=None):
         self.saves, self.failure = 0, failure
@@ -254,7 +254,9 @@ def test_a_partly_updated_state_is_not_saved():
     with pytest.raises(RuntimeError):
         trainer.run_epoch([torch.ones(2, 3)], 1, None)
     assert not trainer.whole
-    assert "of epoch 0, step 0" in observer_with(keeper).rescue(state, trainer.whole)
+    assert "newest checkpoint: epoch 0, step 0" in observer_with(keeper).rescue(
+        state, trainer.whole
+    )
     assert keeper.saves == 0
     observer_with(keeper).rescue(state, True)
     assert keeper.saves == 1
@@ -292,7 +294,7 @@ def test_batch_norm_statistics_of_an_unfinished_step_are_not_saved():
 def test_a_failed_last_save_does_not_hide_why_the_run_ended():
     state = TrainState(None, None, None)
     full = observer_with(Keeper(Fault("checkpoint-last.pth: could not be written")))
-    assert "of epoch 0, step 0" in full.rescue(state, True)
+    assert "newest checkpoint: epoch 0, step 0" in full.rescue(state, True)
     assert "nothing was saved" in observer_with(None).rescue(state, True)
 
 

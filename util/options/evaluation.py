@@ -63,11 +63,11 @@ def resolve_evaluation(args: Options) -> None:
     Raises BadInput for combinations that `--eval` and `--knn` do not support.
     """
     if args.eval and args.knn:
-        raise BadInput("--knn: does not use the head that --eval tests; give only one of them")
+        raise BadInput("--knn: does not use the head that --eval tests; give only one")
     if args.knn and args.eval_flip:
         raise BadInput("--eval_flip: --knn does not flip images; leave it out")
     if args.eval and args.finetune and args.resume:
-        raise BadInput("--resume: --finetune already names the checkpoint; give only one of them")
+        raise BadInput("--resume: --finetune names the checkpoint to evaluate; give only one")
     given = args.output_dir if "output_dir" in args.given else None
     if args.eval:
         args.finetune = args.finetune or args.resume or own_checkpoint(args.output_dir)

@@ -186,7 +186,7 @@ def check_architecture(
         )
     what = f"{source}: holds {held}, but --model is {wanted}"
     if not held.size:
-        raise BadInput(f"{what}; we have no such model, the most similar is {held.option}")
+        raise BadInput(f"{what}; we have no such model, the nearest is {held.option}")
     misnamed = (held.classifier, held.patch) == ("vit_small_patch16", 32)
     note = " (MAE-SFER's own vit_small_patch16 is one of these)" if misnamed else ""
     other_patch = held._replace(patch=wanted.patch) == wanted
