@@ -80,7 +80,7 @@ class Precision:
         if mode == "tf32" and device.type != "cuda":
             raise BadInput(f"--amp tf32: needs a CUDA GPU; use off on {device.type}")
         if device.type == "cuda":
-            # Not the newer fp32_precision: it makes these flags, which torch.compile reads, raise.
+            # Not via the newer fp32_precision: torch.compile reads these flags, which then raise.
             torch.backends.cuda.matmul.allow_tf32 = mode == "tf32"
             torch.backends.cudnn.allow_tf32 = mode == "tf32"
         self.name = {"off": "fp32"}.get(mode, mode)

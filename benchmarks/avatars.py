@@ -141,7 +141,7 @@ class Kind(NamedTuple):
     draw: Callable[[Sequence[str], np.random.Generator], Iterator[str]]
     width: int  # of the SVG
     centre: tuple[int, int]  # of the face
-    side: int  # length, of the square around the face
+    side: int  # length of the square around the face
 
 
 KINDS = {

@@ -59,7 +59,7 @@ def build(name: str, batch: int, distribute: Callable) -> Callable[[], None]:
 
 
 def serve(rank: int, world: int, rendezvous: str) -> None:
-    """Time a model for each line of input, its number; processes share the batch."""
+    """Time the model whose number each line of input gives; processes share its batch."""
     import torch
     import torch.distributed as dist
     from torch.nn.parallel import DistributedDataParallel

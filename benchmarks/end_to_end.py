@@ -3,10 +3,10 @@
     python benchmarks/end_to_end.py [--model mae] [--steps 144] [--compile] [--without bf16]
         [--json FILE]
 
-All runs have equal initial weights, numbers of steps and learning rates. The first two runs see the
-same crops and masks; so do all runs with our data loading at full resolution. Other random crops
-and masks alone change the final loss by about 3 %, so compare losses only between runs that share
-them.
+All runs have equal initial weights, numbers of steps and learning rates. The first two runs share
+their crops and masks; the runs with our data loading at full resolution share others. Other random
+crops and masks alone change the final loss by about 3 %, so compare losses only between runs that
+share them.
 
 The official setup is torchvision's ImageFolder and transforms, the papers' formulation (FCMAE:
 masked dense convolution), torch's default AdamW, and fp32. Everything runs in one process on pinned
@@ -291,7 +291,8 @@ def main() -> None:
     )
     args = parser.parse_args()
     if args.steps % LEGS or args.steps // LEGS * args.batch_size > args.files:
-        parser.error(f"--steps: must be a multiple of {LEGS}, and --files enough for a {LEGS}th")
+        limit = f"--steps / {LEGS} × --batch_size must be at most --files"
+        parser.error(f"--steps: must be a multiple of {LEGS}, and {limit}")
     timing.settle(args)
     report = timing.Report(f"From JPEG files to features, {MODELS[args.model][0]}", args)
     held = HeldOut(args.model, args.held_out, *args.neighbours)

@@ -7,7 +7,7 @@
 official code does; ours uses the fused one. `official` is the papers' formulation with step-by-step
 attention, `official, SDPA` with torch's fused attention kernel; `transformers` uses SDPA too, its
 faster choice. With `--predict_ratio`, ours is also timed while it predicts only that share of the
-masked patches, which no peer can: see the last table.
+masked patches, which no peer does: see the last table.
 """
 
 import copy

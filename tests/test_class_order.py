@@ -131,7 +131,8 @@ def spread(k, accuracy):
 def confused(name, accuracy):
     """Probabilities of a published matrix, moved to an accuracy.
 
-    Higher ones are moved towards certainty, lower ones towards outputs independent of the image.
+    For a higher accuracy they are moved towards certainty, for a lower one towards outputs that do
+    not depend on the image.
     """
     _, sizes, p = published(name)
     share = sizes / sizes.sum()
@@ -256,7 +257,7 @@ def test_the_order_of_tiny_matrices_is_not_doubted():
     assert better_order([[0, 2], [2, 0]]) is None
 
 
-# One matrix for each condition of a cycle that alone keeps the order from being doubted
+# For each condition of a cycle, a matrix whose order is not doubted only because of it
 
 
 def rafdb_but(rows):

@@ -10,7 +10,7 @@ from models_registry import AlikeDropPath, compile_blocks, create_classifier
 
 @pytest.mark.parametrize(
     ("name", "kinds"),
-    # Blocks of equal width share one, except for the very first, which never drops its path.
+    # Blocks of one width are compiled once, but the very first separately: it has no drop path.
     [("vit_tiny_patch16", 2), ("convnextv2_atto", 5)],
 )
 def test_equal_blocks_are_compiled_once_whatever_their_drop_path(name, kinds, monkeypatch):

@@ -64,7 +64,7 @@ def test_an_epoch_with_repeats_is_one_pass_after_the_other():
     sampler = GlobalBatchSampler(50, 8, repeats=3)
     order = sampler.order()
     assert (len(order), sampler.steps) == (152, 19)
-    for k in range(3):  # each repetition has its own sample number, hence augmentation
+    for k in range(3):  # repetitions have other sample numbers, hence other augmentation
         assert sorted(order[50 * k : 50 * (k + 1)]) == list(range(50 * k, 50 * (k + 1)))
     assert np.array_equal(order[:50], GlobalBatchSampler(50, 8).order()[:50])
     assert not np.array_equal(order[:50], order[50:100] - 50)

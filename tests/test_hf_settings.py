@@ -128,7 +128,7 @@ def test_a_config_beside_weights_in_another_layout_is_ignored(tmp_path):
 
 def test_another_epsilon_is_noted(beside):
     _, notes = said(beside, None, {**CONFIG, "layer_norm_eps": 1e-12})
-    assert notes == ["config.json: layer_norm_eps is 1e-12, here 1e-06"]
+    assert notes == ["config.json: layer_norm_eps is 1e-12; 1e-06 is used instead"]
 
 
 # ---- preprocessing
@@ -165,7 +165,7 @@ def test_resizing_and_cropping_are_taken_over(processor, crop_pct, beside):
 def test_a_classifier_uses_the_settings_beside_it(beside):
     saved = open_classifier(beside(processor={**EDGE, "resample": 1}))
     assert saved.preprocessing[:4] == (32, 0.8, [0.5, 0.4, 0.3], [0.5, 0.25, 0.125])
-    assert saved.notes == ["preprocessor_config.json: resample is 1, here 3 (bicubic)"]
+    assert saved.notes == ["preprocessor_config.json: resample is 1; 3 (bicubic) is used instead"]
     saved = open_classifier(beside(processor={**EDGE, "resample": 2}))
     assert (saved.preprocessing.interpolation, saved.notes) == ("bilinear", [])
 
@@ -173,7 +173,7 @@ def test_a_classifier_uses_the_settings_beside_it(beside):
 def test_programs_print_notes_on_differing_settings(beside, tmp_path, capfd):
     source = beside(processor={**SQUARE, "resample": 1})
     assert export(source, "safetensors", tmp_path / "out") == DONE
-    assert "note: preprocessor_config.json: resample is 1, here 3" in capfd.readouterr().out
+    assert "note: preprocessor_config.json: resample is 1; 3 (bicubic)" in capfd.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -435,9 +435,8 @@ def test_numbered_folders_keep_their_classes_if_some_are_missing(tmp_path):
     assert fewer.notes[0].endswith("; none stands for Surprise")
     both = "1, 2, 3, 4, 5, 6 may count from 0 or from 1: give --label_order 0:rafdb or 1:rafdb"
     assert both in complaint(name_classes, "test", [*"123456"], "rafdb")
-    assert both in complaint(
-        name_classes, "test", [*"123456"], None, "rafdb"
-    )  # as in an older checkpoint
+    # An older checkpoint has an order without a number.
+    assert both in complaint(name_classes, "test", [*"123456"], None, "rafdb")
     message = complaint(name_classes, "test", [*"1234567"], None, "0:rafdb")
     assert "and 0:rafdb, as in training, does not fit: give --label_order" in message
 

@@ -1,4 +1,4 @@
-"""A backbone is declared in one place: a third one, from a single file, works in every program."""
+"""A new backbone, declared in a single file, works in every program."""
 
 import csv
 
@@ -39,7 +39,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture
 def trained(folder):
-    """Pre-trained, then fine-tuned; made by the first test that asks."""
+    """Pre-trained and then fine-tuned, on first use."""
     before, after = folder / "pre-trained", folder / "fine-tuned"
     if not after.exists():
         model = "--model masked_toy_small --input_size 32 --decoder_embed_dim 16"
@@ -51,12 +51,12 @@ def trained(folder):
     return after / "checkpoint-last.pth"
 
 
-def test_its_layers_learn_at_decayed_rates(trained):
+def test_its_layers_have_decayed_learning_rates(trained):
     scales = {group["lr_scale"] for group in load(trained.parent)["optimizer"]["param_groups"]}
     assert sorted(scales) == pytest.approx([0.7**3, 0.7**2, 0.7, 1])
 
 
-def test_it_starts_from_its_pre_trained_weights_and_reconstructs(trained, folder):
+def test_its_pre_trained_checkpoint_reconstructs(trained, folder):
     saved = open_autoencoder(folder / "pre-trained" / "checkpoint-last.pth")
     assert (saved.name, saved.model.patch_size) == ("masked_toy_small", PATCH)
     out = saved.model.reconstruct(torch.randn(2, 3, 32, 32))
@@ -67,7 +67,7 @@ def test_it_starts_from_its_pre_trained_weights_and_reconstructs(trained, folder
     )
 
 
-def test_it_is_evaluated_and_predicts_what_it_predicted(trained, folder, tmp_path):
+def test_it_is_evaluated_and_main_predict_gives_its_predictions(trained, folder, tmp_path):
     options = f"--eval --finetune {trained} {DATA} --num_workers 0 --output_dir {tmp_path}/eval"
     assert run_here(main_finetune, options.split()) == 0
     images = open_images("synthetic:4", size=36).source
@@ -85,7 +85,7 @@ def test_it_is_evaluated_and_predicts_what_it_predicted(trained, folder, tmp_pat
     np.testing.assert_allclose(found, expected, atol=2e-4)
 
 
-def test_what_it_looks_at_is_shown(trained):
+def test_it_has_an_attention_map(trained):
     heat = attention_map(open_classifier(trained).model, torch.randn(2, 3, 32, 32))
     assert heat.shape == (2, 32, 32)
 

@@ -202,9 +202,7 @@ def test_options_that_contradict_those_of_packing_are_refused(stores):
     assert "has 7 classes" in complaint(stores["rafdb"], nb_classes=8)
     open_labelled(str(ferplus), "ferplus", label_rule="argmax", nb_classes=8)
     open_labelled(str(affectnet), face_margin=0.15)
-    open_labelled(
-        str(stores["rafdb"]), face_margin=0.4
-    )  # no effect without boxes, as for unpacked images
+    open_labelled(str(stores["rafdb"]), face_margin=0.4)  # no effect: RAF-DB has no boxes
     assert recognised(affectnet) == "affectnet"
 
 

@@ -140,4 +140,4 @@ def test_a_few_steps_can_be_profiled(tmp_path, capsys):
     run(f"{FAMILIES['mae']} --output_dir {tmp_path} --profile 2")
     steps = json.loads((tmp_path / "trace.json").read_text())["traceEvents"]
     assert {f"ProfilerStep#{k}" for k in (10, 11)} <= {event.get("name") for event in steps}
-    assert f"--profile 2: {tmp_path}/trace.json is written" in capsys.readouterr().out
+    assert f"--profile 2: wrote {tmp_path}/trace.json" in capsys.readouterr().out

@@ -20,7 +20,7 @@ class BadImages:
     """Counts the images that cannot be decoded, reports each once, and fails on too many."""
 
     def __init__(self, loss: Loss, count: int, record: Path, fresh: bool, log: NullLog) -> None:
-        """`count`: images in all; `record`: bad_images.txt, started anew if the run is `fresh`."""
+        """`count`: images in all; `record`: bad_images.txt, continued unless the run is `fresh`."""
         self.loss, self.count, self.record, self.log = loss, count, record, log
         self.known: dict[str, str] = on_main(lambda: self._named_before(fresh))
 

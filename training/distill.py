@@ -93,7 +93,7 @@ class Teacher:
         self.weight, self.temperature = weight, temperature
         self.size, self.mode = saved.preprocessing.input_size, saved.preprocessing.interpolation
         seen, device = saved.preprocessing.normalise, normalise.mean.device
-        # Of what determines the predictions: the file may move and hold other things, too.
+        # Covers only what determines predictions: the file may move or hold other things.
         self.digest = digest_of(
             *(saved.name, str(self.size), self.mode),
             *map(np.array, (ours, theirs)),

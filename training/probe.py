@@ -34,7 +34,7 @@ class Features(NamedTuple):
     readable: np.ndarray  # (n,) bool
 
     def counts(self) -> dict[str, int]:
-        """The number of training images used, for `eval.json`."""
+        """The numbers of readable and unreadable training images, for `eval.json`."""
         readable = int(self.readable.sum())
         return {"train_images": readable, "train_unreadable": len(self.readable) - readable}
 

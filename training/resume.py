@@ -57,7 +57,7 @@ def restore_state(
     identity: dict[str, object],
     sampler: GlobalBatchSampler,
 ) -> list[str]:
-    """Restore `state` from the checkpoint at `path`, or set the start of a new run; -> log lines.
+    """Restore `state` from the checkpoint at `path`, or set a new run's first epoch; -> log lines.
 
     `path`: see Beginning. `identity`: what determines the result of a run, see `check_same_run`.
     Raises BadInput for a checkpoint of another run or without its training state.
@@ -160,7 +160,7 @@ def greatest_divisor(number: int, limit: int) -> int:
 def check_same_run(
     path: Path, saved: dict[str, Any], run: dict[str, Any], step: StepParts, override: bool
 ) -> str:
-    """Compare what determines the result of a run with a checkpoint; -> a log line on differences.
+    """Compare what determines a run's result with that in a checkpoint; -> a line on differences.
 
     More epochs than before are fine. Raises BadInput that lists any other differences, unless
     overridden, or if the model differs; and for a checkpoint that our training did not write.
@@ -168,7 +168,7 @@ def check_same_run(
     if not has_training_state(saved):
         raise BadInput(f"{path}: holds weights, but no training state to resume")
     before = {**UNNAMED_BEFORE, **saved["run"]}
-    before.setdefault("head_init_std", run.get("head_init_std"))  # no effect after the start
+    before.setdefault("head_init_std", run.get("head_init_std"))  # no effect once started
     changed = {k: (before.get(k), v) for k, v in run.items() if before.get(k) != v}
     if "epochs" in changed and (changed["epochs"][0] or 0) < changed["epochs"][1]:
         longer = changed.pop("epochs")

@@ -29,7 +29,7 @@ class StepTrace:
         """Called when the run ends; what was traced so far is written."""
         if self._profiler:
             self._profiler.stop()
-            self.tell(f"warning: --profile {self.steps}: the run ended too early to trace all")
+            self.tell(f"warning: --profile {self.steps}: the run ended too soon to trace all steps")
 
     def _write(self, profiler: torch.profiler.profile) -> None:
         profiler.export_chrome_trace(str(self.path))

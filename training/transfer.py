@@ -50,6 +50,6 @@ def _one_ahead(batches: Iterable, device: torch.device) -> Iterator[tuple]:
         batch, coming = coming, None
         for x in batch:
             if isinstance(x, torch.Tensor):
-                x.record_stream(computing)  # no copy may reuse its memory before that
+                x.record_stream(computing)  # no copy may reuse its memory before
         coming = send()
         yield batch

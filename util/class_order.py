@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-LEVEL = 0.01  # probability that any cycle of the same length fits better by luck
+LEVEL = 0.01  # probability that some cycle of the same length fits better by luck
 RECALL = 0.4  # share of the moved classes' images that must be right under the new order
 CHANCE = 3  # times as many must be right as if outputs did not depend on the class
 ODDS = 2.0  # standard errors by which the log odds must exceed 0

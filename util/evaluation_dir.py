@@ -157,7 +157,7 @@ def _made_by(result: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _guessed(result: Mapping[str, Any]) -> str:
-    """The kind of results whose release did not record it."""
+    """The kind of results of older releases, which did not record it."""
     if "train_data" in result:
         return "training"
     return "knn" if "classifier" in result else "eval"

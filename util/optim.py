@@ -19,7 +19,7 @@ def is_decayed(name: str, parameter: torch.Tensor) -> bool:
 def parameter_groups(
     model: nn.Module, weight_decay: float, lr_scale: Callable[[str], float] = lambda name: 1.0
 ) -> list[dict]:
-    """Optimizer groups of all trainable parameters, one per learning rate; decayed ones come first.
+    """Optimizer groups of all trainable parameters, by learning rate; decayed ones come first.
 
     `lr_scale(name)` is the factor by which a parameter's learning rate is scaled.
     """

@@ -4,7 +4,7 @@ from util.errors import BadInput
 
 
 def kept_patches(num_patches: int, mask_ratio: float) -> int:
-    """Number of visible patches; the epsilon prevents 19 instead of 20 of 100 at ratio 0.8."""
+    """Number of visible patches; without the epsilon, 100 at ratio 0.8 would give 19, not 20."""
     keep = int(num_patches * (1 - mask_ratio) + 1e-6)
     if not 0 < keep < num_patches:
         raise BadInput(

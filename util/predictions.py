@@ -82,7 +82,8 @@ def open_rows(output: str | None, kind: str, classes: Sequence[str]) -> Iterator
     """A writer to a file, whose folder is created, or to standard output. Raises BadInput."""
     if output is None:
         sys.stdout.flush()
-        raw = getattr(sys.stdout.buffer, "raw", sys.stdout.buffer)  # unbuffered: fails only once
+        # Unbuffered, so that a failed write leaves nothing to be flushed at exit.
+        raw = getattr(sys.stdout.buffer, "raw", sys.stdout.buffer)
         yield RowWriter(raw, kind, classes, "standard output")
         return
     with ExitStack() as stack:

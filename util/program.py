@@ -44,7 +44,7 @@ def run_program(
     if not together:
         process_failures.kill_workers()
     if began:
-        # Reference cycles would keep the folder's lock, and DDP, which aborts at exit.
+        # Reference cycles would keep alive the folder's lock and DDP, which aborts at exit.
         gc.unfreeze()
         gc.collect()
     if together:

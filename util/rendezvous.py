@@ -47,7 +47,7 @@ def meet(store: Any, rank: int, world: int, timeout: float) -> str:
         if rank == 0:
             call_roll(store, world)
         called = look(store, "called")
-        if called and own in json.loads(called)[rank : rank + 1]:  # may be shorter: of before
+        if called and own in json.loads(called)[rank : rank + 1]:  # an older one may be shorter
             store.set(f"answer/{rank}", called)
         complete = look(store, "complete")
         if complete and own in json.loads(complete)[rank : rank + 1]:

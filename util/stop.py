@@ -11,15 +11,15 @@ from util.errors import Fault
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
-# Launchers wait about 30 s before they kill. In case a step takes longer, the state of the last
-# finished step is saved in the middle of it after this time.
+# Launchers wait about 30 s before they kill. If a step has not ended this long after the request,
+# the state of the step before it is saved meanwhile.
 PATIENCE = 8.0  # seconds
 
 
 class StopRequest:
     """Whether, and since when, this process has been asked to stop."""
 
-    latest = ""  # reason of the latest request in this process, for callers of programs
+    latest = ""  # reason of the latest request in this process, for code that runs programs
 
     def __init__(self) -> None:
         self.signal: str = ""  # the signal's name, or another reason

@@ -341,7 +341,8 @@ def test_no_name_leads_out_of_the_cache(tmp_path, monkeypatch):
 
 # Files of a run
 
-TAG = '<script>alert("x")<img src=x onerror=alert(1)>&amp;\''  # no slash: for file names
+# Without a slash, as it is used in file names.
+TAG = '<script>alert("x")<img src=x onerror=alert(1)>&amp;\''
 
 
 def test_a_report_shows_hostile_names_as_text(tmp_path):

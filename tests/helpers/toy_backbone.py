@@ -1,4 +1,4 @@
-"""A third kind of backbone in one file, as somebody would add it: patches mixed by convolutions."""
+"""A backbone in a single file, as a user would add one: patches mixed by convolutions."""
 
 from collections.abc import Callable
 from typing import NamedTuple

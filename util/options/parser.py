@@ -79,7 +79,7 @@ class Parser(argparse.ArgumentParser):
         except BadInput:
             raise
         except RecursionError:
-            raise BadInput(f"{files}: these options files include each other") from None
+            raise BadInput(f"{files}: options files that include each other") from None
         except ValueError as error:  # not text, an open quotation, a NUL in its name
             raise BadInput(f"{files}: is not a valid options file ({error})") from None
         args.given = frozenset(name for name in flags if getattr(args, name) is not UNSET)

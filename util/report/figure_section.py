@@ -30,8 +30,8 @@ CAPTIONS = {  # of the files that programs write, in the order of display
     ),
     "attention": (
         "What the model looks at",
-        "Most where it is yellow. Attention rollout for a ViT, Grad-CAM of the predicted class "
-        "for a ConvNeXt. Neither proves why the model decides as it does.",
+        "Yellow marks what it looks at most. Attention rollout for a ViT, Grad-CAM of the "
+        "predicted class for a ConvNeXt. Neither proves why the model decides as it does.",
     ),
     "reconstructions": (
         "Reconstructions by mask ratio",

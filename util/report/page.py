@@ -33,11 +33,11 @@ def write_report(*output_dirs: str | Path, page: str | Path | None = None) -> Pa
     """Write one page about one or several runs from what their folders hold; return its path.
 
     Results of several runs are compared in a table; of runs GROUP/seed-N with a result, only the
-    first is shown beyond that. `page`: the file to write (default: report.html in the first
-    folder). Every input may be missing or truncated: what cannot be read is not shown. Returns None
-    if one of `output_dirs` is not a directory. Raises OSError if the page cannot be written (disk
-    full, folder read-only), and leaves the old one. A finished run should catch this: the page can
-    be made again at any time.
+    first is shown in full. `page`: the file to write (default: report.html in the first folder).
+    Every input may be missing or truncated: what cannot be read is not shown. Returns None if one
+    of `output_dirs` is not a directory. Raises OSError if the page cannot be written (disk full,
+    folder read-only), and leaves the old one. A finished run should catch this: the page can be
+    made again at any time.
     """
     folders = [Path(output_dir) for output_dir in output_dirs]
     if not all(folder.is_dir() for folder in folders):

@@ -1,6 +1,6 @@
 """Weights of other programs under our names: pure translations of names and shapes.
 
-Ours are the names of the official MAE code, of the official dense ConvNeXt V2 code, and of timm's
+Our names are those of the official MAE code, of the official dense ConvNeXt V2 code, and of timm's
 ResNets with a `head`; without the `encoder.` of masked convolutional networks. What is specific to
 a family is in its file in backbones/.
 """
