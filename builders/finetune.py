@@ -2,6 +2,7 @@
 
 import argparse
 from collections.abc import Callable, Sequence
+from importlib import import_module
 
 import torch
 from timm.data.mixup import Mixup
@@ -17,9 +18,7 @@ from datasets import (
     LabelledSet,
     PlainImages,
     build_test_loader,
-    face_augment,
     plain,
-    random_augment,
 )
 from datasets.finetune import in_classes
 from datasets.sampler import GlobalBatchSampler
@@ -40,12 +39,9 @@ from training.run import Run, same_everywhere
 from util.distributed import Place
 from util.errors import BadInput
 from util.optim import create_optimizer, parameter_groups
-from util.options.finetune import DECIDES_RESULT, mixes
+from util.options.finetune import DECIDES_RESULT, augmentation, mixes
 from util.options.parser import Options
 from util.options.trained import difference_lines, differences, trained_with
-
-# Of --aug fer: torchvision's RandomErasing as published, where timm's limits are 1/3 and 10/3.
-FER_ERASING = {"max_area": 0.25, "max_aspect": 3.3}
 
 
 def build_model(args: argparse.Namespace, classes: int) -> nn.Module:
@@ -133,14 +129,11 @@ def describe_model(
 
 def build_augment(args: argparse.Namespace) -> Augment:
     """What is done to a training image on the host; erasing and mixing come on the device."""
-    if args.aug == "none":
-        return plain(args.input_size, args.crop_pct, args.train_interpolation)
-    if args.aug == "fer":
-        return face_augment(args.input_size, args.color_jitter, args.train_interpolation)
+    asked = augmentation(args)
+    module, name = asked.build.split(":")
+    given = {argument: getattr(args, option) for argument, option in asked.options.items()}
     try:
-        return random_augment(
-            args.input_size, args.aa, args.color_jitter, args.train_interpolation, args.crop_scale
-        )
+        return getattr(import_module(module), name)(**given)
     except (AssertionError, ValueError):  # from timm's reading of the policy
         raise BadInput(
             f"--aa {args.aa}: no policy of timm's; take one like rand-m9-mstd0.5-inc1, or ''"
@@ -208,7 +201,7 @@ def build_loss(
     if args.reprob:
         erase = RandomErasing(
             args.reprob,
-            **(FER_ERASING if args.aug == "fer" else {}),
+            **augmentation(args).erasing,
             mode=args.remode,
             max_count=args.recount,
             num_splits=2 if args.resplit else 0,

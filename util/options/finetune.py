@@ -5,6 +5,7 @@ import argparse
 from backbones import default_in_words
 from util.errors import BadInput
 from util.evaluation_dir import check_results, holds_run
+from util.options.augmentations import AUGMENTATIONS, Augmentation
 from util.options.evaluation import add_evaluation, made_by, resolve_evaluation
 from util.options.finetune_groups import (
     add_augmentation,
@@ -42,14 +43,6 @@ USUAL = {
     "weight_decay": "0.05; linear probe 0",
 }
 FROZEN_DEFAULTS = {"layer_decay": 1.0, "drop_path": 0.0}
-# As in the original MAE-SFER's `main_rafdb.py`, see docs/published.md.
-FER_DEFAULTS = {
-    "color_jitter": 0.25,
-    "train_interpolation": "bilinear",
-    "test_interpolation": "bilinear",
-    "reprob": 0.5,
-    "remode": "const",
-}
 COMMON_DEFAULTS = {
     "opt": "adamw",
     "min_lr": 1e-6,
@@ -112,8 +105,7 @@ def check_options(args: argparse.Namespace) -> None:
         fill_defaults(args, LINEAR_DEFAULTS)
     if args.freeze_backbone:
         fill_defaults(args, FROZEN_DEFAULTS)
-    if args.aug == "fer":
-        fill_defaults(args, FER_DEFAULTS)
+    fill_defaults(args, augmentation(args).defaults)
     if args.teacher:
         fill_defaults(args, TEACHER_DEFAULTS)
     for defaults in (family.finetune_defaults, COMMON_DEFAULTS):
@@ -141,9 +133,14 @@ def check_options(args: argparse.Namespace) -> None:
         check_results(args.output_dir, made_by(args))
 
 
+def augmentation(args: argparse.Namespace) -> Augmentation:
+    """The one of `--aug`."""
+    return AUGMENTATIONS[args.aug or COMMON_DEFAULTS["aug"]]
+
+
 def usual_crop(args: argparse.Namespace) -> float | None:
     """The default centre-crop ratio for testing; None for the whole image."""
-    if args.aug != "randaug":
+    if not augmentation(args).crops:
         return None
     return 0.875 if args.input_size <= 224 else 1.0
 
@@ -160,7 +157,7 @@ def _check_training(args: argparse.Namespace) -> None:
             f"--color_jitter {args.color_jitter:g}: --aug fer also jitters the hue by this, which "
             "must be at most 0.5"
         )
-    if args.train_interpolation == "random" and args.aug != "randaug":
+    if args.train_interpolation == "random" and not augmentation(args).any_interpolation:
         raise BadInput(
             f"--train_interpolation random: only with --aug randaug; with --aug {args.aug} choose "
             f"{' or '.join(INTERPOLATIONS)}"

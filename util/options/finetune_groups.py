@@ -1,5 +1,6 @@
 """Groups of options that only fine-tuning has."""
 
+from util.options.augmentations import AUGMENTATIONS
 from util.options.groups import (
     DATA_SET,
     FACE_MARGIN,
@@ -173,7 +174,7 @@ def add_augmentation(parser: Parser) -> None:
     group = parser.add_argument_group("image augmentation and preprocessing")
     group.add_argument(
         "--aug",
-        choices=("fer", "randaug", "none"),
+        choices=tuple(AUGMENTATIONS),
         help="fer: flip, colour jitter, slight shift and zoom, made for faces; randaug: random "
         "crop, flip and RandAugment, as for ImageNet; none (default: randaug)",
     )
