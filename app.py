@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 from inference.same_origin import OwnPages
 from util.errors import BadInput, Fault
 from util.options.groups import DEVICE
-from util.options.parser import Parser, number
+from util.options.parser import Parser, bounded
 from util.options.predict import AROUND_FACES, DETECTORS, FACE_MARGIN, MARGIN, check_margin
 from util.program import run_program
 
@@ -73,7 +73,7 @@ def build_parser() -> Parser:
     parser.add_argument("--device", default="auto", help=f"{DEVICE} (default: %(default)s)")
     parser.add_argument(
         "--port",
-        type=number(int, low=1, high=65535),
+        type=bounded(int, low=1, high=65535),
         default=7860,
         help="port of the page, http://127.0.0.1:PORT (default: %(default)s)",
     )
@@ -188,7 +188,7 @@ def add_expressions(checkpoints: "Checkpoints", find: "Callable", examples: list
     """Add the tab with the faces of a picture, a bar for each expression, and an attention map."""
     import gradio as gr
 
-    from inference.page import look
+    from inference.page import explain_faces
 
     with gr.Row():
         with gr.Column():
@@ -215,7 +215,7 @@ def add_expressions(checkpoints: "Checkpoints", find: "Callable", examples: list
         try:
             saved, predictor = checkpoints.classifier(name)
             pictures, line = find(path, detect, saved)
-            found = look(saved, predictor, pictures)
+            found = explain_faces(saved, predictor, pictures)
         except Exception as error:
             return [message(friendly(error)), gr.Gallery(visible=False), None, None, []]
         thumbnails = [(one.picture, one.label) for one in found]

@@ -17,7 +17,7 @@ from engine_train import Precision, TrainState
 from training.distill import Teacher
 from training.evaluate import Evaluation, TestSet, evaluate_model
 from util.files import write_json
-from util.optim import decayed_rate
+from util.optim import layer_decay_scale
 from util.predictions import write_predictions
 from util.report.charts import class_figure, confusion_figure, reliability_figure
 from util.report.figures import save_png
@@ -81,7 +81,7 @@ def freeze_backbone(model: nn.Module) -> None:
 
 def layer_rates(model: nn.Module, decay: float, grouped: bool) -> Callable[[str], float]:
     """Learning-rate scale by parameter name: layer-wise decay, smallest near the input."""
-    return decayed_rate(model.layer_numbers(grouped), decay)
+    return layer_decay_scale(model.layer_numbers(grouped), decay)
 
 
 class Evaluator:

@@ -22,7 +22,7 @@ from util.weights.layouts import DECODER, root
 Batch = tuple[Tensor, Tensor, list[str]]  # (N, 3, S, S) uint8, (N, L) noise, problems
 
 
-def begin_with_weights(model: MaskedAutoencoder, path: Path) -> tuple[dict[str, Any], list[str]]:
+def start_from_weights(model: MaskedAutoencoder, path: Path) -> tuple[dict[str, Any], list[str]]:
     """Load weights of any known layout into a model, to start a new schedule from them.
 
     Returns the options they were trained with, as far as the file records them, and lines for the

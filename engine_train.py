@@ -20,7 +20,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
 from training.transfer import on_device, to_device
-from util.distributed import Place, sum_over_ranks, take_from_main
+from util.distributed import Place, broadcast_from_main, sum_over_ranks
 from util.errors import BadInput, Fault
 from util.optim import set_rates
 from util.seeding import seed_globals
@@ -136,7 +136,7 @@ class TrainState:
             setattr(self.position, name, saved.get(name, getattr(self.position, name)))
 
 
-def put_back(before: Iterable[tuple[Tensor, Tensor]]) -> None:
+def restore_values(before: Iterable[tuple[Tensor, Tensor]]) -> None:
     """Restore tensors, given as (tensor, saved value) pairs, to their saved values."""
     for tensor, value in before:
         tensor.copy_(value)
@@ -211,7 +211,7 @@ class Trainer:
             loss = self.batch_loss(self.model, to_device(batch, self.device))
         loss.backward()
         self.state.optimizer.zero_grad(set_to_none=True)
-        put_back(before)
+        restore_values(before)
 
     def run_epoch(self, batches: Iterable, steps: int, observer: Observer) -> None:
         """Train the remaining steps of the current epoch, which has `steps` steps in total."""
@@ -231,7 +231,7 @@ class Trainer:
         # Batch-norm statistics differ between ranks: use rank 0's, which checkpoints hold.
         if self.statistics:
             for model in (self.state.model, *([self.state.ema.module] if self.state.ema else [])):
-                take_from_main(model.buffers())
+                broadcast_from_main(model.buffers())
 
     def _statistics(self) -> list[tuple[Tensor, Tensor]]:
         """(buffer, copy of its value) for each buffer; empty if the model has no batch norm."""
@@ -279,7 +279,7 @@ class Trainer:
             if state.ema:
                 state.ema.update(state.model)
         else:
-            put_back(before)
+            restore_values(before)
         scaler.update()
         state.optimizer.zero_grad(set_to_none=True)
         seconds = time.perf_counter() - start

@@ -64,7 +64,7 @@ def finetune(args: Options, run: "Run") -> None:
     path, weights, notes = find_beginning(run.output, resume_options(args))
     if weights:
         raise BadInput(f"--resume {weights}: weights alone; begin with them by --finetune")
-    args, saved, trained, told = checkpoint.begin_like_pretraining(args, path)
+    args, saved, trained, told = checkpoint.start_like_pretraining(args, path)
     data = labelled.open_data(args, run, trained)
     report = labelled.report(data) if run.folder else []
     args = labelled.with_data_options(args, data)
@@ -75,7 +75,7 @@ def finetune(args: Options, run: "Run") -> None:
     sampler = build.build_sampler(args, run, data)
     model = build.build_model(args, len(classes))
     if args.finetune and path is None:
-        notes += checkpoint.begin_with_pretrained(args, model, saved)
+        notes += checkpoint.start_from_pretrained(args, model, saved)
     del saved  # its memory
     build.prepare_head(args, model)
     model.to(run.device)

@@ -208,11 +208,11 @@ def announce(
     folder: Path, labelled: "LabelledSet | None", data: "ToPack", notes: list[str]
 ) -> None:
     """Print what will be written. Raises BadInput if the disk does not have room for it."""
-    from datasets.labelled import describe
+    from datasets.labelled import describe_set
     from datasets.packed.store import gigabytes
 
     unlabelled = [f"{len(data):,} images without labels", *notes]
-    for line in describe(labelled) if labelled else unlabelled:
+    for line in describe_set(labelled) if labelled else unlabelled:
         print(line)
     size, there = data.estimated_bytes(), sum(p.stat().st_size for p in folder.glob("part-*.bin"))
     above = next(path for path in (folder, *folder.absolute().parents) if path.exists())

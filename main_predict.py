@@ -24,7 +24,7 @@ from util.wording import one_line
 if TYPE_CHECKING:
     import torch
 
-    from datasets.faces.pictures import Found
+    from datasets.faces.pictures import FoundFaces
     from inference.predict import Prediction
 
 
@@ -57,7 +57,7 @@ def work(args: argparse.Namespace) -> None:
     kind, counts = find_format(args.format, args.output), Counter()
     with open_rows(args.output, kind, classes) as rows:
         say(
-            f"{saved.name}, {len(classes)} classes, fp32 on {described(predictor.device)}; "
+            f"{saved.name}, {len(classes)} classes, fp32 on {device_name(predictor.device)}; "
             f"detector: {args.detector}; {len(paths):,} pictures"
         )
         for line in (cut, *skipped_line(skipped), *(f"note: {note}" for note in saved.notes)):
@@ -82,7 +82,7 @@ def all_finite(values: Sequence) -> bool:
     return bool(np.isfinite(values).all())
 
 
-def described(device: "torch.device") -> str:
+def device_name(device: "torch.device") -> str:
     """A device in words, with the model name if it is a GPU."""
     import torch
 
@@ -104,7 +104,7 @@ def labels_of(prediction: "Prediction", classes: Sequence[str]) -> list[str]:
 
 
 def write_picture(
-    rows: RowWriter, picture: "Found", prediction: "Prediction", classes: Sequence[str]
+    rows: RowWriter, picture: "FoundFaces", prediction: "Prediction", classes: Sequence[str]
 ) -> Counter:
     """Write the rows of a picture; returns the counts to add to the totals."""
     path = inert(picture.path)
@@ -147,7 +147,7 @@ class Beside:
             if self._file.is_dir():
                 raise BadInput(f"--features {self._file}: is a folder; name a file")
 
-    def add(self, picture: "Found", prediction: "Prediction") -> None:
+    def add(self, picture: "FoundFaces", prediction: "Prediction") -> None:
         """Add the next picture, with the prediction for its faces."""
         if self._folder and not picture.problem:
             self._draw(picture, prediction)
@@ -156,7 +156,7 @@ class Beside:
             labels = labels_of(prediction, self._classes)
             self._rows.append((inert(picture.path), labels, prediction.features))
 
-    def _draw(self, picture: "Found", prediction: "Prediction") -> None:
+    def _draw(self, picture: "FoundFaces", prediction: "Prediction") -> None:
         from datasets.decode import UnreadableImage, load_rgb
         from inference.annotate import annotated, file_name
 

@@ -34,7 +34,7 @@ def pretrain(args: Namespace, run: "Run") -> None:
 
     from builders import pretrain as build
     from datasets.transforms import Normalise
-    from engine_pretrain import MaskedLoss, Resolution, begin_with_weights
+    from engine_pretrain import MaskedLoss, Resolution, start_from_weights
     from engine_train import Precision, Trainer
     from training.bad_images import BadImages
     from training.resume import find_beginning, restore_state
@@ -62,7 +62,7 @@ def pretrain(args: Namespace, run: "Run") -> None:
     identity = build.run_identity(args, data, lr, precision)
     path, weights, notes = find_beginning(run.output, resume_options(args))
     if weights:
-        trained, told = begin_with_weights(model, weights)
+        trained, told = start_from_weights(model, weights)
         seen = {name: trained[name] for name in ("input_size", "face_margin") if name in trained}
         differ = differences(args, seen, {"face_margin": margin})
         notes += [*told, *difference_lines(differ, "continued", "begun")]

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from util.errors import DONE, RESUMABLE, BadInput, Fault
-from util.options.parser import COUNT, SIZE, Parser, find_output_dir, number
+from util.options.parser import COUNT, SIZE, Parser, bounded, find_output_dir
 from util.program import run_program
 from util.stop import StopRequest
 
@@ -56,7 +56,7 @@ def build_parser() -> Parser:
     )
     parser.add_argument(
         "--hours",
-        type=number(float, above=0),
+        type=bounded(float, above=0),
         default=72,
         help="time limit of each job in hours; the next one resumes (default: %(default)s)",
     )
@@ -96,7 +96,7 @@ def check_options(args: argparse.Namespace) -> None:
 
 
 def work(args: argparse.Namespace) -> None:
-    """Submit the job and print its number."""
+    """Submit the job and print its bounded."""
     # submitit reads these here and in the job: the signal that the programs handle, and where their
     # modules are.
     paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from util.errors import BadInput
-from util.evaluation_dir import Drawn, evaluation_folder, tests_other_images
+from util.evaluation_dir import FigureSource, evaluation_folder, tests_other_images
 from util.options.groups import (
     DEVICE,
     FACE_MARGIN,
@@ -26,7 +26,7 @@ from util.options.groups import (
     WORKERS,
     add_saved,
 )
-from util.options.parser import COUNT, RATE, RATIO, SEED, SIZE, Options, Parser, number
+from util.options.parser import COUNT, RATE, RATIO, SEED, SIZE, Options, Parser, bounded
 from util.options.trained import OF_DATA, difference_lines, differences, trained_with
 from util.program import run_program
 
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from datasets.labelled import LabelledSet
-    from inference.visualize import Data, Viewer
+    from inference.visualize import FigureData, Viewer
     from models_masked import MaskedAutoencoder
     from models_saved import Saved
 
@@ -92,7 +92,7 @@ def build_parser() -> Parser:
     group = parser.add_argument_group("figures")
     group.add_argument(
         "--count",
-        type=number(int, low=1, high=64),
+        type=bounded(int, low=1, high=64),
         default=8,
         help="number of images in reconstructions and attention, at most 64 (default: %(default)s)",
     )
@@ -164,7 +164,7 @@ class Opened(NamedTuple):
 
     viewer: "Viewer"
     wanted: Sequence[str]  # of FIGURES
-    drawn: Drawn
+    drawn: FigureSource
 
 
 def work(args: Options) -> None:
@@ -190,7 +190,7 @@ def work(args: Options) -> None:
         raise BadInput(f"--output_dir {args.output_dir}: {what}") from None
 
 
-def folder_for(args: Options, drawn: Drawn) -> str:
+def folder_for(args: Options, drawn: FigureSource) -> str:
     """The folder to write to: `--output_dir`, or a subfolder if that holds other results.
 
     So the figures in a report always belong to its numbers.
@@ -285,12 +285,12 @@ def possible_ratios(given: list[float] | None, model: "MaskedAutoencoder") -> li
 
     Raises BadInput for a given one that does not.
     """
-    from util.patch_counts import kept_patches
+    from util.patch_counts import visible_patches
 
     ratios = []
     for ratio in sorted(set(given or RATIOS)):
         try:
-            kept_patches(model.num_patches, ratio)
+            visible_patches(model.num_patches, ratio)
         except BadInput as error:
             if given:
                 raise BadInput(str(error).replace("--mask_ratio", "--mask_ratios", 1)) from None
@@ -299,7 +299,7 @@ def possible_ratios(given: list[float] | None, model: "MaskedAutoencoder") -> li
     return ratios or [model.mask_ratio]
 
 
-def open_data(args: Options, saved: "Saved") -> tuple["Data", Drawn]:
+def open_data(args: Options, saved: "Saved") -> tuple["FigureData", FigureSource]:
     """The images of `--data_path`, with labels if they have any; a classifier needs labels."""
     from datasets.registry import labelled_as
     from models_saved import SavedClassifier
@@ -318,16 +318,16 @@ def open_data(args: Options, saved: "Saved") -> tuple["Data", Drawn]:
     return open_without_labels(args, saved)
 
 
-def open_without_labels(args: Options, saved: "Saved") -> tuple["Data", Drawn]:
+def open_without_labels(args: Options, saved: "Saved") -> tuple["FigureData", FigureSource]:
     """Images without labels."""
-    from datasets import drawn_size, open_images
+    from datasets import open_images, synthetic_size
     from datasets.unreadable import check_readable
-    from inference.visualize import Data
+    from inference.visualize import FigureData
 
     trained = trained_with(saved.checkpoint, args.checkpoint)
     source, notes, margin = open_images(
         args.data_path,
-        size=drawn_size(saved.preprocessing.input_size),
+        size=synthetic_size(saved.preprocessing.input_size),
         face_margin=args.face_margin,
         trained=trained,
     )
@@ -336,17 +336,17 @@ def open_without_labels(args: Options, saved: "Saved") -> tuple["Data", Drawn]:
     for line in (*notes, *lines):
         print(line, flush=True)
     check_readable(source)
-    return Data(source, None, (), ()), Drawn(args.checkpoint, args.data_path)
+    return FigureData(source, None, (), ()), FigureSource(args.checkpoint, args.data_path)
 
 
-def open_with_labels(args: Options, saved: "Saved", name: str) -> tuple["Data", Drawn]:
+def open_with_labels(args: Options, saved: "Saved", name: str) -> tuple["FigureData", FigureSource]:
     """A split of a labelled data set; for a classifier, only images of its own classes."""
-    from datasets import drawn_size, open_labelled
+    from datasets import open_labelled, synthetic_size
     from datasets.duplicates import duplicates
     from datasets.finetune import in_classes
-    from datasets.labelled import describe
+    from datasets.labelled import describe_set
     from datasets.unreadable import check_readable
-    from inference.visualize import Data
+    from inference.visualize import FigureData
     from models_saved import SavedClassifier
 
     trained = trained_with(saved.checkpoint, args.checkpoint)
@@ -358,12 +358,12 @@ def open_with_labels(args: Options, saved: "Saved", name: str) -> tuple["Data", 
         label_order=args.label_order,
         face_margin=args.face_margin,
         trained=trained,
-        size=drawn_size(saved.preprocessing.input_size),
+        size=synthetic_size(saved.preprocessing.input_size),
     )
     split, lines = split_of(labelled, args.split)
-    images, classes, about = labelled.splits[split], labelled.classes, describe(labelled)
+    images, classes, about = labelled.splits[split], labelled.classes, describe_set(labelled)
     common = range(len(classes))
-    drawn = Drawn(args.checkpoint, args.data_path)
+    drawn = FigureSource(args.checkpoint, args.data_path)
     if isinstance(saved, SavedClassifier):
         classes = saved.classes
         matched = in_classes(labelled, images, classes)
@@ -377,7 +377,7 @@ def open_with_labels(args: Options, saved: "Saved", name: str) -> tuple["Data", 
     lines += difference_lines(differences(args, differ, labelled.options), "drawn")
     print(*about, *lines, *duplicates(labelled.splits), sep="\n", flush=True)
     check_readable(images.source)
-    return Data(images.source, images.labels, classes, common), drawn
+    return FigureData(images.source, images.labels, classes, common), drawn
 
 
 def split_of(labelled: "LabelledSet", split: str | None) -> tuple[str, list[str]]:

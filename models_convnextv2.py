@@ -23,20 +23,20 @@ from torch import Tensor, nn
 from backbones.convnextv2 import CONVNEXT_PATCH, ConvNeXtSize
 from kernels.packed import (
     MLP,
-    Canvas,
+    DenseCanvas,
     Depthwise,
     Neighbours,
     find_neighbours,
-    has_own_passes,
+    uses_custom_kernels,
     whole_images,
 )
 from models_masked import (
     LayerNorm,
     MaskedAutoencoder,
-    compute_type,
-    in_order,
+    matmul_dtype,
     run_block,
     take_patches,
+    with_contiguous_grad,
 )
 
 
@@ -71,7 +71,7 @@ class Block(nn.Module):
         self.pwconv2 = nn.Linear(4 * dim, dim)
         self.drop_path = DropPath(drop_path) if drop_path else nn.Identity()
 
-    def forward(self, x: Tensor, near: Canvas | Neighbours | None = None) -> Tensor:
+    def forward(self, x: Tensor, near: DenseCanvas | Neighbours | None = None) -> Tensor:
         """(N, V, b, b, C) -> same; without `near`, x holds whole images and torch convolves."""
         if isinstance(near, Neighbours):
             return x + self.drop_path(self._packed(x, near))
@@ -95,7 +95,7 @@ class Block(nn.Module):
     def _packed(self, x: Tensor, near: Neighbours) -> Tensor:
         """The residual branch, computed by `kernels.packed`."""
         n, c = len(x), x.shape[-1]
-        y = x.to(compute_type(x)).reshape(-1, c)
+        y = x.to(matmul_dtype(x)).reshape(-1, c)
         y = Depthwise.apply(y, self.dwconv.weight, self.dwconv.bias, near)
         layers = (self.norm, self.pwconv1, self.pwconv2)
         norm, first, second = ((layer.weight, layer.bias) for layer in layers)
@@ -103,7 +103,7 @@ class Block(nn.Module):
         return MLP.apply(y.view(n, -1, c), *norm, *first, gamma, beta, *second).view_as(x)
 
 
-def depthwise(x: Tensor, conv: nn.Conv2d, canvas: Canvas | None) -> Tensor:
+def depthwise(x: Tensor, conv: nn.Conv2d, canvas: DenseCanvas | None) -> Tensor:
     """Depthwise convolution of packed patches with torch's kernel, (N, V, b, b, C) -> same.
 
     Without a canvas, the only patch is the whole image.
@@ -115,7 +115,9 @@ def depthwise(x: Tensor, conv: nn.Conv2d, canvas: Canvas | None) -> Tensor:
         side = canvas.side
         y = x.new_zeros(n * side * side, c).index_copy(0, canvas.cells, x.reshape(-1, c))
         y = y.view(n, side, side, c)
-    y = F.conv2d(y.permute(0, 3, 1, 2), in_order(conv.weight), conv.bias, padding=3, groups=c)
+    y = F.conv2d(
+        y.permute(0, 3, 1, 2), with_contiguous_grad(conv.weight), conv.bias, padding=3, groups=c
+    )
     y = y.permute(0, 2, 3, 1)
     if canvas is None:
         return y.unflatten(0, (n, v))
@@ -279,7 +281,7 @@ class FCMAE(MaskedAutoencoder):
 
     def kernels(self, device: torch.device, dtype: torch.dtype) -> str:
         """See MaskedAutoencoder."""
-        return "windowed convolution" if has_own_passes(device) else "torch's convolution"
+        return "windowed convolution" if uses_custom_kernels(device) else "torch's convolution"
 
     def forward_features(self, imgs: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, D): the mean over all cells of the dense pass."""

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from util.patch_counts import kept_patches, predicted_patches
+from util.patch_counts import predicted_patches, visible_patches
 
 # The epsilon of both papers; torch's default is 1e-5.
 LayerNorm = partial(nn.LayerNorm, eps=1e-6)
@@ -40,7 +40,7 @@ def take_tokens(x: Tensor, ids: Tensor) -> Tensor:
     return x.gather(1, ids[:, :, None].expand(-1, -1, x.shape[2]))
 
 
-def in_order(weight: Tensor) -> Tensor:
+def with_contiguous_grad(weight: Tensor) -> Tensor:
     """The same filter, but its gradient gets the filter's own strides, as DDP expects.
 
     Channels-last kernels return gradients with other strides; reshaping to a matrix and back
@@ -49,7 +49,7 @@ def in_order(weight: Tensor) -> Tensor:
     return weight.flatten(1).view_as(weight)
 
 
-def compute_type(x: Tensor) -> torch.dtype:
+def matmul_dtype(x: Tensor) -> torch.dtype:
     """The dtype of matrix products: autocast's dtype if autocast is enabled, else that of x."""
     device = x.device.type
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
@@ -165,7 +165,9 @@ class MaskedAutoencoder(nn.Module):
             raise ValueError(f"images are {h}x{w}, but the model is set to {self.input_size} px")
         if noise is None:
             noise = torch.rand(n, self.num_patches, device=imgs.device)
-        keep = kept_patches(self.num_patches, self.mask_ratio if mask_ratio is None else mask_ratio)
+        keep = visible_patches(
+            self.num_patches, self.mask_ratio if mask_ratio is None else mask_ratio
+        )
         return noise.argsort(dim=1, stable=True), keep
 
     def forward_encoder(self, imgs: Tensor, visible: Tensor) -> Latent:

@@ -61,11 +61,11 @@ def compile_blocks(model: nn.Module) -> None:
             device = next(module.parameters()).device
             for name, child in module.named_children():
                 if isinstance(child, DropPath):
-                    setattr(module, name, AlikeDropPath(child.drop_prob, device))
+                    setattr(module, name, SharedDropPath(child.drop_prob, device))
             module.compile(dynamic=False)
 
 
-class AlikeDropPath(nn.Module):
+class SharedDropPath(nn.Module):
     """timm's DropPath with its rate in a tensor.
 
     A plain number would be compiled in as a constant, so blocks could not share a compilation.

@@ -16,14 +16,14 @@ from torch import Tensor, nn
 
 from backbones.resnet import RESNET_PATCHES, RESNET_STRIDES, ResNetSize
 from kernels.gathered import Layer, batch_norm, layer_on_rows
-from kernels.packed import Canvas, has_own_passes, on_canvas, whole_images
+from kernels.packed import DenseCanvas, on_canvas, uses_custom_kernels, whole_images
 from models_convnextv2 import Block, init_weights
-from models_masked import MaskedAutoencoder, in_order, take_tokens
+from models_masked import MaskedAutoencoder, take_tokens, with_contiguous_grad
 
 
 def convolve(x: Tensor, conv: nn.Conv2d) -> Tensor:
-    """`conv(x)`, see `in_order`."""
-    return F.conv2d(x, in_order(conv.weight), conv.bias, conv.stride, conv.padding)
+    """`conv(x)`, see `with_contiguous_grad`."""
+    return F.conv2d(x, with_contiguous_grad(conv.weight), conv.bias, conv.stride, conv.padding)
 
 
 def rows_of(x: Tensor, cells: Tensor) -> Tensor:
@@ -96,7 +96,7 @@ class ResNetEncoder(ResNet):
         patches must be zero. Their cells are then zero in every map whose cells are no larger than
         a patch.
         """
-        known: dict[int, Canvas] = {}  # partly masked maps, by side length
+        known: dict[int, DenseCanvas] = {}  # partly masked maps, by side length
         if visible is not None:
             patch = imgs.shape[2] // grid
             sides = [patch // stride for stride in (2, *RESNET_STRIDES) if stride <= patch]
@@ -104,7 +104,7 @@ class ResNetEncoder(ResNet):
         cells = {side: canvas.cells for side, canvas in known.items()}
         # Rows are gathered from channels-last maps, which GPUs prefer as well. CPUs convolve small
         # maps up to twice as fast with channels first, except by 1×1 filters.
-        own = has_own_passes(imgs.device)
+        own = uses_custom_kernels(imgs.device)
         channels_first = own and visible is None and not self.bottleneck
         order = torch.contiguous_format if channels_first else torch.channels_last
         x = convolve(imgs.contiguous(memory_format=order), self.conv1)
@@ -121,13 +121,15 @@ class ResNetEncoder(ResNet):
             maps.append(x)
         return maps[first:]
 
-    def _on_rows(self, x: Tensor, known: dict[int, Canvas], first: int) -> list[Tensor]:
+    def _on_rows(self, x: Tensor, known: dict[int, DenseCanvas], first: int) -> list[Tensor]:
         """The four stages on the stem's output (N, C, H, H), computed by `kernels.gathered`."""
         n, side, before, maps = len(x), x.shape[2], None, []
         rows = rows_of(x, known[side].cells)
         for i, stage in enumerate(self._stages()):
             # Where cells are larger than patches, all cells are computed.
-            after = known.get(side) or Canvas(torch.arange(n * side * side, device=x.device), side)
+            after = known.get(side) or DenseCanvas(
+                torch.arange(n * side * side, device=x.device), side
+            )
             layer = layer_on_rows(before, after, n)
             for block in stage:
                 rows = block(rows, layer)
@@ -232,7 +234,7 @@ class MaskedResNet(MaskedAutoencoder):
 
     def kernels(self, device: torch.device, dtype: torch.dtype) -> str:
         """See MaskedAutoencoder."""
-        own = has_own_passes(device)
+        own = uses_custom_kernels(device)
         return "convolution by gathered matrix products" if own else "torch's convolution"
 
     def forward_features(self, imgs: Tensor) -> Tensor:

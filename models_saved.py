@@ -20,7 +20,7 @@ from util.safe_json import number, part
 from util.states import State, root
 from util.weights import check_alone, load_pretrained, pick_state, read_source
 from util.weights.hf_settings import described_beside
-from util.weights.layouts import Architecture, describe, head_classes, translate
+from util.weights.layouts import Architecture, head_classes, identify_architecture, translate
 from util.weights.layouts_foreign import TRANSFORMERS
 
 LARGEST = 4096  # side length in pixels of an input
@@ -292,7 +292,7 @@ def _recognised(
     source: str | Path, saved: dict[str, Any], key: str = "", prefix: str = ""
 ) -> _Opened:
     weights, layout = translate(pick_state(source, saved, key or _key(saved), prefix)[0])
-    held = describe(weights)
+    held = identify_architecture(weights)
     if held is None or not held.name or held.in_chans != 3:
         what = f"holds {held}" if held else "holds no ViT, ConvNeXt V2 or ResNet in a known layout"
         raise BadInput(f"{source}: {what}; use a checkpoint of one of this project's models")

@@ -35,7 +35,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks import rivals
-from datasets import drawn_size, open_labelled
+from datasets import open_labelled, synthetic_size
 from util.errors import BadInput
 from util.files import write_json
 from util.options.parser import COUNT, SIZE, Parser
@@ -336,7 +336,7 @@ def check_options(args: argparse.Namespace) -> None:
         raise BadInput(f"--unlabelled {args.unlabelled}: no such folder; give one to pre-train on")
     if drawn and args.pseudo_passes:
         raise BadInput("--pseudo_passes: needs image files; give a folder with --unlabelled")
-    splits = open_labelled(args.faces, size=drawn_size(args.input_size)).splits
+    splits = open_labelled(args.faces, size=synthetic_size(args.input_size)).splits
     if not {"train", "test"} <= set(splits):
         raise BadInput(f"--faces {args.faces}: has no splits train and test")
     args.count = len(splits["train"])

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from kernels.packed import REACH, Windows, correlate, with_zero_row
 from models_convnextv2 import FCMAE, Block
-from models_masked import compute_type
+from models_masked import matmul_dtype
 
 
 class MaskedDense(nn.Module):
@@ -93,7 +93,7 @@ class TunedDepthwise(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        x = x.to(compute_type(x))
+        x = x.to(matmul_dtype(x))
         weight = weight.to(x.dtype)
         ctx.save_for_backward(x, weight)
         return convolve(x, weight, bias.to(x.dtype))

@@ -38,7 +38,14 @@ from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from datasets import LabelledSet, PlainImages, build_test_loader, drawn_size, open_labelled, plain
+from datasets import (
+    LabelledSet,
+    PlainImages,
+    build_test_loader,
+    open_labelled,
+    plain,
+    synthetic_size,
+)
 from datasets.finetune import choose_splits, hold_out, take_fraction
 from datasets.labelled import LabelledImages
 from datasets.transforms import Normalise
@@ -47,12 +54,12 @@ from engine_train import Precision
 from training.evaluate import Evaluation, TestSet, evaluate_model
 from util.distributed import Place, pick_device
 from util.errors import BadInput
-from util.files import append_whole, write_json
-from util.metrics import evaluate
+from util.files import append_atomically, write_json
+from util.metrics import classification_metrics
 from util.optim import adamw, parameter_groups
 from util.options.groups import DATA_SET, DEVICE, LABEL_FRACTION
 from util.options.parser import COUNT, SIZE, SOME, Parser
-from util.options.parser import number as bounded
+from util.options.parser import bounded as bounded
 from util.program import run_program
 from util.rundir import provenance, read_json
 from util.safe_json import number, part
@@ -205,7 +212,7 @@ def mean_class_accuracy(rival: Rival, x: Tensor, y: Tensor) -> float:
     logits = torch.cat([model(rival.normalise(part.to(device))).cpu() for part in x.split(64)])
     model.train()
     names = [str(k) for k in range(logits.shape[1])]
-    return evaluate(logits.softmax(1).numpy(), y.numpy(), names)["uar"]
+    return classification_metrics(logits.softmax(1).numpy(), y.numpy(), names)["uar"]
 
 
 def run_seed(name: str, recipe: Recipe, seed: int, args: argparse.Namespace) -> dict:
@@ -265,7 +272,7 @@ def trained_and_tested(
             **{f"test_{short}": looks[-1].result[metric] for short, metric in LOGGED.items()},
             "epoch_s": round(rival.seconds - began, 2),
         }
-        append_whole(folder / "log.txt", json.dumps(line) + "\n")
+        append_atomically(folder / "log.txt", json.dumps(line) + "\n")
     return looks
 
 
@@ -301,7 +308,7 @@ def open_data(
     args: argparse.Namespace, seed: int
 ) -> tuple[LabelledSet, LabelledImages, LabelledImages, str]:
     """Data set, training and test images as in main_finetune.py, test split. Raises BadInput."""
-    data = open_labelled(args.data_path, args.data_set, size=drawn_size(args.input_size))
+    data = open_labelled(args.data_path, args.data_set, size=synthetic_size(args.input_size))
     train, tests, splits, _ = choose_splits(data, None, "test", 0.1, seed, args.data_path)
     return data, take_fraction(train, args.label_fraction, seed), tests["test"], splits["test"]
 

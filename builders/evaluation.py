@@ -5,7 +5,7 @@ import argparse
 from builders import finetune as build
 from builders import labelled_data as labelled
 from builders import weights as checkpoint
-from builders.labelled_data import Data
+from builders.labelled_data import FinetuneData
 from engine_finetune import Evaluator, write_results
 from engine_train import Precision, TrainState
 from training.evaluate import doubt_order, judge
@@ -67,7 +67,7 @@ def classify_by_neighbours(args: Options, run: Run) -> None:
     data = labelled.open_data(args, run, trained)
     classes = data.train_set.classes
     model = build.build_model(args, len(classes))
-    notes += checkpoint.begin_with_pretrained(args, model, saved)
+    notes += checkpoint.start_from_pretrained(args, model, saved)
     precision = Precision(args.amp, run.device)
     evaluator = build.build_evaluator(args, run, data, classes, precision, run.stop.end_if_asked)
     split = "test" if "test" in data.tests else "val"
@@ -105,7 +105,7 @@ def classify_by_neighbours(args: Options, run: Run) -> None:
 def test_chosen(
     args: argparse.Namespace,
     run: Run,
-    data: Data,
+    data: FinetuneData,
     evaluator: Evaluator,
     state: TrainState,
     report: list[str],

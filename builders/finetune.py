@@ -12,7 +12,7 @@ from torch import nn
 
 import training.run
 from backbones import family_of
-from builders.labelled_data import Data
+from builders.labelled_data import FinetuneData
 from datasets import (
     Augment,
     LabelledSet,
@@ -56,7 +56,7 @@ def build_model(args: argparse.Namespace, classes: int) -> nn.Module:
     return model
 
 
-def build_sampler(args: argparse.Namespace, run: Run, data: Data) -> GlobalBatchSampler:
+def build_sampler(args: argparse.Namespace, run: Run, data: FinetuneData) -> GlobalBatchSampler:
     """The order of the training images."""
     return GlobalBatchSampler(
         len(data.train),
@@ -69,14 +69,14 @@ def build_sampler(args: argparse.Namespace, run: Run, data: Data) -> GlobalBatch
     )
 
 
-def balanced(args: argparse.Namespace, data: Data) -> bool:
+def balanced(args: argparse.Namespace, data: FinetuneData) -> bool:
     """`--balance`: whether all classes are drawn equally often."""
     return data.train_set.name == "affectnet" if args.balance is None else args.balance
 
 
 def run_identity(
     args: argparse.Namespace,
-    data: Data,
+    data: FinetuneData,
     sampler: GlobalBatchSampler,
     lr: float,
     precision: Precision,
@@ -157,7 +157,7 @@ def build_teacher(args: Options, run: Run, data: LabelledSet) -> Teacher | None:
                 args.teacher,
                 saved,
                 data.classes,
-                normalise(args, run),
+                build_normalise(args, run),
                 args.distill_weight,
                 args.distill_temperature,
             )
@@ -172,7 +172,7 @@ def build_teacher(args: Options, run: Run, data: LabelledSet) -> Teacher | None:
     return same_everywhere(f"--teacher {args.teacher}", build, lambda teacher: teacher.digest)
 
 
-def learnt_from(args: Options, data: Data, teacher: Teacher | None) -> dict[str, str]:
+def learnt_from(args: Options, data: FinetuneData, teacher: Teacher | None) -> dict[str, str]:
     """What eval.json says of classifiers that taught beside the labels."""
     told = {"teacher": f"{teacher.description}; {teacher.digest}"} if teacher else {}
     if data.pseudo_labelled:
@@ -207,10 +207,10 @@ def build_loss(
             num_splits=2 if args.resplit else 0,
             device=run.device,
         )
-    return ClassifierLoss(normalise(args, run), args.smoothing, mix, erase, teacher)
+    return ClassifierLoss(build_normalise(args, run), args.smoothing, mix, erase, teacher)
 
 
-def normalise(args: argparse.Namespace, run: Run) -> Normalise:
+def build_normalise(args: argparse.Namespace, run: Run) -> Normalise:
     """Pixels to model input, on the device."""
     return Normalise(*mean_and_std(args)).to(run.device)
 
@@ -253,7 +253,7 @@ def loading(args: argparse.Namespace, run: Run) -> dict[str, object]:
 def build_evaluator(
     args: argparse.Namespace,
     run: Run,
-    data: Data,
+    data: FinetuneData,
     classes: Sequence[str],
     precision: Precision,
     between: Callable[[], None] = lambda: None,
@@ -271,5 +271,5 @@ def build_evaluator(
         notes += [f"{split}: {line}" for line in matched.lines()]
     by_ema, flip = args.model_ema_eval, args.eval_flip
     return Evaluator(
-        tests, args.select, by_ema, normalise(args, run), precision, flip, between, notes
+        tests, args.select, by_ema, build_normalise(args, run), precision, flip, between, notes
     )

@@ -6,10 +6,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from datasets import LabelledSet, drawn_size, open_labelled
+from datasets import LabelledSet, open_labelled, synthetic_size
 from datasets.duplicates import duplicates
 from datasets.finetune import choose_splits, take_fraction, test_split
-from datasets.labelled import LabelledImages, describe, digest_of
+from datasets.labelled import LabelledImages, describe_set, digest_of
 from datasets.pseudo import read_pseudo_labels, with_pseudo_labels
 from datasets.registry import OFFICIAL, labelled_as, setting_of
 from datasets.unreadable import check_readable
@@ -18,7 +18,7 @@ from util.options.parser import Options
 from util.options.trained import OF_DATA
 
 
-class Data(NamedTuple):
+class FinetuneData(NamedTuple):
     """What `--data_path` and `--eval_data_path` hold, split as the options say."""
 
     train_set: LabelledSet
@@ -41,16 +41,16 @@ class Data(NamedTuple):
 
 def open_data(
     args: argparse.Namespace, run: Run, trained: Mapping[str, Any], learns: bool = True
-) -> Data:
+) -> FinetuneData:
     """The images with their labels, equal on all ranks; `train` is empty where nothing `learns`.
 
     `trained`: see `open_labelled`.
     """
     cache = run.output / "file_list.bin" if run.folder else None
-    options = {"face_margin": args.face_margin, "size": drawn_size(args.input_size)}
+    options = {"face_margin": args.face_margin, "size": synthetic_size(args.input_size)}
     rules, other_rules = _rules(args)
 
-    def build() -> Data:
+    def build() -> FinetuneData:
         pseudo_labelled = 0
         own = open_labelled(
             args.data_path,
@@ -82,7 +82,7 @@ def open_data(
         for images in tests.values():
             check_readable(images.source)
         tests = {} if args.disable_eval else tests
-        return Data(own, tested or own, train, tests, splits, notes, pseudo_labelled)
+        return FinetuneData(own, tested or own, train, tests, splits, notes, pseudo_labelled)
 
     return same_everywhere(f"--data_path {args.data_path}", build, lambda data: data.digest)
 
@@ -105,20 +105,20 @@ def _rules(args: argparse.Namespace) -> tuple[dict[str, str | None], dict[str, s
     return for_own, for_other
 
 
-def report(data: Data) -> list[str]:
+def report(data: FinetuneData) -> list[str]:
     """What there is to say of the data: counts, what is missing or left out, images in two splits.
 
     It looks into files: for rank 0.
     """
-    lines = describe(data.train_set) if len(data.train) else []
+    lines = describe_set(data.train_set) if len(data.train) else []
     if data.test_set is not data.train_set or not lines:
-        lines += ["tested on:", *describe(data.test_set)]
+        lines += ["tested on:", *describe_set(data.test_set)]
     train = data.train if len(data.train) else data.test_set.splits.get("train")
     splits = {"train": train, **data.tests} if train else data.tests
     return [*lines, *data.notes, *duplicates(splits)]
 
 
-def describe_data(args: argparse.Namespace, data: Data) -> dict[str, object]:
+def describe_data(args: argparse.Namespace, data: FinetuneData) -> dict[str, object]:
     """What `config.json` says of them."""
     return {
         "path": args.data_path,
@@ -130,7 +130,7 @@ def describe_data(args: argparse.Namespace, data: Data) -> dict[str, object]:
     }
 
 
-def with_data_options(args: Options, data: Data) -> Options:
+def with_data_options(args: Options, data: FinetuneData) -> Options:
     """The options, those that decided what the data are as they were in effect.
 
     They are of the training data; what labels mean in a test set of another kind is of that.
@@ -141,14 +141,14 @@ def with_data_options(args: Options, data: Data) -> Options:
     return args.but(**options)
 
 
-def config_options(args: Options, data: Data) -> dict[str, object]:
+def config_options(args: Options, data: FinetuneData) -> dict[str, object]:
     """The options as `config.json` keeps them: those that do the same again, test set included."""
     margin = data.test_set.options.get("face_margin")
     return {**vars(args), "face_margin": margin if args.face_margin is None else args.face_margin}
 
 
 def about(
-    args: argparse.Namespace, data: Data, split: str, lines: Sequence[str]
+    args: argparse.Namespace, data: FinetuneData, split: str, lines: Sequence[str]
 ) -> dict[str, object]:
     """What stands in eval.json beside the numbers: what they are about. `lines`: see `report`."""
     owner = data.owner(split)

@@ -12,14 +12,14 @@ from datasets import (
     Images,
     PretrainDataset,
     build_loader,
-    drawn_size,
     open_images,
     open_labelled,
     plain,
+    synthetic_size,
 )
 from datasets.duplicates import duplicates
 from datasets.finetune import choose_splits
-from datasets.labelled import describe
+from datasets.labelled import describe_set
 from datasets.sampler import GlobalBatchSampler
 from datasets.transforms import IMAGENET_MEAN, IMAGENET_STD, Normalise
 from datasets.unreadable import check_readable
@@ -34,7 +34,7 @@ from util.optim import adamw, parameter_groups
 from util.schedule import resolution_at
 
 
-class Data(NamedTuple):
+class PretrainData(NamedTuple):
     """The images, their order, and the workers that read them."""
 
     dataset: PretrainDataset
@@ -64,12 +64,16 @@ def size_schedule(args: Namespace, patch: int) -> Callable[[int], int]:
     return partial(resolution_at, low=low, high=high, patch=patch, epochs=args.epochs)
 
 
-def open_data(args: Namespace, run: Run, num_patches: int, size_at: Callable[[int], int]) -> Data:
+def open_data(
+    args: Namespace, run: Run, num_patches: int, size_at: Callable[[int], int]
+) -> PretrainData:
     """The images of `--data_path`, equal on all ranks."""
     cache = run.output / "file_list.bin" if run.folder else None
 
     def build() -> Images:
-        images = open_images(args.data_path, cache, drawn_size(args.input_size), args.face_margin)
+        images = open_images(
+            args.data_path, cache, synthetic_size(args.input_size), args.face_margin
+        )
         check_readable(images.source)
         return images
 
@@ -80,7 +84,7 @@ def open_data(args: Namespace, run: Run, num_patches: int, size_at: Callable[[in
         len(dataset), args.batch_size, args.accum_iter, run.place, args.seed
     )
     loader = build_loader(dataset, sampler, **workers(args, run))
-    return Data(dataset, sampler, loader, images.notes, images.face_margin)
+    return PretrainData(dataset, sampler, loader, images.notes, images.face_margin)
 
 
 def workers(args: Namespace, run: Run) -> dict[str, object]:
@@ -96,7 +100,9 @@ def build_state(
     return TrainState(model, optimizer, precision.scaler)
 
 
-def run_identity(args: Namespace, data: Data, lr: float, precision: Precision) -> dict[str, object]:
+def run_identity(
+    args: Namespace, data: PretrainData, lr: float, precision: Precision
+) -> dict[str, object]:
     """What determines the result of a run: only a checkpoint of the same is resumed."""
     names = ["warmup_epochs", "min_lr", "weight_decay", "clip_grad", "seed", "epochs"]
     names += ["progressive"]
@@ -137,7 +143,7 @@ def preprocessing(args: Namespace) -> dict[str, object]:
 
 
 def build_pictures(
-    args: Namespace, run: Run, data: Data, normalise: Normalise
+    args: Namespace, run: Run, data: PretrainData, normalise: Normalise
 ) -> Reconstructions | None:
     """Reconstructions drawn while training, on rank 0."""
     if not (run.folder and args.vis_freq):
@@ -155,13 +161,13 @@ def build_probe(
     data = same_everywhere(
         f"--probe_data_path {args.probe_data_path}",
         lambda: open_labelled(
-            args.probe_data_path, face_margin=face_margin, size=drawn_size(args.input_size)
+            args.probe_data_path, face_margin=face_margin, size=synthetic_size(args.input_size)
         ),
         lambda data: data.digest,
     )
     train, tests, _, notes = choose_splits(data, None, "test", 0.1, args.seed, args.probe_data_path)
     shared = duplicates({"train": train, **tests}) if run.folder else []
-    for line in ("probed on:", *describe(data), *notes, *shared):
+    for line in ("probed on:", *describe_set(data), *notes, *shared):
         log.line(line)
     view, how = plain(args.input_size), workers(args, run)
     return Probe(train, tests["test"], data.classes, view, normalise, run.place, **how)

@@ -26,7 +26,7 @@ def read_finetune(args: Options) -> dict[str, Any]:
     return read_source(args.finetune, args.cache_dir)
 
 
-def begin_with_pretrained(args: Options, model: nn.Module, saved: dict[str, Any]) -> list[str]:
+def start_from_pretrained(args: Options, model: nn.Module, saved: dict[str, Any]) -> list[str]:
     """`--finetune` into a model, whose head stays as it is; -> lines that say what fitted."""
     report = load_pretrained(
         model,
@@ -139,7 +139,7 @@ def _without_effect(args: Options, saved: dict[str, Any]) -> list[str]:
     return lines
 
 
-def begin_like_pretraining(
+def start_like_pretraining(
     args: Options, path: Path | None
 ) -> tuple[Options, dict[str, Any], dict[str, Any], list[str]]:
     """The options with what this training takes over from the one that `--finetune` names.

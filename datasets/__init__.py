@@ -10,7 +10,7 @@ from datasets.fer.class_folder import unused_beside
 from datasets.filetypes import skipped_line
 from datasets.finetune import FinetuneDataset, PlainImages
 from datasets.folder import FileList, ImageFiles, list_images
-from datasets.labelled import LabelledSet, Source, describe
+from datasets.labelled import LabelledSet, Source, describe_set
 from datasets.listfile import read_list
 from datasets.loader import build_loader, build_test_loader
 from datasets.packed.store import PackedImages, is_store
@@ -76,7 +76,7 @@ def open_images(
             others = ", ".join(split for split in data.splits if split != "train")
             unused = [f"only the training images are used, not {others}"] if others else []
             margin = data.options.get("face_margin")
-            return Images(data.splits["train"].source, [*describe(data), *unused], margin)
+            return Images(data.splits["train"].source, [*describe_set(data), *unused], margin)
         notes = [f"warning: {data.title} has no training split: all images below it are used"]
     if face_margin is not None:
         notes.append(f"--face_margin {face_margin:g} has no effect: these images are used whole")
@@ -129,7 +129,7 @@ def build_pretrain_dataset(
     number of 16-pixel patches. `size_at(epoch)` gives the side length in each epoch, if it changes.
     Raises BadInput for a path that holds no images.
     """
-    images = open_images(data_path, cache, drawn_size(input_size), face_margin)
+    images = open_images(data_path, cache, synthetic_size(input_size), face_margin)
     patches = num_patches or (input_size // 16) ** 2
     return PretrainDataset(images.source, input_size, patches, seed, size_at)
 
@@ -147,7 +147,7 @@ def build_finetune_dataset(
     `augment` comes from `face_augment`, `random_augment` or `plain` (the default, the whole image);
     `options` are passed on to `open_labelled`. Raises BadInput.
     """
-    data = open_labelled(data_path, size=drawn_size(input_size), **options)
+    data = open_labelled(data_path, size=synthetic_size(input_size), **options)
     if split not in data.splits:
         raise BadInput(
             f"--data_path {data_path}: has no {split} split, only {', '.join(data.splits)}"
@@ -156,6 +156,6 @@ def build_finetune_dataset(
     return FinetuneDataset(data.splits[split], len(data.classes), augment, seed)
 
 
-def drawn_size(input_size: int) -> int:
+def synthetic_size(input_size: int) -> int:
     """Side length of synthetic faces: above the input's, so that they are scaled, as photos are."""
     return max(16, round(input_size * 8 / 7))

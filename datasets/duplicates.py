@@ -12,7 +12,7 @@ import numpy as np
 
 from datasets.fer.ferplus import PixelFaces
 from datasets.folder import ImageFiles
-from datasets.labelled import Joined, LabelledImages, Picked, Source
+from datasets.labelled import Concatenated, LabelledImages, Source, Subset
 from util.wording import printable
 
 MOST_FILES = 50_000  # compared before a run; main_pack.py, which reads all anyway, has no limit
@@ -65,10 +65,10 @@ Place = str | tuple[PixelFaces, int]  # where an image is: its path, or a row of
 
 def _places(source: Source) -> list[Place]:
     """The places of a source's images; [] for images that are not files, or are packed."""
-    if isinstance(source, Picked):
+    if isinstance(source, Subset):
         places = _places(source.source)
         return [places[i] for i in source.indices] if places else []
-    if isinstance(source, Joined):
+    if isinstance(source, Concatenated):
         return [place for one in source.sources for place in _places(one)]
     if isinstance(source, ImageFiles):
         return [source.files[i] for i in range(len(source))]

@@ -57,7 +57,7 @@ def crop_face(image: np.ndarray, box: Sequence[int], margin: float) -> np.ndarra
     return image[rows, columns]
 
 
-class Picked:
+class Subset:
     """A selection of a source's images, in the order of `indices`."""
 
     def __init__(self, source: Source, indices: np.ndarray) -> None:
@@ -76,7 +76,7 @@ class Picked:
         return self.source.name(int(self.indices[i]))
 
 
-class Joined:
+class Concatenated:
     """The images of several sources, concatenated."""
 
     def __init__(self, *sources: Source) -> None:
@@ -120,7 +120,7 @@ class LabelledImages:
     def take(self, indices: np.ndarray) -> "LabelledImages":
         """The images at `indices`, in that order."""
         targets = None if self.targets is None else self.targets[indices]
-        return LabelledImages(Picked(self.source, indices), self.labels[indices], targets)
+        return LabelledImages(Subset(self.source, indices), self.labels[indices], targets)
 
     def counts(self, classes: int) -> np.ndarray:
         """Number of images in each class, (classes,)."""
@@ -150,7 +150,7 @@ class LabelledSet:
         return digest_of(*self.classes, *parts)
 
 
-def describe(data: LabelledSet) -> list[str]:
+def describe_set(data: LabelledSet) -> list[str]:
     """The lines printed at the start of a run: images per class and split, and published counts."""
     rule = f", labels by {data.rule}" if data.rule else ""
     lines = [f"{data.title}: {len(data.classes)} classes{rule}"]

@@ -20,7 +20,7 @@ FORMAT = "a line is read as `path label`, the path first"
 FEW = 5  # columns to name in a note
 
 
-class Listed(NamedTuple):
+class ListEntries(NamedTuple):
     """The entries of a list; `labels` and `splits` are empty if the list has none."""
 
     names: list[str]  # relative to the list's folder, or absolute
@@ -51,7 +51,7 @@ class Listed(NamedTuple):
         return told
 
 
-def read_list(path: str) -> Listed:
+def read_list(path: str) -> ListEntries:
     """Read the entries of a text list or CSV, in order. Raises BadInput for anything else."""
     if is_image(path):
         raise bad(path, "is a single image; give its folder, or a list of images")
@@ -114,7 +114,7 @@ def _any_file(path: str, names: Sequence[str]) -> bool:
     return any(os.path.isfile(os.path.join(os.path.dirname(path), name)) for name in names)
 
 
-def _turned(listed: Listed, path: str) -> Listed:
+def _turned(listed: ListEntries, path: str) -> ListEntries:
     r"""Replace \ by / if only that finds the files, as in lists that were written on Windows."""
     written = [name for name in listed.names if "\\" in name]
     some = [written[i] for i in spread(len(written))]
@@ -126,7 +126,7 @@ def _turned(listed: Listed, path: str) -> Listed:
 # Text and CSV
 
 
-def _parsed(text: str, path: str) -> Listed:
+def _parsed(text: str, path: str) -> ListEntries:
     numbered = enumerate(io.StringIO(text, newline=None), 1)
     lines = [(row, line.strip()) for row, line in numbered if not _skipped(line)]
     first = lines[0][1] if lines else ""
@@ -150,7 +150,7 @@ def _begins_with_path(line: str, delimiter: str) -> bool:
     return not is_image(line) and is_image(line.split(delimiter)[0].strip().strip('"'))
 
 
-def _of_lines(lines: list[tuple[int, str]]) -> Listed:
+def _of_lines(lines: list[tuple[int, str]]) -> ListEntries:
     """Parse lines that are paths, or `path label` if the first one after a header is that."""
     texts = [line for _, line in lines]
     begin = [is_image(line) or _is_labelled(line) for line in texts[:2]]
@@ -160,15 +160,15 @@ def _of_lines(lines: list[tuple[int, str]]) -> Listed:
     if texts and _is_labelled(texts[0]):
         parts = [[line] if is_image(line) else line.rsplit(maxsplit=1) for line in texts]
         labels = [part[1] if len(part) > 1 else "" for part in parts]
-        return Listed([part[0] for part in parts], labels, [], [], rows, [])
-    return Listed(texts, [], [], [], rows, [])
+        return ListEntries([part[0] for part in parts], labels, [], [], rows, [])
+    return ListEntries(texts, [], [], [], rows, [])
 
 
 def _is_labelled(line: str) -> bool:
     return not is_image(line) and is_image(line.rsplit(maxsplit=1)[0])
 
 
-def _of_rows(numbered: list[tuple[int, list[str]]], path: str) -> Listed:
+def _of_rows(numbered: list[tuple[int, list[str]]], path: str) -> ListEntries:
     """Parse a CSV by the column names in its header; without a known one, paths come first."""
     rows, lines = [cells for _, cells in numbered], [row for row, _ in numbered]
     first = rows[0] if rows else []
@@ -194,7 +194,7 @@ def _of_rows(numbered: list[tuple[int, list[str]]], path: str) -> Listed:
     )
     several = first if column is None and len(first) > 1 else []
     unused = [header[i].strip() for i in others if headed and header[i].strip()]
-    return Listed([_cell(cells, at) for cells in rows], labels, splits, several, lines, unused)
+    return ListEntries([_cell(cells, at) for cells in rows], labels, splits, several, lines, unused)
 
 
 def _is_header(rows: list[list[str]]) -> bool:

@@ -13,7 +13,7 @@ import numpy as np
 
 from datasets.annotation_files import csv_rows, missing_note, present
 from datasets.folder import FileList, ImageFiles
-from datasets.labelled import Joined, LabelledImages
+from datasets.labelled import Concatenated, LabelledImages
 from datasets.labels import shared_classes
 from datasets.unreadable import check_readable
 from util.errors import BadInput
@@ -131,5 +131,5 @@ def with_pseudo_labels(images: LabelledImages, more: LabelledImages) -> Labelled
     if known is None:
         known = np.eye(more.targets.shape[1], dtype=np.float32)[images.labels]
     labels = np.concatenate([images.labels, more.labels])
-    source = Joined(images.source, more.source)
+    source = Concatenated(images.source, more.source)
     return LabelledImages(source, labels, np.concatenate([known, more.targets]))

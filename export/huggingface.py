@@ -17,7 +17,7 @@ from export.weights import (
 )
 from models_saved import Preprocessing, Saved, SavedAutoencoder, SavedClassifier, SavedEncoder
 from util.errors import BadInput
-from util.patch_counts import kept_patches
+from util.patch_counts import visible_patches
 from util.states import State, root
 from util.weights.hf_settings import EPS, RESAMPLE
 from util.weights.layouts_foreign import to_transformers_convnext, to_transformers_vit
@@ -138,7 +138,7 @@ FORMS = {"vit": _hf_vit, "convnextv2": _hf_convnext}  # see Family.transformers
 
 def _their_mask_ratio(patches: int, ratio: float) -> float:
     """A ratio that makes transformers, which rounds without our epsilon, keep as many patches."""
-    keep = kept_patches(patches, ratio)
+    keep = visible_patches(patches, ratio)
     return ratio if int(patches * (1 - ratio)) == keep else 1 - (keep + 0.5) / patches
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from export.weights import classes_of, described, family, timm_form
+from export.weights import classes_of, family, settings_of, timm_form
 from models_saved import Saved, SavedClassifier
 from util.files import write_json
 
@@ -30,7 +30,7 @@ class Deployed(nn.Module):
             self.model = timm.create_model(form.architecture, num_classes=0, **form.arguments)
             self.model.load_state_dict(form.state)
         elif not self.classifies:
-            self.model = Features(saved.model)
+            self.model = FeatureExtractor(saved.model)
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         """(N, 3, S, S) uint8 -> logits and probabilities (N, K), or features (N, D)."""
@@ -38,7 +38,7 @@ class Deployed(nn.Module):
         return (answer, answer.softmax(dim=-1)) if self.classifies else (answer,)
 
 
-class Features(nn.Module):
+class FeatureExtractor(nn.Module):
     """The pooled features of a model without a head."""
 
     def __init__(self, model: nn.Module) -> None:
@@ -67,7 +67,7 @@ def write_onnx(saved: Saved, folder: Path) -> None:
         verbose=False,
     )
     settings = {"model": saved.name, "classes": list(classes_of(saved))}
-    settings["preprocessing"] = described(saved)["preprocessing"]
+    settings["preprocessing"] = settings_of(saved)["preprocessing"]
     metadata = {name: json.dumps(value) for name, value in settings.items()}
     program.model.metadata_props.update({**metadata, "model": saved.name})
     weights = sum(p.numel() * p.element_size() for p in model.parameters())

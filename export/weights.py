@@ -96,7 +96,7 @@ def timm_form(saved: Saved) -> TimmForm:
     return TimmForm(architecture, arguments, shaped)
 
 
-def described(saved: Saved, plain_head: bool = False) -> dict[str, Any]:
+def settings_of(saved: Saved, plain_head: bool = False) -> dict[str, Any]:
     """All settings needed to open the exported model again, under the names of our checkpoints.
 
     `plain_head`: the exported weights are those of `plain_state`.
@@ -170,7 +170,7 @@ def mae_sfer_form(saved: Saved) -> tuple[str, dict[str, Any]]:
         "epoch": epoch if type(epoch) is int else 0,
         "train_loss": math.inf,  # their value for an unknown loss
         "model_state_dict": state,
-        **described(saved, plain_head=True),  # ignored by their loader
+        **settings_of(saved, plain_head=True),  # ignored by their loader
     }
 
 

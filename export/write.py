@@ -26,11 +26,11 @@ from export.onnx_graph import read_onnx, write_onnx
 from export.weights import (
     S2D_PLACEHOLDER,
     classes_of,
-    described,
     family,
     mae_sfer_form,
     other_use,
     s2d_form,
+    settings_of,
     timm_config,
     timm_form,
     vit_size,
@@ -41,7 +41,7 @@ from util.errors import Fault
 from util.files import write_file, write_json
 from util.states import State
 from util.weights.hf_settings import CONFIG, PROCESSOR
-from util.weights.layouts import describe
+from util.weights.layouts import identify_architecture
 
 WEIGHTS = "model.safetensors"
 
@@ -71,7 +71,7 @@ class Answer(NamedTuple):
     classes: Sequence[str] = ()
 
 
-class Probe(NamedTuple):
+class ProbeImages(NamedTuple):
     """The input on which a model and its exported form are compared."""
 
     pixels: Tensor  # (N, 3, S, S) uint8
@@ -102,11 +102,11 @@ class Target(NamedTuple):
     """A format in which a model can be exported."""
 
     write: Callable[[Saved, Path], None]
-    read: Callable[[Path, Probe], Answer]
+    read: Callable[[Path, ProbeImages], Answer]
     keeps_head: bool = True  # whether a classifier is exported with its head
 
 
-def make_probe(saved: Saved) -> Probe:
+def make_probe(saved: Saved) -> ProbeImages:
     """A synthetic face and two noise images, always the same."""
     generator = torch.Generator().manual_seed(0)
     size = saved.preprocessing.input_size
@@ -115,11 +115,11 @@ def make_probe(saved: Saved) -> Probe:
     pixels = torch.cat([face[None], noise])
     patches = getattr(saved.model, "num_patches", 1)
     order = torch.rand(len(pixels), patches, generator=generator)
-    return Probe(pixels, saved.preprocessing.normalise(pixels), order)
+    return ProbeImages(pixels, saved.preprocessing.normalise(pixels), order)
 
 
 @torch.no_grad()
-def compute(saved: Saved, probe: Probe) -> Outputs:
+def compute(saved: Saved, probe: ProbeImages) -> Outputs:
     """The outputs of our model: `features`, and `logits` or (with a decoder) `reconstructions`."""
     if isinstance(saved, SavedClassifier):
         features = saved.model.forward_features(probe.imgs)
@@ -167,7 +167,7 @@ def card_of(
 ) -> str:
     """The model card for the files that were exported to a folder."""
     classes = classes_of(saved) if TARGETS[to].keeps_head else ()
-    preprocessing = described(saved)["preprocessing"]
+    preprocessing = settings_of(saved)["preprocessing"]
     if to in COMMANDS:
         file, size = next(folder.glob("*.pth")).name, vit_size(saved)
         loader, use = COMMANDS[to].split()[1], command_use(to, file, size, len(classes))
@@ -237,14 +237,14 @@ def write_weights(path: Path, state: State, settings: dict[str, Any]) -> None:
 
 def write_own(saved: Saved, folder: Path) -> None:
     """Write `model.safetensors`, and its settings in readable form to `config.json`."""
-    settings, state = described(saved), saved.model.state_dict()
+    settings, state = settings_of(saved), saved.model.state_dict()
     if isinstance(saved, SavedEncoder):  # whose decoder is new, and nothing to pass on
         state = without_decoder(state)
     write_weights(folder / WEIGHTS, state, settings)
     write_json(folder / CONFIG, {"model": saved.name, **settings})
 
 
-def read_own(folder: Path, probe: Probe) -> Answer:
+def read_own(folder: Path, probe: ProbeImages) -> Answer:
     """Read with `models_saved.open_saved`."""
     saved = open_saved(folder / WEIGHTS)
     return Answer(compute(saved, probe), classes_of(saved))
@@ -256,12 +256,12 @@ def read_own(folder: Path, probe: Probe) -> Answer:
 def write_timm(saved: Saved, folder: Path) -> None:
     """Write the files that `timm.create_model("local-dir:…", pretrained=True)` reads."""
     form = timm_form(saved)
-    write_weights(folder / WEIGHTS, form.state, described(saved, plain_head=True))
+    write_weights(folder / WEIGHTS, form.state, settings_of(saved, plain_head=True))
     write_json(folder / CONFIG, timm_config(saved, form))
 
 
 @torch.no_grad()
-def read_timm(folder: Path, probe: Probe) -> Answer:
+def read_timm(folder: Path, probe: ProbeImages) -> Answer:
     """Logits or an encoder's features; ConvNeXt's are taken before the newly initialised norm."""
     import timm
 
@@ -279,7 +279,7 @@ def read_timm(folder: Path, probe: Probe) -> Answer:
 def write_hf(saved: Saved, folder: Path) -> None:
     """Write the files that `from_pretrained` of the class named in `config.json` reads."""
     form = hf_form(saved)
-    write_weights(folder / WEIGHTS, form.state, described(saved, plain_head=True))
+    write_weights(folder / WEIGHTS, form.state, settings_of(saved, plain_head=True))
     write_json(folder / CONFIG, form.config)
     write_json(folder / PROCESSOR, image_processor(saved.preprocessing))
 
@@ -290,7 +290,7 @@ def architecture(folder: Path) -> str:
 
 
 @torch.no_grad()
-def read_hf(folder: Path, probe: Probe) -> Answer:
+def read_hf(folder: Path, probe: ProbeImages) -> Answer:
     """Logits, or an encoder's features and (ViTMAE with its decoder) reconstructions."""
     import transformers
 
@@ -335,14 +335,14 @@ def _write_torch(folder: Path, name: str, content: dict[str, Any]) -> None:
 
 
 @torch.no_grad()
-def read_token_vit(folder: Path, probe: Probe) -> Answer:
+def read_token_vit(folder: Path, probe: ProbeImages) -> Answer:
     """Read with timm's ViT, the model of both programs; every tensor must fit."""
     import timm
 
     content = torch.load(next(folder.glob("*.pth")), weights_only=True)
     state = content.get("model_state_dict", content.get("model"))
     state = {name: value for name, value in state.items() if name not in S2D_PLACEHOLDER}
-    held, classes = describe(state), content.get("classes", ())
+    held, classes = identify_architecture(state), content.get("classes", ())
     made = {"patch_size": held.patch, "num_classes": len(classes)}
     model = timm.create_model(f"vit_{held.size}_patch16_224", **made).eval()
     model.load_state_dict(state)

@@ -127,7 +127,9 @@ def faces_in(
     return [cut_face(image, face, margin) for face in found], lines
 
 
-def look(saved: SavedClassifier, predictor: Predictor, faces: Sequence[np.ndarray]) -> list[Seen]:
+def explain_faces(
+    saved: SavedClassifier, predictor: Predictor, faces: Sequence[np.ndarray]
+) -> list[Seen]:
     """Predictions and attention maps of a classifier for faces, (H, W, 3) uint8 each.
 
     Raises BadInput for a classifier whose outputs are not finite.

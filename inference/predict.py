@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from datasets.faces.pictures import Found
+from datasets.faces.pictures import FoundFaces
 from engine_train import Precision
 from models_saved import Saved, SavedClassifier
 from util.options.predict import MARGIN
@@ -76,13 +76,13 @@ class Predictor:
 
 
 def predict_pictures(
-    found: Iterable[Found], predictor: Predictor, batch_size: int
-) -> Iterator[tuple[Found, Prediction]]:
+    found: Iterable[FoundFaces], predictor: Predictor, batch_size: int
+) -> Iterator[tuple[FoundFaces, Prediction]]:
     """Yields each picture, in order, with the prediction for its faces.
 
     Faces of several pictures share a batch; those of a picture with more faces are split.
     """
-    waiting: list[Found] = []
+    waiting: list[FoundFaces] = []
     for picture in found:
         waiting.append(picture)
         # Pictures without faces count too, so that they are not held back for long.
@@ -93,8 +93,8 @@ def predict_pictures(
 
 
 def _predicted(
-    pictures: list[Found], predictor: Predictor, batch_size: int
-) -> Iterator[tuple[Found, Prediction]]:
+    pictures: list[FoundFaces], predictor: Predictor, batch_size: int
+) -> Iterator[tuple[FoundFaces, Prediction]]:
     views = [view for picture in pictures for view in picture.views]
     starts = range(0, max(1, len(views)), batch_size)
     batches = [predictor.of_views(views[i : i + batch_size]) for i in starts]

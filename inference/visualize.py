@@ -64,7 +64,7 @@ def in_turn(labels: np.ndarray, seed: int) -> np.ndarray:
     return np.lexsort((labels, turn))
 
 
-class Data(NamedTuple):
+class FigureData(NamedTuple):
     """The images for the figures: one split, without images of classes unknown to the model."""
 
     source: Source
@@ -79,7 +79,7 @@ class Viewer:
     def __init__(
         self,
         saved: Saved,
-        data: Data,
+        data: FigureData,
         device: torch.device,
         batch_size: int,
         workers: int,

@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from kernels.packed import Canvas, with_zero_row
-from models_masked import compute_type
+from kernels.packed import DenseCanvas, with_zero_row
+from models_masked import matmul_dtype
 
 Layer = Callable[[Tensor, nn.Conv2d, nn.BatchNorm2d], Tensor]
 K = 3  # side length of a filter
@@ -28,7 +28,7 @@ class Taps(NamedTuple):
     outputs: Tensor  # (R_in, 9): the taps, of R_out * 9 in order, that read each input row
 
 
-def find_taps(fine: Canvas, coarse: Canvas, images: int, stride: int) -> Taps:
+def find_taps(fine: DenseCanvas, coarse: DenseCanvas, images: int, stride: int) -> Taps:
     """The taps of a convolution from the map `fine` to `coarse`, zero-padded by one cell."""
     rows, side = len(fine.cells), fine.side
     own = torch.arange(rows, device=fine.cells.device)
@@ -86,7 +86,7 @@ def batch_norm(rows: Tensor, norm: nn.BatchNorm2d) -> Tensor:
     return F.batch_norm(rows, *statistics, norm.training, norm.momentum, norm.eps)
 
 
-def layer_on_rows(before: Canvas | None, after: Canvas, images: int) -> Layer:
+def layer_on_rows(before: DenseCanvas | None, after: DenseCanvas, images: int) -> Layer:
     """A convolution and batch norm for blocks that work on rows, within one stage.
 
     `before`: the map that the stage's first block downsamples, None if it does not downsample.
@@ -100,7 +100,7 @@ def layer_on_rows(before: Canvas | None, after: Canvas, images: int) -> Layer:
             if reduces:  # a 1×1 filter reads the centre of each 3×3 window
                 x = with_zero_row(x).index_select(0, down.inputs[:, K * K // 2])
             return batch_norm(F.linear(x, conv.weight.flatten(1)), norm)
-        x = x.to(compute_type(x))
+        x = x.to(matmul_dtype(x))
         return batch_norm(Convolution.apply(x, conv.weight, down if reduces else inside), norm)
 
     return layer

@@ -23,7 +23,7 @@ REACH = 3  # cells that a 7×7 filter reaches on each side
 CHUNK = 400_000
 
 
-class Canvas(NamedTuple):
+class DenseCanvas(NamedTuple):
     """For torch's convolution: where each row lies on the full map, whose masked cells are zero."""
 
     cells: Tensor  # (R,): flat index of each row into (N, side, side)
@@ -43,12 +43,12 @@ class Neighbours(NamedTuple):
     correlated: Windows  # for the gradient of the filters
 
 
-def find_neighbours(visible: Tensor, grid: int, b: int) -> Canvas | Neighbours:
+def find_neighbours(visible: Tensor, grid: int, b: int) -> DenseCanvas | Neighbours:
     """Patch indices (N, V) on a grid×grid image, b×b cells per patch -> tables for the convolution.
 
-    `Neighbours` for devices with passes of their own, see `has_own_passes`; `Canvas` for others.
+    `Neighbours` for devices with passes of their own, see `uses_custom_kernels`; `DenseCanvas` for others.
     """
-    return (in_windows if has_own_passes(visible.device) else on_canvas)(visible, grid, b)
+    return (in_windows if uses_custom_kernels(visible.device) else on_canvas)(visible, grid, b)
 
 
 def whole_images(x: Tensor) -> Neighbours | None:
@@ -56,23 +56,23 @@ def whole_images(x: Tensor) -> Neighbours | None:
 
     None on devices where torch's kernels are used.
     """
-    if not has_own_passes(x.device):
+    if not uses_custom_kernels(x.device):
         return None
     return in_windows(torch.zeros(len(x), 1, dtype=torch.long), 1, x.shape[2])
 
 
-def has_own_passes(device: torch.device) -> bool:
+def uses_custom_kernels(device: torch.device) -> bool:
     """Whether the passes of this package are used: on CPUs. Other devices use torch's kernels."""
     return device.type == "cpu"
 
 
-def on_canvas(visible: Tensor, grid: int, b: int) -> Canvas:
+def on_canvas(visible: Tensor, grid: int, b: int) -> DenseCanvas:
     """See `find_neighbours`."""
     top, left = corners(visible, grid, b)
     cell = torch.arange(b, device=visible.device)
     image = torch.arange(len(visible), device=visible.device).view(-1, 1, 1, 1)
     cells = (image * grid * b + top + cell.view(b, 1)) * grid * b + left + cell
-    return Canvas(cells.flatten(), grid * b)
+    return DenseCanvas(cells.flatten(), grid * b)
 
 
 def in_windows(visible: Tensor, grid: int, b: int) -> Neighbours:
@@ -136,7 +136,7 @@ def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, windows: Windows) -
 def correlate(x: Tensor, g: Tensor, windows: Windows) -> Tensor:
     """Input and upstream gradient, (R + 1, C) each -> gradient of the filters, (C, 1, 7, 7)."""
     c, s = x.shape[1], windows.inner.shape[1]
-    total = torch.zeros(49, c, dtype=wide(x.dtype))
+    total = torch.zeros(49, c, dtype=accumulation_dtype(x.dtype))
     share = max(1, CHUNK // (s * s * c * x.element_size()))
     for rows, inner in zip(windows.rows.split(share), windows.inner.split(share), strict=True):
         # (s + 6, s + 6, W, C) and (s, s, W, C): W*C groups, one per window and channel.
@@ -237,6 +237,6 @@ def response(energy: Tensor) -> Tensor:
     return energy / (energy.mean(1, keepdim=True) + 1e-6)
 
 
-def wide(dtype: torch.dtype) -> torch.dtype:
+def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
     """The dtype for accumulating sums: at least fp32."""
     return torch.promote_types(dtype, torch.float32)

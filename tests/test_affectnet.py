@@ -10,7 +10,7 @@ from PIL import Image
 from datasets import open_labelled
 from datasets.annotation_files import csv_rows, present
 from datasets.fer.affectnet import DEFAULT_MARGIN, read, recognise
-from datasets.labelled import describe
+from datasets.labelled import describe_set
 from datasets.labels import EXPRESSIONS
 from layouts_affectnet import (
     HEADER,
@@ -97,7 +97,7 @@ def test_lists_and_photographs_are_found_where_people_put_them(tmp_path, lists, 
 
 def test_a_data_sets_counts_are_shown_beside_the_published_ones(tmp_path):
     write_affectnet_npy(tmp_path, COUNTS)
-    lines = describe(read(tmp_path))
+    lines = describe_set(read(tmp_path))
     assert lines[1].startswith("  train: 15 images (Neutral 2, Happy 3, ")
     assert lines[1].endswith("published: 287,651")
     assert "published: 4,000 (500, 500," in lines[2]

@@ -15,7 +15,7 @@ import torch
 
 import app
 from datasets.faces.detection import open_detector
-from inference.page import Checkpoints, faces_in, look
+from inference.page import Checkpoints, explain_faces, faces_in
 from inference.predict import Predictor
 from models_saved import open_classifier
 from runs import ROOT, free_port, run_here, start
@@ -336,7 +336,7 @@ def test_a_checkpoint_with_non_finite_outputs_is_reported(checkpoints, tmp_path)
     torch.save(saved, tmp_path / "lost.pth")
     found = Checkpoints(tmp_path, torch.device("cpu"))
     with pytest.raises(BadInput, match="outputs are not finite; choose another"):
-        look(*found.classifier("lost.pth"), [np.zeros((30, 30, 3), np.uint8)])
+        explain_faces(*found.classifier("lost.pth"), [np.zeros((30, 30, 3), np.uint8)])
 
 
 def test_wrong_options_give_one_error_line(tmp_path, capfd, monkeypatch):

@@ -16,7 +16,7 @@ from util.class_order import (
     scores,
     word_order,
 )
-from util.metrics import evaluate
+from util.metrics import classification_metrics
 from util.options.parser import Parser, class_names
 
 AFFECTNET, RAFDB, FERPLUS = ORDERS["affectnet"], ORDERS["rafdb"], ORDERS["ferplus"]
@@ -434,7 +434,7 @@ def test_scores_equal_the_metrics():
         labels, predictions = (
             np.repeat(axis.ravel(), present.ravel()) for axis in np.indices((8, 8))
         )
-        result = evaluate(np.eye(8)[predictions], labels, FERPLUS)
+        result = classification_metrics(np.eye(8)[predictions], labels, FERPLUS)
         assert scores(moved.tolist(), given) == pytest.approx((result["accuracy"], result["uar"]))
 
 

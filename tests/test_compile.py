@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch._dynamo.testing import CompileCounter
 
-from models_registry import AlikeDropPath, compile_blocks, create_classifier
+from models_registry import SharedDropPath, compile_blocks, create_classifier
 
 
 @pytest.mark.parametrize(
@@ -27,7 +27,7 @@ def test_equal_blocks_are_compiled_once_whatever_their_drop_path(name, kinds, mo
 
 def test_stochastic_depth_drops_whole_images_and_keeps_the_mean():
     torch.manual_seed(0)
-    drop, x = AlikeDropPath(0.25, torch.device("cpu")), torch.ones(4000, 2, 3)
+    drop, x = SharedDropPath(0.25, torch.device("cpu")), torch.ones(4000, 2, 3)
     y = drop(x)
     assert set(y.unique().tolist()) == {0.0, torch.tensor(1 / 0.75).item()}
     assert (y == y[:, :1, :1]).all()

@@ -5,7 +5,7 @@ import warnings
 import numpy as np
 import pytest
 
-from util.metrics import BINS, calibration, evaluate
+from util.metrics import BINS, calibration, classification_metrics
 from util.report.charts import (
     F1,
     GAP,
@@ -62,7 +62,7 @@ def evaluated(k=4, n=200, seed=0):
     labels = rng.choice(k, n, p=np.arange(1, k + 1) / np.arange(1, k + 1).sum())
     p = rng.random((n, k)) + 0.6 * np.eye(k)[labels]
     p /= p.sum(axis=1, keepdims=True)
-    return evaluate(p, labels, [f"class {i}" for i in range(k)]), p, labels
+    return classification_metrics(p, labels, [f"class {i}" for i in range(k)]), p, labels
 
 
 def test_bars_show_the_recall_and_diamonds_the_f1():
@@ -117,7 +117,7 @@ def test_class_chart_of_awkward_values_is_not_cut_off():
 
 def test_confidence_intervals_of_recall_are_wilsons():
     p = np.eye(2)[[0] * 8 + [1] * 2 + [1] * 5]
-    result = evaluate(p, np.array([0] * 10 + [1] * 5), ["a", "b"])
+    result = classification_metrics(p, np.array([0] * 10 + [1] * 5), ["a", "b"])
     z, n, share = 1.959964, 10, 0.8
     centre = (share + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * np.sqrt(share * (1 - share) / n + z * z / (4 * n * n))

@@ -9,7 +9,7 @@ import pytest
 from sklearn import metrics as sk
 
 from util.errors import Fault
-from util.metrics import evaluate, summary_lines
+from util.metrics import classification_metrics, summary_lines
 from util.predictions import write_predictions
 
 NAMES = ("Neutral", "Happy", "Sad", "Surprise", "Fear", "Disgust", "Anger", "Contempt")
@@ -51,7 +51,7 @@ CASES = {
 def test_metrics_equal_scikit_learns(case):
     probabilities, labels = CASES[case]
     k, predicted = probabilities.shape[1], probabilities.argmax(axis=1)
-    result = evaluate(probabilities, labels, [str(i) for i in range(k)])
+    result = classification_metrics(probabilities, labels, [str(i) for i in range(k)])
     shares = probabilities.astype(float) / probabilities.astype(float).sum(axis=1, keepdims=True)
     assert result["accuracy"] == pytest.approx(100 * sk.accuracy_score(labels, predicted))
     assert result["uar"] == pytest.approx(100 * sk.balanced_accuracy_score(labels, predicted))
@@ -70,7 +70,7 @@ def test_results_can_be_saved_as_json_and_summarised_without_warnings(case):
     names = [f"class {i}" for i in range(probabilities.shape[1])]
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        result = evaluate(probabilities, labels, names)
+        result = classification_metrics(probabilities, labels, names)
     assert json.loads(json.dumps(result, allow_nan=False)) == result
     assert len(summary_lines(result)) in (2 + len(names), 4 + 2 * len(names))
 
@@ -78,7 +78,7 @@ def test_results_can_be_saved_as_json_and_summarised_without_warnings(case):
 def test_metrics_of_absent_classes_are_none_and_left_out_of_means():
     # Class 0: right once and never predicted wrongly; 1: never predicted; 2: absent but predicted;
     # 3: neither present nor predicted.
-    result = evaluate(certain([0, 2], 4), np.array([0, 1]), list("abcd"))
+    result = classification_metrics(certain([0, 2], 4), np.array([0, 1]), list("abcd"))
     assert result["recall"] == {"a": 100, "b": 0, "c": None, "d": None}
     assert result["precision"] == {"a": 100, "b": None, "c": 0, "d": None}
     assert result["f1"] == {"a": 100, "b": 0, "c": 0, "d": None}
@@ -101,7 +101,7 @@ def slow_bootstrap(labels, predicted, rounds=3000):
 @pytest.mark.parametrize(("seed", "k", "n"), [(0, 7, 300), (1, 2, 500), (2, 8, 60)])
 def test_intervals_equal_those_of_resampling_images(seed, k, n):
     probabilities, labels = random_case(seed, n, k, skill=1.5)
-    result = evaluate(probabilities, labels, NAMES[:k])
+    result = classification_metrics(probabilities, labels, NAMES[:k])
     expected = slow_bootstrap(labels, probabilities.argmax(axis=1))
     for key, (low, high) in zip(("accuracy_ci", "uar_ci"), expected, strict=True):
         # Both are random estimates: their ends vary by a few hundredths of the width.
@@ -110,7 +110,7 @@ def test_intervals_equal_those_of_resampling_images(seed, k, n):
 
 def test_accuracy_interval_has_the_width_of_the_binomial():
     probabilities, labels = random_case(6, n=3000)
-    result = evaluate(probabilities, labels, NAMES[:7])
+    result = classification_metrics(probabilities, labels, NAMES[:7])
     p = result["accuracy"] / 100
     low, high = result["accuracy_ci"]
     assert high - low == pytest.approx(2 * 196 * np.sqrt(p * (1 - p) / 3000), rel=0.1)
@@ -120,10 +120,10 @@ def test_accuracy_interval_has_the_width_of_the_binomial():
 def test_intervals_depend_on_the_seed_alone():
     case = (*random_case(7), NAMES[:7])
     np.random.seed(0)
-    first = evaluate(*case)
+    first = classification_metrics(*case)
     np.random.seed(1)
-    assert evaluate(*case) == first
-    other = evaluate(*case, seed=1)
+    assert classification_metrics(*case) == first
+    other = classification_metrics(*case, seed=1)
     assert other["uar_ci"] != first["uar_ci"]
     assert other["uar"] == first["uar"]
 
@@ -142,7 +142,9 @@ def slow_calibration_error(probabilities, labels):
 @pytest.mark.parametrize("case", CASES)
 def test_calibration_error_equals_its_definition(case):
     probabilities, labels = CASES[case]
-    result = evaluate(probabilities, labels, [str(i) for i in range(probabilities.shape[1])])
+    result = classification_metrics(
+        probabilities, labels, [str(i) for i in range(probabilities.shape[1])]
+    )
     expected = 100 * slow_calibration_error(probabilities.astype(float), labels)
     assert result["ece"] == pytest.approx(expected)
 
@@ -151,7 +153,7 @@ def test_non_finite_probabilities_are_refused():
     probabilities, labels = random_case(8, n=5, k=3)
     probabilities[3, 1] = np.nan
     with pytest.raises(Fault, match="1 of 5 images"):
-        evaluate(probabilities, labels, NAMES[:3])
+        classification_metrics(probabilities, labels, NAMES[:3])
 
 
 @pytest.mark.parametrize(
@@ -160,13 +162,15 @@ def test_non_finite_probabilities_are_refused():
 )
 def test_arrays_that_do_not_fit_are_refused(rows, labels, k):
     with pytest.raises(ValueError, match=r"for .*classes"):
-        evaluate(np.full((rows, 3), 1 / 3), np.array(labels, int), NAMES[:k])
+        classification_metrics(np.full((rows, 3), 1 / 3), np.array(labels, int), NAMES[:k])
 
 
 def test_summary_has_the_numbers_that_papers_print():
     labels = np.repeat([0, 1, 2], (1000, 500, 2))
     predictions = np.concatenate([np.zeros(900, int), np.ones(600, int), [0, 0]])
-    lines = summary_lines(evaluate(certain(predictions, 3), labels, ["Happy", "Sad", "Fear"]))
+    lines = summary_lines(
+        classification_metrics(certain(predictions, 3), labels, ["Happy", "Sad", "Fear"])
+    )
     for text in ("accuracy 93.21 % (", "UAR 63.33 % (", "macro-F1 61.85 %", "1,502 images", "95 %"):
         assert text in lines[0]
     assert [line.split() for line in lines[1:5]] == [
@@ -186,7 +190,9 @@ def test_summary_has_the_numbers_that_papers_print():
 
 
 def test_summary_shows_no_control_characters_of_a_class_name():
-    lines = summary_lines(evaluate(certain([0, 1], 2), np.array([0, 1]), ["a\x1b[31m\n", "\udce9"]))
+    lines = summary_lines(
+        classification_metrics(certain([0, 1], 2), np.array([0, 1]), ["a\x1b[31m\n", "\udce9"])
+    )
     assert all(line.isprintable() for line in lines)
 
 
@@ -217,7 +223,7 @@ def test_a_failed_write_keeps_the_old_predictions(tmp_path):
 
 def test_images_are_counted_in_integers_even_if_none_is_right():
     p = np.array([[0.1, 0.9, 0], [0.8, 0.2, 0], [0.3, 0.7, 0]])
-    result = json.loads(json.dumps(evaluate(p, np.array([0, 1, 2]), ["a", "b", "c"])))
+    result = json.loads(json.dumps(classification_metrics(p, np.array([0, 1, 2]), ["a", "b", "c"])))
     assert result["accuracy"] == 0
     assert result["support"] == {"a": 1, "b": 1, "c": 1}
     assert all(type(count) is int for count in result["support"].values())

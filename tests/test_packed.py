@@ -13,7 +13,7 @@ import main_finetune
 import main_pack
 import main_pretrain
 from datasets import build_finetune_dataset, build_pretrain_dataset, open_images, open_labelled
-from datasets.labelled import describe
+from datasets.labelled import describe_set
 from datasets.packed.store import MANIFEST, PackedImages, manifest_digest
 from datasets.registry import recognised
 from layouts import write_fer2013, write_ferplus_csv, write_folder
@@ -77,7 +77,7 @@ def test_a_packed_data_set_equals_the_unpacked_one(sources, stores, name):
             expected = shrunk(images.source.image(i), 48)
             assert np.array_equal(ours.source.image(i), expected)
             assert images.source.name(i).endswith(ours.source.name(i))
-    assert any("packed: " in line for line in describe(packed))
+    assert any("packed: " in line for line in describe_set(packed))
 
 
 def test_soft_targets_are_packed(sources, tmp_path):

@@ -8,7 +8,7 @@ import pytest
 import main_finetune
 import main_predict
 from datasets.folder import ImageFiles, list_images
-from datasets.labelled import Joined, LabelledImages
+from datasets.labelled import Concatenated, LabelledImages
 from datasets.pseudo import read_pseudo_labels, with_pseudo_labels
 from engine_train import Trainer
 from exported import export
@@ -134,7 +134,7 @@ def test_joined_images_keep_their_order_and_their_targets(tmp_path):
     rows = [f"more/{k}.png,0,0,0,9,9,1,Sad,ok,0.25,0,0,0.75" for k in (2, 0, 1)]
     more, _ = read_pseudo_labels(written(tmp_path, *rows), CLASSES)
     both = with_pseudo_labels(known, more)
-    assert isinstance(both.source, Joined)
+    assert isinstance(both.source, Concatenated)
     names = [both.source.name(i).removeprefix(f"{tmp_path}/") for i in range(len(both))]
     assert names == ["a/0.png", "a/1.png", "more/2.png", "more/0.png", "more/1.png"]
     for i, source, k in ((1, known.source, 1), (2, more.source, 0), (4, more.source, 2)):

@@ -16,7 +16,7 @@ from torch import nn
 import training.saver
 from engine_train import Position, StepResult, TrainState
 from runs import ROOT, load, pretrain, same, status
-from training.checkpoint_snapshot import HostCopy, tensors_of
+from training.checkpoint_snapshot import CheckpointSnapshot, tensors_of
 from training.observer import RunObserver
 from training.saver import Saver
 from training.trace import StepTrace
@@ -244,7 +244,7 @@ def test_a_copy_gives_the_same_file_and_shares_no_memory():
         "odd": [torch.tensor(3), torch.empty(0), torch.ones(3, dtype=torch.bfloat16)],
         "args": {"lr": [0.1]},
     }
-    taken = HostCopy().take(checkpoint)
+    taken = CheckpointSnapshot().take(checkpoint)
     assert file_of(taken) == file_of(checkpoint)
     assert taken["args"]["lr"] is not checkpoint["args"]["lr"]
     addresses = {t.data_ptr() for t in tensors_of(checkpoint)} - {0}
@@ -255,7 +255,7 @@ def test_a_copy_reuses_the_memory_of_the_last_one_and_grows_with_its_tensors():
     def addresses(taken):
         return [t.data_ptr() for t in tensors_of(taken)]
 
-    host, state = HostCopy(), make_state()
+    host, state = CheckpointSnapshot(), make_state()
     first = addresses(host.take(state.state_dict()))
     train(state)
     again = host.take(state.state_dict())

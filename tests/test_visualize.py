@@ -10,7 +10,7 @@ from PIL import Image
 import main_visualize
 from datasets.decode import UnreadableImage
 from engine_pretrain import reconstruct
-from inference.visualize import Data, Viewer, in_turn, pick_images
+from inference.visualize import FigureData, Viewer, in_turn, pick_images
 from models_saved import open_autoencoder, open_saved
 from runs import load, run_here
 from util.errors import BAD_INPUT, BadInput, Fault
@@ -73,7 +73,7 @@ def test_patches_masked_at_a_low_ratio_are_masked_at_higher_ones(pretrained):
     saved = open_autoencoder(pretrained["vit"])
     rng = np.random.default_rng(0)
     faces = Faces(rng.integers(0, 256, (4, 40, 40, 3), dtype=np.uint8))
-    viewer = Viewer(saved, Data(faces, None, (), ()), torch.device("cpu"), 4, 0, seed=3)
+    viewer = Viewer(saved, FigureData(faces, None, (), ()), torch.device("cpu"), 4, 0, seed=3)
     shown = viewer.reconstructions(2, [0.25, 0.75])
     imgs, _ = pick_images(faces, None, saved.preprocessing.view, 2, 3)
     noise = generator(FIGURE, 3, 1).random((2, saved.model.num_patches), dtype=np.float32)
@@ -251,7 +251,7 @@ def test_labels_of_another_data_set_are_mapped_to_the_models_classes(sets, finet
 def test_too_few_images_give_no_feature_map(pretrained):
     saved = open_saved(pretrained["convnext"])
     faces = Faces([np.zeros((40, 40, 3), np.uint8)] * 4)
-    data = Data(faces, np.zeros(4, int), ("a",), (0,))
+    data = FigureData(faces, np.zeros(4, int), ("a",), (0,))
     viewer = Viewer(saved, data, torch.device("cpu"), 4, 0, seed=0)
     with pytest.raises(BadInput, match="4 images can be read; a feature map needs at least 5"):
         viewer.features()
@@ -261,6 +261,6 @@ def test_features_that_are_not_finite_give_no_feature_map(pretrained, monkeypatc
     saved = open_saved(pretrained["convnext"])
     monkeypatch.setattr(saved.model, "forward_features", lambda x: x.mean((2, 3)) * float("inf"))
     faces = Faces([np.full((40, 40, 3), 40 * i, np.uint8) for i in range(6)])
-    data = Data(faces, np.zeros(6, int), ("a",), (0,))
+    data = FigureData(faces, np.zeros(6, int), ("a",), (0,))
     with pytest.raises(Fault, match="not finite"):
         Viewer(saved, data, torch.device("cpu"), 4, 0, seed=0).features()

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 
-class HostCopy:
+class CheckpointSnapshot:
     """Copies the checkpoints of a run, one after the other, into the same host memory.
 
     Takes as much host memory as a checkpoint. The memory is reused from copy to copy, since

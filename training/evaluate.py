@@ -21,7 +21,7 @@ from util.class_order import (
     word_order,
 )
 from util.distributed import gather_objects, on_main
-from util.metrics import evaluate
+from util.metrics import classification_metrics
 from util.wording import printable
 
 
@@ -120,7 +120,7 @@ def judge(p: np.ndarray, readable: np.ndarray, test: TestSet) -> Evaluation:
     np.add.at(counts, (test.images.labels[readable], p[readable].argmax(axis=1)), 1)
     p = p[:, test.common].clip(1e-30)  # all may be 0 if the model is certain of another class
     p = p / p.sum(axis=1, keepdims=True)
-    result = evaluate(p[readable], test.common_labels[readable], test.common_classes)
+    result = classification_metrics(p[readable], test.common_labels[readable], test.common_classes)
     return Evaluation({**result, "unreadable": int((~readable).sum())}, p, readable, counts)
 
 

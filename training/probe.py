@@ -15,7 +15,7 @@ from datasets.transforms import Normalise
 from engine_train import Precision
 from training.evaluate import collect
 from util.distributed import Place, on_main
-from util.metrics import evaluate
+from util.metrics import classification_metrics
 
 if TYPE_CHECKING:
     from sklearn.base import ClassifierMixin
@@ -97,7 +97,9 @@ class Probe:
         scores = {"probe_unreadable": unreadable} if unreadable else {}
         for name, classify in (("knn", knn), ("linear", linear)):
             p = on_main(lambda: classify(train, test.x, len(self.classes)))  # noqa: B023
-            result = evaluate(p[test.readable], test.labels[test.readable], self.classes)
+            result = classification_metrics(
+                p[test.readable], test.labels[test.readable], self.classes
+            )
             scores |= {f"probe_{name}_acc1": result["accuracy"], f"probe_{name}_uar": result["uar"]}
         return scores
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from engine_train import Position, TrainState
-from training.checkpoint_snapshot import HostCopy
+from training.checkpoint_snapshot import CheckpointSnapshot
 from util.checkpoint import BEST, LAST, find_not_finite, numbered_checkpoints, save_checkpoint
 from util.errors import Fault, Stopped
 from util.files import remove_unfinished
@@ -48,7 +48,7 @@ class Saver:
         self.last_saved = NOTHING  # the newest checkpoint on disk
         self.failure: Fault | Stopped | None = None  # why the last requested save failed
         self._failed = 0  # failed writes in a row
-        self._copy, self._thread = HostCopy(), ThreadPoolExecutor(1, "checkpoint")
+        self._copy, self._thread = CheckpointSnapshot(), ThreadPoolExecutor(1, "checkpoint")
         self._writing: Future | None = None
         if folder:
             remove_unfinished(folder)

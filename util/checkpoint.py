@@ -25,7 +25,7 @@ DESCRIBED = ("args", "classes", "preprocessing")
 
 # What official checkpoints hold besides tensors and plain values, by the names in pickles. All only
 # hold data: a path becomes one that cannot touch the disk.
-HARMLESS = [
+SAFE_GLOBALS = [
     (argparse.Namespace, "argparse.Namespace"),
     (scalar, "numpy._core.multiarray.scalar"),
     (scalar, "numpy.core.multiarray.scalar"),  # before numpy 2
@@ -41,7 +41,7 @@ class Damaged(BadInput):
     """The file exists, but it is damaged."""
 
 
-class Found(NamedTuple):
+class FoundCheckpoint(NamedTuple):
     path: Path
     checkpoint: dict[str, Any]
     damaged: list[str]  # what was wrong with newer files, which were skipped
@@ -64,11 +64,11 @@ def save_checkpoint(
     with replacing(folder / (BEST if best else LAST)) as file:
         write(checkpoint, file)
     if best:
-        second_name(folder / BEST, folder / LAST)
+        link_or_copy(folder / BEST, folder / LAST)
     if number is None:
         return
     numbered = folder / f"checkpoint-{number}.pth"
-    second_name(folder / LAST, numbered)
+    link_or_copy(folder / LAST, numbered)
     # Higher numbers are of another run that went further, and must not be deleted.
     own = [path for n, path in numbered_checkpoints(folder) if n <= number]
     for path in own[keep:] if keep else []:
@@ -102,7 +102,7 @@ def is_finite(tensor: Tensor) -> bool:
     return not values.size or bool(np.isfinite([values.min(), values.max()]).all())
 
 
-def second_name(existing: Path, new: Path) -> None:
+def link_or_copy(existing: Path, new: Path) -> None:
     """Give a file a second name, atomically; copies it if the disk has no hard links."""
     temporary = new.with_name(f".{new.name}.{os.getpid()}.tmp")
     temporary.unlink(missing_ok=True)
@@ -121,7 +121,7 @@ def numbered_checkpoints(folder: Path) -> list[tuple[int, Path]]:
     return sorted(((int(match[1]), path) for match, path in found if match), reverse=True)
 
 
-def newest_checkpoint(folder: Path) -> Found | None:
+def newest_checkpoint(folder: Path) -> FoundCheckpoint | None:
     """The newest readable checkpoint of a run, or None if there is none.
 
     Damaged files are skipped. If all are damaged, raises Damaged rather than let a run start from
@@ -131,7 +131,7 @@ def newest_checkpoint(folder: Path) -> Found | None:
     damaged = []
     for path in last + [path for _, path in numbered_checkpoints(folder)]:
         try:
-            return Found(path, read_checkpoint(path), damaged)
+            return FoundCheckpoint(path, read_checkpoint(path), damaged)
         except Damaged as error:
             damaged.append(str(error))
     if damaged:
@@ -155,7 +155,7 @@ def read_checkpoint(path: str | Path, peek: bool = False) -> dict[str, Any]:
         return read_safetensors(path)
     mapped = peek and zipfile.is_zipfile(path)
     try:
-        with torch.serialization.safe_globals(HARMLESS):
+        with torch.serialization.safe_globals(SAFE_GLOBALS):
             checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except pickle.UnpicklingError as error:
         what = re.search(r"(?:GLOBAL|class|type) '?([\w.]+)'?", str(error))

@@ -120,21 +120,21 @@ def join(place: Place, device: "torch.device", url: str, timeout: float) -> None
     )
 
 
-def met_others() -> bool:
+def is_distributed() -> bool:
     """Whether `join` has joined other ranks."""
     return "torch.distributed" in sys.modules and sys.modules["torch.distributed"].is_initialized()
 
 
 def own_rank(local: bool = False) -> int:
     """This process's rank, or local rank, as far as it is known yet."""
-    if met_others() and not local:
+    if is_distributed() and not local:
         return sys.modules["torch.distributed"].get_rank()
     return int(os.environ.get("LOCAL_RANK" if local else "RANK", 0))
 
 
 def leave() -> None:
     """Leave the other ranks, if any were joined; the model's DDP wrapper must be gone by then."""
-    if met_others():
+    if is_distributed():
         sys.modules["torch.distributed"].destroy_process_group()
 
 
@@ -147,9 +147,9 @@ def sum_over_ranks(x: "torch.Tensor") -> "torch.Tensor":
     return x
 
 
-def take_from_main(tensors: Iterable["torch.Tensor"]) -> None:
+def broadcast_from_main(tensors: Iterable["torch.Tensor"]) -> None:
     """Overwrite tensors with rank 0's values, in place."""
-    if met_others():
+    if is_distributed():
         import torch.distributed as dist
 
         for tensor in tensors:

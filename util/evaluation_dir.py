@@ -47,7 +47,7 @@ def evaluation_folder(
     return os.path.join(output_dir or beside, kind, name[:200])
 
 
-class Drawn(NamedTuple):
+class FigureSource(NamedTuple):
     """What figures show, to compare it with the results in a folder."""
 
     checkpoint: str
@@ -60,7 +60,7 @@ class Drawn(NamedTuple):
 _TOLD = {*OF_DATA, "classes"}
 
 
-def tests_other_images(folder: str | Path, drawn: Drawn) -> bool:
+def tests_other_images(folder: str | Path, drawn: FigureSource) -> bool:
     """Whether the results in a folder are about something else than what is `drawn`.
 
     They are about the same if the checkpoint, path, split, classes and everything reported about

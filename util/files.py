@@ -84,7 +84,7 @@ def write_json(path: str | Path, value: object) -> None:
     write_file(path, json.dumps(value, indent=2, default=str) + "\n")
 
 
-def append_whole(path: str | Path, text: str) -> None:
+def append_atomically(path: str | Path, text: str) -> None:
     """Append `text` and flush it to disk, or, raising OSError, append nothing."""
     data = text.encode("utf-8", "backslashreplace")
     with open(path, "ab", buffering=0) as file:

@@ -10,7 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from util.files import append_whole, write_file
+from util.files import append_atomically, write_file
 
 if TYPE_CHECKING:
     import numpy as np
@@ -85,7 +85,7 @@ class RunLog(NullLog):
         # Flushed to disk, so that no line is missing before a checkpoint saved after it.
         for path, lines in list(self._late.items()):
             try:
-                append_whole(path, lines)
+                append_atomically(path, lines)
                 del self._late[path]
             except OSError as error:
                 self.line(f"warning: {path}: could not be written ({error.strerror}), will retry")

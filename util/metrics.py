@@ -19,7 +19,7 @@ BINS = 15  # for the calibration error
 MATRIX_CLASSES = 10  # more do not fit the width of a terminal
 
 
-def evaluate(
+def classification_metrics(
     probabilities: np.ndarray, labels: np.ndarray, classes: Sequence[str], seed: int = 0
 ) -> dict[str, object]:
     """(n, K) probabilities, (n,) true class indices -> plain values, ready for `eval.json`.
@@ -130,7 +130,7 @@ def _recall_intervals(matrix: np.ndarray) -> list[list[float] | None]:
 
 
 def summary_lines(result: dict) -> list[str]:
-    """The result of `evaluate` as lines for a terminal."""
+    """The result of `classification_metrics` as lines for a terminal."""
     accuracy, uar = (
         f"{result[key]:.2f} % ({low:.2f}–{high:.2f})"
         for key in ("accuracy", "uar")

@@ -72,7 +72,7 @@ def create_optimizer(
         raise BadInput(f"--opt {name}: {error}; try adamw, adam, sgd or lars") from error
 
 
-def decayed_rate(layer: Callable[[str], int], decay: float) -> Callable[[str], float]:
+def layer_decay_scale(layer: Callable[[str], int], decay: float) -> Callable[[str], float]:
     """Layer decay: learning-rate factor 1 for the last layer, times `decay` per layer before it."""
     last = layer("head.weight")
     return lambda name: decay ** (last - layer(name))

@@ -3,7 +3,7 @@
 from util.errors import BadInput
 
 
-def kept_patches(num_patches: int, mask_ratio: float) -> int:
+def visible_patches(num_patches: int, mask_ratio: float) -> int:
     """Number of visible patches; without the epsilon, 100 at ratio 0.8 would give 19, not 20."""
     keep = int(num_patches * (1 - mask_ratio) + 1e-6)
     if not 0 < keep < num_patches:
@@ -15,5 +15,5 @@ def kept_patches(num_patches: int, mask_ratio: float) -> int:
 
 
 def predicted_patches(masked: int, predict_ratio: float) -> int:
-    """Number of masked patches that the decoder predicts, at least one; see `kept_patches`."""
+    """Number of masked patches that the decoder predicts, at least one; see `visible_patches`."""
     return max(1, int(masked * predict_ratio + 1e-6))

@@ -11,7 +11,7 @@ from pathlib import Path
 from threading import Thread
 from typing import Any, TypeVar
 
-from util.distributed import met_others, own_rank
+from util.distributed import is_distributed, own_rank
 from util.errors import BAD_INPUT, BadInput, Fault, Lost
 from util.rendezvous import met
 
@@ -129,7 +129,7 @@ def may_speak() -> bool:
 def _ask(question: Callable[[Any], T]) -> T | None:
     """Query the store through which the ranks have met; None if it does not answer."""
     global _silent
-    if not met_others() or _silent:
+    if not is_distributed() or _silent:
         return None
     answer: list[T] = []
 

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from contextlib import suppress
 
 from util import process_failures
-from util.distributed import leave, met_others, own_rank
+from util.distributed import is_distributed, leave, own_rank
 from util.errors import BAD_INPUT, DONE, FAULT, RESUMABLE, BadInput, Fault, Stopped
 from util.options.parser import Parser, find_output_dir
 from util.rundir import note_status
@@ -56,7 +56,7 @@ def run_program(
         with suppress(OSError):
             print(f"{os.path.basename(sys.argv[0])}: {word}{reason}", file=sys.stderr, flush=True)
     flush_output()
-    if not together and (met_others() or multiprocessing.active_children()):
+    if not together and (is_distributed() or multiprocessing.active_children()):
         # Other ranks may be waiting for this one in NCCL, or a data worker may hang in a system
         # call: an orderly shutdown would wait for them.
         os._exit(code)
@@ -73,7 +73,7 @@ def flush_output() -> None:
 
 def speaks(code: int, reason: str) -> bool:
     """Whether this process reports how the run ended."""
-    if not met_others():  # errors before that affect all processes of a machine
+    if not is_distributed():  # errors before that affect all processes of a machine
         time.sleep(0 if own_rank(local=True) == 0 else 2)
         return own_rank(local=True) == 0
     rank = own_rank()

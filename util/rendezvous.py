@@ -46,19 +46,19 @@ def meet(store: Any, rank: int, world: int, timeout: float) -> str:
     while time.monotonic() < until:
         if rank == 0:
             call_roll(store, world)
-        called = look(store, "called")
+        called = peek(store, "called")
         if called and own in json.loads(called)[rank : rank + 1]:  # an older one may be shorter
             store.set(f"answer/{rank}", called)
-        complete = look(store, "complete")
+        complete = peek(store, "complete")
         if complete and own in json.loads(complete)[rank : rank + 1]:
             met[:] = [Process(*json.loads(process)) for process in json.loads(complete)]
             return hashlib.sha256(complete.encode()).hexdigest()[:16]
         time.sleep(PAUSE)
-    called = look(store, "called")  # None: some ranks never registered
+    called = peek(store, "called")  # None: some ranks never registered
     if called:
-        absent = [str(r) for r in range(world) if look(store, f"answer/{r}") != called]
+        absent = [str(r) for r in range(world) if peek(store, f"answer/{r}") != called]
     else:
-        absent = [str(r) for r in range(world) if not look(store, f"here/{r}")]
+        absent = [str(r) for r in range(world) if not peek(store, f"here/{r}")]
     raise Lost(
         f"not all {world} processes joined the rendezvous within --dist_timeout {timeout:g} s: "
         f"no answer from rank {', '.join(absent[:8])}{', …' if len(absent) > 8 else ''}"
@@ -67,15 +67,15 @@ def meet(store: Any, rank: int, world: int, timeout: float) -> str:
 
 def call_roll(store: Any, world: int) -> None:
     """Rank 0's part: publish the list of ranks present; complete once all have confirmed it."""
-    here = [look(store, f"here/{r}") for r in range(world)]
+    here = [peek(store, f"here/{r}") for r in range(world)]
     if None in here:
         return
     called = json.dumps(here)
     store.set("called", called)
-    if all(look(store, f"answer/{r}") == called for r in range(world)):
+    if all(peek(store, f"answer/{r}") == called for r in range(world)):
         store.set("complete", called)
 
 
-def look(store: Any, key: str) -> str | None:
+def peek(store: Any, key: str) -> str | None:
     """The stored value, without waiting for it; None if there is none."""
     return store.get(key).decode() if store.check([key]) else None

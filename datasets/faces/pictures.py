@@ -22,14 +22,14 @@ from util.stop import shield_worker
 from util.wording import printable
 
 
-class Listed(NamedTuple):
+class PictureList(NamedTuple):
     """The files to look at, and how many others were skipped, by extension."""
 
     paths: list[str]
     skipped: Counter
 
 
-def list_pictures(given: Sequence[str]) -> Listed:
+def list_pictures(given: Sequence[str]) -> PictureList:
     """List files, folders (all images below them) and patterns, in order, each file once.
 
     A pattern matches what it would in a shell, `**` matches folders at any depth. Raises BadInput
@@ -50,7 +50,7 @@ def list_pictures(given: Sequence[str]) -> Listed:
     for path, below in folders.items():
         if not any(path.startswith(os.path.join(other, "")) for other in folders.keys() - {path}):
             skipped.update(below.skipped)
-    return Listed(list(files.values()), skipped)
+    return PictureList(list(files.values()), skipped)
 
 
 def _matches(pattern: str) -> list[str]:
@@ -75,7 +75,7 @@ def _below(folder: str) -> FileList:
     return files
 
 
-class Found(NamedTuple):
+class FoundFaces(NamedTuple):
     """A picture and its faces."""
 
     path: str
@@ -101,22 +101,22 @@ class Pictures(Dataset):
     def __len__(self) -> int:
         return len(self.paths)
 
-    def __getitem__(self, index: int) -> Found:
+    def __getitem__(self, index: int) -> FoundFaces:
         path = self.paths[index]
         try:
             image = load_rgb(path)
         except UnreadableImage as error:
-            return Found(path, [], [], error.reason)
+            return FoundFaces(path, [], [], error.reason)
         try:
             faces = [face for face in self._detect(image) if face.score >= self.min_score]
             views = [self.view(cut_face(image, face, self.margin)).numpy() for face in faces]
         except BadInput:
             raise
         except Exception as error:  # libraries can fail on an unusual picture in any way
-            return Found(path, [], [], f"{type(error).__name__}: {error}")
-        return Found(path, faces, views, "")
+            return FoundFaces(path, [], [], f"{type(error).__name__}: {error}")
+        return FoundFaces(path, faces, views, "")
 
-    def in_order(self, workers: int) -> Iterator[Found]:
+    def in_order(self, workers: int) -> Iterator[FoundFaces]:
         """All pictures, in their order, whatever the number of processes."""
         return iter(
             Loader(
@@ -131,5 +131,5 @@ class Pictures(Dataset):
         )
 
 
-def _as_it_is(found: Found) -> Found:
+def _as_it_is(found: FoundFaces) -> FoundFaces:
     return found

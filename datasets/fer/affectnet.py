@@ -42,7 +42,7 @@ from datasets.fer.affectnet_layouts import (
     IMAGE_FOLDERS,
     NPY,
     PATH,
-    Found,
+    FoundLayout,
     described,
     find,
     is_header,
@@ -122,7 +122,7 @@ def published(classes: int) -> dict[str, int | tuple[int, ...]]:
 
 
 def _parts(
-    found: Found, classes: Sequence[str], margin: float
+    found: FoundLayout, classes: Sequence[str], margin: float
 ) -> tuple[dict[str, tuple[LabelledImages, list[str]]], str]:
     """The images of each split of a layout, with notes; and how the faces were cropped."""
     places = found.splits.items()

@@ -31,7 +31,7 @@ FEW = 100  # entries to look at in a folder that may hold 400,000
 
 
 @dataclass(frozen=True)
-class Found:
+class FoundLayout:
     """One layout: its kind, the folder it is in, and the list or folder of each split."""
 
     kind: str
@@ -39,7 +39,7 @@ class Found:
     splits: dict[str, Path]
 
 
-def find(root: Path) -> list[Found]:
+def find(root: Path) -> list[FoundLayout]:
     """The layouts in a folder and its sub-folders, each only once."""
     found, claimed = [], set()
     for base in (root, *_subfolders(root)):
@@ -47,7 +47,7 @@ def find(root: Path) -> list[Found]:
             splits = _splits(base, kind)
             places = {(kind, place) for place in splits.values()}
             if splits and not places & claimed:
-                found.append(Found(kind, base, splits))
+                found.append(FoundLayout(kind, base, splits))
                 claimed |= places
     return found
 
@@ -103,7 +103,7 @@ def _splits(base: Path, kind: str) -> dict[str, Path]:
     return _annotated(inner if kind == PLUS and inner.is_dir() else base, kind)
 
 
-def described(found: Found, root: Path) -> str:
+def described(found: FoundLayout, root: Path) -> str:
     """A layout's description for messages."""
     return found.kind if found.base == root else f"{found.kind} in {printable(found.base.name)}/"
 

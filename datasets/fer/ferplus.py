@@ -31,7 +31,7 @@ from datasets.annotation_files import (
 from datasets.fer.class_folder import child, subfolders
 from datasets.fer.votes import DEFAULT_RULE, RULES
 from datasets.folder import FileList, ImageFiles
-from datasets.labelled import LabelledImages, LabelledSet, Picked, Source, digest_of
+from datasets.labelled import LabelledImages, LabelledSet, Source, Subset, digest_of
 from datasets.labels import ORDERS
 from datasets.layout import Layout
 from util.errors import BadInput
@@ -145,7 +145,7 @@ def read_fer2013(root: Path) -> LabelledSet:
         title="FER2013",
         classes=ORDERS["fer2013"],
         splits={
-            split: LabelledImages(Picked(source, rows), np.array(labels)[rows])
+            split: LabelledImages(Subset(source, rows), np.array(labels)[rows])
             for split, rows in places.items()
         },
         published=FER2013_PUBLISHED,
@@ -194,7 +194,7 @@ def read(root: Path, rule: str | None = None) -> LabelledSet:
             what = f"none of the {len(votes):,} images of {split} gets a label"
             raise BadInput(f"--label_rule {rule}: {what}; choose another of {', '.join(RULES)}")
         some = None if targets is None else targets[rows]
-        splits[split] = LabelledImages(Picked(source, rows), labels[rows], some)
+        splits[split] = LabelledImages(Subset(source, rows), labels[rows], some)
         if len(rows) < len(votes):
             count = len(votes) - len(rows)
             notes.append(f"{split}: {count:,} images have no label under this rule")
@@ -242,7 +242,7 @@ def _read_pair(votes_file: Path, pixels_file: Path) -> tuple[Parts, list[str]]:
             f"{len(source):,}; rows must correspond, so use both as their owners ship them"
         )
     parts = {
-        split: (Picked(source, places[named[places]]), votes[places[named[places]]])
+        split: (Subset(source, places[named[places]]), votes[places[named[places]]])
         for split, places in _places(splits).items()
     }
     return parts, _nameless_note(int((~named).sum()))

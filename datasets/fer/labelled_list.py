@@ -16,7 +16,7 @@ from datasets.fer.class_names import name_classes
 from datasets.folder import FileList, ImageFiles
 from datasets.labelled import LabelledImages, LabelledSet
 from datasets.layout import Layout
-from datasets.listfile import LABELS, PATHS, Listed, check_entries, read_list
+from datasets.listfile import LABELS, PATHS, ListEntries, check_entries, read_list
 from datasets.split_names import split_called
 from util.errors import BadInput
 from util.wording import printable
@@ -72,7 +72,7 @@ def _number(label: str) -> str:
     return re.sub(r"^(\d+)\.0*$", r"\1", label)
 
 
-def _repeated(path: Path, listed: Listed, splits: list[str], labels: np.ndarray) -> np.ndarray:
+def _repeated(path: Path, listed: ListEntries, splits: list[str], labels: np.ndarray) -> np.ndarray:
     """Find the entries that repeat an earlier one of their split -> (n,) bool.
 
     Raises BadInput if an image has two different labels.
@@ -90,7 +90,7 @@ def _repeated(path: Path, listed: Listed, splits: list[str], labels: np.ndarray)
     return repeated(list(zip(places, splits, strict=True)), labels.tolist())[0]
 
 
-def _splits(listed: Listed, where: str) -> list[str]:
+def _splits(listed: ListEntries, where: str) -> list[str]:
     """The split of each entry. Raises BadInput for a missing label or an unknown split."""
     for name, label in zip(listed.names, listed.labels, strict=True):
         if not label:

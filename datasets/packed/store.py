@@ -17,7 +17,7 @@ import numpy as np
 
 from datasets.decode import UnreadableImage
 from datasets.folder import FileList
-from datasets.labelled import LabelledImages, LabelledSet, Picked
+from datasets.labelled import LabelledImages, LabelledSet, Subset
 from util.errors import BadInput
 from util.wording import printable
 
@@ -175,11 +175,11 @@ class PackedImages:
         """The image's path below `--data_path` when it was packed."""
         return self._names.relative(i)
 
-    def split(self, name: str) -> Picked:
+    def split(self, name: str) -> Subset:
         """The images of one split."""
         splits = self.manifest["splits"]
         start = sum(splits[other] for other in takewhile(name.__ne__, splits))
-        return Picked(self, np.arange(start, start + splits[name]))
+        return Subset(self, np.arange(start, start + splits[name]))
 
     def labelled(self) -> LabelledSet:
         """The set that was packed. Raises BadInput for images without labels."""

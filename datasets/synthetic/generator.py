@@ -211,20 +211,20 @@ def draw(
     return photograph(light_up(canvas, c, relief(who, actions)), c, rng)
 
 
-class Drawn(NamedTuple):
+class SyntheticSpec(NamedTuple):
     """What a `--data_path` of `synthetic…` asks for."""
 
     lab: bool
     counts: tuple[int | None, int | None]  # train, test; None if not given
 
 
-def parse_synthetic(data_path: str) -> Drawn | None:
+def parse_synthetic(data_path: str) -> SyntheticSpec | None:
     """Parse `synthetic` or `synthetic-lab`, with `[:TRAIN[:TEST]]`; None for any other path."""
     match = re.fullmatch(r"synthetic(-lab)?(?::(\d+))?(?::(\d+))?", data_path)
     if not match:
         return None
     train, test = (int(count) if count else None for count in match.groups()[1:])
-    return Drawn(bool(match[1]), (train, test))
+    return SyntheticSpec(bool(match[1]), (train, test))
 
 
 class SyntheticFaces:

@@ -9,7 +9,7 @@ from util.options.groups import (
     LABEL_RULE,
     add_cache_dir,
 )
-from util.options.parser import RATE, SHARE, SIZE, SOME, Parser, flag, number
+from util.options.parser import RATE, SHARE, SIZE, SOME, Parser, bounded, flag
 from util.options.trained import INTERPOLATIONS
 
 
@@ -64,7 +64,7 @@ def add_model(parser: Parser) -> None:
     )
     group.add_argument(
         "--drop_path",
-        type=number(float, low=0, below=1),
+        type=bounded(float, low=0, below=1),
         help="drop-path (stochastic depth) rate (default: 0.1 for ViT; 0 for others and with a "
         "frozen backbone)",
     )
@@ -91,7 +91,7 @@ def add_model(parser: Parser) -> None:
     )
     group.add_argument(
         "--head_init_std",
-        type=number(float, above=0),
+        type=bounded(float, above=0),
         help="standard deviation of the head's initial weights (default: 2e-5 with --finetune, "
         "0.01 with --linear_probe)",
     )
@@ -162,7 +162,7 @@ def add_data(parser: Parser) -> None:
     )
     group.add_argument(
         "--val_fraction",
-        type=number(float, above=0, below=1),
+        type=bounded(float, above=0, below=1),
         default=0.1,
         help="share of each class's training images held out for --select val if the data set has "
         "no validation split (default: %(default)s)",
@@ -241,7 +241,7 @@ def add_augmentation(parser: Parser) -> None:
     flag(group, "--resplit", False, "do not erase in the first half of each micro-batch")
     group = parser.add_argument_group("label smoothing, mixup and cutmix")
     group.add_argument(
-        "--smoothing", type=number(float, low=0, below=1), help="label smoothing (default: 0.1)"
+        "--smoothing", type=bounded(float, low=0, below=1), help="label smoothing (default: 0.1)"
     )
     group.add_argument(
         "--mixup",
@@ -312,7 +312,7 @@ def add_distillation(parser: Parser) -> None:
     )
     group.add_argument(
         "--distill_temperature",
-        type=number(float, above=0),
+        type=bounded(float, above=0),
         help="softmax temperature of teacher and student (default: 3)",
     )
 
@@ -329,20 +329,20 @@ def add_optimizer(parser: Parser) -> None:
     group.add_argument("--opt_eps", type=RATE, help="the optimizer's epsilon (default: its own)")
     group.add_argument(
         "--opt_betas",
-        type=number(float, low=0, below=1),
+        type=bounded(float, low=0, below=1),
         nargs="+",
         metavar="BETA",
         help="the optimizer's two betas, such as 0.9 0.95 (default: its own)",
     )
     group.add_argument(
         "--momentum",
-        type=number(float, low=0, below=1),
+        type=bounded(float, low=0, below=1),
         default=0.9,
         help="momentum of optimizers that have one, such as sgd and lars (default: %(default)s)",
     )
     group.add_argument(
         "--layer_decay",
-        type=number(float, above=0),
+        type=bounded(float, above=0),
         help="learning rate of each layer relative to the layer after it; 1: no decay (default: "
         "0.75 for ViT; 1 for others and with a frozen backbone)",
     )
@@ -360,7 +360,7 @@ def add_optimizer(parser: Parser) -> None:
     )
     group.add_argument(
         "--warmup_steps",
-        type=number(int, low=-1),
+        type=bounded(int, low=-1),
         default=-1,
         help="warm-up in optimizer steps; if above 0, it replaces --warmup_epochs (default: -1)",
     )

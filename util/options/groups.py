@@ -9,9 +9,9 @@ from util.options.parser import (
     SIZE,
     Parser,
     add_output_dir,
+    bounded,
     class_names,
     flag,
-    number,
 )
 
 # Texts for --help.
@@ -89,7 +89,7 @@ def add_training(
     )
     group.add_argument(
         "--clip_grad",
-        type=number(float, above=0),
+        type=bounded(float, above=0),
         help="maximum gradient norm, for clipping (default: no clipping)",
     )
     group.add_argument("--seed", type=SEED, default=0, help="random seed (default: %(default)s)")
@@ -129,7 +129,7 @@ def add_machine(parser: Parser) -> argparse._ArgumentGroup:
         "--no_pin_mem", dest="pin_mem", action="store_false", help="same as --pin_mem False"
     )
     others = parser.add_argument_group("distributed training (usually set by the launcher)")
-    seconds = number(float, above=0, high=10**7)
+    seconds = bounded(float, above=0, high=10**7)
     others.add_argument(
         "--dist_timeout",
         type=seconds,
@@ -150,7 +150,7 @@ def add_machine(parser: Parser) -> argparse._ArgumentGroup:
     )
     others.add_argument(
         "--local_rank",
-        type=number(int, low=-1),
+        type=bounded(int, low=-1),
         default=-1,
         help="rank of this process on its machine; needed only if the launcher sets no LOCAL_RANK",
     )

@@ -129,7 +129,7 @@ def find_output_dir(argv: Sequence[str]) -> str:
 MOST = 10**9  # of any count, so that a product of two fits into 64 bits
 
 
-def number(
+def bounded(
     kind: Callable[[str], float],
     low: float = -math.inf,
     high: float = math.inf,
@@ -137,7 +137,7 @@ def number(
     below: float = math.inf,
 ) -> Callable[[str], float]:
     """A finite int or float with `low <= value <= high` and `above < value < below`."""
-    word = "a whole number" if kind is int else "a number"
+    word = "a whole bounded" if kind is int else "a bounded"
     bounds = ((">=", low), ("<=", high), (">", above), ("<", below))
     word += " and".join(f" {sign} {bound:,.10g}" for sign, bound in bounds if math.isfinite(bound))
 
@@ -181,10 +181,10 @@ def class_names(text: str) -> tuple[str, ...]:
     return names
 
 
-SEED = number(int, low=0, high=2**63 - 1)
-COUNT, SIZE, RATE = number(int, low=0), number(int, low=1), number(float, low=0)
-RATIO, SOME = number(float, above=0, below=1), number(float, above=0, high=1)
-SHARE = number(float, low=0, high=1)
+SEED = bounded(int, low=0, high=2**63 - 1)
+COUNT, SIZE, RATE = bounded(int, low=0), bounded(int, low=1), bounded(float, low=0)
+RATIO, SOME = bounded(float, above=0, below=1), bounded(float, above=0, high=1)
+SHARE = bounded(float, low=0, high=1)
 
 
 def flag(group: argparse._ActionsContainer, name: str, default: bool | None, text: str) -> None:

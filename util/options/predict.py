@@ -4,11 +4,11 @@ import argparse
 
 from util.errors import BadInput
 from util.options.groups import DEVICE, add_saved
-from util.options.parser import COUNT, SIZE, Parser, number
+from util.options.parser import COUNT, SIZE, Parser, bounded
 
 DETECTORS = ("mtcnn", "none")
 MARGIN = 0.15  # for models that do not say how faces were cropped in training
-FACE_MARGIN = number(float, low=0, high=2)  # more is mostly background
+FACE_MARGIN = bounded(float, low=0, high=2)  # more is mostly background
 AROUND_FACES = "margin added on each side of a detected face, as a share of its longer side"
 ENDINGS = {".csv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl"}
 
@@ -35,7 +35,7 @@ def build_parser() -> Parser:
     )
     group.add_argument(
         "--min_score",
-        type=number(float, low=0, high=1),
+        type=bounded(float, low=0, high=1),
         default=0.0,
         help="skip faces with a lower detection score, from 0 to 1; MTCNN reports faces from 0.7 "
         "(default: 0)",

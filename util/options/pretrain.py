@@ -18,7 +18,7 @@ from util.options.parser import (
     flag,
     rise,
 )
-from util.patch_counts import kept_patches
+from util.patch_counts import visible_patches
 
 # The defaults of shared options in words, for --help.
 USUAL = {
@@ -165,7 +165,7 @@ def check_options(args: argparse.Namespace) -> None:
     fill_defaults(args, {"weight_decay": 0.05, "crop_pct": crop_pct})
     patch = family.patch_step(args.model, args.patch_size, masked=True)
     check_input_size(args, patch)
-    kept_patches((args.input_size // patch) ** 2, args.mask_ratio)
+    visible_patches((args.input_size // patch) ** 2, args.mask_ratio)
     check_progressive(args, patch)
     if args.start_epoch >= args.epochs:
         raise BadInput(f"--start_epoch {args.start_epoch}: the run ends at --epochs {args.epochs}")
@@ -185,6 +185,6 @@ def check_progressive(args: argparse.Namespace, patch: int) -> None:
         nearest = min(high - patch, max(1, round(low / patch)) * patch)
         raise BadInput(f"{flag}: {low} is not a multiple of the patch size, {patch}; try {nearest}")
     try:
-        kept_patches((low // patch) ** 2, args.mask_ratio)
+        visible_patches((low // patch) ** 2, args.mask_ratio)
     except BadInput as error:
         raise BadInput(f"{flag}: at {low} px, {error}; start higher") from None

@@ -20,9 +20,9 @@ from util.weights.hf_settings import check_config
 from util.weights.layouts import (
     HEAD,
     Architecture,
-    describe,
     encoder_roots,
     head_classes,
+    identify_architecture,
     translate,
 )
 from util.weights.layouts_foreign import S2D_ADDS, TRANSFORMERS
@@ -104,7 +104,7 @@ def load_pretrained(
     state = model.state_dict()
     names = {name.removeprefix("encoder."): name for name in state}
     own = {short: state[name] for short, name in names.items()}
-    wanted, held = describe(own), describe(weights)
+    wanted, held = identify_architecture(own), identify_architecture(weights)
     check_architecture(source, held, wanted, weights)
     if layout.startswith(TRANSFORMERS):
         check_config(source, held)

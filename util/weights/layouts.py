@@ -69,7 +69,7 @@ class Architecture(NamedTuple):
         return f"{name} {shape}, patches of {self.patch} pixels)"
 
 
-def describe(state: State) -> Architecture | None:
+def identify_architecture(state: State) -> Architecture | None:
     """The network to which weights under our names belong; None if it is of no known family."""
     for family in FAMILIES:
         stem = state.get(family.stem)
