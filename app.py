@@ -98,9 +98,9 @@ def work(args: argparse.Namespace) -> None:
         raise BadInput("gradio is not installed: pip install -r requirements/app.txt") from None
     from datasets.faces.detection import open_detector
     from inference.page import Checkpoints, faces_in
-    from util.distributed import Place, pick_device
+    from util.distributed import ProcessInfo, pick_device
 
-    checkpoints = Checkpoints(args.checkpoints, pick_device(args.device, Place()))
+    checkpoints = Checkpoints(args.checkpoints, pick_device(args.device, ProcessInfo()))
     detectors = {True: open_detector(args.detector), False: open_detector("none")}
 
     def find(path: str | None, detect: bool, saved: "Saved") -> tuple:

@@ -20,7 +20,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
 from training.transfer import on_device, to_device
-from util.distributed import Place, broadcast_from_main, sum_over_ranks
+from util.distributed import ProcessInfo, broadcast_from_main, sum_over_ranks
 from util.errors import BadInput, Fault
 from util.optim import set_rates
 from util.seeding import seed_globals
@@ -175,7 +175,7 @@ class Trainer:
         *,
         lr_at: Callable[[float], float],
         precision: Precision,
-        place: Place,
+        process: ProcessInfo,
         stop: StopRequest,
         accum: int = 1,
         clip_grad: float | None = None,
@@ -189,7 +189,7 @@ class Trainer:
         gradients of `accum` micro-batches.
         """
         self.state, self.model, self.batch_loss = state, model, batch_loss
-        self.lr_at, self.precision, self.place, self.stop = lr_at, precision, place, stop
+        self.lr_at, self.precision, self.process, self.stop = lr_at, precision, process, stop
         self.accum, self.clip_grad, self.seed = accum, clip_grad, seed
         self.weight_decay_at = weight_decay_at
         self.whole = True  # whether model and optimizer match the position
@@ -251,7 +251,7 @@ class Trainer:
         lr = self.lr_at(epoch)
         weight_decay = self.weight_decay_at(epoch) if self.weight_decay_at else None
         set_rates(state.optimizer, lr, weight_decay)
-        seed_globals(self.seed, state.position.epoch, state.position.step, self.place.rank)
+        seed_globals(self.seed, state.position.epoch, state.position.step, self.process.rank)
 
         total, before = torch.zeros((), device=self.device), self._statistics()
         for k in range(self.accum):
@@ -303,7 +303,7 @@ class Trainer:
         point in a step at which the host waits for the device.
         """
         asked = torch.full_like(total, float(bool(self.stop.signal)))
-        world = self.place.world
+        world = self.process.world
         report = torch.stack([total / world, norm.to(total.dtype) / world, asked])
         loss, norm, asked = sum_over_ranks(report).tolist()
         return loss, norm, asked > 0

@@ -123,7 +123,7 @@ def finetune(args: Options, run: "Run") -> None:
         loss,
         lr_at=learning_rate(args, lr, sampler.steps),
         precision=precision,
-        place=run.place,
+        process=run.process,
         stop=run.stop,
         accum=args.accum_iter,
         clip_grad=args.clip_grad,

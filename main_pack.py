@@ -234,10 +234,10 @@ def write(args: argparse.Namespace, parts: "Parts", data: "ToPack", stop: "StopR
 
     from training.bad_images import MAX_BAD_SHARE
     from training.run import worker_count
-    from util.distributed import Place
+    from util.distributed import ProcessInfo
     from util.log import duration
 
-    workers = worker_count(args.num_workers, Place())
+    workers = worker_count(args.num_workers, ProcessInfo())
     begin, began, told = len(parts.images), time.monotonic(), len(parts.full)
     bad = sum(isinstance(item, str) for item in parts.images)
     if begin:

@@ -38,19 +38,19 @@ def work(args: argparse.Namespace) -> None:
     from inference.predict import Predictor, face_margin, predict_pictures, whole_line
     from models_saved import open_classifier
     from training.run import worker_count
-    from util.distributed import Place, pick_device
+    from util.distributed import ProcessInfo, pick_device
 
     paths, skipped = list_pictures(args.images)
     open_detector(args.detector)
     saved = open_classifier(args.checkpoint, args.classes, args.cache_dir)
-    predictor = Predictor(saved, pick_device(args.device, Place()))
+    predictor = Predictor(saved, pick_device(args.device, ProcessInfo()))
     # Names from a file may contain characters that cannot be encoded.
     classes = [name.encode("utf-8", "backslashreplace").decode() for name in saved.classes]
     margin, cut = face_margin(saved, args.face_margin)
     if args.detector == "none":
         cut = whole_line(saved.preprocessing.face_margin)
     pictures = Pictures(paths, args.detector, margin, args.min_score, predictor.view)
-    workers = min(worker_count(args.num_workers, Place()), len(paths))
+    workers = min(worker_count(args.num_workers, ProcessInfo()), len(paths))
     if args.num_workers is None:
         workers = min(workers, len(paths) // 16)  # starting a worker takes time, too
     beside = Beside(args.annotated, args.features, classes, len(paths))

@@ -102,7 +102,7 @@ def pretrain(args: Namespace, run: "Run") -> None:
         loss,
         lr_at=lambda epoch: lr_at(epoch, lr, args.min_lr, args.warmup_epochs, args.epochs),
         precision=precision,
-        place=run.place,
+        process=run.process,
         stop=run.stop,
         accum=args.accum_iter,
         clip_grad=args.clip_grad,

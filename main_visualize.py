@@ -235,9 +235,9 @@ def open_model(args: Options) -> Opened:
     from inference.visualize import Viewer
     from models_saved import SavedAutoencoder, SavedClassifier, open_saved
     from training.run import worker_count
-    from util.distributed import Place, pick_device
+    from util.distributed import ProcessInfo, pick_device
 
-    device = pick_device(args.device, Place())
+    device = pick_device(args.device, ProcessInfo())
     saved = open_saved(args.checkpoint, args.classes, args.cache_dir)
     for line in saved.notes:
         print(f"note: {line}", file=sys.stderr)
@@ -257,7 +257,7 @@ def open_model(args: Options) -> Opened:
             what = f"{args.data_path} has no labels to colour it by; use a labelled data set"
             raise BadInput(f"--figures features: {what}")
         wanted = allowed
-    workers = worker_count(args.num_workers, Place())
+    workers = worker_count(args.num_workers, ProcessInfo())
     viewer = Viewer(saved, data, device, args.batch_size, workers, args.seed)
     return Opened(viewer, wanted, drawn)
 

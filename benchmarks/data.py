@@ -38,7 +38,7 @@ from datasets.transforms import (
     crop_and_resize,
     random_crop_box,
 )
-from util.distributed import Place
+from util.distributed import ProcessInfo
 from util.seeding import SAMPLE, generator
 
 SIDES = (224, 500)
@@ -152,7 +152,7 @@ def measure(folder: Path, args: argparse.Namespace, side: int) -> tuple[list, li
         )
     }
     for name, dataset in ours.items():
-        sampler = GlobalBatchSampler(len(dataset), BATCH, 1, Place(), 0)
+        sampler = GlobalBatchSampler(len(dataset), BATCH, 1, ProcessInfo(), 0)
         loaders[name] = through(build_loader(dataset, sampler, args.workers), normalise)
     rates = []
     for candidates in (single, loaders):

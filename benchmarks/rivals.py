@@ -52,7 +52,7 @@ from datasets.transforms import Normalise
 from engine_finetune import LOGGED, write_results
 from engine_train import Precision
 from training.evaluate import Evaluation, TestSet, evaluate_model
-from util.distributed import Place, pick_device
+from util.distributed import ProcessInfo, pick_device
 from util.errors import BadInput
 from util.files import append_atomically, write_json
 from util.metrics import classification_metrics
@@ -222,7 +222,9 @@ def run_seed(name: str, recipe: Recipe, seed: int, args: argparse.Namespace) -> 
     for left in ("status.json", "eval.json", "log.txt"):
         (folder / left).unlink(missing_ok=True)
     data, train, images, split = open_data(args, seed)
-    loader = build_test_loader(PlainImages(images.source, plain(args.input_size)), 64, Place(), 0)
+    loader = build_test_loader(
+        PlainImages(images.source, plain(args.input_size)), 64, ProcessInfo(), 0
+    )
     test = TestSet(images, loader, data.classes, range(len(data.classes)))
     rival = Rival(name, args.input_size, len(data.classes), recipe, seed, args.device)
     parameters = sum(p.numel() for p in rival.model.parameters())
@@ -380,7 +382,7 @@ def work(args: argparse.Namespace) -> None:
     """Search the grid, train every seed of every model, and print the results."""
     if args.threads:
         torch.set_num_threads(args.threads)
-    args.device = pick_device(args.device, Place())
+    args.device = pick_device(args.device, ProcessInfo())
     for name in args.models:
         folders = {seed: args.output_dir / name / f"seed-{seed}" for seed in args.seeds}
         done = [seed for seed, folder in folders.items() if is_done(folder, args)]

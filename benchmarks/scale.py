@@ -306,14 +306,14 @@ def run_rank(
 
     from engine_train import Precision, Trainer, TrainState
     from models_registry import create_pretrain_model
-    from util.distributed import Place, join, leave
+    from util.distributed import ProcessInfo, join, leave
     from util.optim import adamw, parameter_groups
     from util.stop import StopRequest
 
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    place, cpu = Place(rank, world, rank, world), torch.device("cpu")
-    join(place, cpu, f"file://{folder}/meet", 120)
+    process, cpu = ProcessInfo(rank, world, rank, world), torch.device("cpu")
+    join(process, cpu, f"file://{folder}/meet", 120)
     precision = Precision("off", cpu)
     model = create_pretrain_model("mae_vit_tiny_patch16", decoder_embed_dim=128, decoder_depth=2)
     state = TrainState(model, adamw(parameter_groups(model, 0.05), 1e-4), precision.scaler)
@@ -324,7 +324,7 @@ def run_rank(
         lambda model, imgs: model(imgs),
         lr_at=lambda _: 1e-4,
         precision=precision,
-        place=place,
+        process=process,
         stop=StopRequest(),
         accum=accum,
     )

@@ -47,9 +47,9 @@ def parser(description: str, rounds: int = 15) -> argparse.ArgumentParser:
 def settle(options: argparse.Namespace) -> "torch.device":
     """Prepare `--device` and return it; a CPU gets `--threads` pinned threads."""
     from engine_train import Precision
-    from util.distributed import Place, pick_device
+    from util.distributed import ProcessInfo, pick_device
 
-    device = pick_device(options.device, Place())
+    device = pick_device(options.device, ProcessInfo())
     if device.type == "cpu":
         pin(options.threads)
     Precision("off", device)  # fp32 means fp32, not TF32

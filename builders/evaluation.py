@@ -79,7 +79,7 @@ def classify_by_neighbours(args: Options, run: Run) -> None:
         classes,
         view,
         evaluator.normalise,
-        run.place,
+        run.process,
         **build.loading(args, run),
     )
     differ = differences(args, trained, data.test_set.options)

@@ -36,7 +36,7 @@ from models_saved import open_classifier
 from training.distill import Teacher
 from training.evaluate import TestSet
 from training.run import Run, same_everywhere
-from util.distributed import Place
+from util.distributed import ProcessInfo
 from util.errors import BadInput
 from util.optim import create_optimizer, parameter_groups
 from util.options.finetune import DECIDES_RESULT, augmentation, mixes
@@ -62,7 +62,7 @@ def build_sampler(args: argparse.Namespace, run: Run, data: FinetuneData) -> Glo
         len(data.train),
         args.batch_size,
         args.accum_iter,
-        run.place,
+        run.process,
         args.seed,
         data.train.labels if balanced(args, data) else None,
         args.epoch_repeats,
@@ -259,12 +259,12 @@ def build_evaluator(
     between: Callable[[], None] = lambda: None,
 ) -> Evaluator:
     """What tests a model of `classes` on the splits of `data`; `between` as in `collect`."""
-    place = run.place if args.dist_eval else Place()
+    process = run.process if args.dist_eval else ProcessInfo()
     view, tests, notes = evaluation_view(args), {}, []
     for split, images in data.tests.items():
         matched = in_classes(data.owner(split), images, classes)
         dataset = PlainImages(matched.images.source, view)
-        loader = build_test_loader(dataset, args.batch_size, place, **loading(args, run))
+        loader = build_test_loader(dataset, args.batch_size, process, **loading(args, run))
         tests[split] = TestSet(
             matched.images, loader, classes, matched.common, matched.unknown, matched.unasked
         )

@@ -81,7 +81,7 @@ def open_data(
     images = same_everywhere(what, build, lambda images: images.source.digest)
     dataset = PretrainDataset(images.source, args.input_size, num_patches, args.seed, size_at)
     sampler = GlobalBatchSampler(
-        len(dataset), args.batch_size, args.accum_iter, run.place, args.seed
+        len(dataset), args.batch_size, args.accum_iter, run.process, args.seed
     )
     loader = build_loader(dataset, sampler, **workers(args, run))
     return PretrainData(dataset, sampler, loader, images.notes, images.face_margin)
@@ -170,4 +170,4 @@ def build_probe(
     for line in ("probed on:", *describe_set(data), *notes, *shared):
         log.line(line)
     view, how = plain(args.input_size), workers(args, run)
-    return Probe(train, tests["test"], data.classes, view, normalise, run.place, **how)
+    return Probe(train, tests["test"], data.classes, view, normalise, run.process, **how)

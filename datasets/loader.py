@@ -14,7 +14,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 from datasets.sampler import GlobalBatchSampler
-from util.distributed import Place
+from util.distributed import ProcessInfo
 from util.errors import BadInput, Lost
 from util.stop import shield_worker
 
@@ -118,7 +118,7 @@ def build_loader(
 def build_test_loader(
     dataset: Dataset,
     batch_size: int,
-    place: Place,
+    process: ProcessInfo,
     workers: int,
     pin_memory: bool = False,
     timeout: float = 600,
@@ -126,7 +126,7 @@ def build_test_loader(
     """A loader of this rank's share of the items, every world-th one, without any padding."""
     # Workers are persistent, and there are several of these loaders beside the training loader.
     workers = min(workers, MOST_TEST_WORKERS)
-    own = range(place.rank, len(dataset), place.world)
+    own = range(process.rank, len(dataset), process.world)
     return _loader(dataset, workers, pin_memory, timeout, batch_size=batch_size, sampler=own)
 
 

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from util.distributed import Place
+from util.distributed import ProcessInfo
 from util.errors import BadInput
 from util.seeding import ORDER, generator
 
@@ -23,7 +23,7 @@ class GlobalBatchSampler:
         count: int,
         batch_size: int,
         accum: int = 1,
-        place: Place | None = None,
+        process: ProcessInfo | None = None,
         seed: int = 0,
         balance: np.ndarray | None = None,
         repeats: int = 1,
@@ -32,13 +32,13 @@ class GlobalBatchSampler:
 
         Raises BadInput if `count` images are fewer than one global batch.
         """
-        self.place, self.balance, self.repeats = place or Place(), balance, repeats
+        self.process, self.balance, self.repeats = process or ProcessInfo(), balance, repeats
         self.count, self.batch_size, self.accum, self.seed = count, batch_size, accum, seed
-        self.global_batch = batch_size * accum * self.place.world
+        self.global_batch = batch_size * accum * self.process.world
         if count < self.global_batch:
             raise BadInput(
                 f"--data_path holds {count} images, fewer than one global batch: --batch_size "
-                f"{batch_size} × --accum_iter {accum} × {self.place.world} processes = "
+                f"{batch_size} × --accum_iter {accum} × {self.process.world} processes = "
                 f"{self.global_batch}; lower one of them"
             )
         self.steps = -(-count * repeats // self.global_batch)  # optimizer steps per epoch
@@ -65,8 +65,8 @@ class GlobalBatchSampler:
         return np.concatenate([order, order[: self.steps * self.global_batch - len(order)]])
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        parts = self.order().reshape(self.steps, self.accum, self.place.world, self.batch_size)
-        for micro_batch in parts[self.first_step :, :, self.place.rank].reshape(
+        parts = self.order().reshape(self.steps, self.accum, self.process.world, self.batch_size)
+        for micro_batch in parts[self.first_step :, :, self.process.rank].reshape(
             -1, self.batch_size
         ):
             yield [(self.epoch, int(index)) for index in micro_batch]

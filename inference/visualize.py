@@ -20,7 +20,7 @@ from inference.explanation import attention_map
 from models_mae import ViTClassifier
 from models_saved import Saved
 from training.evaluate import TestSet, collect, evaluate_model, probabilities
-from util.distributed import Place
+from util.distributed import ProcessInfo
 from util.errors import BadInput, Fault
 from util.report.features import FEWEST, feature_figure, project
 from util.report.figures import Verdict, attention_grid, overlay, ratio_grid
@@ -159,4 +159,4 @@ class Viewer:
 
     def _loader(self, images: LabelledImages) -> DataLoader:
         dataset = PlainImages(images.source, self.saved.preprocessing.view)
-        return build_test_loader(dataset, self.batch_size, Place(), **self.loading)
+        return build_test_loader(dataset, self.batch_size, ProcessInfo(), **self.loading)

@@ -16,7 +16,7 @@ from datasets.unreadable import check_readable
 from engine_pretrain import MaskedLoss
 from runs import assert_as_pillow
 from training.bad_images import BadImages
-from util.distributed import Place
+from util.distributed import ProcessInfo
 from util.errors import BadInput
 from util.log import RunLog
 from util.seeding import generator
@@ -34,7 +34,9 @@ def folder(tmp_path):
 
 def micro_batches(count, batch_size, accum, world, epoch=0, step=0):
     """[rank][k] -> the k-th micro-batch of a rank."""
-    samplers = [GlobalBatchSampler(count, batch_size, accum, Place(r, world)) for r in range(world)]
+    samplers = [
+        GlobalBatchSampler(count, batch_size, accum, ProcessInfo(r, world)) for r in range(world)
+    ]
     for sampler in samplers:
         sampler.start_at(epoch, step)
     return [list(sampler) for sampler in samplers]
@@ -78,7 +80,7 @@ def test_an_epoch_can_begin_at_any_step():
 
 def test_less_data_than_a_global_batch_is_refused_with_the_arithmetic():
     with pytest.raises(BadInput, match=r"30 images.*8 × --accum_iter 2 × 2 processes = 32"):
-        GlobalBatchSampler(30, 8, 2, Place(0, 2))
+        GlobalBatchSampler(30, 8, 2, ProcessInfo(0, 2))
 
 
 def test_a_sample_is_a_function_of_seed_epoch_and_index(folder):

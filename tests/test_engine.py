@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from engine_train import MAX_SKIPPED, Precision, Trainer, TrainState
-from util.distributed import Place, gather_objects, join, leave
+from util.distributed import ProcessInfo, gather_objects, join, leave
 from util.errors import BadInput, Fault
 from util.stop import StopRequest
 
@@ -30,7 +30,7 @@ class Recorder:
         self.unfinished += 1
 
 
-def make_trainer(batch_loss, accum=1, place=Place(), stop=None, **options):  # noqa: B008
+def make_trainer(batch_loss, accum=1, process=ProcessInfo(), stop=None, **options):  # noqa: B008
     torch.manual_seed(0)
     norm = options.pop("norm", False)
     model = nn.Sequential(nn.Linear(3, 1), nn.BatchNorm1d(1)) if norm else nn.Linear(3, 1)
@@ -38,8 +38,8 @@ def make_trainer(batch_loss, accum=1, place=Place(), stop=None, **options):  # n
     precision = Precision(options.pop("amp", "off"), CPU)
     ema = ModelEmaV3(model, 0.5) if norm else None
     state = TrainState(model, optimizer, precision.scaler, ema=ema)
-    run = DistributedDataParallel(model) if place.world > 1 else model
-    options = {"place": place, "stop": stop or StopRequest(), "accum": accum, **options}
+    run = DistributedDataParallel(model) if process.world > 1 else model
+    options = {"process": process, "stop": stop or StopRequest(), "accum": accum, **options}
     return Trainer(state, run, batch_loss, lr_at=lambda _: 0.1, precision=precision, **options)
 
 
@@ -152,9 +152,9 @@ def test_fp16_on_the_cpu_is_refused_and_bf16_trains():
 
 def as_rank(rank, meeting, check):
     torch.set_num_threads(1)
-    place = Place(rank, 2, rank, 2)
-    join(place, CPU, f"file://{meeting}", 60)
-    check(place)
+    process = ProcessInfo(rank, 2, rank, 2)
+    join(process, CPU, f"file://{meeting}", 60)
+    check(process)
     gc.collect()
     leave()
 
@@ -163,10 +163,10 @@ def two_ranks(check, folder):
     mp.spawn(as_rank, (folder / "meeting", check), nprocs=2)
 
 
-def check_agreement(place):
+def check_agreement(process):
     """Rank 1's second step is not finite: both skip it, and their weights stay equal."""
-    batches = [(k, torch.full((2, 3), 1.0 + place.rank)) for k in range(4)]
-    trainer = make_trainer(broken({1} if place.rank == 1 else set()), place=place)
+    batches = [(k, torch.full((2, 3), 1.0 + process.rank)) for k in range(4)]
+    trainer = make_trainer(broken({1} if process.rank == 1 else set()), process=process)
     recorder = Recorder()
     trainer.run_epoch(batches, 4, recorder)
     assert [r.skipped for r in recorder.results] == [False, True, False, False]
@@ -180,11 +180,11 @@ def test_a_non_finite_loss_on_one_rank_is_seen_by_all(tmp_path):
     two_ranks(check_agreement, tmp_path)
 
 
-def check_statistics(place):
+def check_statistics(process):
     torch.manual_seed(2)
     data = torch.randn(2, 3, 4, 3)
-    trainer = make_trainer(square, place=place, norm=True)
-    trainer.run_epoch(data[place.rank], 3, Recorder())
+    trainer = make_trainer(square, process=process, norm=True)
+    trainer.run_epoch(data[process.rank], 3, Recorder())
     for model in (trainer.state.model, trainer.state.ema.module):
         means = gather_objects([buffer.tolist() for buffer in model.buffers()])
         assert means[0] == means[1]
@@ -196,12 +196,12 @@ def test_after_an_epoch_all_ranks_have_equal_batch_norm_statistics(tmp_path):
     two_ranks(check_statistics, tmp_path)
 
 
-def check_stop(place):
+def check_stop(process):
     stop = StopRequest()
-    if place.rank == 1:
+    if process.rank == 1:
         stop._handle(15, None)
     recorder = Recorder()
-    make_trainer(square, place=place, stop=stop).run_epoch([torch.ones(2, 3)], 1, recorder)
+    make_trainer(square, process=process, stop=stop).run_epoch([torch.ones(2, 3)], 1, recorder)
     assert recorder.results[0].stop
 
 
@@ -209,7 +209,7 @@ def test_a_stop_request_to_one_rank_is_seen_by_all(tmp_path):
     two_ranks(check_stop, tmp_path)
 
 
-def check_communication(place):
+def check_communication(process):
     """Gradients of four micro-batches are reduced once and equal those of one large batch."""
     reduced = []
 
@@ -220,10 +220,10 @@ def check_communication(place):
 
     torch.manual_seed(3)
     data = torch.randn(2, 8, 3)
-    trainer = make_trainer(square, accum=4, place=place)
+    trainer = make_trainer(square, accum=4, process=process)
     trainer.model.register_comm_hook(None, count)
     recorder = Recorder()
-    trainer.run_epoch(data[place.rank].chunk(4), 1, recorder)
+    trainer.run_epoch(data[process.rank].chunk(4), 1, recorder)
     assert len(reduced) == 1
 
     alone = make_trainer(square)

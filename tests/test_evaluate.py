@@ -27,7 +27,7 @@ from models_convnextv2 import FCMAE, ConvNeXtV2
 from models_mae import MaskedAutoencoderViT, ViTClassifier
 from training.evaluate import collect, evaluate_model, probabilities
 from training.probe import Features, Probe, knn, linear
-from util.distributed import Place
+from util.distributed import ProcessInfo
 from util.errors import Fault
 
 CLASSES = ("a", "b", "c")
@@ -57,15 +57,15 @@ def labelled(folder):
     return LabelledImages(ImageFiles(list_images(folder)), LABELS)
 
 
-def loader_of(images, place=Place()):  # noqa: B008
-    return build_test_loader(PlainImages(images.source, plain(8)), 3, place, workers=0)
+def loader_of(images, process=ProcessInfo()):  # noqa: B008
+    return build_test_loader(PlainImages(images.source, plain(8)), 3, process, workers=0)
 
 
-def a_split(folder, place=Place(), common=(0, 1, 2)):  # noqa: B008
+def a_split(folder, process=ProcessInfo(), common=(0, 1, 2)):  # noqa: B008
     """The folder as a split, without images whose class is not among `common`."""
     images = labelled(folder)
     images = images.take(np.flatnonzero(np.isin(images.labels, common)))
-    return training.evaluate.TestSet(images, loader_of(images, place), CLASSES, common)
+    return training.evaluate.TestSet(images, loader_of(images, process), CLASSES, common)
 
 
 class Stub(nn.Module):
@@ -92,28 +92,28 @@ def numbers(x):
 READABLE = ~np.isin(np.arange(COUNT), BAD)
 
 
-def check_shared(folder, place):
+def check_shared(folder, process):
     """On two ranks, every image is evaluated once, in order, with the results of one process."""
     with np.load(folder.parent / "alone.npz") as alone:
         seen = []
-        loader = loader_of(labelled(folder), place)
+        loader = loader_of(labelled(folder), process)
         values, readable = collect(
             lambda x: seen.append(len(x)) or numbers(x), loader, PIXELS, EXACT
         )
-        assert sum(seen) == len(range(place.rank, COUNT, 2)), "only its own share is computed"
+        assert sum(seen) == len(range(process.rank, COUNT, 2)), "only its own share is computed"
         assert np.array_equal(readable, READABLE)
         assert values[readable].ravel().tolist() == np.flatnonzero(READABLE).tolist()
-        evaluation = evaluate_model(Stub(), a_split(folder, place), PIXELS, EXACT, flip=True)
+        evaluation = evaluate_model(Stub(), a_split(folder, process), PIXELS, EXACT, flip=True)
         np.testing.assert_array_equal(evaluation.probabilities, alone["p"])
         assert evaluation.result["accuracy"] == alone["accuracy"]
         assert evaluation.result["unreadable"] == len(BAD)
-        train, _ = probe_of(folder, place).features(Stub(), EXACT)
+        train, _ = probe_of(folder, process).features(Stub(), EXACT)
         np.testing.assert_array_equal(train.x, alone["x"])
 
 
-def probe_of(folder, place=Place()):  # noqa: B008
+def probe_of(folder, process=ProcessInfo()):  # noqa: B008
     images = labelled(folder)
-    return Probe(images, images, CLASSES, plain(8), PIXELS, place, workers=0)
+    return Probe(images, images, CLASSES, plain(8), PIXELS, process, workers=0)
 
 
 def test_two_processes_evaluate_every_image_once_with_the_results_of_one(folder):

@@ -21,7 +21,7 @@ from datasets.folder import ImageFiles, list_images
 from datasets.labelled import LabelledImages, LabelledSet
 from datasets.labels import ORDERS
 from datasets.sampler import GlobalBatchSampler, balanced_order
-from util.distributed import Place
+from util.distributed import ProcessInfo
 from util.errors import BadInput
 from util.seeding import ORDER, generator
 
@@ -95,7 +95,7 @@ def balanced_steps(batch_size, accum, world, first_step=0):
     steps = [set() for _ in range(12 - first_step)]
     for rank in range(world):
         sampler = GlobalBatchSampler(
-            len(LABELS), batch_size, accum, Place(rank, world), 3, balance=LABELS
+            len(LABELS), batch_size, accum, ProcessInfo(rank, world), 3, balance=LABELS
         )
         sampler.start_at(2, first_step)
         for k, batch in enumerate(sampler):

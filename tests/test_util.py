@@ -10,7 +10,7 @@ import torch
 from models_registry import create_pretrain_model
 from training.resume import find_start
 from util.checkpoint import newest_checkpoint, save_checkpoint
-from util.distributed import Place, find_place, pick_device
+from util.distributed import ProcessInfo, find_process, pick_device
 from util.errors import FAULT, BadInput
 from util.files import creating, replacing
 from util.log import Meter, cut_log, duration
@@ -160,26 +160,30 @@ def test_speed_data_wait_and_durations():
 
 
 @pytest.mark.parametrize(
-    ("environment", "options", "place"),
+    ("environment", "options", "process"),
     [
-        ({}, {}, Place(0, 1, 0, 1)),
+        ({}, {}, ProcessInfo(0, 1, 0, 1)),
         (
             {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"},
             {},
-            Place(3, 4, 1, 2),
+            ProcessInfo(3, 4, 1, 2),
         ),
-        ({"RANK": "3", "WORLD_SIZE": "4"}, {"local_rank": 1}, Place(3, 4, 1, 1)),
+        ({"RANK": "3", "WORLD_SIZE": "4"}, {"local_rank": 1}, ProcessInfo(3, 4, 1, 1)),
         (
             {"SLURM_PROCID": "5", "SLURM_LOCALID": "1", "SLURM_NTASKS_PER_NODE": "4"},
             {"world_size": 8},
-            Place(5, 8, 1, 4),
+            ProcessInfo(5, 8, 1, 4),
         ),
         (
             {"SLURM_PROCID": "5", "SLURM_LOCALID": "5", "SLURM_STEP_TASKS_PER_NODE": "8(x2)"},
             {"world_size": 16},
-            Place(5, 16, 5, 8),
+            ProcessInfo(5, 16, 5, 8),
         ),
-        ({"SLURM_PROCID": "0"}, {}, Place(0, 1, 0, 1)),  # in an allocation, but not under srun
+        (
+            {"SLURM_PROCID": "0"},
+            {},
+            ProcessInfo(0, 1, 0, 1),
+        ),  # in an allocation, but not under srun
         (
             {
                 "OMPI_COMM_WORLD_RANK": "2",
@@ -188,18 +192,18 @@ def test_speed_data_wait_and_durations():
                 "OMPI_COMM_WORLD_LOCAL_SIZE": "2",
             },
             {"dist_on_itp": True},
-            Place(2, 4, 0, 2),
+            ProcessInfo(2, 4, 0, 2),
         ),
     ],
     ids=["alone", "torchrun", "launch", "srun", "srun of tasks", "sbatch", "mpi"],
 )
-def test_ranks_are_read_from_every_launcher(monkeypatch, environment, options, place):
+def test_ranks_are_read_from_every_launcher(monkeypatch, environment, options, process):
     for name in list(os.environ):
         if name.startswith(("RANK", "WORLD", "LOCAL_", "SLURM_", "OMPI_")):
             monkeypatch.delenv(name)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    assert find_place(**options) == place
+    assert find_process(**options) == process
 
 
 @pytest.mark.parametrize(
@@ -213,9 +217,9 @@ def test_a_process_finds_its_gpu(monkeypatch, gpus, launcher, found):
     monkeypatch.delenv("RANK", raising=False)
     if launcher:
         monkeypatch.setenv("RANK", "3")
-    place = Place(3, 8, 3, 8)
+    process = ProcessInfo(3, 8, 3, 8)
     if found is None:
         with pytest.raises(BadInput, match="this machine's processes need GPU 7, but torch sees 1"):
-            pick_device("cuda", place)
+            pick_device("cuda", process)
     else:
-        assert pick_device("cuda", place) == torch.device("cuda", found)
+        assert pick_device("cuda", process) == torch.device("cuda", found)

@@ -14,7 +14,7 @@ from datasets.loader import build_test_loader
 from datasets.transforms import Normalise
 from engine_train import Precision
 from training.evaluate import collect
-from util.distributed import Place, on_main
+from util.distributed import ProcessInfo, on_main
 from util.metrics import classification_metrics
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ class Probe:
         classes: Sequence[str],
         view: Augment,
         normalise: Normalise,
-        place: Place,
+        process: ProcessInfo,
         **loading: object,
     ) -> None:
         """`loading`: further arguments of `build_test_loader`."""
@@ -66,7 +66,7 @@ class Probe:
             train = train.take(np.flatnonzero(stratified(train.labels, share, seed=0)))
         self.sets, self.classes, self.normalise = (train, test), classes, normalise
         self.loaders = [
-            build_test_loader(PlainImages(images.source, view), BATCH, place, **loading)
+            build_test_loader(PlainImages(images.source, view), BATCH, process, **loading)
             for images in self.sets
         ]
 

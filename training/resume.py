@@ -66,7 +66,7 @@ def restore_state(
         state.position.epoch = options.start_epoch
         return []
     saved = read_checkpoint(path)
-    parts = StepParts(sampler.batch_size, sampler.accum, sampler.place.world)
+    parts = StepParts(sampler.batch_size, sampler.accum, sampler.process.world)
     try:
         note = check_same_run(path, saved, identity, parts, options.override_resume)
         at = [saved[name] for name in ("epoch", "step")]

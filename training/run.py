@@ -18,7 +18,7 @@ from training.observer import RunObserver
 from training.saver import Saver
 from training.trace import StepTrace
 from util import distributed
-from util.distributed import Launch, Place, on_main
+from util.distributed import Launch, ProcessInfo, on_main
 from util.errors import BadInput, Fault, Stopped
 from util.files import write_json
 from util.log import Meter, NullLog, RunLog
@@ -34,7 +34,7 @@ T = TypeVar("T")
 class Run(NamedTuple):
     """Where a program runs, and where it writes."""
 
-    place: Place
+    process: ProcessInfo
     device: torch.device
     stop: StopRequest
     output: Path
@@ -43,13 +43,13 @@ class Run(NamedTuple):
 
 def run_in_folder(output_dir: str, launch: Launch, work: Callable[[Run], None]) -> None:
     """Lock the folder, join the other ranks, do the work, write status and report, unlock."""
-    place = distributed.find_place(launch.world_size, launch.local_rank, launch.dist_on_itp)
-    folder = RunDir(output_dir) if place.main else None
+    process = distributed.find_process(launch.world_size, launch.local_rank, launch.dist_on_itp)
+    folder = RunDir(output_dir) if process.main else None
     stop = StopRequest()
     stop.install()
-    device = distributed.pick_device(launch.device, place)
-    distributed.join(place, device, launch.dist_url, launch.dist_timeout)
-    work(Run(place, device, stop, Path(output_dir), folder))
+    device = distributed.pick_device(launch.device, process)
+    distributed.join(process, device, launch.dist_url, launch.dist_timeout)
+    work(Run(process, device, stop, Path(output_dir), folder))
     if folder:
         try:
             folder.write_status("done")
@@ -81,7 +81,7 @@ def distribute(model: nn.Module, run: Run, compiled: bool) -> nn.Module:
     """The model as it is run: compiled if asked for, wrapped by DDP if there are several ranks."""
     if compiled:
         compile_blocks(model)
-    if run.place.world == 1:
+    if run.process.world == 1:
         return model
     return DistributedDataParallel(
         model,
@@ -112,14 +112,14 @@ def same_everywhere(what: str, build: Callable[[], T], digest: Callable[[T], str
     return built
 
 
-def worker_count(asked: int | None, place: Place) -> int:
+def worker_count(asked: int | None, process: ProcessInfo) -> int:
     """`--num_workers` if given, else this process's share of the CPU cores, at most 10."""
     if asked is not None:
         return asked
     # Containers and schedulers may restrict the cores of this process.
     affinity = getattr(os, "sched_getaffinity", None)  # Linux
     cores = len(affinity(0)) if affinity else os.cpu_count() or 1
-    return min(10, cores // place.local_world)
+    return min(10, cores // process.local_world)
 
 
 def loading(
@@ -127,7 +127,7 @@ def loading(
 ) -> dict[str, Any]:
     """Settings of data workers, as arguments of `build_loader` and `build_test_loader`."""
     return {
-        "workers": worker_count(num_workers, run.place),
+        "workers": worker_count(num_workers, run.process),
         "pin_memory": pin_mem and run.device.type == "cuda",
         # Expires before the others stop waiting for this process, which knows the reason.
         "timeout": 0.9 * dist_timeout,
@@ -140,7 +140,7 @@ def step_line(sampler: GlobalBatchSampler, data_path: str, lr: float) -> str:
     return (
         f"{sampler.count} images of {data_path}{repeats}, {sampler.steps} steps per epoch; per "
         f"step --batch_size {sampler.batch_size} × --accum_iter {sampler.accum} × "
-        f"{sampler.place.world} processes = {sampler.global_batch} images, learning rate {lr:.3g}"
+        f"{sampler.process.world} processes = {sampler.global_batch} images, learning rate {lr:.3g}"
     )
 
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import torch
 
 
-class Place(NamedTuple):
+class ProcessInfo(NamedTuple):
     """The rank of this process, and the number of processes; in all and on this machine."""
 
     rank: int = 0
@@ -39,7 +39,9 @@ class Launch(NamedTuple):
     dist_timeout: float  # seconds
 
 
-def find_place(world_size: int = 1, local_rank: int = -1, dist_on_itp: bool = False) -> Place:
+def find_process(
+    world_size: int = 1, local_rank: int = -1, dist_on_itp: bool = False
+) -> ProcessInfo:
     """The place that a launcher gave this process, from the environment; needs no torch.
 
     Supports torchrun and torch.distributed.launch; Open MPI with `dist_on_itp`; SLURM's srun if
@@ -48,29 +50,31 @@ def find_place(world_size: int = 1, local_rank: int = -1, dist_on_itp: bool = Fa
     env = os.environ
     if dist_on_itp:
         names = "RANK", "SIZE", "LOCAL_RANK", "LOCAL_SIZE"
-        return Place(*(int(env.get(f"OMPI_COMM_WORLD_{name}", name[-1] == "E")) for name in names))
+        return ProcessInfo(
+            *(int(env.get(f"OMPI_COMM_WORLD_{name}", name[-1] == "E")) for name in names)
+        )
     if "RANK" in env and "WORLD_SIZE" in env:
         local = int(env.get("LOCAL_RANK", max(local_rank, 0)))
-        return Place(
+        return ProcessInfo(
             int(env["RANK"]), int(env["WORLD_SIZE"]), local, int(env.get("LOCAL_WORLD_SIZE", 1))
         )
     if "SLURM_PROCID" in env and world_size > 1:
         # The second, such as 8(x2), is set even if only the total number of tasks was given.
         tasks = env.get("SLURM_NTASKS_PER_NODE") or env.get("SLURM_STEP_TASKS_PER_NODE", "1")
         local_world = int(re.match(r"\d+", tasks)[0])
-        return Place(
+        return ProcessInfo(
             int(env["SLURM_PROCID"]), world_size, int(env.get("SLURM_LOCALID", 0)), local_world
         )
-    return Place()
+    return ProcessInfo()
 
 
-def pick_device(name: str, place: Place) -> "torch.device":
+def pick_device(name: str, process: ProcessInfo) -> "torch.device":
     """`auto` is cuda, else mps, else cpu; each rank uses the GPU of its local rank."""
     import torch
 
     if name == "auto":
         # No backend communicates tensors on Apple GPUs.
-        mps = torch.backends.mps.is_available() and place.world == 1
+        mps = torch.backends.mps.is_available() and process.world == 1
         name = "cuda" if torch.cuda.is_available() else "mps" if mps else "cpu"
     try:
         device = torch.device(name)
@@ -78,12 +82,12 @@ def pick_device(name: str, place: Place) -> "torch.device":
         raise BadInput(f"--device {name}: no such device; use auto, cuda, mps or cpu") from None
     if device.type == "mps" and not torch.backends.mps.is_available():
         raise BadInput("--device mps: this machine has none; use --device auto")
-    if device.type == "mps" and place.world > 1:
+    if device.type == "mps" and process.world > 1:
         raise BadInput("--device mps: supports one process only; use --device cpu for several")
     if device.type == "cuda":
         count = torch.cuda.device_count()
-        index = place.local_rank if device.index is None else device.index
-        last = max(index, place.local_world - 1) if device.index is None else index
+        index = process.local_rank if device.index is None else device.index
+        last = max(index, process.local_world - 1) if device.index is None else index
         if count == 1 and device.index is None and "RANK" not in os.environ:
             index = last = 0  # srun or mpirun shows each process only its own GPU
         if last >= count:  # raised on all ranks, so also on the one that reports
@@ -96,25 +100,25 @@ def pick_device(name: str, place: Place) -> "torch.device":
     return device
 
 
-def join(place: Place, device: "torch.device", url: str, timeout: float) -> None:
+def join(process: ProcessInfo, device: "torch.device", url: str, timeout: float) -> None:
     """Join the other ranks; `timeout` in seconds for every call.
 
     Tensors on GPUs are communicated by NCCL; everything else, such as Python objects, by gloo.
     """
-    if place.world == 1:
+    if process.world == 1:
         return
     import torch.distributed as dist
     from torch.distributed.rendezvous import rendezvous
 
     within = timedelta(seconds=timeout)
     # URLs other than env:// need the rank, which env:// accepts, too.
-    store, _, _ = next(rendezvous(url, place.rank, place.world, timeout=within))
+    store, _, _ = next(rendezvous(url, process.rank, process.world, timeout=within))
     store.set_timeout(within)
     dist.init_process_group(
         "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
-        store=dist.PrefixStore(meet(store, place.rank, place.world, timeout), store),
-        rank=place.rank,
-        world_size=place.world,
+        store=dist.PrefixStore(meet(store, process.rank, process.world, timeout), store),
+        rank=process.rank,
+        world_size=process.world,
         timeout=within,
         device_id=device if device.type == "cuda" else None,
     )

@@ -23,7 +23,7 @@ from engine_train import Precision, Trainer, TrainState
 from runs import assert_same_run, load, pretrain, status
 from training.observer import RunObserver
 from util import process_failures
-from util.distributed import Place
+from util.distributed import ProcessInfo
 from util.errors import BadInput, Fault, Lost
 from util.log import NullLog
 from util.stop import StopRequest
@@ -235,7 +235,7 @@ def trainer_of(model, accum=1):
         lambda model, x: model(x).mean(),
         lr_at=lambda epoch: 0.1,
         precision=Precision("off", torch.device("cpu")),
-        place=Place(),
+        process=ProcessInfo(),
         stop=StopRequest(),
         accum=accum,
     )
