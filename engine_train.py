@@ -192,7 +192,7 @@ class Trainer:
         self.lr_at, self.precision, self.process, self.stop = lr_at, precision, process, stop
         self.accum, self.clip_grad, self.seed = accum, clip_grad, seed
         self.weight_decay_at = weight_decay_at
-        self.whole = True  # whether model and optimizer match the position
+        self.is_consistent = True  # whether model and optimizer match the position
         # Forward passes update batch norm's running statistics before the step is complete.
         self.statistics = any("running_" in name for name, _ in state.model.named_buffers())
         self.parameters = [p for p in state.model.parameters() if p.requires_grad]
@@ -226,7 +226,7 @@ class Trainer:
                 result = self._step(batches, epoch, observer, held)
                 position.step += 1
                 self._account(position, result, observer)
-                self.whole = True
+                self.is_consistent = True
             observer.after_step(self.state, result)
         # Batch-norm statistics differ between ranks: use rank 0's, which checkpoints hold.
         if self.statistics:
@@ -259,7 +259,7 @@ class Trainer:
             asked = time.perf_counter()
             batch = next(batches)
             waited += time.perf_counter() - asked
-            self.whole = not self.statistics
+            self.is_consistent = not self.statistics
             with self._communicate(k == self.accum - 1):
                 with self.precision.autocast():
                     loss = self.batch_loss(self.model, batch) / self.accum
@@ -273,7 +273,7 @@ class Trainer:
         if self.clip_grad is not None and not skipped:
             nn.utils.clip_grads_with_norm_(self.parameters, self.clip_grad, norm)
         held.enter_context(undisturbed())
-        self.whole = False
+        self.is_consistent = False
         if not skipped:
             scaler.step(state.optimizer)
             if state.ema:
@@ -287,7 +287,7 @@ class Trainer:
 
     def save_if_overdue(self, observer: Observer) -> None:
         """Save now if a stop was requested a while ago; called before what may take long."""
-        if self.whole and self.stop.overdue():
+        if self.is_consistent and self.stop.overdue():
             observer.save_unfinished(self.state)
 
     def _communicate(self, last: bool) -> Any:

@@ -46,7 +46,7 @@ class Neighbours(NamedTuple):
 def find_neighbours(visible: Tensor, grid: int, b: int) -> DenseCanvas | Neighbours:
     """Patch indices (N, V) on a grid×grid image, b×b cells per patch -> tables for the convolution.
 
-    `Neighbours` for devices with passes of their own, see `uses_custom_kernels`, else `DenseCanvas`.
+    `Neighbours` on devices with custom kernels, `DenseCanvas` on others.
     """
     return (in_windows if uses_custom_kernels(visible.device) else on_canvas)(visible, grid, b)
 

@@ -104,15 +104,15 @@ class RunObserver:
             if not self.saver.failure:
                 self.log.line(self._saved(state.position))
 
-    def rescue(self, state: TrainState, whole: bool) -> str:
+    def rescue(self, state: TrainState, is_consistent: bool) -> str:
         """Save the progress of a run that is stopped by an error; -> what is kept, in words.
 
-        `whole`: the state matches its position. If not, only earlier checkpoints are kept.
+        `is_consistent`: the state matches its position. If not, only earlier checkpoints are kept.
         """
         if not self.saver:
             return "nothing was saved (--save_ckpt False)"
         try:
-            if whole and state.position.epoch < self.epochs:
+            if is_consistent and state.position.epoch < self.epochs:
                 self._save(state)
             self.saver.wait()
         except Exception as failure:

@@ -217,7 +217,7 @@ def run_epochs(
             raise
         except Exception as error:
             kill_workers()  # memory may have run out: free theirs
-            ended, kept = explain(error), observer.rescue(trainer.state, trainer.whole)
+            ended, kept = explain(error), observer.rescue(trainer.state, trainer.is_consistent)
             if not ended:
                 observer.log.line(f"warning: stopped by an error; {kept}")
                 raise

@@ -253,9 +253,9 @@ def test_a_partly_updated_state_is_not_saved():
     keeper = Keeper()
     with pytest.raises(RuntimeError):
         trainer.run_epoch([torch.ones(2, 3)], 1, None)
-    assert not trainer.whole
+    assert not trainer.is_consistent
     assert "newest checkpoint: epoch 0, step 0" in observer_with(keeper).rescue(
-        state, trainer.whole
+        state, trainer.is_consistent
     )
     assert keeper.saves == 0
     observer_with(keeper).rescue(state, True)
@@ -288,7 +288,7 @@ def test_batch_norm_statistics_of_an_unfinished_step_are_not_saved():
         trainer = trainer_of(model, accum=2)
         with pytest.raises(RuntimeError, match="DataLoader"):
             trainer.run_epoch(batches(count), 1, None)
-        assert trainer.whole == whole
+        assert trainer.is_consistent == whole
 
 
 def test_a_failed_last_save_does_not_hide_why_the_run_ended():
