@@ -115,7 +115,14 @@ class Evaluator:
     def evaluate(self, model: nn.Module, split: str) -> Evaluation:
         """Evaluate a model on one split."""
         test = self.tests[split]
-        return evaluate_model(model, test, self.normalise, self.precision, self.flip, self.between)
+        return evaluate_model(
+            model,
+            test,
+            normalise=self.normalise,
+            precision=self.precision,
+            flip=self.flip,
+            between=self.between,
+        )
 
     def measure(self, state: TrainState) -> dict[str, float]:
         """An epoch's metrics for the log, which also update the best epoch.
@@ -144,7 +151,9 @@ def write_results(
     names = [test.images.source.name(int(i)) for i in readable]
     labels, classes = test.common_labels[readable], test.common_classes
     p = evaluation.probabilities[readable]
-    write_predictions(output / "predictions.csv", names, labels, p, classes)
+    write_predictions(
+        output / "predictions.csv", names, labels=labels, probabilities=p, classes=classes
+    )
     for name, picture in result_figures(evaluation, test).items():
         save_png(picture, output / "figures" / f"{name}.png")
 

@@ -283,7 +283,9 @@ class Trainer:
         scaler.update()
         state.optimizer.zero_grad(set_to_none=True)
         seconds = time.perf_counter() - start
-        return StepResult(loss, mean_norm, skipped, stop, lr, seconds, waited)
+        return StepResult(
+            loss, mean_norm, skipped=skipped, stop=stop, lr=lr, seconds=seconds, waited=waited
+        )
 
     def save_if_overdue(self, observer: Observer) -> None:
         """Save now if a stop was requested a while ago; called before what may take long."""

@@ -107,7 +107,10 @@ def work(args: argparse.Namespace) -> None:
         for line in filter(None, (*saved.notes, note_of(saved, args.to))):
             print(f"note: {line}")
         parity = export(saved, args.to, new)
-        write_file(new / "README.md", card_of(saved, args.to, source, parity, new, args.license))
+        write_file(
+            new / "README.md",
+            card_of(saved, args.to, source=source, parity=parity, folder=new, licence=args.license),
+        )
     for line in parity:
         print(f"compared: {line}")
     print(f"{folder}: {', '.join(sorted(path.name for path in folder.iterdir()))}")

@@ -84,8 +84,12 @@ def finetune(args: Options, run: "Run") -> None:
     lr = args.lr if args.lr is not None else scaled_lr(args.blr, sampler.global_batch)
     precision = Precision(args.amp, run.device)
     state = build.build_state(args, model, lr, precision.scaler)
-    identity = build.run_identity(args, data, sampler, lr, precision, teacher)
-    notes += restore_state(path, resume_options(args), state, identity, sampler)
+    identity = build.run_identity(
+        args, data, sampler=sampler, lr=lr, precision=precision, teacher=teacher
+    )
+    notes += restore_state(
+        path, resume_options(args), state=state, identity=identity, sampler=sampler
+    )
 
     log = open_log(run, args.log_dir, state, sampler.steps)
     parameters = sum(p.numel() for p in model.parameters())
@@ -114,9 +118,20 @@ def finetune(args: Options, run: "Run") -> None:
         log.line(line)
 
     loss = build.build_loss(args, run, len(classes), teacher)
-    bad_images = BadImages(loss, len(train), run.output / "bad_images.txt", path is None, log)
+    bad_images = BadImages(
+        loss, len(train), record=run.output / "bad_images.txt", fresh=path is None, log=log
+    )
     extra = {"run": identity, **build.travels_along(args, data.train_set)}
-    observer = observe(run, log, state, sampler, args.epochs, saving(args), bad_images.tell, extra)
+    observer = observe(
+        run,
+        log,
+        state=state,
+        sampler=sampler,
+        epochs=args.epochs,
+        saving=saving(args),
+        at_lines=bad_images.tell,
+        extra=extra,
+    )
     trainer = Trainer(
         state,
         distribute(model, run, args.compile),
@@ -132,16 +147,29 @@ def finetune(args: Options, run: "Run") -> None:
     )
     trainer.settle_buckets(loss.blank(args.batch_size, args.input_size, len(classes)))
     evaluator = build.build_evaluator(
-        args, run, data, classes, precision, lambda: trainer.save_if_overdue(observer)
+        args,
+        run,
+        data=data,
+        classes=classes,
+        precision=precision,
+        between=lambda: trainer.save_if_overdue(observer),
     )
     for line in evaluator.notes:
         log.line(line)
     dataset = FinetuneDataset(train, len(classes), build.build_augment(args), args.seed)
     loader = build_loader(dataset, sampler, **build.loading(args, run))
-    run_epochs(trainer, observer, sampler, loader, lambda epoch: evaluator.measure(state))
+    run_epochs(
+        trainer,
+        observer,
+        sampler=sampler,
+        loader=loader,
+        measure=lambda epoch: evaluator.measure(state),
+    )
     if data.tests:
         taught = build.learnt_from(args, data, teacher)
-        for line in test_chosen(args, run, data, evaluator, state, report, taught):
+        for line in test_chosen(
+            args, run, data=data, evaluator=evaluator, state=state, report=report, taught=taught
+        ):
             log.line(line)
     log.close()
 
@@ -150,15 +178,19 @@ def learning_rate(args: argparse.Namespace, peak: float, steps: int) -> Callable
     """The rate at a fractional epoch of `steps` steps."""
     warmup = args.warmup_steps / steps if args.warmup_steps > 0 else args.warmup_epochs
     if args.schedule == "step":
-        return lambda epoch: step_lr_at(epoch, peak, warmup, args.step_epochs, args.step_factor)
-    return lambda epoch: lr_at(epoch, peak, args.min_lr, warmup, args.epochs)
+        return lambda epoch: step_lr_at(
+            epoch, peak, warmup=warmup, falls=args.step_epochs, factor=args.step_factor
+        )
+    return lambda epoch: lr_at(epoch, peak, floor=args.min_lr, warmup=warmup, epochs=args.epochs)
 
 
 def weight_decay(args: argparse.Namespace) -> Callable[[float], float] | None:
     """The weight decay at a fractional epoch, where it is to change."""
     if args.weight_decay_end is None:
         return None
-    return lambda epoch: lr_at(epoch, args.weight_decay, args.weight_decay_end, 0, args.epochs)
+    return lambda epoch: lr_at(
+        epoch, args.weight_decay, floor=args.weight_decay_end, warmup=0, epochs=args.epochs
+    )
 
 
 if __name__ == "__main__":

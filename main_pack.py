@@ -131,7 +131,14 @@ def pack(args: argparse.Namespace) -> None:
     try:
         write(args, parts, data, stop)
         with disk_errors(folder, advice=RESUMES):
-            finish(parts, plan, names_below(args.data_path, data), splits, labelled, notes)
+            finish(
+                parts,
+                plan,
+                names=names_below(args.data_path, data),
+                splits=splits,
+                labelled=labelled,
+                notes=notes,
+            )
     finally:
         parts.close()
     store = PackedImages(folder)

@@ -49,7 +49,9 @@ def work(args: argparse.Namespace) -> None:
     margin, cut = face_margin(saved, args.face_margin)
     if args.detector == "none":
         cut = whole_line(saved.preprocessing.face_margin)
-    pictures = Pictures(paths, args.detector, margin, args.min_score, predictor.view)
+    pictures = Pictures(
+        paths, args.detector, margin=margin, min_score=args.min_score, view=predictor.view
+    )
     workers = min(worker_count(args.num_workers, ProcessInfo()), len(paths))
     if args.num_workers is None:
         workers = min(workers, len(paths) // 16)  # starting a worker takes time, too

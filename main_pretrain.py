@@ -66,7 +66,9 @@ def pretrain(args: Namespace, run: "Run") -> None:
         seen = {name: trained[name] for name in ("input_size", "face_margin") if name in trained}
         differ = differences(args, seen, {"face_margin": margin})
         notes += [*told, *difference_lines(differ, "continued", "begun")]
-    notes += restore_state(path, resume_options(args), state, identity, sampler)
+    notes += restore_state(
+        path, resume_options(args), state=state, identity=identity, sampler=sampler
+    )
 
     log = open_log(run, args.log_dir, state, sampler.steps)
     write_config(
@@ -93,14 +95,25 @@ def pretrain(args: Namespace, run: "Run") -> None:
     normalise = Normalise().to(run.device)
     loss = MaskedLoss(normalise)
     record = run.output / "bad_images.txt"
-    bad_images = BadImages(loss, len(data.dataset), record, path is None, log)
+    bad_images = BadImages(loss, len(data.dataset), record=record, fresh=path is None, log=log)
     extra = {"args": vars(args), "run": identity, "preprocessing": build.preprocessing(args)}
-    observer = observe(run, log, state, sampler, args.epochs, saving(args), bad_images.tell, extra)
+    observer = observe(
+        run,
+        log,
+        state=state,
+        sampler=sampler,
+        epochs=args.epochs,
+        saving=saving(args),
+        at_lines=bad_images.tell,
+        extra=extra,
+    )
     trainer = Trainer(
         state,
         distribute(model, run, args.compile),
         loss,
-        lr_at=lambda epoch: lr_at(epoch, lr, args.min_lr, args.warmup_epochs, args.epochs),
+        lr_at=lambda epoch: lr_at(
+            epoch, lr, floor=args.min_lr, warmup=args.warmup_epochs, epochs=args.epochs
+        ),
         precision=precision,
         process=run.process,
         stop=run.stop,
@@ -110,7 +123,7 @@ def pretrain(args: Namespace, run: "Run") -> None:
     )
     trainer.settle_buckets(loss.blank(args.batch_size, args.input_size, model.num_patches))
     pictures = build.build_pictures(args, run, data, normalise)
-    probe = build.build_probe(args, run, normalise, probe_margin, log)
+    probe = build.build_probe(args, run, normalise=normalise, face_margin=probe_margin, log=log)
     resolution = Resolution(model, size_at, log)
 
     def measure(epoch: int) -> dict[str, float]:
@@ -121,7 +134,14 @@ def pretrain(args: Namespace, run: "Run") -> None:
             measured |= probe.measure(model, precision, lambda: trainer.save_if_overdue(observer))
         return measured
 
-    run_epochs(trainer, observer, sampler, data.loader, measure, resolution.begin)
+    run_epochs(
+        trainer,
+        observer,
+        sampler=sampler,
+        loader=data.loader,
+        measure=measure,
+        begin=resolution.begin,
+    )
     log.close()
 
 

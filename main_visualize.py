@@ -200,7 +200,9 @@ def folder_for(args: Options, drawn: FigureSource) -> str:
         return folder
     given = {name: getattr(args, name) for name in NAMED if name in args.given}
     options = {name: ",".join(v) if isinstance(v, tuple) else v for name, v in given.items()}
-    named = evaluation_folder("visualize", args.checkpoint, args.data_path, None, options)
+    named = evaluation_folder(
+        "visualize", args.checkpoint, data_path=args.data_path, output_dir=None, options=options
+    )
     own = os.path.join(folder, "visualize", os.path.basename(named))
     print(f"{folder} holds other results and keeps its figures; these go to {own}", flush=True)
     return own
@@ -258,7 +260,9 @@ def open_model(args: Options) -> Opened:
             raise BadInput(f"--figures features: {what}")
         wanted = allowed
     workers = worker_count(args.num_workers, ProcessInfo())
-    viewer = Viewer(saved, data, device, args.batch_size, workers, args.seed)
+    viewer = Viewer(
+        saved, data, device=device, batch_size=args.batch_size, workers=workers, seed=args.seed
+    )
     return Opened(viewer, wanted, drawn)
 
 

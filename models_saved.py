@@ -172,7 +172,14 @@ def _classifier(source: str | Path, opened: _Opened, classes: Sequence[str]) -> 
     if "head.1.weight" in weights:
         normalise_head_input(model)  # trained with --linear_probe
     load_pretrained(model, source, key=_key(saved), keep_head=True, checkpoint=saved)
-    return SavedClassifier(name, model.eval(), names, preprocessing, saved, notes)
+    return SavedClassifier(
+        name,
+        model.eval(),
+        classes=names,
+        preprocessing=preprocessing,
+        checkpoint=saved,
+        notes=notes,
+    )
 
 
 def _autoencoder(source: str | Path, opened: _Opened) -> SavedAutoencoder:
@@ -298,9 +305,11 @@ def _recognised(
         raise BadInput(f"{source}: {what}; use a checkpoint of one of this project's models")
     check_alone(source, weights)
     if "preprocessing" in saved or not layout.startswith(TRANSFORMERS):
-        return _Opened(saved, weights, held, saved, ())
+        return _Opened(saved, weights, held=held, settings=saved, notes=())
     beside = described_beside(source, _input_size(weights, held))
-    return _Opened(saved, weights, held, {**beside.settings, **saved}, beside.notes)
+    return _Opened(
+        saved, weights, held=held, settings={**beside.settings, **saved}, notes=beside.notes
+    )
 
 
 def _built(source: str | Path, build: Callable[[], nn.Module]) -> nn.Module:

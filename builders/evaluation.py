@@ -37,7 +37,9 @@ def evaluate(args: Options, run: Run) -> None:
         checkpoint=saved,
     )
     precision = Precision(args.amp, run.device)
-    evaluator = build.build_evaluator(args, run, data, classes, precision, run.stop.end_if_asked)
+    evaluator = build.build_evaluator(
+        args, run, data=data, classes=classes, precision=precision, between=run.stop.end_if_asked
+    )
     differ = differences(args, trained, data.test_set.options)
     differ |= checkpoint.other_outputs(args, saved, known)
     report = labelled.report(data) if run.folder else []
@@ -69,17 +71,19 @@ def classify_by_neighbours(args: Options, run: Run) -> None:
     model = build.build_model(args, len(classes))
     notes += checkpoint.start_from_pretrained(args, model, saved)
     precision = Precision(args.amp, run.device)
-    evaluator = build.build_evaluator(args, run, data, classes, precision, run.stop.end_if_asked)
+    evaluator = build.build_evaluator(
+        args, run, data=data, classes=classes, precision=precision, between=run.stop.end_if_asked
+    )
     split = "test" if "test" in data.tests else "val"
     test = evaluator.tests[split]
     view = build.evaluation_view(args)
     probe = Probe(
         data.train,
         test.images,
-        classes,
-        view,
-        evaluator.normalise,
-        run.process,
+        classes=classes,
+        view=view,
+        normalise=evaluator.normalise,
+        process=run.process,
         **build.loading(args, run),
     )
     differ = differences(args, trained, data.test_set.options)

@@ -61,11 +61,11 @@ def build_sampler(args: argparse.Namespace, run: Run, data: FinetuneData) -> Glo
     return GlobalBatchSampler(
         len(data.train),
         args.batch_size,
-        args.accum_iter,
-        run.process,
-        args.seed,
-        data.train.labels if balanced(args, data) else None,
-        args.epoch_repeats,
+        accum=args.accum_iter,
+        process=run.process,
+        seed=args.seed,
+        balance=data.train.labels if balanced(args, data) else None,
+        repeats=args.epoch_repeats,
     )
 
 
@@ -156,10 +156,10 @@ def build_teacher(args: Options, run: Run, data: LabelledSet) -> Teacher | None:
             teacher = Teacher(
                 args.teacher,
                 saved,
-                data.classes,
-                build_normalise(args, run),
-                args.distill_weight,
-                args.distill_temperature,
+                classes=data.classes,
+                normalise=build_normalise(args, run),
+                weight=args.distill_weight,
+                temperature=args.distill_temperature,
             )
         except BadInput as error:
             raise BadInput(f"--teacher {error}") from None
@@ -207,7 +207,9 @@ def build_loss(
             num_splits=2 if args.resplit else 0,
             device=run.device,
         )
-    return ClassifierLoss(build_normalise(args, run), args.smoothing, mix, erase, teacher)
+    return ClassifierLoss(
+        build_normalise(args, run), args.smoothing, mix=mix, erase=erase, teacher=teacher
+    )
 
 
 def build_normalise(args: argparse.Namespace, run: Run) -> Normalise:
@@ -266,10 +268,22 @@ def build_evaluator(
         dataset = PlainImages(matched.images.source, view)
         loader = build_test_loader(dataset, args.batch_size, process, **loading(args, run))
         tests[split] = TestSet(
-            matched.images, loader, classes, matched.common, matched.unknown, matched.unasked
+            matched.images,
+            loader,
+            classes=classes,
+            common=matched.common,
+            unknown=matched.unknown,
+            unasked=matched.unasked,
         )
         notes += [f"{split}: {line}" for line in matched.lines()]
     by_ema, flip = args.model_ema_eval, args.eval_flip
     return Evaluator(
-        tests, args.select, by_ema, build_normalise(args, run), precision, flip, between, notes
+        tests,
+        args.select,
+        by_ema=by_ema,
+        normalise=build_normalise(args, run),
+        precision=precision,
+        flip=flip,
+        between=between,
+        notes=notes,
     )

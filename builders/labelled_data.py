@@ -67,7 +67,12 @@ def open_data(
             tested = open_labelled(args.eval_data_path, trained=usual, **other_rules, **options)
         if learns:
             train, tests, splits, notes = choose_splits(
-                own, tested, args.select, args.val_fraction, args.seed, args.data_path
+                own,
+                tested,
+                select=args.select,
+                share=args.val_fraction,
+                seed=args.seed,
+                path=args.data_path,
             )
             train = take_fraction(train, args.label_fraction, args.seed)
             check_readable(train.source)
@@ -82,7 +87,15 @@ def open_data(
         for images in tests.values():
             check_readable(images.source)
         tests = {} if args.disable_eval else tests
-        return FinetuneData(own, tested or own, train, tests, splits, notes, pseudo_labelled)
+        return FinetuneData(
+            own,
+            tested or own,
+            train=train,
+            tests=tests,
+            splits=splits,
+            notes=notes,
+            pseudo_labelled=pseudo_labelled,
+        )
 
     return same_everywhere(f"--data_path {args.data_path}", build, lambda data: data.digest)
 

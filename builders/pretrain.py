@@ -79,12 +79,16 @@ def open_data(
 
     what = f"--data_path {args.data_path}"
     images = same_everywhere(what, build, lambda images: images.source.digest)
-    dataset = PretrainDataset(images.source, args.input_size, num_patches, args.seed, size_at)
+    dataset = PretrainDataset(
+        images.source, args.input_size, patches=num_patches, seed=args.seed, size_at=size_at
+    )
     sampler = GlobalBatchSampler(
-        len(dataset), args.batch_size, args.accum_iter, run.process, args.seed
+        len(dataset), args.batch_size, accum=args.accum_iter, process=run.process, seed=args.seed
     )
     loader = build_loader(dataset, sampler, **workers(args, run))
-    return PretrainData(dataset, sampler, loader, images.notes, images.face_margin)
+    return PretrainData(
+        dataset, sampler, loader=loader, notes=images.notes, face_margin=images.face_margin
+    )
 
 
 def workers(args: Namespace, run: Run) -> dict[str, object]:
@@ -149,7 +153,14 @@ def build_pictures(
     if not (run.folder and args.vis_freq):
         return None
     folder = run.output / "figures"
-    return Reconstructions(data.dataset, normalise, folder, args.vis_freq, args.crop_pct, args.seed)
+    return Reconstructions(
+        data.dataset,
+        normalise,
+        folder=folder,
+        every=args.vis_freq,
+        crop_pct=args.crop_pct,
+        seed=args.seed,
+    )
 
 
 def build_probe(
@@ -165,9 +176,19 @@ def build_probe(
         ),
         lambda data: data.digest,
     )
-    train, tests, _, notes = choose_splits(data, None, "test", 0.1, args.seed, args.probe_data_path)
+    train, tests, _, notes = choose_splits(
+        data, None, select="test", share=0.1, seed=args.seed, path=args.probe_data_path
+    )
     shared = duplicates({"train": train, **tests}) if run.folder else []
     for line in ("probed on:", *describe_set(data), *notes, *shared):
         log.line(line)
     view, how = plain(args.input_size), workers(args, run)
-    return Probe(train, tests["test"], data.classes, view, normalise, run.process, **how)
+    return Probe(
+        train,
+        tests["test"],
+        classes=data.classes,
+        view=view,
+        normalise=normalise,
+        process=run.process,
+        **how,
+    )

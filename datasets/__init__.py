@@ -131,7 +131,7 @@ def build_pretrain_dataset(
     """
     images = open_images(data_path, cache, synthetic_size(input_size), face_margin)
     patches = num_patches or (input_size // 16) ** 2
-    return PretrainDataset(images.source, input_size, patches, seed, size_at)
+    return PretrainDataset(images.source, input_size, patches=patches, seed=seed, size_at=size_at)
 
 
 def build_finetune_dataset(

@@ -114,7 +114,7 @@ def list_images(data_path: str | os.PathLike, cache: str | os.PathLike | None = 
     if not stat.S_ISDIR(mode):
         check_entries(path, len(files), files.relative)
     if cache and stamps is not None:
-        _write_cache(cache, path, scanned_ns, files, stamps)
+        _write_cache(cache, path, scanned_ns=scanned_ns, files=files, stamps=stamps)
     return files
 
 
@@ -207,7 +207,15 @@ def _walk(top: str) -> tuple[list[bytes], dict[str, list[int]], Counter]:
             seen.add(_identity(st))
             stamps[os.fsdecode(folder)] = _stamp(folder, st)  # taken before the folder is listed
             with os.scandir(folder) as entries:
-                _sort_out(entries, relative, names, folders, links, others, unknown)
+                _sort_out(
+                    entries,
+                    relative,
+                    names=names,
+                    folders=folders,
+                    links=links,
+                    others=others,
+                    unknown=unknown,
+                )
         except OSError as e:
             where = printable(os.fsdecode(e.filename or folder))
             what = f"cannot read {where} ({e.strerror}); make it readable or move it out"

@@ -160,8 +160,10 @@ def _of_lines(lines: list[tuple[int, str]]) -> ListEntries:
     if texts and _is_labelled(texts[0]):
         parts = [[line] if is_image(line) else line.rsplit(maxsplit=1) for line in texts]
         labels = [part[1] if len(part) > 1 else "" for part in parts]
-        return ListEntries([part[0] for part in parts], labels, [], [], rows, [])
-    return ListEntries(texts, [], [], [], rows, [])
+        return ListEntries(
+            [part[0] for part in parts], labels, splits=[], columns=[], rows=rows, unused=[]
+        )
+    return ListEntries(texts, [], splits=[], columns=[], rows=rows, unused=[])
 
 
 def _is_labelled(line: str) -> bool:
@@ -194,7 +196,14 @@ def _of_rows(numbered: list[tuple[int, list[str]]], path: str) -> ListEntries:
     )
     several = first if column is None and len(first) > 1 else []
     unused = [header[i].strip() for i in others if headed and header[i].strip()]
-    return ListEntries([_cell(cells, at) for cells in rows], labels, splits, several, lines, unused)
+    return ListEntries(
+        [_cell(cells, at) for cells in rows],
+        labels,
+        splits=splits,
+        columns=several,
+        rows=lines,
+        unused=unused,
+    )
 
 
 def _is_header(rows: list[list[str]]) -> bool:

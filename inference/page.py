@@ -160,7 +160,7 @@ def hide(saved: SavedAutoencoder, face: np.ndarray, mask_ratio: float, seed: int
     # With few patches, the ratio cannot be met exactly; some must be visible and some masked.
     kept = min(max(round(total * (1 - mask_ratio)), 1), total - 1)
     normalise = saved.preprocessing.normalise.to(device)
-    stages = reconstruct(model, normalise, imgs, 1 - kept / total, noise)
+    stages = reconstruct(model, normalise, imgs=imgs, mask_ratio=1 - kept / total, noise=noise)
     title = f"{kept} of {total} patches are visible"
     return reconstruction_grid(*stages, title=title, note=shown_with(model))
 

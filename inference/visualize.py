@@ -98,7 +98,10 @@ class Viewer:
         imgs, _ = self._pick(count)
         shape = len(imgs), self.model.num_patches
         noise = torch.from_numpy(generator(FIGURE, self.seed, 1).random(shape, dtype=np.float32))
-        stages = [reconstruct(self.model, self.normalise, imgs, r, noise) for r in ratios]
+        stages = [
+            reconstruct(self.model, self.normalise, imgs=imgs, mask_ratio=r, noise=noise)
+            for r in ratios
+        ]
         columns = [(r, s.masked, s.pasted) for r, s in zip(ratios, stages, strict=True)]
         return ratio_grid(stages[0].original, columns, self.saved.name, shown_with(self.model))
 
@@ -119,14 +122,18 @@ class Viewer:
         ]
         overlays = np.stack([overlay(i, h) for i, h in zip(pictures, heat, strict=True)])
         note = ROLLOUT if isinstance(self.model, ViTClassifier) else GRAD_CAM
-        return attention_grid(pictures, overlays, verdicts, self.saved.name, note)
+        return attention_grid(
+            pictures, overlays, verdicts=verdicts, title=self.saved.name, note=note
+        )
 
     def results(self) -> dict[str, np.ndarray]:
         """The charts of an evaluation by name, see engine_finetune.result_figures."""
         images = LabelledImages(self.data.source, self.data.labels)
         test = TestSet(images, self._loader(images), self.data.classes, self.data.common)
         flip = getattr(self.saved, "flip", False)
-        evaluation = evaluate_model(self.model, test, self.normalise, self.precision, flip)
+        evaluation = evaluate_model(
+            self.model, test, normalise=self.normalise, precision=self.precision, flip=flip
+        )
         self.unreadable = max(self.unreadable, evaluation.result["unreadable"])
         return result_figures(evaluation, test)
 
@@ -155,7 +162,9 @@ class Viewer:
 
     def _pick(self, count: int) -> tuple[Tensor, np.ndarray]:
         view = self.saved.preprocessing.view
-        return pick_images(self.data.source, self.data.labels, view, count, self.seed)
+        return pick_images(
+            self.data.source, self.data.labels, view=view, count=count, seed=self.seed
+        )
 
     def _loader(self, images: LabelledImages) -> DataLoader:
         dataset = PlainImages(images.source, self.saved.preprocessing.view)

@@ -100,7 +100,13 @@ def evaluate_model(
     was_training = model.training
     model.eval()
     share_buffers(model)
-    p, readable = collect(probabilities(model, flip), test.loader, normalise, precision, between)
+    p, readable = collect(
+        probabilities(model, flip),
+        test.loader,
+        normalise=normalise,
+        precision=precision,
+        between=between,
+    )
     model.train(was_training)
     return judge(p, readable, test)
 

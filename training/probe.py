@@ -79,7 +79,11 @@ class Probe:
         found = []
         for images, loader in zip(self.sets, self.loaders, strict=True):
             x, readable = collect(
-                model.forward_features, loader, self.normalise, precision, between
+                model.forward_features,
+                loader,
+                normalise=self.normalise,
+                precision=precision,
+                between=between,
             )
             found.append(Features(x, images.labels, readable))
         model.train(was_training)

@@ -68,7 +68,9 @@ def restore_state(
     saved = read_checkpoint(path)
     parts = StepParts(sampler.batch_size, sampler.accum, sampler.process.world)
     try:
-        note = check_same_run(path, saved, identity, parts, options.override_resume)
+        note = check_same_run(
+            path, saved, run=identity, step=parts, override=options.override_resume
+        )
         at = [saved[name] for name in ("epoch", "step")]
         if not all(type(n) is int and -1 <= n <= MOST for n in at):
             raise ValueError(f"epoch and step {at}")

@@ -49,7 +49,7 @@ def run_in_folder(output_dir: str, launch: Launch, work: Callable[[Run], None]) 
     stop.install()
     device = distributed.pick_device(launch.device, process)
     distributed.join(process, device, launch.dist_url, launch.dist_timeout)
-    work(Run(process, device, stop, Path(output_dir), folder))
+    work(Run(process, device, stop=stop, output=Path(output_dir), folder=folder))
     if folder:
         try:
             folder.write_status("done")

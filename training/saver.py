@@ -90,7 +90,7 @@ class Saver:
             if wrong := find_not_finite(checkpoint):
                 self._refuse(wrong, name)
                 return
-            save_checkpoint(checkpoint, self.folder, number, self.keep, best)
+            save_checkpoint(checkpoint, self.folder, number=number, keep=self.keep, best=best)
         except OSError as error:
             self._count_failure(error, best)
             return

@@ -47,7 +47,9 @@ def name_classes(
     required if all names are numbers, unless there is a `usual` one. Raises BadInput.
     """
     if all(map(_whole, names)):
-        order, called, label_order = _by_number(where, names, label_order, usual, what)
+        order, called, label_order = _by_number(
+            where, names, label_order=label_order, usual=usual, what=what
+        )
         told = ", ".join(f"{printable(n)} {called[n]}" for n in sorted(names, key=int))
         lacking = few([name for name in order if name not in called.values()])
         notes = [

@@ -45,7 +45,9 @@ def read(path: Path, label_order: str | None = None, usual: str | None = None) -
     splits = _splits(listed, where)
     given = [_number(label) for label in listed.labels]
     names = sorted(set(given), key=os.fsencode)
-    classes, called, notes, order = name_classes(where, names, label_order, usual, "label")
+    classes, called, notes, order = name_classes(
+        where, names, label_order=label_order, usual=usual, what="label"
+    )
     place = {name: classes.index(word) for name, word in called.items()}
     labels = np.array([place[label] for label in given])
     again = _repeated(path, listed, splits, labels)
@@ -54,7 +56,9 @@ def read(path: Path, label_order: str | None = None, usual: str | None = None) -
     for split in dict.fromkeys(splits):
         part = np.flatnonzero(~again & (np.array(splits) == split))
         some, found = [listed.names[i] for i in part], there[part]
-        notes += missing_note(path, path.parent, some, found, split if several else "")
+        notes += missing_note(
+            path, path.parent, names=some, there=found, split=split if several else ""
+        )
         files = FileList.of(str(path.parent), map(os.fsencode, compress(some, found)))
         images[split] = LabelledImages(ImageFiles(files), labels[part[found]])
     return LabelledSet(

@@ -201,12 +201,12 @@ class PackedImages:
         return LabelledSet(
             known["name"],
             known["title"],
-            tuple(known["classes"]),
-            splits,
-            known["rule"],
-            (*known["notes"], *self.notes()),
-            published,
-            self._options(known),
+            classes=tuple(known["classes"]),
+            splits=splits,
+            rule=known["rule"],
+            notes=(*known["notes"], *self.notes()),
+            published=published,
+            options=self._options(known),
         )
 
     def _options(self, known: dict) -> dict[str, object]:

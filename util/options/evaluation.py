@@ -76,7 +76,9 @@ def resolve_evaluation(args: Options) -> None:
             raise BadInput(f"--eval: {what}")
     named = {name: os.path.basename(str(value)) for name, value in _given(args).items()}
     tested = args.eval_data_path or args.data_path
-    args.output_dir = evaluation_folder(_kind(args), args.finetune, tested, given, named)
+    args.output_dir = evaluation_folder(
+        _kind(args), args.finetune, data_path=tested, output_dir=given, options=named
+    )
     by = made_by(args)
     if args.output_dir != given:
         args.output_dir = own_folder(args.output_dir, by)

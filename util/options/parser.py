@@ -218,10 +218,10 @@ def launch(args: argparse.Namespace) -> Launch:
     return Launch(
         args.device,
         args.world_size,
-        args.local_rank,
-        args.dist_on_itp,
-        args.dist_url,
-        args.dist_timeout,
+        local_rank=args.local_rank,
+        dist_on_itp=args.dist_on_itp,
+        dist_url=args.dist_url,
+        dist_timeout=args.dist_timeout,
     )
 
 
@@ -250,10 +250,10 @@ def saving(args: argparse.Namespace) -> Saving:
     return Saving(
         args.save_ckpt,
         args.save_ckpt_freq,
-        args.save_ckpt_num,
-        args.save_steps,
-        args.print_freq,
-        args.profile,
+        save_ckpt_num=args.save_ckpt_num,
+        save_steps=args.save_steps,
+        print_freq=args.print_freq,
+        profile=args.profile,
     )
 
 

@@ -51,7 +51,7 @@ def confusion_figure(
     with rc_context(PLAIN):
         picture = figure.Figure(figsize=(cell * k, cell * k))
         axes = picture.add_axes((0, 0, 1, 1), frame_on=False)  # labels are outside
-        _draw_cells(axes, counts, size, ink, grey)
+        _draw_cells(axes, counts, size=size, ink=ink, grey=grey)
         axes.set_xticks(middles, names, fontsize=label, color=ink, **tilt)
         axes.set_yticks(middles, names, fontsize=label, color=ink)
         axes.tick_params(length=0)

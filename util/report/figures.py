@@ -41,7 +41,9 @@ def reconstruction_grid(*stages: np.ndarray, title: str, note: str = "") -> np.n
     """
     _check(stages, 4)
     blocks = 2 if len(stages[0]) >= 6 else 1  # so that the picture is no taller than a screen
-    return _grid(COLUMNS, [_enlarged(stage) for stage in stages], title, note, blocks)
+    return _grid(
+        COLUMNS, [_enlarged(stage) for stage in stages], title=title, note=note, blocks=blocks
+    )
 
 
 def ratio_grid(
@@ -105,7 +107,7 @@ def attention_grid(
         ]
         for n, (before, name, after) in enumerate(lines):
             colour = GREY if n else INK if right else WRONG
-            text = _fitting(before, name, after, size, width)
+            text = _fitting(before, name, after=after, size=size, width=width)
             draw.text((x, y + height + 5 + n * 19), text, colour, font(size))
     return np.array(image)
 

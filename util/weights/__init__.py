@@ -121,7 +121,7 @@ def load_pretrained(
     resized = resize_positions(weights, own)
 
     optional, strict = parts(weights, wanted, pretrain, keep_head)
-    check_exact(source, weights, own, optional, strict)
+    check_exact(source, weights, own=own, optional=optional, strict=strict)
     loaded = {name: value for name, value in weights.items() if name in own}
     check_values(source, loaded, own)
     model.load_state_dict(state | {names[n]: value for n, value in loaded.items()})

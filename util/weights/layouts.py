@@ -76,7 +76,9 @@ def identify_architecture(state: State) -> Architecture | None:
         if stem is not None and stem.ndim == 4 and stem.numel():
             depths = tuple(count(state, stage) for stage in family.stages)
             _, in_chans, patch, _ = stem.shape
-            return Architecture(family, family.width(state), depths, patch, in_chans)
+            return Architecture(
+                family, family.width(state), depths=depths, patch=patch, in_chans=in_chans
+            )
     return None
 
 
