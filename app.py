@@ -18,7 +18,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from inference.same_origin import OwnPages
+from inference.same_origin import SameOriginOnly
 from util.errors import BadInput, Fault
 from util.options.groups import DEVICE
 from util.options.parser import Parser, bounded
@@ -133,7 +133,7 @@ def open_page(page: "gr.Blocks", port: int) -> None:
         page.launch(
             server_name="127.0.0.1",  # not reachable from other machines
             server_port=port,
-            app_kwargs={"middleware": [Middleware(OwnPages)]},
+            app_kwargs={"middleware": [Middleware(SameOriginOnly)]},
             max_file_size=MOST_BYTES,
             state_session_capacity=MOST_VISITORS,
             enable_monitoring=False,
@@ -235,7 +235,7 @@ def add_masks(checkpoints: "Checkpoints", find: "Callable", examples: list[str])
     """Add the tab with reconstructions of a masked face, and a slider for the mask ratio."""
     import gradio as gr
 
-    from inference.page import hide
+    from inference.page import mask_and_reconstruct
 
     with gr.Row():
         with gr.Column(scale=2):
@@ -252,7 +252,7 @@ def add_masks(checkpoints: "Checkpoints", find: "Callable", examples: list[str])
         try:
             saved = checkpoints.autoencoder(name)
             pictures, line = find(path, detect, saved)
-            return [message(line), hide(saved, pictures[0], ratio, seed)]
+            return [message(line), mask_and_reconstruct(saved, pictures[0], ratio, seed)]
         except Exception as error:
             return [message(friendly(error)), None]
 
@@ -318,7 +318,7 @@ def uploaded(payload: "gr.data_classes.ImageData | None") -> str | None:
 
 def message(text: str) -> str:
     """A line of text on the page, escaped because it may contain file names and the like."""
-    from util.report.html import text as safe
+    from util.report.html import escaped as safe
 
     return f"<p>{safe(text)}</p>"
 

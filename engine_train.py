@@ -24,7 +24,7 @@ from util.distributed import ProcessInfo, broadcast_from_main, sum_over_ranks
 from util.errors import BadInput, Fault
 from util.optim import set_rates
 from util.seeding import seed_globals
-from util.stop import StopRequest, undisturbed
+from util.stop import StopRequest, defer_worker_errors
 
 MAX_SKIPPED = 5  # steps in a row with a non-finite loss or gradient, before the run fails
 
@@ -272,7 +272,7 @@ class Trainer:
         skipped = not (math.isfinite(loss) and math.isfinite(mean_norm))
         if self.clip_grad is not None and not skipped:
             nn.utils.clip_grads_with_norm_(self.parameters, self.clip_grad, norm)
-        held.enter_context(undisturbed())
+        held.enter_context(defer_worker_errors())
         self.is_consistent = False
         if not skipped:
             scaler.step(state.optimizer)

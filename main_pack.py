@@ -129,7 +129,7 @@ def pack(args: argparse.Namespace) -> None:
         stop.install()
         parts = Parts(folder, plan)
     try:
-        write(args, parts, data, stop)
+        pack_images(args, parts, data, stop)
         with disk_errors(folder, advice=RESUMES):
             finish(
                 parts,
@@ -155,11 +155,11 @@ def open_data(
     """
     from datasets import open_images, open_labelled
     from datasets.packed.pack import ToPack
-    from datasets.registry import labelled_as
+    from datasets.registry import detect_data_set
 
     name = args.data_set
     if name == "auto":
-        name = labelled_as(args.data_path) or "none"
+        name = detect_data_set(args.data_path) or "none"
     if name == "none":
         for option in ("nb_classes", "label_rule", "label_order"):
             if getattr(args, option) is not None:
@@ -215,11 +215,11 @@ def announce(
     folder: Path, labelled: "LabelledSet | None", data: "ToPack", notes: list[str]
 ) -> None:
     """Print what will be written. Raises BadInput if the disk does not have room for it."""
-    from datasets.labelled import describe_set
+    from datasets.labelled import describe_labelled
     from datasets.packed.store import gigabytes
 
     unlabelled = [f"{len(data):,} images without labels", *notes]
-    for line in describe_set(labelled) if labelled else unlabelled:
+    for line in describe_labelled(labelled) if labelled else unlabelled:
         print(line)
     size, there = data.estimated_bytes(), sum(p.stat().st_size for p in folder.glob("part-*.bin"))
     above = next(path for path in (folder, *folder.absolute().parents) if path.exists())
@@ -231,7 +231,9 @@ def announce(
         raise BadInput(f"--output {folder}: {what}; use another disk or a smaller --short_side")
 
 
-def write(args: argparse.Namespace, parts: "Parts", data: "ToPack", stop: "StopRequest") -> None:
+def pack_images(
+    args: argparse.Namespace, parts: "Parts", data: "ToPack", stop: "StopRequest"
+) -> None:
     """Decode the images that are not packed yet and write them in order.
 
     Raises Stopped when asked to stop, BadInput if too many images cannot be read, Fault if the disk

@@ -81,7 +81,7 @@ def reproduce(argv: Sequence[str]) -> int:
             return code
         # After each seed, so that an interrupted series has a summary, too.
         group = write_summary(output, options, published)
-    print("\n".join(table(group, published)))
+    print("\n".join(result_table(group, published)))
     tell(f"report: {write_page(output, group)}")
     return DONE
 
@@ -138,13 +138,18 @@ def run_seed(passed: Sequence[str], seed: int, folder: Path, processes: int) -> 
     if is_finished(folder):
         tell(f"seed {seed}: already finished, in {folder}")
         return DONE
-    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
+    launcher = [
+        "-m",
+        "torch.distributed.run_command",
+        "--standalone",
+        f"--nproc_per_node={processes}",
+    ]
     command = [sys.executable, *(launcher if processes > 1 else []), str(MAIN), *passed]
     status = folder / "status.json"
     if status.is_file():
         status.unlink()  # from an earlier attempt
     tell(f"seed {seed}: {folder}")
-    code = run([*command, "--seed", str(seed), "--output_dir", str(folder)])
+    code = run_command([*command, "--seed", str(seed), "--output_dir", str(folder)])
     if code == FAULT and processes > 1:  # torchrun exits with 1 for any failure
         code = STATUS.get(str(parse_object(read_text(status)).get("status")), FAULT)
     if code == RESUMABLE:
@@ -157,7 +162,7 @@ def run_seed(passed: Sequence[str], seed: int, folder: Path, processes: int) -> 
     return code
 
 
-def run(command: Sequence[str]) -> int:
+def run_command(command: Sequence[str]) -> int:
     """Run a command and return its exit code; RESUMABLE if it finished although asked to stop.
 
     Requests to stop are left to the run, which saves first: Ctrl-C reaches it anyway, SIGTERM and
@@ -207,7 +212,7 @@ def write_summary(output: Path, options: dict[str, str], published: str) -> "Gro
     return group
 
 
-def table(group: "Group", published: str) -> list[str]:
+def result_table(group: "Group", published: str) -> list[str]:
     """The lines of a table in %: mean ± deviation and single values, of the best and last epoch,
     and the published results.
     """
@@ -243,7 +248,7 @@ def write_page(output: Path, group: "Group") -> Path:
 
 
 def tell(line: str) -> None:
-    """Print a line at once, before the output of the next run."""
+    """Print a line at once, before the output of the next run_command."""
     print(line, flush=True)
 
 

@@ -305,13 +305,13 @@ def possible_ratios(given: list[float] | None, model: "MaskedAutoencoder") -> li
 
 def open_data(args: Options, saved: "Saved") -> tuple["FigureData", FigureSource]:
     """The images of `--data_path`, with labels if they have any; a classifier needs labels."""
-    from datasets.registry import labelled_as
+    from datasets.registry import detect_data_set
     from models_saved import SavedClassifier
 
     classifies = isinstance(saved, SavedClassifier)
     name = args.data_set
     if name == "auto" and not classifies:
-        name = labelled_as(args.data_path) or "none"
+        name = detect_data_set(args.data_path) or "none"
     if name != "none":
         return open_with_labels(args, saved, name)
     if classifies:
@@ -346,9 +346,9 @@ def open_without_labels(args: Options, saved: "Saved") -> tuple["FigureData", Fi
 def open_with_labels(args: Options, saved: "Saved", name: str) -> tuple["FigureData", FigureSource]:
     """A split of a labelled data set; for a classifier, only images of its own classes."""
     from datasets import open_labelled, synthetic_size
-    from datasets.duplicates import duplicates
-    from datasets.finetune import in_classes
-    from datasets.labelled import describe_set
+    from datasets.duplicates import duplicate_warnings
+    from datasets.finetune import match_classes
+    from datasets.labelled import describe_labelled
     from datasets.unreadable import check_readable
     from inference.visualize import FigureData
     from models_saved import SavedClassifier
@@ -365,12 +365,12 @@ def open_with_labels(args: Options, saved: "Saved", name: str) -> tuple["FigureD
         size=synthetic_size(saved.preprocessing.input_size),
     )
     split, lines = split_of(labelled, args.split)
-    images, classes, about = labelled.splits[split], labelled.classes, describe_set(labelled)
+    images, classes, about = labelled.splits[split], labelled.classes, describe_labelled(labelled)
     common = range(len(classes))
     drawn = FigureSource(args.checkpoint, args.data_path)
     if isinstance(saved, SavedClassifier):
         classes = saved.classes
-        matched = in_classes(labelled, images, classes)
+        matched = match_classes(labelled, images, classes)
         images, common = matched.images, matched.common
         lines += matched.lines()
         own = saved.checkpoint
@@ -379,7 +379,7 @@ def open_with_labels(args: Options, saved: "Saved", name: str) -> tuple["FigureD
         drawn = drawn._replace(facts=facts, report=about)
     differ = {name: trained[name] for name in OF_DATA if name in trained}
     lines += difference_lines(differences(args, differ, labelled.options), "drawn")
-    print(*about, *lines, *duplicates(labelled.splits), sep="\n", flush=True)
+    print(*about, *lines, *duplicate_warnings(labelled.splits), sep="\n", flush=True)
     check_readable(images.source)
     return FigureData(images.source, images.labels, classes, common), drawn
 

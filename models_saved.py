@@ -217,7 +217,7 @@ def _pretrained(
     return held.name, model.eval(), preprocessing, saved, opened.notes
 
 
-class Known(NamedTuple):
+class TrainingRecord(NamedTuple):
     """How a checkpoint was trained, as far as it or the files beside it record."""
 
     trained: dict[str, Any]  # fine-tuning options by name, see `trained_with`
@@ -225,7 +225,9 @@ class Known(NamedTuple):
     notes: Sequence[str]  # where it departs from the settings files beside it, a line each
 
 
-def known_use(source: str | Path, saved: dict[str, Any], key: str = "", prefix: str = "") -> Known:
+def training_record(
+    source: str | Path, saved: dict[str, Any], key: str = "", prefix: str = ""
+) -> TrainingRecord:
     """How a checkpoint was trained, from its recorded options or else inferred from its tensors.
 
     `saved` is the content of the file; `key` and `prefix` as in `load_pretrained`. Raises BadInput
@@ -235,9 +237,9 @@ def known_use(source: str | Path, saved: dict[str, Any], key: str = "", prefix: 
     try:
         opened = _recognised(source, saved, key, prefix)
     except BadInput:  # loading it into a model raises a more specific error
-        return Known(own, _classes(saved), ())
+        return TrainingRecord(own, _classes(saved), ())
     if own:
-        return Known(own, _classes(saved), ())
+        return TrainingRecord(own, _classes(saved), ())
     held, weights = opened.held, opened.weights
     trained: dict[str, Any] = {"model": held.name}
     if held.family.free_patch:
@@ -254,7 +256,7 @@ def known_use(source: str | Path, saved: dict[str, Any], key: str = "", prefix: 
         if "imagenet_default_mean_and_std" not in trained:
             numbers = f"mean {preprocessing.mean} and std {preprocessing.std}"
             notes.append(f"trained with {numbers}, which no option here can set")
-    return Known(trained, _classes(opened.settings), notes)
+    return TrainingRecord(trained, _classes(opened.settings), notes)
 
 
 def _as_options(preprocessing: Preprocessing) -> dict[str, Any]:

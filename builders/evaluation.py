@@ -25,7 +25,7 @@ def evaluate(args: Options, run: Run) -> None:
     saved, source = checkpoint.read_finetune(args), args.finetune
     args, trained, known, notes = checkpoint.use_as_trained(args, saved)
     data = labelled.open_data(args, run, trained, learns=False)
-    classes, told = checkpoint.name_classes(args, known, data.test_set)
+    classes, told = checkpoint.classes_of_checkpoint(args, known, data.test_set)
     model = build.build_model(args, len(classes))
     build.prepare_head(args, model)
     loaded = load_pretrained(
@@ -44,7 +44,7 @@ def evaluate(args: Options, run: Run) -> None:
     differ |= checkpoint.other_outputs(args, saved, known)
     report = labelled.report(data) if run.folder else []
     notes += [*told, *difference_lines(differ), *evaluator.notes, str(loaded)]
-    say(run, [*report, *notes])
+    print_lines(run, [*report, *notes])
     evaluation = evaluator.evaluate(model.to(run.device), "test")
     if not run.folder:
         return
@@ -59,7 +59,7 @@ def evaluate(args: Options, run: Run) -> None:
         facts["epoch"] = saved["epoch"]
     doubt = doubt_order(evaluation, classes, data.test_set.options.get("label_order"))
     write_results(run.output, evaluation, evaluator.tests["test"], {**facts, **doubt.facts})
-    say(run, [*summary_lines(evaluation.result), *doubt.lines, f"results: {run.output}"])
+    print_lines(run, [*summary_lines(evaluation.result), *doubt.lines, f"results: {run.output}"])
 
 
 def classify_by_neighbours(args: Options, run: Run) -> None:
@@ -88,7 +88,7 @@ def classify_by_neighbours(args: Options, run: Run) -> None:
     )
     differ = differences(args, trained, data.test_set.options)
     report = labelled.report(data) if run.folder else []
-    say(run, [*report, *notes, *difference_lines(differ), *evaluator.notes])
+    print_lines(run, [*report, *notes, *difference_lines(differ), *evaluator.notes])
     train, queries = probe.features(model.to(run.device), precision, run.stop.end_if_asked)
     if not run.folder:
         return
@@ -103,7 +103,7 @@ def classify_by_neighbours(args: Options, run: Run) -> None:
     }
     write_results(run.output, evaluation, test, facts)
     learnt = train.lines(len(data.train))
-    say(run, [*learnt, *summary_lines(evaluation.result), f"results: {run.output}"])
+    print_lines(run, [*learnt, *summary_lines(evaluation.result), f"results: {run.output}"])
 
 
 def test_chosen(
@@ -153,7 +153,7 @@ def test_chosen(
     ]
 
 
-def say(run: Run, lines: list[str]) -> None:
+def print_lines(run: Run, lines: list[str]) -> None:
     """Print lines, on rank 0."""
     if run.folder:
         print(*lines, sep="\n", flush=True)

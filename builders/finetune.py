@@ -20,7 +20,7 @@ from datasets import (
     build_test_loader,
     plain,
 )
-from datasets.finetune import in_classes
+from datasets.finetune import match_classes
 from datasets.sampler import GlobalBatchSampler
 from datasets.transforms import IMAGENET_MEAN, IMAGENET_STD, Normalise
 from engine_finetune import (
@@ -264,7 +264,7 @@ def build_evaluator(
     process = run.process if args.dist_eval else ProcessInfo()
     view, tests, notes = evaluation_view(args), {}, []
     for split, images in data.tests.items():
-        matched = in_classes(data.owner(split), images, classes)
+        matched = match_classes(data.owner(split), images, classes)
         dataset = PlainImages(matched.images.source, view)
         loader = build_test_loader(dataset, args.batch_size, process, **loading(args, run))
         tests[split] = TestSet(

@@ -7,11 +7,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from datasets import LabelledSet, open_labelled, synthetic_size
-from datasets.duplicates import duplicates
+from datasets.duplicates import duplicate_warnings
 from datasets.finetune import choose_splits, take_fraction, test_split
-from datasets.labelled import LabelledImages, describe_set, digest_of
+from datasets.labelled import LabelledImages, describe_labelled, digest_of
 from datasets.pseudo import read_pseudo_labels, with_pseudo_labels
-from datasets.registry import OFFICIAL, labelled_as, setting_of
+from datasets.registry import ALIASES, detect_data_set, setting_of
 from datasets.unreadable import check_readable
 from training.run import Run, same_everywhere
 from util.options.parser import Options
@@ -108,9 +108,9 @@ def _rules(args: argparse.Namespace) -> tuple[dict[str, str | None], dict[str, s
     rules = {"label_rule": args.label_rule, "label_order": args.label_order}
     if not args.eval_data_path or not any(rules.values()):
         return rules, {}
-    other = setting_of(labelled_as(args.eval_data_path))
-    name = OFFICIAL.get(args.data_set, args.data_set)
-    own = setting_of(labelled_as(args.data_path) if name == "auto" else name)
+    other = setting_of(detect_data_set(args.eval_data_path))
+    name = ALIASES.get(args.data_set, args.data_set)
+    own = setting_of(detect_data_set(args.data_path) if name == "auto" else name)
     for_other = {option: value for option, value in rules.items() if option == other}
     for_own = {o: v for o, v in rules.items() if o not in for_other or o == own}
     if "label_order" in for_own:  # whose classes are those that the other one is tested by
@@ -123,12 +123,12 @@ def report(data: FinetuneData) -> list[str]:
 
     It looks into files: for rank 0.
     """
-    lines = describe_set(data.train_set) if len(data.train) else []
+    lines = describe_labelled(data.train_set) if len(data.train) else []
     if data.test_set is not data.train_set or not lines:
-        lines += ["tested on:", *describe_set(data.test_set)]
+        lines += ["tested on:", *describe_labelled(data.test_set)]
     train = data.train if len(data.train) else data.test_set.splits.get("train")
     splits = {"train": train, **data.tests} if train else data.tests
-    return [*lines, *data.notes, *duplicates(splits)]
+    return [*lines, *data.notes, *duplicate_warnings(splits)]
 
 
 def describe_data(args: argparse.Namespace, data: FinetuneData) -> dict[str, object]:

@@ -17,9 +17,9 @@ from datasets import (
     plain,
     synthetic_size,
 )
-from datasets.duplicates import duplicates
+from datasets.duplicates import duplicate_warnings
 from datasets.finetune import choose_splits
-from datasets.labelled import describe_set
+from datasets.labelled import describe_labelled
 from datasets.sampler import GlobalBatchSampler
 from datasets.transforms import IMAGENET_MEAN, IMAGENET_STD, Normalise
 from datasets.unreadable import check_readable
@@ -179,8 +179,8 @@ def build_probe(
     train, tests, _, notes = choose_splits(
         data, None, select="test", share=0.1, seed=args.seed, path=args.probe_data_path
     )
-    shared = duplicates({"train": train, **tests}) if run.folder else []
-    for line in ("probed on:", *describe_set(data), *notes, *shared):
+    shared = duplicate_warnings({"train": train, **tests}) if run.folder else []
+    for line in ("probed on:", *describe_labelled(data), *notes, *shared):
         log.line(line)
     view, how = plain(args.input_size), workers(args, run)
     return Probe(

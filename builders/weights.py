@@ -9,7 +9,7 @@ from torch import nn
 from backbones import family_of
 from datasets import LabelledSet
 from datasets.labels import canonical
-from models_saved import Known, known_use
+from models_saved import TrainingRecord, training_record
 from util.checkpoint import read_checkpoint
 from util.distributed import on_main
 from util.options.finetune import usual_crop
@@ -44,7 +44,7 @@ def weights_key(args: Options, saved: dict[str, Any]) -> str:
     return args.model_key if "model_key" in args.given or not isinstance(own, str) else own
 
 
-def name_classes(
+def classes_of_checkpoint(
     args: Options, known: Sequence[str], data: LabelledSet
 ) -> tuple[tuple[str, ...], list[str]]:
     """The names of a checkpoint's outputs in their order, and what to say of them.
@@ -73,9 +73,9 @@ def assumed(args: Options, trained: Mapping[str, Any]) -> list[str]:
     return [f"assumed, for the checkpoint does not say: {'; '.join(unknown)}"] if unknown else []
 
 
-def use_of(args: Options, saved: dict[str, Any]) -> Known:
+def use_of(args: Options, saved: dict[str, Any]) -> TrainingRecord:
     """How the checkpoint of `--finetune` was trained, as far as it is known."""
-    return known_use(args.finetune, saved, weights_key(args, saved), args.model_prefix)
+    return training_record(args.finetune, saved, weights_key(args, saved), args.model_prefix)
 
 
 class Use(NamedTuple):

@@ -10,12 +10,12 @@ from datasets.fer.class_folder import unused_beside
 from datasets.filetypes import skipped_line
 from datasets.finetune import FinetuneDataset, PlainImages
 from datasets.folder import FileList, ImageFiles, list_images
-from datasets.labelled import LabelledSet, Source, describe_set
+from datasets.labelled import LabelledSet, Source, describe_labelled
 from datasets.listfile import read_list
 from datasets.loader import build_loader, build_test_loader
 from datasets.packed.store import PackedImages, is_store
 from datasets.pretrain import PretrainDataset
-from datasets.registry import open_labelled, recognised
+from datasets.registry import detect_layout, open_labelled
 from datasets.split_names import split_called
 from datasets.synthetic.generator import SyntheticFaces, parse_synthetic
 from datasets.wrapped import wrapped_notes
@@ -70,13 +70,13 @@ def open_images(
         return Images(SyntheticFaces(count, size=size, lab=drawn.lab), [])
     root = Path(os.path.expanduser(data_path))
     notes = []
-    if name := recognised(root):
+    if name := detect_layout(root):
         data = open_labelled(str(data_path), name, face_margin=face_margin, trained=trained)
         if "train" in data.splits:
             others = ", ".join(split for split in data.splits if split != "train")
             unused = [f"only the training images are used, not {others}"] if others else []
             margin = data.options.get("face_margin")
-            return Images(data.splits["train"].source, [*describe_set(data), *unused], margin)
+            return Images(data.splits["train"].source, [*describe_labelled(data), *unused], margin)
         notes = [f"warning: {data.title} has no training split: all images below it are used"]
     if face_margin is not None:
         notes.append(f"--face_margin {face_margin:g} has no effect: these images are used whole")

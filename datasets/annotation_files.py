@@ -11,7 +11,7 @@ from util.errors import BadInput
 from util.wording import printable
 
 
-def present(root: str | os.PathLike, names: Sequence[str]) -> np.ndarray:
+def files_exist(root: str | os.PathLike, names: Sequence[str]) -> np.ndarray:
     """Find which of the names, relative to `root`, exist -> (n,) bool.
 
     Lists each folder once, because checking 414,000 files one by one takes minutes on a network
@@ -27,13 +27,13 @@ def present(root: str | os.PathLike, names: Sequence[str]) -> np.ndarray:
     return there
 
 
-def spread(count: int, most: int = 100) -> list[int]:
+def evenly_spaced(count: int, most: int = 100) -> list[int]:
     """Up to `most` evenly spaced indices below `count`, including the first and the last."""
     n = min(count, most)
     return [i * (count - 1) // max(1, n - 1) for i in range(n)]
 
 
-def repeated(
+def find_repeats(
     keys: Sequence[Hashable], values: Sequence[object]
 ) -> tuple[np.ndarray, list[tuple[int, int]]]:
     """Find the entries that repeat an earlier one, and those that contradict it.
@@ -74,7 +74,7 @@ def by_stem(stems: Iterable[tuple[str, str]]) -> tuple[dict[str, str], list[str]
     return first, others
 
 
-def twice_note(where: str, others: Sequence[str]) -> list[str]:
+def same_stem_note(where: str, others: Sequence[str]) -> list[str]:
     """The note that counts files left out because another has the same stem; [] if none has."""
     if not others:
         return []
@@ -111,7 +111,7 @@ def missing_note(
 ) -> list[str]:
     """The note that counts images named in the file `source` but missing; [] if none is missing.
 
-    `there` (n,) bool is what `present` returned for `names` below `root`; `split` is the split of
+    `there` (n,) bool is what `files_exist` returned for `names` below `root`; `split` is the split of
     the names, if the file lists several. Raises BadInput, with the advice, if more than half are
     missing: then the path is wrong, or the images have not been unpacked.
     """

@@ -19,7 +19,7 @@ MOST_FILES = 50_000  # compared before a run; main_pack.py, which reads all anyw
 READERS = 16  # threads, so that the delays of a network disk overlap
 
 
-def duplicates(splits: Mapping[str, LabelledImages]) -> list[str]:
+def duplicate_warnings(splits: Mapping[str, LabelledImages]) -> list[str]:
     """Warnings, one for each pair of splits that share images; [] if none do, or if none are files.
 
     Files of the same size are compared by hash. If there are more than MOST_FILES, nothing is

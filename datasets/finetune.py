@@ -100,7 +100,7 @@ def take_fraction(images: LabelledImages, share: float, seed: int) -> LabelledIm
     return images.take(np.flatnonzero(stratified(images.labels, share, seed)))
 
 
-class Chosen(NamedTuple):
+class ChosenSplits(NamedTuple):
     """The images to train on and to test on."""
 
     train: LabelledImages
@@ -125,7 +125,7 @@ def test_split(data: LabelledSet, flag: str) -> tuple[str, list[str]]:
 
 def choose_splits(
     data: LabelledSet, other: LabelledSet | None, select: str, share: float, seed: int, path: str
-) -> Chosen:
+) -> ChosenSplits:
     """Choose what to train on and what to test on: `test`, and `val` if it is to `select` the best.
 
     The test images come from the `other` set, if there is one. If `data` has no validation split, a
@@ -158,7 +158,7 @@ def choose_splits(
             f"--data_path {path}: has no test split; name a set to test on with --eval_data_path, "
             "or hold images out with --select val"
         )
-    return Chosen(train, tests, splits, notes)
+    return ChosenSplits(train, tests, splits, notes)
 
 
 def check_classes(data: LabelledSet, images: LabelledImages, path: str) -> None:
@@ -199,7 +199,7 @@ class Matched(NamedTuple):
         return lines
 
 
-def in_classes(data: LabelledSet, images: LabelledImages, classes: Sequence[str]) -> Matched:
+def match_classes(data: LabelledSet, images: LabelledImages, classes: Sequence[str]) -> Matched:
     """Label a set's images by the classes of a model; classes are matched by name.
 
     All spellings of an expression match. Raises BadInput if fewer than two classes are in common.

@@ -150,7 +150,7 @@ class LabelledSet:
         return digest_of(*self.classes, *parts)
 
 
-def describe_set(data: LabelledSet) -> list[str]:
+def describe_labelled(data: LabelledSet) -> list[str]:
     """The lines printed at the start of a run: images per class and split, and published counts."""
     rule = f", labels by {data.rule}" if data.rule else ""
     lines = [f"{data.title}: {len(data.classes)} classes{rule}"]

@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from datasets.annotation_files import spread
+from datasets.annotation_files import evenly_spaced
 from datasets.filetypes import is_image
 from datasets.split_names import split_called
 from util.errors import BadInput
@@ -92,7 +92,7 @@ def check_entries(path: str, count: int, name: Callable[[int], str]) -> None:
     Then the entries are relative to another folder, or the paths are in another column. `name(i)`
     gives entry i of `count`.
     """
-    some = [name(i) for i in spread(count)]
+    some = [name(i) for i in evenly_spaced(count)]
     if _any_file(path, some):
         return
     listed = read_list(path)
@@ -117,7 +117,7 @@ def _any_file(path: str, names: Sequence[str]) -> bool:
 def _turned(listed: ListEntries, path: str) -> ListEntries:
     r"""Replace \ by / if only that finds the files, as in lists that were written on Windows."""
     written = [name for name in listed.names if "\\" in name]
-    some = [written[i] for i in spread(len(written))]
+    some = [written[i] for i in evenly_spaced(len(written))]
     if _any_file(path, some) or not _any_file(path, [n.replace("\\", "/") for n in some]):
         return listed
     return listed._replace(names=[n.replace("\\", "/") for n in listed.names], turned=True)

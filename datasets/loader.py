@@ -21,7 +21,7 @@ from util.stop import shield_worker
 MOST_TEST_WORKERS = 4
 
 
-class Reporting(Dataset):
+class ErrorsAsSamples(Dataset):
     """A data set that returns its errors, as BadInput or Lost, in place of the sample.
 
     Workers need this because not every exception can be sent to the main process, and because torch
@@ -134,7 +134,7 @@ def _loader(
     dataset: Dataset, workers: int, pin_memory: bool, timeout: float, **batches: object
 ) -> DataLoader:
     return Loader(
-        Reporting(dataset) if workers else dataset,
+        ErrorsAsSamples(dataset) if workers else dataset,
         num_workers=workers,
         pin_memory=pin_memory,
         timeout=timeout if workers else 0,

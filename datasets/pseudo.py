@@ -11,7 +11,7 @@ from itertools import compress
 
 import numpy as np
 
-from datasets.annotation_files import csv_rows, missing_note, present
+from datasets.annotation_files import csv_rows, files_exist, missing_note
 from datasets.folder import FileList, ImageFiles
 from datasets.labelled import Concatenated, LabelledImages
 from datasets.labels import shared_classes
@@ -108,7 +108,7 @@ def _name(row: dict[str, str], where: str) -> str:
 def _present(path: str, names: list[str]) -> tuple[FileList, np.ndarray, list[str]]:
     """The files that exist, which of the names these are (n,) bool, and a note on the others."""
     folders = [os.path.abspath(os.path.dirname(path)), os.getcwd()]
-    found = [present(folder, names) for folder in folders]
+    found = [files_exist(folder, names) for folder in folders]
     k = int(found[1].sum() > found[0].sum())
     folder, there = folders[k], found[k]
     files = FileList.of(folder, map(os.fsencode, compress(names, there)))

@@ -28,7 +28,7 @@ OWNERS: dict[str, Layout] = {
 }
 # These can be anything, so they are tried last.
 ANY = {"folder": class_folder.LAYOUT, "list": labelled_list.LAYOUT}
-OFFICIAL = {"IMNET": "folder", "image_folder": "folder"}  # ConvNeXt V2's names of class folders
+ALIASES = {"IMNET": "folder", "image_folder": "folder"}  # ConvNeXt V2's names of class folders
 
 
 def layout_of(name: str | None) -> Layout | None:
@@ -66,10 +66,10 @@ def open_labelled(
     A packed store gives the set that was packed, and these options must be those of packing; a
     store of AffectNet's 8 classes also gives 7. Raises BadInput.
     """
-    name = OFFICIAL.get(data_set, data_set)
+    name = ALIASES.get(data_set, data_set)
     names = ("auto", *OWNERS, *ANY, "synthetic")
     if name not in names:
-        raise BadInput(f"--data_set {data_set}: choose from {', '.join((*names, *OFFICIAL))}")
+        raise BadInput(f"--data_set {data_set}: choose from {', '.join((*names, *ALIASES))}")
     store, root = _open_store(data_path), None
     if store:
         name = _packed_set(store, name)
@@ -120,7 +120,7 @@ def open_labelled(
     return data
 
 
-def recognised(root: str | os.PathLike) -> str | None:
+def detect_layout(root: str | os.PathLike) -> str | None:
     """The name of the packed set, or of the only owner's layout, at a path; None if there is none.
 
     None also for a folder that fits more than one layout.
@@ -133,7 +133,7 @@ def recognised(root: str | os.PathLike) -> str | None:
     return next(iter(found)) if len(found) == 1 else None
 
 
-def labelled_as(data_path: str) -> str | None:
+def detect_data_set(data_path: str) -> str | None:
     """What `--data_set auto` means for a path if labels are optional; None for images alone.
 
     Raises BadInput if the path holds more than one data set.
@@ -142,7 +142,7 @@ def labelled_as(data_path: str) -> str | None:
     if parse_synthetic(data_path):
         return "synthetic"
     if is_store(root):
-        return recognised(root)
+        return detect_layout(root)
     if os.path.isfile(root):
         return "list" if labelled_list.has_labels(root) else None
     if not os.path.isdir(root):

@@ -1,6 +1,6 @@
 """The model card, `README.md` beside exported weights: input, use, results, limits, licence.
 
-Values may come from an untrusted checkpoint, so every one goes through `text`. The YAML at the top
+Values may come from an untrusted checkpoint, so every one goes through `markdown`. The YAML at the top
 contains only words of this file and a licence that has been checked.
 """
 
@@ -59,7 +59,7 @@ class Card(NamedTuple):
     licence: str = ""  # of the weights, if stated
 
 
-def text(value: object) -> str:
+def markdown(value: object) -> str:
     """Any value as one line, escaped for Markdown, HTML and tables."""
     if isinstance(value, bool) or number(value) is not None:
         return str(value)
@@ -110,7 +110,7 @@ def _classes(classes: Sequence[str]) -> str:
     if not classes:
         return "It has no classifier head; fine-tuning adds one."
     return "## Classes\n\n" + table(
-        ["output", "class"], [[str(k), text(name)] for k, name in enumerate(classes)]
+        ["output", "class"], [[str(k), markdown(name)] for k, name in enumerate(classes)]
     )
 
 
@@ -192,18 +192,18 @@ def _results(result: dict[str, Any], roots: Sequence[str]) -> str:
         rows.append(["macro-F1", f"{value:.2f} %"])
     for name, value in part(result, "recall").items():
         if (share := number(value)) is not None:
-            rows.append([f"recall of {text(name)}", f"{share:.1f} %"])
+            rows.append([f"recall of {markdown(name)}", f"{share:.1f} %"])
     if not rows:
         return "## Results\n\nThe checkpoint came without results for this epoch."
-    told = [f"{text(result.get('n'))} images of {text(result.get('data'))}"]
-    told += [f"split {text(result.get('split'))}"]
+    told = [f"{markdown(result.get('n'))} images of {markdown(result.get('data'))}"]
+    told += [f"split {markdown(result.get('split'))}"]
     if rule := result.get("rule"):
-        told.append(f"label rule {text(rule)}")
+        told.append(f"label rule {markdown(rule)}")
     if result.get("flip") is True:
         told.append("predictions averaged over each image and its mirror image")
     if chosen := result.get("selected_on"):
         flatters = ", which flatters the result" if chosen == result.get("split") else ""
-        told.append(f"the best epoch on {text(chosen)}{flatters}")
+        told.append(f"the best epoch on {markdown(chosen)}{flatters}")
     if result.get("is_last") is True:
         told.append("the last epoch, not chosen by results")
     about = f"{'; '.join(told)}.\n\n" + table(["", ""], rows)
@@ -236,7 +236,7 @@ def _report(result: dict[str, Any], roots: Sequence[str]) -> str:
 
 
 def _listed(lines: Sequence[str]) -> str:
-    return "\n".join(f"- {text(line)}" for line in lines[:MOST_LINES])
+    return "\n".join(f"- {markdown(line)}" for line in lines[:MOST_LINES])
 
 
 def _interval(value: object) -> str:
@@ -251,18 +251,18 @@ def _training(card: Card, result: dict[str, Any]) -> str:
     given = given if isinstance(given, dict) else getattr(given, "__dict__", {})
     values = {name: given.get(name) for name in OPTIONS}
     kinds = (str, bool, int, float)
-    rows = [[f"`{n}`", text(v)] for n, v in values.items() if isinstance(v, kinds) and v != ""]
-    lines = [f"Exported from {text(card.source.name)}"]
+    rows = [[f"`{n}`", markdown(v)] for n, v in values.items() if isinstance(v, kinds) and v != ""]
+    lines = [f"Exported from {markdown(card.source.name)}"]
     if type(epoch := card.checkpoint.get("epoch")) is int:
         lines.append(f"epoch {epoch}")
     if isinstance(begun := given.get("finetune"), str) and begun:
-        lines.append(f"started from {text(os.path.basename(begun))}")
+        lines.append(f"started from {markdown(os.path.basename(begun))}")
     if isinstance(teacher := given.get("teacher"), str) and teacher:
-        lines.append(f"distilled from {text(os.path.basename(teacher))}")
+        lines.append(f"distilled from {markdown(os.path.basename(teacher))}")
     if isinstance(pseudo := given.get("pseudo_labels"), str) and pseudo:
-        lines.append(f"also trained on the pseudo-labels of {text(os.path.basename(pseudo))}")
+        lines.append(f"also trained on the pseudo-labels of {markdown(os.path.basename(pseudo))}")
     if data := result.get("train_data") or card.checkpoint.get("trained_on"):
-        lines.append(f"trained on {text(data)}")
+        lines.append(f"trained on {markdown(data)}")
     told = "## Training\n\n" + ", ".join(lines) + "."
     return told + ("\n\n" + table(["option", ""], rows) if rows else "")
 

@@ -138,7 +138,7 @@ def _of_data(saved: Saved) -> dict[str, Any]:
     return {name: value for name, value in found.items() if value is not None}
 
 
-def other_use(saved: SavedClassifier) -> str:
+def usage_differences(saved: SavedClassifier) -> str:
     """How its images and classes differ from those of `main_rafdb.py`, in words; "" if equal."""
     own = saved.preprocessing
     usual = Preprocessing(own.input_size, interpolation="bilinear")

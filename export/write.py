@@ -28,11 +28,11 @@ from export.weights import (
     classes_of,
     family,
     mae_sfer_form,
-    other_use,
     s2d_form,
     settings_of,
     timm_config,
     timm_form,
+    usage_differences,
     vit_size,
     without_decoder,
 )
@@ -64,7 +64,7 @@ OTHER_USE = (
 Outputs = dict[str, Tensor]
 
 
-class Answer(NamedTuple):
+class ExternalOutputs(NamedTuple):
     """The outputs of another library for a probe, and its class names in its own order."""
 
     outputs: Outputs  # a subset of those of `compute`
@@ -102,7 +102,7 @@ class Target(NamedTuple):
     """A format in which a model can be exported."""
 
     write: Callable[[Saved, Path], None]
-    read: Callable[[Path, ProbeImages], Answer]
+    read: Callable[[Path, ProbeImages], ExternalOutputs]
     keeps_head: bool = True  # whether a classifier is exported with its head
 
 
@@ -195,7 +195,11 @@ def note_of(saved: Saved, to: str) -> str:
     """What a user of the exported model must know about its use there; "" if nothing."""
     if to in ("timm", "hf") and family(saved).new_norm == "norm" and not classes_of(saved):
         return NEW_NORM
-    if to == "mae-sfer" and isinstance(saved, SavedClassifier) and (other := other_use(saved)):
+    if (
+        to == "mae-sfer"
+        and isinstance(saved, SavedClassifier)
+        and (other := usage_differences(saved))
+    ):
         return OTHER_USE.format(other)
     return ""
 
@@ -244,10 +248,10 @@ def write_own(saved: Saved, folder: Path) -> None:
     write_json(folder / CONFIG, {"model": saved.name, **settings})
 
 
-def read_own(folder: Path, probe: ProbeImages) -> Answer:
+def read_own(folder: Path, probe: ProbeImages) -> ExternalOutputs:
     """Read with `models_saved.open_saved`."""
     saved = open_saved(folder / WEIGHTS)
-    return Answer(compute(saved, probe), classes_of(saved))
+    return ExternalOutputs(compute(saved, probe), classes_of(saved))
 
 
 # --- timm ---
@@ -261,16 +265,16 @@ def write_timm(saved: Saved, folder: Path) -> None:
 
 
 @torch.no_grad()
-def read_timm(folder: Path, probe: ProbeImages) -> Answer:
+def read_timm(folder: Path, probe: ProbeImages) -> ExternalOutputs:
     """Logits or an encoder's features; ConvNeXt's are taken before the newly initialised norm."""
     import timm
 
     model = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
     if model.num_classes:
-        return Answer({"logits": model(probe.imgs)}, model.pretrained_cfg["label_names"])
+        return ExternalOutputs({"logits": model(probe.imgs)}, model.pretrained_cfg["label_names"])
     if hasattr(model, "blocks"):
-        return Answer({"features": model(probe.imgs)})
-    return Answer({"features": model.forward_features(probe.imgs).mean(dim=(2, 3))})
+        return ExternalOutputs({"features": model(probe.imgs)})
+    return ExternalOutputs({"features": model.forward_features(probe.imgs).mean(dim=(2, 3))})
 
 
 # --- Hugging Face's transformers ---
@@ -290,7 +294,7 @@ def architecture(folder: Path) -> str:
 
 
 @torch.no_grad()
-def read_hf(folder: Path, probe: ProbeImages) -> Answer:
+def read_hf(folder: Path, probe: ProbeImages) -> ExternalOutputs:
     """Logits, or an encoder's features and (ViTMAE with its decoder) reconstructions."""
     import transformers
 
@@ -305,14 +309,16 @@ def read_hf(folder: Path, probe: ProbeImages) -> Answer:
     if name.endswith("ForImageClassification"):
         model = load(name)
         classes = [model.config.id2label[k] for k in range(model.config.num_labels)]
-        return Answer({"logits": model(probe.imgs).logits}, classes)
+        return ExternalOutputs({"logits": model(probe.imgs).logits}, classes)
     if name == "ConvNextV2Model":
-        return Answer({"features": load(name)(probe.imgs).last_hidden_state.mean(dim=(2, 3))})
+        return ExternalOutputs(
+            {"features": load(name)(probe.imgs).last_hidden_state.mean(dim=(2, 3))}
+        )
     tokens = load("ViTMAEModel", mask_ratio=0.0)(probe.imgs).last_hidden_state
     outputs = {"features": tokens[:, 1:].mean(dim=1)}
     if name == "ViTMAEForPreTraining":
         outputs["reconstructions"] = load(name)(probe.imgs, noise=probe.noise).logits
-    return Answer(outputs)
+    return ExternalOutputs(outputs)
 
 
 # --- the original authors' programs ---
@@ -335,7 +341,7 @@ def _write_torch(folder: Path, name: str, content: dict[str, Any]) -> None:
 
 
 @torch.no_grad()
-def read_token_vit(folder: Path, probe: ProbeImages) -> Answer:
+def read_token_vit(folder: Path, probe: ProbeImages) -> ExternalOutputs:
     """Read with timm's ViT, the model of both programs; every tensor must fit."""
     import timm
 
@@ -348,15 +354,17 @@ def read_token_vit(folder: Path, probe: ProbeImages) -> Answer:
     model.load_state_dict(state)
     tokens = model.forward_features(probe.imgs)
     if "model" in content:  # pre-trained; see MaskedAutoencoderViT.forward_features
-        return Answer({"features": tokens[:, 1:].mean(dim=1)})
+        return ExternalOutputs({"features": tokens[:, 1:].mean(dim=1)})
     outputs = {"features": tokens[:, 0]}
     if classes:
         outputs["logits"] = model.head(tokens[:, 0])
-    return Answer(outputs, classes)
+    return ExternalOutputs(outputs, classes)
 
 
 TARGETS = {
-    "onnx": Target(write_onnx, lambda folder, probe: Answer(*read_onnx(folder, probe.pixels))),
+    "onnx": Target(
+        write_onnx, lambda folder, probe: ExternalOutputs(*read_onnx(folder, probe.pixels))
+    ),
     "safetensors": Target(write_own, read_own),
     "timm": Target(write_timm, read_timm),
     "hf": Target(write_hf, read_hf),

@@ -149,7 +149,9 @@ def explain_faces(
     ]
 
 
-def hide(saved: SavedAutoencoder, face: np.ndarray, mask_ratio: float, seed: int) -> np.ndarray:
+def mask_and_reconstruct(
+    saved: SavedAutoencoder, face: np.ndarray, mask_ratio: float, seed: int
+) -> np.ndarray:
     """(H, W, 3) uint8 -> one picture of the face original, masked, reconstructed and pasted."""
     model = saved.model
     device = next(model.parameters()).device

@@ -6,7 +6,7 @@ from urllib.parse import urlsplit
 HERE = ("127.0.0.1", "localhost")
 
 
-class OwnPages:
+class SameOriginOnly:
     """ASGI middleware that refuses requests by other sites' pages, or under other sites' names.
 
     A browser lets any page send files and forms to this machine (cross-site request forgery), and

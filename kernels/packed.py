@@ -109,14 +109,14 @@ class Depthwise(torch.autograd.Function):
         x, weight = with_zero_row(x), weight.to(x.dtype)
         ctx.save_for_backward(x, weight)
         ctx.near = near
-        return convolve(x, weight, bias.to(x.dtype), near.convolved)
+        return convolve_windows(x, weight, bias.to(x.dtype), near.convolved)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
         dbias, g = g.sum(0), with_zero_row(g)
-        dx = convolve(g, weight.flip(2, 3), None, ctx.near.convolved)
+        dx = convolve_windows(g, weight.flip(2, 3), None, ctx.near.convolved)
         return dx, correlate(x, g, ctx.near.correlated), dbias, None
 
 
@@ -125,7 +125,7 @@ def with_zero_row(x: Tensor) -> Tensor:
     return torch.cat([x, x.new_zeros(1, x.shape[1])])
 
 
-def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, windows: Windows) -> Tensor:
+def convolve_windows(x: Tensor, weight: Tensor, bias: Tensor | None, windows: Windows) -> Tensor:
     """(R + 1, C), filters (C, 1, 7, 7) -> (R, C)."""
     count, side, _ = windows.rows.shape
     x = x.index_select(0, windows.rows.view(-1)).view(count, side, side, -1).permute(0, 3, 1, 2)

@@ -8,9 +8,9 @@ import pytest
 from PIL import Image
 
 from datasets import open_labelled
-from datasets.annotation_files import csv_rows, present
+from datasets.annotation_files import csv_rows, files_exist
 from datasets.fer.affectnet import DEFAULT_MARGIN, read, recognise
-from datasets.labelled import describe_set
+from datasets.labelled import describe_labelled
 from datasets.labels import EXPRESSIONS
 from layouts_affectnet import (
     HEADER,
@@ -97,7 +97,7 @@ def test_lists_and_photographs_are_found_where_people_put_them(tmp_path, lists, 
 
 def test_a_data_sets_counts_are_shown_beside_the_published_ones(tmp_path):
     write_affectnet_npy(tmp_path, COUNTS)
-    lines = describe_set(read(tmp_path))
+    lines = describe_labelled(read(tmp_path))
     assert lines[1].startswith("  train: 15 images (Neutral 2, Happy 3, ")
     assert lines[1].endswith("published: 287,651")
     assert "published: 4,000 (500, 500," in lines[2]
@@ -433,7 +433,7 @@ def test_each_folder_is_listed_once_to_check_which_files_exist(tmp_path, monkeyp
     seen, listdir = [], os.listdir
     monkeypatch.setattr(os, "listdir", lambda path: seen.append(path) or listdir(path))
     names = ["a/1.jpg", "a/2.jpg", "2.jpg", "b/1.jpg", "2.jpg/1.jpg", "a/1.jpg"]
-    assert present(tmp_path, names).tolist() == [True, False, True, False, False, True]
+    assert files_exist(tmp_path, names).tolist() == [True, False, True, False, False, True]
     assert len(seen) == 4
 
 

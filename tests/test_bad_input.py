@@ -170,7 +170,7 @@ def test_before_the_rendezvous_one_process_per_machine_prints_the_error(
     monkeypatch.setenv("RANK", str(rank))
     monkeypatch.setenv("LOCAL_RANK", str(local))
     monkeypatch.setattr(program.time, "sleep", lambda seconds: None)
-    assert program.speaks(BAD_INPUT, "--device cuda: …") == speaks
+    assert program.is_reporter(BAD_INPUT, "--device cuda: …") == speaks
 
 
 def test_ctrl_c_saves_and_leaves_a_resumable_run(tmp_path):

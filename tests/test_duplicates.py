@@ -14,7 +14,7 @@ import main_pretrain
 import main_visualize
 from datasets import duplicates as module
 from datasets import open_labelled
-from datasets.duplicates import duplicates
+from datasets.duplicates import duplicate_warnings
 from datasets.labelled import FaceFiles, LabelledImages
 from datasets.packed.store_writer import Parts
 from finetuned import evaluate, results
@@ -34,7 +34,7 @@ def leaky(tmp_path_factory):
 
 
 def lines(root):
-    return duplicates(open_labelled(str(root)).splits)
+    return duplicate_warnings(open_labelled(str(root)).splits)
 
 
 def test_equal_files_are_counted_and_the_first_is_named(leaky):
@@ -97,7 +97,7 @@ def test_missing_and_odd_files_are_skipped(tmp_path):
     for path in tmp_path.rglob("*.png"):
         path.unlink()
     os.mkfifo(tmp_path / "train" / "happy" / "0000.png")  # must not block
-    assert duplicates(data.splits) == []
+    assert duplicate_warnings(data.splits) == []
 
 
 def test_for_many_files_packing_is_recommended_instead(leaky, monkeypatch):
@@ -114,7 +114,7 @@ def test_photographs_are_compared_regardless_of_face_boxes(leaky):
     for k, split in enumerate(("train", "test")):
         boxes = np.full((len(files), 4), 10 + k)
         splits[split] = LabelledImages(FaceFiles(files, boxes, 0.1), np.zeros(len(files)))
-    (line,) = duplicates(splits)
+    (line,) = duplicate_warnings(splits)
     assert "28 of 28 images of test are in train" in line
 
 
@@ -159,7 +159,7 @@ def test_packing_finds_duplicates_among_any_number_of_files_and_records_them(
     assert run_here(main_pack, list(map(str, argv))) == 0
     assert TOLD in capfd.readouterr().out
     manifest = json.loads((tmp_path / "store" / "manifest.json").read_text())
-    (line,) = manifest["duplicates"]
+    (line,) = manifest["duplicate_warnings"]
     assert line.startswith(TOLD)
     assert any(TOLD in note for note in open_labelled(str(tmp_path / "store")).notes)
 

@@ -10,7 +10,7 @@ from PIL import Image
 from datasets.fer import class_folder, ferplus, rafdb
 from datasets.fer.class_names import name_classes
 from datasets.labels import EXPRESSIONS, ORDERS
-from datasets.registry import open_labelled, recognised
+from datasets.registry import detect_layout, open_labelled
 from layouts import (
     clear_votes,
     write_fer2013,
@@ -58,7 +58,7 @@ def test_rafdb_labels_are_read_in_every_variant(tmp_path, variant):
             assert name.startswith(f"{split}_")
             assert (int(name[len(split) + 1 :][:5]) - 1) % 7 == label
             assert images.source.image(i).shape == (100, 100, 3)
-    assert recognised(root) == "rafdb"
+    assert detect_layout(root) == "rafdb"
 
 
 @pytest.mark.parametrize(
@@ -93,7 +93,7 @@ def test_the_rafdb_list_is_found_in_every_usual_place(tmp_path, place):
         root = tmp_path
         shutil.move(root / "basic" / "EmoLabel", root)
         shutil.move(root / "basic" / "Image", root)
-    assert recognised(root) == "rafdb"
+    assert detect_layout(root) == "rafdb"
     assert len(rafdb.read(root).splits["train"]) == 14
 
 
@@ -144,9 +144,9 @@ def test_missing_rafdb_annotations_are_named(tmp_path):
 
 def test_folders_called_1_to_7_are_recognised_as_rafdb_only_with_its_files(tmp_path):
     root = write_folder(tmp_path, {"train": 1, "valid": 1}, "1234567", drawn=False)
-    assert recognised(root) is None
+    assert detect_layout(root) is None
     (root / "train_labels.csv").touch()
-    assert recognised(root) == "rafdb"
+    assert detect_layout(root) == "rafdb"
     data = open_labelled(str(root))
     assert [*data.splits] == ["train", "test"]
     assert data.classes == ORDERS["rafdb"]
@@ -355,7 +355,7 @@ def test_fer2013_has_the_order_and_splits_of_its_owners(tmp_path):
 
 def test_fer2013_beside_ferplus_is_read_only_on_request(tmp_path):
     write_ferplus_csv(tmp_path, drawn=False)
-    assert recognised(tmp_path) == "ferplus"
+    assert detect_layout(tmp_path) == "ferplus"
     assert open_labelled(str(tmp_path), "fer2013").name == "fer2013"
 
 
@@ -566,7 +566,7 @@ def test_every_layout_is_recognised_and_labelled_correctly(tmp_path):
     for name, make in write.items():
         data = open_labelled(str(make(tmp_path / name)))
         assert data.name == name
-        assert recognised(tmp_path / name) == (None if name == "folder" else name)
+        assert detect_layout(tmp_path / name) == (None if name == "folder" else name)
         test = data.splits["test"]
         shown += [data.classes[label] for label in test.labels]
         small = [Image.fromarray(test.source.image(i)).convert("L") for i in range(len(test))]
@@ -578,7 +578,7 @@ def test_every_layout_is_recognised_and_labelled_correctly(tmp_path):
 
 def test_affectnet_has_the_requested_number_of_classes(tmp_path):
     write_affectnet_csv(tmp_path, {"train": (1,) * 8, "test": (1,) * 8})
-    assert recognised(tmp_path) == "affectnet"
+    assert detect_layout(tmp_path) == "affectnet"
     assert open_labelled(str(tmp_path)).classes == EXPRESSIONS
     assert open_labelled(str(tmp_path), nb_classes=7).classes == EXPRESSIONS[:7]
     assert "--nb_classes 10" in complaint(open_labelled, str(tmp_path), nb_classes=10)
@@ -592,7 +592,7 @@ def test_two_data_sets_in_one_folder_are_both_listed(tmp_path):
     assert "rafdb (RAF-DB, basic/EmoLabel/list_patition_label.txt and Image/)" in message
     assert "fer2013 (FER2013, fer2013.csv)" in message
     assert "--data_set rafdb or --data_set fer2013" in message
-    assert recognised(tmp_path) is None
+    assert detect_layout(tmp_path) is None
     assert open_labelled(str(tmp_path), "rafdb").name == "rafdb"
 
 
@@ -692,7 +692,7 @@ def test_names_of_the_official_scripts_mean_class_folders(tmp_path):
 def test_home_is_expanded(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     write_rafdb(tmp_path / "data", drawn=False)
-    assert recognised("~/data") == "rafdb"
+    assert detect_layout("~/data") == "rafdb"
     assert open_labelled("~/data").name == "rafdb"
 
 

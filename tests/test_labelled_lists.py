@@ -6,7 +6,7 @@ from PIL import Image
 import main_finetune
 import main_pack
 from datasets import open_images, open_labelled
-from datasets.duplicates import duplicates
+from datasets.duplicates import duplicate_warnings
 from datasets.folder import FileList, ImageFiles
 from datasets.listfile import read_list
 from datasets.unreadable import check_readable
@@ -286,7 +286,7 @@ def test_an_image_in_two_splits_is_reported_as_a_duplicate_only(faces):
     data = open_labelled(faces(text))
     assert {split: len(part) for split, part in data.splits.items()} == {"train": 8, "test": 5}
     assert data.notes == ()
-    assert "1 of 5 images of test are in train" in duplicates(data.splits)[0]
+    assert "1 of 5 images of test are in train" in duplicate_warnings(data.splits)[0]
 
 
 def test_a_list_without_a_training_split_is_used_whole_with_a_warning(faces):

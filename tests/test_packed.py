@@ -13,9 +13,9 @@ import main_finetune
 import main_pack
 import main_pretrain
 from datasets import build_finetune_dataset, build_pretrain_dataset, open_images, open_labelled
-from datasets.labelled import describe_set
+from datasets.labelled import describe_labelled
 from datasets.packed.store import MANIFEST, PackedImages, manifest_digest
-from datasets.registry import recognised
+from datasets.registry import detect_layout
 from layouts import write_fer2013, write_ferplus_csv, write_folder
 from layouts_affectnet import write_affectnet_csv
 from runs import FAMILIES, SMALL, finetune_options, run_here
@@ -77,7 +77,7 @@ def test_a_packed_data_set_equals_the_unpacked_one(sources, stores, name):
             expected = shrunk(images.source.image(i), 48)
             assert np.array_equal(ours.source.image(i), expected)
             assert images.source.name(i).endswith(ours.source.name(i))
-    assert any("packed: " in line for line in describe_set(packed))
+    assert any("packed: " in line for line in describe_labelled(packed))
 
 
 def test_soft_targets_are_packed(sources, tmp_path):
@@ -138,7 +138,7 @@ def test_pre_training_uses_the_training_split_or_else_all_images(stores, name):
 def test_a_store_is_recognised_as_its_data_set(stores, name):
     data = open_labelled(str(stores[name]))
     assert open_labelled(str(stores[name]), data.name).digest == data.digest
-    assert recognised(stores[name]) == data.name
+    assert detect_layout(stores[name]) == data.name
 
 
 def test_a_folder_and_a_list_without_labels_can_be_packed(tmp_path):
@@ -203,7 +203,7 @@ def test_options_that_contradict_those_of_packing_are_refused(stores):
     open_labelled(str(ferplus), "ferplus", label_rule="argmax", nb_classes=8)
     open_labelled(str(affectnet), face_margin=0.15)
     open_labelled(str(stores["rafdb"]), face_margin=0.4)  # no effect: RAF-DB has no boxes
-    assert recognised(affectnet) == "affectnet"
+    assert detect_layout(affectnet) == "affectnet"
 
 
 def test_one_store_of_affectnet_gives_7_and_8_classes(sources, stores):

@@ -173,7 +173,7 @@ def test_the_exit_code_of_the_run_is_restored_after_a_launcher(here, monkeypatch
         ]  # fmt: skip
         return min(1, subprocess.run([sys.executable, *command[at:]]).returncode)
 
-    monkeypatch.setattr(reproduce, "run", launch)
+    monkeypatch.setattr(reproduce, "run_command", launch)
     assert start("--seeds", "1", "--processes", "4", "--end", end) == code
 
 

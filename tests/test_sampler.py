@@ -13,7 +13,7 @@ from datasets.finetune import (
     check_classes,
     choose_splits,
     hold_out,
-    in_classes,
+    match_classes,
     stratified,
     take_fraction,
 )
@@ -287,7 +287,7 @@ def test_for_affectnet_without_contempt_the_error_suggests_seven_classes():
 def test_labels_of_another_data_set_are_mapped_to_the_models_classes(model, tested):
     classes, theirs = ORDERS[model], ORDERS[tested]
     data = rows(None, n_classes=8, name=tested, test=np.arange(len(theirs)).repeat(2))
-    images, common, unknown, unasked = in_classes(data, data.splits["test"], classes)
+    images, common, unknown, unasked = match_classes(data, data.splits["test"], classes)
     both = set(classes) & set(theirs)
     assert {classes[k] for k in common} == both
     assert list(common) == sorted(common)
@@ -301,7 +301,7 @@ def test_labels_of_another_data_set_are_mapped_to_the_models_classes(model, test
 def test_a_class_of_only_the_model_or_data_is_reported_with_its_nearest_name():
     data = rows(None, n_classes=3, test=np.arange(3).repeat(4))
     data = replace(data, classes=("happy", "Suprise", "sad"))
-    matched = in_classes(data, data.splits["test"], ("Surprise", "Happy", "Sad"))
+    matched = match_classes(data, data.splits["test"], ("Surprise", "Happy", "Sad"))
     assert matched.common == [1, 2]  # in any spelling of expressions
     assert matched.images.labels.tolist() == [1] * 4 + [2] * 4
     left_out, unasked = matched.lines()
@@ -314,4 +314,4 @@ def test_a_class_of_only_the_model_or_data_is_reported_with_its_nearest_name():
 def test_sets_with_fewer_than_two_classes_in_common_are_refused():
     data = rows(None, name="rafdb", test=[0, 1])
     with pytest.raises(BadInput, match=r"Test set: .*fewer than two in common.*\(cat, Sad\)"):
-        in_classes(data, data.splits["test"], ("cat", "Sad"))
+        match_classes(data, data.splits["test"], ("cat", "Sad"))

@@ -15,7 +15,7 @@ from util.errors import FAULT, BadInput
 from util.files import creating, replacing
 from util.log import Meter, cut_log, duration
 from util.optim import adamw, parameter_groups
-from util.program import told
+from util.program import outcome
 from util.schedule import lr_at, scaled_lr
 
 
@@ -99,7 +99,7 @@ def test_a_failed_write_keeps_the_old_file(tmp_path):
 
 
 def test_a_broken_pipe_is_a_fault_without_a_traceback(capfd):
-    code, reason = told(BrokenPipeError(32, "Broken pipe"))
+    code, reason = outcome(BrokenPipeError(32, "Broken pipe"))
     assert (code, reason) == (FAULT, "BrokenPipeError: Broken pipe")
     assert capfd.readouterr().err == ""
 

@@ -130,7 +130,7 @@ def judge(p: np.ndarray, readable: np.ndarray, test: TestSet) -> Evaluation:
     return Evaluation({**result, "unreadable": int((~readable).sum())}, p, readable, counts)
 
 
-class OrderDoubt(NamedTuple):
+class OrderWarning(NamedTuple):
     """Evidence that the classes of a model or a data set are in another order than assumed."""
 
     facts: dict  # for `eval.json`; {} if there is no doubt
@@ -139,7 +139,7 @@ class OrderDoubt(NamedTuple):
 
 def doubt_order(
     evaluation: Evaluation, classes: Sequence[str], label_order: str | None = None
-) -> OrderDoubt:
+) -> OrderWarning:
     """Check whether another order of the model's `classes` fits its predictions far better.
 
     `label_order`: how the data's class numbers were read, if the labels are numbers. See
@@ -147,7 +147,7 @@ def doubt_order(
     """
     order = better_order(evaluation.counts)
     if order is None:
-        return OrderDoubt({}, [])
+        return OrderWarning({}, [])
     now, then = scores(evaluation.counts), scores(evaluation.counts, order)
     wording = word_order(classes, order)
     moved = {name: shown for name, shown in wording.shows.items() if shown != name}
@@ -168,4 +168,4 @@ def doubt_order(
         names = ", ".join(printable(classes[k]) for k in guessed)
         lines.append(f"  {names}: assigned by elimination, possibly swapped with each other")
     facts = {"accuracy": then.accuracy, "uar": then.uar, "shows": wording.shows}
-    return OrderDoubt({"better_class_order": facts}, lines)
+    return OrderWarning({"better_class_order": facts}, lines)

@@ -62,7 +62,7 @@ def save_checkpoint(
     # Write the best first: a run killed in between repeats the epoch and writes it again. The other
     # way round, an older file would remain the best.
     with replacing(folder / (BEST if best else LAST)) as file:
-        write(checkpoint, file)
+        write_file_or_raise(checkpoint, file)
     if best:
         link_or_copy(folder / BEST, folder / LAST)
     if number is None:
@@ -75,7 +75,7 @@ def save_checkpoint(
         path.unlink()
 
 
-def write(checkpoint: dict[str, Any], file: BinaryIO) -> None:
+def write_file_or_raise(checkpoint: dict[str, Any], file: BinaryIO) -> None:
     """torch.save, but raising the disk's OSError, which torch hides behind an error of its own."""
     try:
         torch.save(checkpoint, file)

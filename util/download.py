@@ -213,7 +213,7 @@ def _verify(path: Path, recorded: Path) -> None:
         )
 
 
-def table(cache_dir: str | Path | None = None) -> str:
+def released_table(cache_dir: str | Path | None = None) -> str:
     """The released weights, and which of them are in the cache."""
     row = "{:27}{:23}{:>6}   {}".format
     lines = [row("name", "model", "epochs", "cached")]
@@ -240,19 +240,19 @@ def build_parser() -> Parser:
     return parser
 
 
-def run(command: argparse.Namespace) -> None:
+def work(command: argparse.Namespace) -> None:
     """Print the table, or the path of each file asked for; all names are checked first."""
     for name in command.names:
         find_released(name)
     for name in command.names:
         print(fetch(name, command.cache_dir))
     if not command.names:
-        print(table(command.cache_dir))
+        print(released_table(command.cache_dir))
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command; return its exit code."""
-    return run_program(build_parser, lambda _: None, run, argv)
+    return run_program(build_parser, lambda _: None, work, argv)
 
 
 if __name__ == "__main__":

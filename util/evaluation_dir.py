@@ -76,9 +76,13 @@ def tests_other_images(folder: str | Path, drawn: FigureSource) -> bool:
         same = _absolute(os.path.dirname(drawn.checkpoint)) == _absolute(str(folder))
     else:
         tested, source = made_by.get("data"), made_by.get("checkpoint")
-        same = source in (located(drawn.checkpoint, str(folder)), drawn.checkpoint)
+        same = source in (comparable_path(drawn.checkpoint, str(folder)), drawn.checkpoint)
         same = same and kind == "eval" and part(made_by, "options").keys() <= _TOLD
-    if not (same and isinstance(tested, str) and located(tested) == located(drawn.data_path)):
+    if not (
+        same
+        and isinstance(tested, str)
+        and comparable_path(tested) == comparable_path(drawn.data_path)
+    ):
         return True
     if not result:
         return drawn.facts.get("split") != "test"
@@ -130,7 +134,7 @@ def is_training(folder: Path) -> bool:
     return not result or _made_by(result).get("kind") == "training"
 
 
-def located(path: str, folder: str = "") -> str:
+def comparable_path(path: str, folder: str = "") -> str:
     """A path in the form in which paths are compared.
 
     Relative to `folder`, which holds results, if that lies beside the path or deeper, since both

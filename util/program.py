@@ -49,7 +49,7 @@ def run_program(
         gc.collect()
     if together:
         leave()
-    if code != DONE and speaks(code, reason):
+    if code != DONE and is_reporter(code, reason):
         if parser().has_run:
             note_status(folder, STATUS[code], reason)
         word = "" if code == RESUMABLE else "error: "
@@ -71,7 +71,7 @@ def flush_output() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def speaks(code: int, reason: str) -> bool:
+def is_reporter(code: int, reason: str) -> bool:
     """Whether this process reports how the run ended."""
     if not is_distributed():  # errors before that affect all processes of a machine
         time.sleep(0 if own_rank(local=True) == 0 else 2)
@@ -102,11 +102,11 @@ def attempt(
     except KeyboardInterrupt:
         return FAULT, "interrupted", began, folder
     except Exception as error:
-        return *told(error), began, folder
+        return *outcome(error), began, folder
     return DONE, "", began, folder
 
 
-def told(error: Exception) -> tuple[int, str]:
+def outcome(error: Exception) -> tuple[int, str]:
     """The exit code and reason for an exception; prints the traceback of a bug."""
     error = process_failures.explain(error) or error
     for kind, code in ((BadInput, BAD_INPUT), (Stopped, RESUMABLE), (Fault, FAULT)):

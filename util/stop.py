@@ -55,7 +55,7 @@ class StopRequest:
 
 
 @contextmanager
-def undisturbed() -> Iterator[None]:
+def defer_worker_errors() -> Iterator[None]:
     """Delay torch's exception about a killed data worker until the block has ended.
 
     Torch raises it from its SIGCHLD handler, wherever the main thread is at that moment.

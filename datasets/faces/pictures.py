@@ -16,7 +16,7 @@ from datasets.decode import UnreadableImage, load_rgb
 from datasets.faces.detection import Detector, Face, cut_face, open_detector
 from datasets.filetypes import skipped_line
 from datasets.folder import FileList, images_below
-from datasets.loader import Loader, Reporting
+from datasets.loader import ErrorsAsSamples, Loader
 from util.errors import BadInput
 from util.stop import shield_worker
 from util.wording import printable
@@ -120,7 +120,7 @@ class Pictures(Dataset):
         """All pictures, in their order, whatever the number of processes."""
         return iter(
             Loader(
-                Reporting(self) if workers else self,
+                ErrorsAsSamples(self) if workers else self,
                 batch_size=None,
                 num_workers=workers,
                 collate_fn=_as_it_is,  # arrays through pipes: containers have little shared memory

@@ -24,14 +24,14 @@ from datasets.annotation_files import (
     by_stem,
     columns,
     csv_rows,
+    evenly_spaced,
+    files_exist,
+    find_repeats,
     integer,
     listing,
     missing_note,
-    present,
-    repeated,
     repeated_note,
-    spread,
-    twice_note,
+    same_stem_note,
 )
 from datasets.fer.affectnet_layouts import (
     CSV,
@@ -145,7 +145,7 @@ def _by_list(
     notes = [*told, *notes]
     names = [names[i] for i in kept]
     root = _image_folder(path, base, names)
-    there = present(root, names)
+    there = files_exist(root, names)
     notes += missing_note(path, root, names, there)
     kept, files = kept[there], FileList.of(str(root), map(os.fsencode, compress(names, there)))
     whole = int((boxes[kept, 2] == 0).sum())
@@ -156,10 +156,10 @@ def _by_list(
 
 
 def _once(path: Path) -> tuple[list[str], np.ndarray, np.ndarray, list[str]]:
-    """The rows of a list without repeated ones, and notes on these and on contradicting labels."""
+    """The rows of a list without find_repeats ones, and notes on these and on contradicting labels."""
     names, labels, boxes, rows = _read_list(path)
     faces = list(zip(names, map(tuple, boxes.tolist()), strict=True))
-    again, differ = repeated(faces, labels.tolist())
+    again, differ = find_repeats(faces, labels.tolist())
     told = repeated_note(path, rows, again)
     if differ:
         first = f"first: row {rows[differ[0][1]]}, unlike row {rows[differ[0][0]]}"
@@ -215,7 +215,7 @@ def _box(cells: Sequence[str]) -> tuple[int, int, int, int]:
 
 def _image_folder(path: Path, base: Path, names: Sequence[str]) -> Path:
     """The folder that a list's names are relative to: the first of the usual ones with some."""
-    some = [names[i] for i in spread(len(names))]
+    some = [names[i] for i in evenly_spaced(len(names))]
     folders = [*(base / folder for folder in IMAGE_FOLDERS), base]
     for folder in folders:
         if any(os.path.exists(folder / name) for name in some):
@@ -235,7 +235,7 @@ def _by_folder(folder: Path, kind: str, classes: Sequence[str]) -> tuple[Labelle
     ending, value = ENDINGS[kind], _npy_value if kind == NPY else _json_value
     images, other_images = _by_stem(folder / "images")
     annotations, others = _by_stem(folder / "annotations", ending)
-    notes = twice_note(folder.name, [*other_images, *others])
+    notes = same_stem_note(folder.name, [*other_images, *others])
     notes += _alone(folder, images, annotations, f"images have no annotations/<id>{ending}")
     notes += _alone(folder, annotations, images, "annotations have no image")
     stems = sorted(images.keys() & annotations.keys(), key=_number)

@@ -21,11 +21,11 @@ from datasets.annotation_files import (
     bad_row,
     columns,
     csv_rows,
+    files_exist,
+    find_repeats,
     integer,
     listing,
     missing_note,
-    present,
-    repeated,
     repeated_note,
 )
 from datasets.fer.class_folder import child, subfolders
@@ -288,7 +288,7 @@ def _read_folders(folders: dict[str, Path]) -> tuple[Parts, list[str]]:
         rows, told = _once(path, [row for row in every if row[1]])
         nameless += sum(not name for _, name, _ in every)
         names = [f"{folder.name}/{name}" for _, name, _ in rows]
-        there = present(folder.parent, names)
+        there = files_exist(folder.parent, names)
         notes += [*told, *missing_note(path, folder.parent, names, there)]
         kept = [os.fsencode(name) for name, found in zip(names, there, strict=True) if found]
         votes = np.array([counts for *_, counts in rows], np.int64).reshape(-1, len(COLUMNS))
@@ -307,7 +307,9 @@ def _once(path: Path, rows: list[Row]) -> tuple[list[Row], list[str]]:
     """
     if not rows:
         raise BadInput(f"{printable(str(path))} names no image")
-    again, differ = repeated([name for _, name, _ in rows], [tuple(votes) for *_, votes in rows])
+    again, differ = find_repeats(
+        [name for _, name, _ in rows], [tuple(votes) for *_, votes in rows]
+    )
     if differ:
         (first, *_), (row, name, _) = (rows[i] for i in differ[0])
         what = f"{printable(name)} has other votes than in row {first}; keep one of them"

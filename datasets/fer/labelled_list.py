@@ -11,7 +11,13 @@ from pathlib import Path
 
 import numpy as np
 
-from datasets.annotation_files import bad_row, missing_note, present, repeated, repeated_note
+from datasets.annotation_files import (
+    bad_row,
+    files_exist,
+    find_repeats,
+    missing_note,
+    repeated_note,
+)
 from datasets.fer.class_names import name_classes
 from datasets.folder import FileList, ImageFiles
 from datasets.labelled import LabelledImages, LabelledSet
@@ -34,7 +40,7 @@ def read(path: Path, label_order: str | None = None, usual: str | None = None) -
     absolute. Raises BadInput, naming the entry, for a missing label or an unknown split.
     """
     listed, where = read_list(str(path)), f"--data_path {printable(str(path))}"
-    there = present(path.parent, listed.names)
+    there = files_exist(path.parent, listed.names)
     if listed.columns or not there.any():
         check_entries(str(path), len(listed.names), listed.names.__getitem__)
     if not listed.labels:
@@ -82,7 +88,7 @@ def _repeated(path: Path, listed: ListEntries, splits: list[str], labels: np.nda
     Raises BadInput if an image has two different labels.
     """
     places = [os.path.normpath(path.parent / name) for name in listed.names]
-    _, differ = repeated(places, labels.tolist())
+    _, differ = find_repeats(places, labels.tolist())
     if differ:
         one, other = differ[0]
         raise bad_row(
@@ -91,7 +97,7 @@ def _repeated(path: Path, listed: ListEntries, splits: list[str], labels: np.nda
             f"{printable(listed.names[other])} is {printable(listed.labels[other])}, but "
             f"{printable(listed.labels[one])} in row {listed.rows[one]}; keep one of them",
         )
-    return repeated(list(zip(places, splits, strict=True)), labels.tolist())[0]
+    return find_repeats(list(zip(places, splits, strict=True)), labels.tolist())[0]
 
 
 def _splits(listed: ListEntries, where: str) -> list[str]:

@@ -12,7 +12,14 @@ from pathlib import Path
 
 import numpy as np
 
-from datasets.annotation_files import bad_row, by_stem, integer, listing, missing_note, twice_note
+from datasets.annotation_files import (
+    bad_row,
+    by_stem,
+    integer,
+    listing,
+    missing_note,
+    same_stem_note,
+)
 from datasets.fer.class_folder import child, subfolders
 from datasets.fer.class_folder import read as read_folder
 from datasets.filetypes import is_hidden, is_image
@@ -145,7 +152,7 @@ def _images(
     there = np.array([file is not None for file in files])
     missing = missing_note(rows[0][0], folder, [f"{stem}{end}.jpg" for stem in stems], there)
     used = {_stem(name) for name in filter(None, files)}
-    told = twice_note(folder.name, [name for name in others if _stem(name) in used])
+    told = same_stem_note(folder.name, [name for name in others if _stem(name) in used])
     source = ImageFiles(FileList.of(str(folder.absolute()), map(os.fsencode, filter(None, files))))
     labels = np.array([label for *_, label in rows])[there]
     return LabelledImages(source, labels), [*missing, *told]

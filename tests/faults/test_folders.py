@@ -96,7 +96,7 @@ def test_a_killed_runs_data_workers_do_not_keep_its_folder_locked(tmp_path):
 
 
 def test_repeated_stop_signals_during_a_save_do_not_disturb_it(undisturbed, tmp_path, monkeypatch):
-    write, asked = checkpoint.write, []
+    write, asked = checkpoint.write_file_or_raise, []
 
     class Asking:
         """A file in whose middle SIGTERM arrives, twice."""
@@ -116,7 +116,9 @@ def test_repeated_stop_signals_during_a_save_do_not_disturb_it(undisturbed, tmp_
             self.file.flush()
 
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "write", lambda saved, file: write(saved, Asking(file)))
+        patch.setattr(
+            checkpoint, "write_file_or_raise", lambda saved, file: write(saved, Asking(file))
+        )
         assert pretrain(tmp_path, "--save_steps 5") == 75
     assert len(asked) >= 4  # in the save of step 5 and in the one that the signals cause
     assert status(tmp_path) == "resumable"

@@ -16,7 +16,7 @@ from injection import at_step, errors, run_with
 from torch.utils.data import Dataset
 
 from datasets import build_loader
-from datasets.loader import Reporting, collate
+from datasets.loader import ErrorsAsSamples, collate
 from datasets.pretrain import PretrainDataset
 from datasets.sampler import GlobalBatchSampler
 from engine_train import Precision, Trainer, TrainState
@@ -271,7 +271,7 @@ def test_a_batch_stops_at_its_first_failure():
             raise Lost("the disk is away")
 
     asked = []
-    [told] = Reporting(Away()).__getitems__(range(64))
+    [told] = ErrorsAsSamples(Away()).__getitems__(range(64))
     assert isinstance(collate([told]), Lost)
     assert asked == [0]
 

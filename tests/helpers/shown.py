@@ -20,8 +20,6 @@ import main_finetune
 import main_reproduce as reproduce
 from runs import CLASSIFIERS, FAMILIES, ROOT, SMALL_FINETUNE, run_here, start_ranks
 
-# The function that does a program's work, if it is not called `work`.
-WORK = {"util.download": "run"}
 # Options that "…" at the end of a command stands for; put first, so that the others win.
 MORE = {
     "main_pretrain": "--data_path /path/to/images",
@@ -202,7 +200,9 @@ def run_start(start: Start, folder: Path, monkeypatch) -> list[int]:
             rank.kill()
         return [rank.exitcode for rank in ranks]
     if module is reproduce:
-        monkeypatch.setattr(reproduce, "run", lambda words: run_here(main_finetune, words[2:]))
+        monkeypatch.setattr(
+            reproduce, "run_command", lambda words: run_here(main_finetune, words[2:])
+        )
         return [reproduce.reproduce(start.options)]
     if start.program == "main_submit":
         stand_in_for_slurm(folder, monkeypatch)
@@ -211,7 +211,7 @@ def run_start(start: Start, folder: Path, monkeypatch) -> list[int]:
     program = SimpleNamespace(
         build_parser=module.build_parser,
         check_options=getattr(module, "check_options", lambda _: None),
-        work=getattr(module, WORK.get(start.program, "work")),
+        work=module.work,
     )
     return [run_here(program, start.options)]
 

@@ -6,8 +6,8 @@ from typing import Any
 from util.errors import BadInput
 from util.evaluation_dir import (
     check_results,
+    comparable_path,
     evaluation_folder,
-    located,
     own_checkpoint,
     own_folder,
 )
@@ -91,8 +91,8 @@ def made_by(args: Options) -> dict[str, Any]:
         return {"kind": "training"}
     return {
         "kind": _kind(args),
-        "checkpoint": located(args.finetune, args.output_dir),
-        "data": located(args.eval_data_path or args.data_path),
+        "checkpoint": comparable_path(args.finetune, args.output_dir),
+        "data": comparable_path(args.eval_data_path or args.data_path),
         "options": _given(args),
     }
 
@@ -106,7 +106,7 @@ def _given(args: Options) -> dict[str, Any]:
     names = EVALUATED_BY + NEIGHBOURS_BY * args.knn
     given = {name: getattr(args, name) for name in names if name in args.given}
     if args.knn and args.eval_data_path:
-        given["data_path"] = located(args.data_path)  # the training images
+        given["data_path"] = comparable_path(args.data_path)  # the training images
     if args.amp != "auto":
         given["amp"] = args.amp
     given = {name: ",".join(v) if isinstance(v, tuple) else v for name, v in given.items()}

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from util.report.html import text
+from util.report.html import escaped
 
 CAPTIONS = {  # of the files that programs write, in the order of display
     "confusion_matrix": (
@@ -96,7 +96,7 @@ def _figure(path: Path, room: int, kind: str = "") -> str:
             image.verify()
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
         return ""
-    name, source = text(path.stem), base64.b64encode(data).decode("ascii")
+    name, source = escaped(path.stem), base64.b64encode(data).decode("ascii")
     caption = name
     if path.stem in CAPTIONS:
         name, sentence = CAPTIONS[path.stem]

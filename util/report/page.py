@@ -14,7 +14,7 @@ from util.files import write_file
 from util.report.curves import learning_curves
 from util.report.drawing import short
 from util.report.figure_section import figures_section
-from util.report.html import numbers, section, text
+from util.report.html import escaped, numbers, section
 from util.report.results import comparison, result_section
 from util.safe_json import number, parse_object, part, read_text
 from util.summary import SEED, group_runs, read_log, read_result
@@ -68,20 +68,22 @@ def _run(folder: Path, room: int) -> tuple[str, str]:
     command, result = config.get("command"), read_result(folder)
     place = folder.resolve()
     label = f"{place.parent.name}/{place.name}" if SEED.fullmatch(place.name) else place.name
-    name = text(part(config, "model").get("name") or label)
-    kind, word = STATUS.get(str(status.get("status") or ""), ("soft", text(status.get("status"))))
+    name = escaped(part(config, "model").get("name") or label)
+    kind, word = STATUS.get(
+        str(status.get("status") or ""), ("soft", escaped(status.get("status")))
+    )
     sections = [
         result_section(result),
         section("Curves", "".join(learning_curves(epochs, str(folder))), "curves"),
         figures_section(folder / "figures", room),
-        section("Command", f"<pre><code>{text(command)}</code></pre>" if command else ""),
+        section("Command", f"<pre><code>{escaped(command)}</code></pre>" if command else ""),
         _bad_images(folder / "bad_images.txt"),
         _tables(config),
     ]
-    reason = f'<p class="reason {kind}"><span>{text(status.get("reason"))}</span></p>'
+    reason = f'<p class="reason {kind}"><span>{escaped(status.get("reason"))}</span></p>'
     header = [
         f"<h1>{name}</h1>",
-        f'<p class="under soft"><span class="status {kind}">{word}</span> · {text(label)}</p>',
+        f'<p class="under soft"><span class="status {kind}">{word}</span> · {escaped(label)}</p>',
         reason if status.get("reason") else "",
         _headline(epochs, config, bool(result)),
     ]
@@ -118,7 +120,7 @@ def _bad_images(path: Path) -> str:
     lines = [line for line in read_text(path).split("\n") if line.strip()]
     if not lines:
         return ""
-    shown = "\n".join(map(text, lines[:10]))
+    shown = "\n".join(map(escaped, lines[:10]))
     rest = f"<p>… and {len(lines) - 10:,} more in bad_images.txt</p>" if lines[10:] else ""
     return section(f"Unreadable images: {len(lines):,}", f"<pre><code>{shown}</code></pre>{rest}")
 
@@ -132,7 +134,7 @@ def _tables(config: dict) -> str:
     tables = "".join(
         f'<details><summary>{title.capitalize()} <span class="soft">{len(rows)}</span></summary>'
         '<div class="scroll"><table>'
-        f"{''.join(row.format(text(key), text(value)) for key, value in rows.items())}"
+        f"{''.join(row.format(escaped(key), escaped(value)) for key, value in rows.items())}"
         "</table></div></details>"
         for title, rows in parts.items()
         if rows

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from util.report.html import grid, numbers, section, text
+from util.report.html import escaped, grid, numbers, section
 from util.safe_json import number, part
 from util.summary import METRICS, Group, conditions, describe_test, paired_difference
 
@@ -20,7 +20,7 @@ def result_section(result: dict) -> str:
     ]
     if (count := number(result.get("n"))) is not None:
         items.append(("images tested", f"{count:,.0f}"))
-    lines = text(describe_test([result])), " ".join(_remarks(result)), _small_print(result)
+    lines = escaped(describe_test([result])), " ".join(_remarks(result)), _small_print(result)
     about = "".join(f'<p class="under">{line}</p>' for line in lines if line)
     parts = numbers(items) + about + _last(result) + _by_class(result) + _data(result)
     return section("Result", parts, "result")
@@ -32,7 +32,7 @@ def _data(result: dict) -> str:
     lines = [line for line in lines if isinstance(line, str)] if isinstance(lines, list) else []
     if not lines:
         return ""
-    shown = "".join(f"<li>{text(line.strip())}</li>" for line in lines[:MOST_LINES])
+    shown = "".join(f"<li>{escaped(line.strip())}</li>" for line in lines[:MOST_LINES])
     return f'<h3>Data</h3><ul class="under">{shown}</ul>'
 
 
@@ -41,7 +41,7 @@ def _remarks(result: dict) -> list[str]:
     lines = []
     if (epoch := number(result.get("epoch"))) is not None:
         split, chosen_on = (result.get(key) or "" for key in ("split", "selected_on"))
-        lines.append(_choice(epoch, text(split), text(chosen_on)))
+        lines.append(_choice(epoch, escaped(split), escaped(chosen_on)))
     if result.get("weights") == "model_ema":
         lines.append("The weights are an exponential moving average (EMA) over training.")
     if result.get("flip") is True:
@@ -51,15 +51,17 @@ def _remarks(result: dict) -> list[str]:
     left_out = part(result, "left_out")
     for name, count in part(left_out, "images").items():
         if (images := number(count)) is not None:
-            lines.append(f"Left out: {images:,.0f} images of {text(name)}, unknown to the model.")
+            lines.append(
+                f"Left out: {images:,.0f} images of {escaped(name)}, unknown to the model."
+            )
     answers = left_out.get("answers")
     if isinstance(answers, list) and answers:
-        names = ", ".join(text(name) for name in answers[:MOST_CLASSES])
+        names = ", ".join(escaped(name) for name in answers[:MOST_CLASSES])
         lines.append(f"Not in the data, so left out of the model's predictions: {names}.")
     for name, values in part(result, "differs_from_training").items():
         if isinstance(values, dict):
-            tested, trained = (text(values.get(key)) for key in ("tested", "trained"))
-            lines.append(f"Tested with {text(name)} {tested}; trained with {trained}.")
+            tested, trained = (escaped(values.get(key)) for key in ("tested", "trained"))
+            lines.append(f"Tested with {escaped(name)} {tested}; trained with {trained}.")
     return lines
 
 
@@ -108,7 +110,7 @@ def _by_class(result: dict) -> str:
     names = [c for c in classes if isinstance(c, str)] if isinstance(classes, list) else []
     recall, precision, support = (part(result, key) for key in ("recall", "precision", "support"))
     rows = [
-        [text(c), _show(recall.get(c)), _show(precision.get(c)), _show(support.get(c), ",.0f")]
+        [escaped(c), _show(recall.get(c)), _show(precision.get(c)), _show(support.get(c), ",.0f")]
         for c in names[:MOST_CLASSES]
     ]
     return grid(["class", "recall, %", "precision, %", "images"], rows) if rows else ""
@@ -124,15 +126,15 @@ def comparison(groups: Sequence[Group]) -> str:
     for group, test in zip(groups, tests, strict=True):
         word = "seeds " if group.seeds[1:] else "seed " if group.seeds else ""
         about = _small(word + ", ".join(map(str, group.seeds))) + _small(
-            "" if shared else text(test)
+            "" if shared else escaped(test)
         )
-        rows.append([text(group.name) + about, *(_spread(group, key) for key in METRICS)])
+        rows.append([escaped(group.name) + about, *(_spread(group, key) for key in METRICS)])
     table = grid(["", *(f"{name}, %" for name in METRICS.values())], rows)
     note = (
         "The chosen epoch of each run. ±: standard deviation (n − 1) over seeds; small: the values "
         "of the seeds, or the 95\u00a0% interval of a single run."
     )
-    below = f'<p class="under soft">{text(shared)}</p>' if shared else ""
+    below = f'<p class="under soft">{escaped(shared)}</p>' if shared else ""
     return (
         f"<header><h1>Comparison</h1>{below}</header>"
         f'<main>{table}{_difference(groups)}<p class="under soft">{note}</p></main>'
@@ -162,7 +164,7 @@ def _difference(groups: Sequence[Group]) -> str:
             )
     if not parts:
         return ""
-    first, second = (text(group.name) for group in seeded)
+    first, second = (escaped(group.name) for group in seeded)
     return f"<p><strong>{first}</strong> minus {second}, seed by seed: {', '.join(parts)}.</p>"
 
 
