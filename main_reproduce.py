@@ -140,7 +140,7 @@ def run_seed(passed: Sequence[str], seed: int, folder: Path, processes: int) -> 
         return DONE
     launcher = [
         "-m",
-        "torch.distributed.run_command",
+        "torch.distributed.run",
         "--standalone",
         f"--nproc_per_node={processes}",
     ]
@@ -248,7 +248,7 @@ def write_page(output: Path, group: "Group") -> Path:
 
 
 def tell(line: str) -> None:
-    """Print a line at once, before the output of the next run_command."""
+    """Print a line at once, before the output of the next run."""
     print(line, flush=True)
 
 

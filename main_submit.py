@@ -96,7 +96,7 @@ def check_options(args: argparse.Namespace) -> None:
 
 
 def work(args: argparse.Namespace) -> None:
-    """Submit the job and print its bounded."""
+    """Submit the job and print its number."""
     # submitit reads these here and in the job: the signal that the programs handle, and where their
     # modules are.
     paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]

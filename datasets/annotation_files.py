@@ -111,7 +111,7 @@ def missing_note(
 ) -> list[str]:
     """The note that counts images named in the file `source` but missing; [] if none is missing.
 
-    `there` (n,) bool is what `files_exist` returned for `names` below `root`; `split` is the split of
+    `there` (n,) bool: what `files_exist` returned for `names` below `root`; `split`: the split of
     the names, if the file lists several. Raises BadInput, with the advice, if more than half are
     missing: then the path is wrong, or the images have not been unpacked.
     """

@@ -1,7 +1,7 @@
 """The model card, `README.md` beside exported weights: input, use, results, limits, licence.
 
-Values may come from an untrusted checkpoint, so every one goes through `markdown`. The YAML at the top
-contains only words of this file and a licence that has been checked.
+Values may come from an untrusted checkpoint, so every one goes through `markdown`. The YAML at
+the top contains only words of this file and a licence that has been checked.
 """
 
 import html

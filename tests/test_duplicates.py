@@ -159,7 +159,7 @@ def test_packing_finds_duplicates_among_any_number_of_files_and_records_them(
     assert run_here(main_pack, list(map(str, argv))) == 0
     assert TOLD in capfd.readouterr().out
     manifest = json.loads((tmp_path / "store" / "manifest.json").read_text())
-    (line,) = manifest["duplicate_warnings"]
+    (line,) = manifest["duplicates"]
     assert line.startswith(TOLD)
     assert any(TOLD in note for note in open_labelled(str(tmp_path / "store")).notes)
 

@@ -156,7 +156,7 @@ def _by_list(
 
 
 def _once(path: Path) -> tuple[list[str], np.ndarray, np.ndarray, list[str]]:
-    """The rows of a list without find_repeats ones, and notes on these and on contradicting labels."""
+    """The rows of a list without repeated ones, and notes on these and on contradicting labels."""
     names, labels, boxes, rows = _read_list(path)
     faces = list(zip(names, map(tuple, boxes.tolist()), strict=True))
     again, differ = find_repeats(faces, labels.tolist())

@@ -137,7 +137,7 @@ def bounded(
     below: float = math.inf,
 ) -> Callable[[str], float]:
     """A finite int or float with `low <= value <= high` and `above < value < below`."""
-    word = "a whole bounded" if kind is int else "a bounded"
+    word = "a whole number" if kind is int else "a number"
     bounds = ((">=", low), ("<=", high), (">", above), ("<", below))
     word += " and".join(f" {sign} {bound:,.10g}" for sign, bound in bounds if math.isfinite(bound))
 

@@ -8,7 +8,7 @@ CLIP = 4000  # characters per text
 
 
 def escaped(value: object) -> str:
-    """Any value as escaped that is safe in HTML, in elements and attributes."""
+    """Any value as text that is safe in HTML, in elements and attributes."""
     words = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
     return html.escape(words if len(words) <= CLIP else words[:CLIP] + " …")
 
