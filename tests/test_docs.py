@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import main_pack
-from documents import all_code, commands, split_shell
+from documents import PAGES, all_code, commands, split_shell
 from finetuned import RAF_NAMES
 from runs import ROOT, load, run_here
 from shown import (
@@ -269,6 +269,32 @@ def test_every_option_is_documented():
         if not shown & set(option)
     ]
     assert silent == []
+
+
+def test_every_option_has_a_help_text():
+    silent = [
+        f"{name}: {action.option_strings or action.dest}"
+        for name, parser in parsers().items()
+        for action in parser._actions
+        if not (action.help or "").strip()
+    ]
+    assert silent == []
+
+
+# What readers stumbled over: STYLE is plain English, in the field's own words.
+RIDDLES = re.compile(
+    r"\b(goes|go|gone|going) on (from|with|where|there|after)\b|drawn face|running average|"
+    r"passed over|tells? no classes|held? to be alike|pixels a side|(removed|kept) patch|"
+    r"is no file of|once that is mended|images a process|an? step part",
+    re.IGNORECASE,
+)
+
+
+def test_texts_for_users_have_no_riddles():
+    texts = {page.name: page.read_text() for page in PAGES}
+    texts |= {f"{name} --help": parser.format_help() for name, parser in parsers().items()}
+    found = {name: match[0] for name, text in texts.items() if (match := RIDDLES.search(text))}
+    assert found == {}
 
 
 def test_options_named_in_the_text_exist():

@@ -1,7 +1,6 @@
 """The structure of the code: levels, use of `args`, flags that have an effect, late imports."""
 
 import ast
-import importlib
 import re
 import subprocess
 import sys
@@ -121,7 +120,7 @@ def test_every_flag_is_read(main):
     build = [f"builders/{name}" for name in ("finetune", "labelled_data", "weights", "evaluation")]
     more = {
         "main_pretrain": ["builders/pretrain", "util/options/pretrain", *families],
-        "main_finetune": [*build, "util/options/finetune", *families],
+        "main_finetune": [*build, "util/options/finetune", "util/options/augmentations", *families],
         "main_predict": ["util/options/predict"],
     }
     places = more.get(main.__name__, [])
@@ -131,8 +130,9 @@ def test_every_flag_is_read(main):
             of = getattr(getattr(node, "value", None), "id", "")
             if isinstance(node, ast.Attribute) and of in ("args", "options"):
                 read.add(node.attr)
-            # getattr(args, name) over a literal list of names
-            if isinstance(node, ast.List):
+            # getattr(args, name) over a literal list of names, or over the options of `--aug`
+            if isinstance(node, ast.List) or (isinstance(node, ast.Dict) and "augment" in name):
+                node = ast.List(node.values) if isinstance(node, ast.Dict) else node
                 read |= {e.value for e in node.elts if isinstance(e, ast.Constant)}
     flags = {action.dest for action in main.build_parser()._actions} - {"help"}
     assert flags <= read, f"accepted but never read: {flags - read}"
@@ -251,3 +251,77 @@ def test_recipes_parse(recipe):
     main.check_options(args)
     assert args.epochs == 2
     assert args.model in recipe.read_text()
+
+
+def signatures():
+    """Our functions and classes by (module, name), but for those that take any number."""
+    found = {}
+    for path in SOURCES:
+        for node in ast.parse(path.read_text()).body:
+            takes_any = isinstance(node, ast.FunctionDef) and node.args.vararg
+            if isinstance(node, ast.FunctionDef | ast.ClassDef) and not takes_any:
+                found[module_name(path), node.name] = node
+    return found
+
+
+OURS = signatures()
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=module_name)
+def test_more_than_four_arguments_are_named(path):
+    """In calls of our own functions; drawing the synthetic faces is mathematics."""
+    if "synthetic" in path.parts:
+        return
+    tree = ast.parse(path.read_text())
+    known = {name for module, name in OURS if module == module_name(path)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom):
+            ours = [a for a in node.names if (node.module, a.name) in OURS]
+            known |= {alias.asname or alias.name for alias in ours}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in known:
+            plain = [a for a in node.args if not isinstance(a, ast.Starred)]
+            assert len(plain) <= 4, f"{path.name}:{node.lineno}: {node.func.id}"
+
+
+# Of every program, of every builder of parts, of every data set.
+SHARED = {"build_parser", "check_options", "work", "main", "read", "recognise"}
+SHARED |= {"build_model", "build_state", "describe_model", "open_data", "preprocessing"}
+SHARED |= {"run_identity"}
+
+
+def test_a_public_name_means_one_thing_on_a_level():
+    homes = {}
+    for module, name in OURS:
+        if not name.startswith("_") and name not in SHARED:
+            homes.setdefault((level(module), name), []).append(module)
+    assert {name: modules for name, modules in homes.items() if len(modules) > 1} == {}
+
+
+def test_families_are_known_to_their_own_files_alone():
+    """Nobody else asks whether a model is a ViT: see backbones/."""
+    asks = re.compile(
+        r"family(_of\(.*\))?(\.title)? (==|!=|in [^F])|== \"(vit|convnextv2|resnet)\""
+    )
+    wrong = [
+        f"{path.name}: {line.strip()}"
+        for path in SOURCES
+        if "backbones" not in path.parts
+        for line in path.read_text().splitlines()
+        if asks.search(line)
+    ]
+    assert wrong == []
+
+
+@pytest.mark.parametrize("path", MAINS, ids=module_name)
+def test_a_main_defers_imports_in_few_places(path):
+    """What needs torch is imported once --help and wrong options are dealt with."""
+    if path.name not in ("main_pretrain.py", "main_finetune.py"):
+        return
+    places = [
+        node.name
+        for node in ast.parse(path.read_text()).body
+        if isinstance(node, ast.FunctionDef)
+        and any(isinstance(n, ast.Import | ast.ImportFrom) for n in ast.walk(node))
+    ]
+    assert len(places) <= 2, places
