@@ -4,10 +4,11 @@ import pytest
 import torch
 
 import main_finetune
-from datasets import plain
+from datasets import open_labelled, plain, synthetic_size
 from engine_finetune import ClassifierLoss
 from finetuned import config
 from runs import SMALL_FINETUNE, run_here
+from util.errors import BadInput
 from util.options.augmentations import AUGMENTATIONS, Augmentation
 
 GREY = Augmentation(
@@ -30,13 +31,13 @@ def grey(size, strength):
 
 def test_it_is_an_option_with_defaults_of_its_own(tmp_path, monkeypatch):
     monkeypatch.setitem(AUGMENTATIONS, "grey", GREY)
-    seen = []
-    loss = ClassifierLoss.__call__
-    monkeypatch.setattr(
-        ClassifierLoss,
-        "__call__",
-        lambda self, model, batch: seen.append(batch[0]) or loss(self, model, batch),
-    )
+    seen, loss = [], ClassifierLoss.__call__
+
+    def noting(self, model, batch):
+        seen.append(batch[0])
+        return loss(self, model, batch)
+
+    monkeypatch.setattr(ClassifierLoss, "__call__", noting)
     options = f"{SMALL_FINETUNE} --model vit_tiny_patch16 --data_path synthetic:16:8 --aug grey"
     assert run_here(main_finetune, f"{options} --output_dir {tmp_path}".split()) == 0
     assert {k: config(tmp_path)["options"][k] for k in ("aug", "color_jitter", "reprob")} == {
@@ -44,12 +45,12 @@ def test_it_is_an_option_with_defaults_of_its_own(tmp_path, monkeypatch):
         "color_jitter": 0.75,
         "reprob": 0.0,
     }
-    pixels = torch.cat(seen).float()
-    assert pixels.std(dim=(2, 3)).mean() < 30  # synthetic faces have about 60
+    plain_images = open_labelled("synthetic:16:8", size=synthetic_size(32)).splits["train"].source
+    whole = torch.stack([plain(32)(plain_images.image(i)) for i in range(16)])
+    contrast = [x.float().std(dim=(2, 3)).mean() for x in (torch.cat(seen), whole)]
+    assert contrast[0] == pytest.approx(0.25 * contrast[1], rel=0.05)
 
 
 def test_others_are_refused():
-    from util.errors import BadInput
-
     with pytest.raises(BadInput, match="--aug"):
         main_finetune.build_parser().parse(["--aug", "grey"])
