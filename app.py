@@ -113,7 +113,7 @@ def work(args: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory(prefix="mae-sfer-") as folder:
         # Gradio's default folder is shared by all users of this machine, and outlives the program.
         os.environ["GRADIO_TEMP_DIR"] = folder
-        page = build_page(checkpoints, find, drawn_faces(folder))
+        page = build_page(checkpoints, find, example_faces(folder))
         open_page(page, args.port)
         device = checkpoints.device
         print(f"http://127.0.0.1:{args.port} on {device}; Ctrl-C stops it", flush=True)
@@ -147,13 +147,13 @@ def open_page(page: "gr.Blocks", port: int) -> None:
         raise Fault(f"--port {port}: is already in use; choose another") from None
 
 
-def drawn_faces(folder: str) -> list[str]:
+def example_faces(folder: str) -> list[str]:
     """Write synthetic faces, of the demo's kind but not its training images; return their paths."""
     from datasets.synthetic.generator import SyntheticFaces
     from util.report.figures import save_png
 
     faces = SyntheticFaces(EXAMPLES, size=256, split="test", lab=True)
-    paths = [str(Path(folder, f"drawn-{i + 1}.png")) for i in range(EXAMPLES)]
+    paths = [str(Path(folder, f"face-{i + 1}.png")) for i in range(EXAMPLES)]
     for i, path in enumerate(paths):
         save_png(faces.image(i), path)
     return paths

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from backbones.family import DECODER
 from datasets import PretrainDataset
 from datasets.transforms import Normalise
 from models_masked import MaskedAutoencoder
@@ -16,8 +17,8 @@ from util.log import NullLog
 from util.options.trained import trained_with
 from util.report.figures import reconstruction_grid, save_png
 from util.seeding import FIGURE, generator
+from util.states import root
 from util.weights import load_pretrained
-from util.weights.layouts import DECODER, root
 
 Batch = tuple[Tensor, Tensor, list[str]]  # (N, 3, S, S) uint8, (N, L) noise, problems
 
@@ -66,15 +67,15 @@ class Resolution:
     ) -> None:
         """`size_at(epoch)`: the side length of images in pixels."""
         self.model, self.size_at, self.log = model, size_at, log
-        self.full = self.told = model.input_size
+        self.full = self.logged = model.input_size
 
     def begin(self, epoch: int) -> None:
         """Call before an epoch, or before the rest of one when resuming."""
         size = self.size_at(epoch)
         self.model.set_resolution(size)
-        if size != self.told:
+        if size != self.logged:
             self.log.line(f"epoch {epoch}: {size} px from now on, {self.model.grid}² patches")
-        self.told = size
+        self.logged = size
 
     def end(self, epoch: int) -> dict[str, float]:
         """Call after an epoch; returns its resolution, for the log."""

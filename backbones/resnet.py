@@ -92,7 +92,7 @@ class ResNetFamily(Family):
             )
 
     def width(self, state: State) -> int:
-        """See Family. The stem is the same in all ResNets, so the first block tells."""
+        """See Family. All ResNets have the same stem, so the first block decides."""
         last = [v for n, v in state.items() if re.match(r"layer1\.0\.conv\d\.weight$", n)]
         return len(last[-1]) if last and last[-1].ndim else 0
 

@@ -15,8 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from export.weights import TIMM_CONVNEXT, renamed
+from backbones.convnextv2 import TO_TIMM
 from models_registry import create_classifier
+from util.states import renamed
 
 CLASSES = 7
 BATCH = {"atto": 16, "tiny": 8, "base": 4}  # at 224 px; four times as many at 112 px or less
@@ -35,7 +36,7 @@ def build(name: str) -> dict[str, nn.Module]:
     ):
         theirs = timm.create_model(f"convnextv2_{name}", num_classes=CLASSES)
         wanted = theirs.state_dict()
-        state = renamed(ours.state_dict(), TIMM_CONVNEXT)
+        state = renamed(ours.state_dict(), TO_TIMM)
         theirs.load_state_dict({k: v.reshape(wanted[k].shape) for k, v in state.items()})
         candidates[title] = theirs.to(memory_format=layout)
     return {title: model.train() for title, model in candidates.items()}
@@ -53,7 +54,7 @@ def check(candidates: dict[str, nn.Module], imgs: Tensor, labels: Tensor) -> flo
     for title, model in candidates.items():
         step(model, imgs, labels)
         gradients = {name: p.grad for name, p in model.named_parameters()}
-        found[title] = renamed(gradients, TIMM_CONVNEXT) if title == "ours" else gradients
+        found[title] = renamed(gradients, TO_TIMM) if title == "ours" else gradients
     pairs = [(found["ours"][name].flatten(), g.flatten()) for name, g in found["timm"].items()]
     worst = max(float((a - b).norm() / b.norm()) for a, b in pairs)
     assert worst < 1e-4, worst

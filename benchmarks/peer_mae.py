@@ -44,8 +44,8 @@ class OfficialMAE(nn.Module):
             x = block(x)
         x = model.decoder_embed(model.norm(x))
 
-        removed = model.mask_token.expand(n, length - keep, -1)
-        tokens = torch.cat([x[:, 1:], removed.to(x.dtype)], dim=1)
+        masked = model.mask_token.expand(n, length - keep, -1)
+        tokens = torch.cat([x[:, 1:], masked.to(x.dtype)], dim=1)
         x = torch.cat([x[:, :1], take_tokens(tokens, restore)], dim=1) + model.decoder_pos_embed
         target = model.patchify(imgs)
         if model.predict_ratio < 1:
@@ -99,9 +99,8 @@ def to_transformers(model: MaskedAutoencoderViT, attention: str) -> ViTMAEForPre
         )
     )
     theirs.load_state_dict(renamed(model.state_dict(), theirs.state_dict()))
-    return theirs.to(
-        model.norm.weight.device
-    ).eval()  # it has no dropout, so that training mode would compute the same
+    # It has no dropout, so training mode would compute the same.
+    return theirs.to(model.norm.weight.device).eval()
 
 
 RENAMES = {

@@ -24,7 +24,7 @@ WAYS = {"rows": True, "maps": False}
 
 def step(model: nn.Module, imgs: Tensor, noise: Tensor, own: bool) -> None:
     """Forward and backward pass; `own`: with gathered products."""
-    models_resnet.has_own_passes = lambda device: own
+    models_resnet.uses_custom_kernels = lambda device: own
     model.zero_grad()
     model(imgs, noise=noise).backward()
 

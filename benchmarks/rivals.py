@@ -58,8 +58,7 @@ from util.files import append_atomically, write_json
 from util.metrics import classification_metrics
 from util.optim import adamw, parameter_groups
 from util.options.groups import DATA_SET, DEVICE, LABEL_FRACTION
-from util.options.parser import COUNT, SIZE, SOME, Parser
-from util.options.parser import bounded as bounded
+from util.options.parser import COUNT, SIZE, SOME, Parser, bounded
 from util.program import run_program
 from util.rundir import provenance, read_json
 from util.safe_json import number, part
@@ -297,7 +296,7 @@ def is_done(folder: Path, args: argparse.Namespace) -> bool:
 
 
 def check_unchanged(folder: Path, then: Mapping, now: Mapping) -> None:
-    """Raises BadInput unless a folder was made with the present options."""
+    """Raise BadInput unless a folder was made with the present options."""
     for name, value in now.items():
         if then.get(name) != value:
             raise BadInput(
@@ -327,7 +326,7 @@ def minutes_of(folders: list[str]) -> float:
 
 
 def check_models(names: list[str], size: int) -> None:
-    """Raises BadInput for models that timm lacks or that cannot process images of this size."""
+    """Raise BadInput for models that timm lacks or that cannot process images of this size."""
     for name in names:
         if not timm.is_model(name):
             raise BadInput(f"--models {name}: timm has no such model")

@@ -231,9 +231,7 @@ def _walk(top: str) -> tuple[list[bytes], dict[str, list[int]], Counter]:
 def _images_among(top: str, paths: list[bytes]) -> list[bytes]:
     """The files that begin like images, of `paths` that all have one unknown extension."""
     paths = sorted(paths)
-    tried = set(
-        evenly_spaced(len(paths), TRIED)
-    )  # spread out: files of one folder may all be alike
+    tried = set(evenly_spaced(len(paths), TRIED))  # spread: files of one folder may be alike
     found = []
     for part in (tried, set(range(len(paths))) - tried):
         some = [paths[i] for i in part]

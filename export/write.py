@@ -242,7 +242,7 @@ def write_weights(path: Path, state: State, settings: dict[str, Any]) -> None:
 def write_own(saved: Saved, folder: Path) -> None:
     """Write `model.safetensors`, and its settings in readable form to `config.json`."""
     settings, state = settings_of(saved), saved.model.state_dict()
-    if isinstance(saved, SavedEncoder):  # whose decoder is new, and nothing to pass on
+    if isinstance(saved, SavedEncoder):  # its decoder is untrained
         state = without_decoder(state)
     write_weights(folder / WEIGHTS, state, settings)
     write_json(folder / CONFIG, {"model": saved.name, **settings})
@@ -350,7 +350,7 @@ def read_token_vit(folder: Path, probe: ProbeImages) -> ExternalOutputs:
     state = {name: value for name, value in state.items() if name not in S2D_PLACEHOLDER}
     held, classes = identify_architecture(state), content.get("classes", ())
     made = {"patch_size": held.patch, "num_classes": len(classes)}
-    model = timm.create_model(f"vit_{held.size}_patch16_224", **made).eval()
+    model = timm.create_model(f"{held.classifier}_224", **made).eval()
     model.load_state_dict(state)
     tokens = model.forward_features(probe.imgs)
     if "model" in content:  # pre-trained; see MaskedAutoencoderViT.forward_features

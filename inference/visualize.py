@@ -17,7 +17,6 @@ from engine_finetune import result_figures
 from engine_pretrain import reconstruct, shown_with
 from engine_train import Precision
 from inference.explanation import attention_map
-from models_mae import ViTClassifier
 from models_saved import Saved
 from training.evaluate import TestSet, collect, evaluate_model, probabilities
 from util.distributed import ProcessInfo
@@ -28,8 +27,10 @@ from util.seeding import FIGURE, generator
 
 MOST_POINTS = 2000  # in a feature map: more take long and hide each other
 MOST_TRIES = 50  # images tried, in case they cannot be read, for each that is shown
-ROLLOUT = "attention rollout: which patches the features come from, whatever the class"
-GRAD_CAM = "Grad-CAM: what speaks for the predicted class"
+NOTES = {  # on attention maps, by method
+    "attention rollout": "which patches the features come from, whatever the class",
+    "Grad-CAM": "what speaks for the predicted class",
+}
 
 
 def pick_images(
@@ -121,9 +122,13 @@ class Viewer:
             )
         ]
         overlays = np.stack([overlay(i, h) for i, h in zip(pictures, heat, strict=True)])
-        note = ROLLOUT if isinstance(self.model, ViTClassifier) else GRAD_CAM
+        method = self.model.explained_by
         return attention_grid(
-            pictures, overlays, verdicts=verdicts, title=self.saved.name, note=note
+            pictures,
+            overlays,
+            verdicts=verdicts,
+            title=self.saved.name,
+            note=f"{method}: {NOTES[method]}",
         )
 
     def results(self) -> dict[str, np.ndarray]:

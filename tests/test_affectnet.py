@@ -201,7 +201,8 @@ def test_none_uncertain_and_no_face_are_left_out_and_counted(listed):
 
 
 def test_a_list_without_any_expression_is_refused(listed):
-    assert "training.csv has no image of any of 8 classes" in complaint(listed(row("1/a.png", 8)))
+    message = complaint(listed(row("1/a.png", 8)))
+    assert "training.csv has no image of any of the 8 classes" in message
 
 
 @pytest.mark.parametrize(

@@ -240,7 +240,7 @@ def test_a_request_cannot_read_files_of_the_machine(more, address, photographs, 
     grey = str(photographs / "grey.png")
     for path in (grey, "/etc/passwd", f"{private}/../{private.name}", f"{private}/../x", "x\0"):
         assert "event: error" in ask(address, {"path": path, **more}, name)
-    shown = ask(address, {"path": f"{private}/drawn-1.png", **more}, name)
+    shown = ask(address, {"path": f"{private}/face-1.png", **more}, name)
     assert "event: complete" in shown
     assert app.TICK in shown
 

@@ -396,7 +396,7 @@ def test_the_page_says_when_a_picture_is_used_whole(margin, finetune, photograph
     (face,), line = faces_in(photograph, detect, saved, 0.5)
     assert face.shape == astronaut().shape
     assert line.startswith("warning: each picture is used whole, but training cropped faces")
-    assert "--face_margin 0.5: give pictures that are cut like that" in line
+    assert "--face_margin 0.5: give pictures cropped in the same way" in line
     assert line.endswith("; using the classes of --classes")
     _, line = faces_in(photograph, detect, open_classifier(finetune() / "checkpoint-best.pth"))
     assert line == "each picture is used whole, as a face"

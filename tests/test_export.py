@@ -11,10 +11,10 @@ import transformers
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-import export.onnx_graph
-import export.write
 import main_export
 from backbones.family import DECODER
+from export import onnx_graph
+from export import write as export_write
 from export.weights import plain_state
 from exported import (
     CLASSIFIERS,
@@ -51,7 +51,7 @@ def test_onnxruntime_computes_our_outputs_for_any_number_of_images(
 ):
     """Everything about ONNX files in one test, as exporting them is slow."""
     if kind == "mae":  # as if it were too large for one file
-        monkeypatch.setattr(export.onnx_graph, "ONE_FILE", 0)
+        monkeypatch.setattr(onnx_graph, "ONE_FILE", 0)
     folder, saved = exported(kind, "onnx")
     assert capfd.readouterr().err == ""
     assert (folder / "model.onnx.data").exists() == (kind == "mae")
@@ -322,12 +322,12 @@ def test_an_export_with_other_outputs_is_not_written(
 ):
     of_config = damage in (renamed, other_eps)
     name = "write_json" if of_config else "write_weights"
-    write = getattr(export.write, name)
+    write = getattr(export_write, name)
 
     def broken(path, content, *rest):
-        write(path, damage(content) if path.name != export.write.PROCESSOR else content, *rest)
+        write(path, damage(content) if path.name != export_write.PROCESSOR else content, *rest)
 
-    monkeypatch.setattr(export.write, name, broken)
+    monkeypatch.setattr(export_write, name, broken)
     assert export(checkpoint("pooled"), to, tmp_path / "out") == FAULT
     said = "the exported classes differ in name or order; nothing was written"
     if damage is not renamed:
@@ -340,7 +340,7 @@ def test_a_failed_export_leaves_no_files(checkpoint, tmp_path, monkeypatch, capf
     def full(path, value):
         raise OSError(28, "No space left on device", str(path))
 
-    monkeypatch.setattr(export.write, "write_json", full)
+    monkeypatch.setattr(export_write, "write_json", full)
     assert export(checkpoint("pooled"), "timm", tmp_path / "out") == FAULT
     assert "No space left on device" in refused(capfd)
     assert list(tmp_path.iterdir()) == []

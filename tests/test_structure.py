@@ -1,6 +1,7 @@
 """The structure of the code: levels, use of `args`, flags that have an effect, late imports."""
 
 import ast
+import importlib
 import re
 import subprocess
 import sys
@@ -146,6 +147,16 @@ def test_options_are_parsed_without_heavy_imports(path):
         [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True
     )
     assert run.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("path", [*MAINS, ROOT / "app.py"], ids=module_name)
+def test_help_lists_all_options_of_the_program(path):
+    run = subprocess.run(
+        [sys.executable, path, "--help"], capture_output=True, text=True, cwd=ROOT, check=True
+    )
+    parser = importlib.import_module(module_name(path)).build_parser()
+    names = {name for action in parser._actions for name in action.option_strings}
+    assert names <= set(re.findall(r"--?[a-z][\w-]*", run.stdout))
 
 
 def test_training_starts_without_importing_what_is_needed_later():

@@ -310,7 +310,9 @@ def test_another_decoder_is_refused_with_the_options_that_fit(save, mae, built, 
 
 def test_another_decoder_of_fcmae_is_refused_with_the_options_that_fit(save, fcmae):
     model = create_pretrain_model(CONVNEXT, 64, decoder_embed_dim=64, decoder_depth=2)
-    with pytest.raises(BadInput, match=r"give --decoder_depth 1 --decoder_embed_dim 32$"):
+    with pytest.raises(
+        BadInput, match=r"; its decoder differs: use --decoder_depth 1 --decoder_embed_dim 32$"
+    ):
         load_pretrained(model, save(fcmae.state_dict()))
 
 

@@ -85,7 +85,7 @@ class FoundFaces(NamedTuple):
 
 
 class Pictures(Dataset):
-    """index -> Found."""
+    """index -> FoundFaces."""
 
     def __init__(
         self, paths: Sequence[str], detector: str, margin: float, min_score: float, view: Augment

@@ -67,7 +67,7 @@ def test_a_job_with_wrong_options_is_not_queued(tmp_path):
     ("options", "told"),
     [
         ("--sbatch account main_pretrain.py", "--sbatch account: must be KEY=VALUE"),
-        ("--cluster local --nodes 2 main_pretrain.py", "--nodes 2: --cluster local is this"),
+        ("--cluster local --nodes 2 main_pretrain.py", "--nodes 2: --cluster local only uses"),
         ("--gpus 8 main_dance.py", "invalid choice: 'main_dance.py'"),
         ("--gpus 8", "required: program"),
     ],
