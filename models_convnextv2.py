@@ -9,7 +9,7 @@ visible 32×32-pixel patches (b = 8, 4, 2, 1 in the four stages). Normalisation,
 directly on the packed tensor, and the stride-2 downsampling stays within a patch. Only the 7×7
 depthwise convolution reads neighbouring cells, so only it needs the positions of the patches.
 Masked cells are treated as zero, which makes this exactly the submanifold sparse convolution of
-section 3.1, computed for the visible patches only. `kernels.packed` finds the neighbours, and
+section 3.1, computed for the visible patches only. `ops.packed` finds the neighbours, and
 implements the forward and backward pass of a block for CPUs.
 """
 
@@ -21,15 +21,6 @@ from timm.layers import DropPath, trunc_normal_
 from torch import Tensor, nn
 
 from backbones.convnextv2 import CONVNEXT_PATCH, ConvNeXtSize
-from kernels.packed import (
-    MLP,
-    DenseCanvas,
-    Depthwise,
-    Neighbours,
-    find_neighbours,
-    uses_custom_kernels,
-    whole_images,
-)
 from models_masked import (
     LayerNorm,
     MaskedAutoencoder,
@@ -37,6 +28,15 @@ from models_masked import (
     run_block,
     take_patches,
     with_contiguous_grad,
+)
+from ops.packed import (
+    MLP,
+    DenseCanvas,
+    Depthwise,
+    Neighbours,
+    find_neighbours,
+    uses_custom_kernels,
+    whole_images,
 )
 
 
@@ -93,7 +93,7 @@ class Block(nn.Module):
         )
 
     def _packed(self, x: Tensor, near: Neighbours) -> Tensor:
-        """The residual branch, computed by `kernels.packed`."""
+        """The residual branch, computed by `ops.packed`."""
         n, c = len(x), x.shape[-1]
         y = x.to(matmul_dtype(x)).reshape(-1, c)
         y = Depthwise.apply(y, self.dwconv.weight, self.dwconv.bias, near)

@@ -4,7 +4,7 @@ Deep Residual Learning for Image Recognition (He et al. 2016). Masking follows D
 Convolutional Networks: Sparse and Hierarchical Masked Modeling (Tian et al. 2023, SparK): masked
 cells stay zero throughout the stages and do not enter the batch norms' statistics. Layers and
 state-dict names are those of timm and torchvision, except that the classifier's `fc` is called
-`head` here, as in our other models. `kernels.gathered` implements the masked stages for CPUs.
+`head` here, as in our other models. `ops.gathered` implements the masked stages for CPUs.
 """
 
 from collections.abc import Callable
@@ -15,10 +15,10 @@ from timm.models.resnet import BasicBlock, Bottleneck, ResNet
 from torch import Tensor, nn
 
 from backbones.resnet import RESNET_PATCHES, RESNET_STRIDES, ResNetSize
-from kernels.gathered import Layer, batch_norm, layer_on_rows
-from kernels.packed import DenseCanvas, on_canvas, uses_custom_kernels, whole_images
 from models_convnextv2 import Block, init_weights
 from models_masked import MaskedAutoencoder, take_tokens, with_contiguous_grad
+from ops.gathered import Layer, batch_norm, layer_on_rows
+from ops.packed import DenseCanvas, on_canvas, uses_custom_kernels, whole_images
 
 
 def convolve(x: Tensor, conv: nn.Conv2d) -> Tensor:
@@ -122,7 +122,7 @@ class ResNetEncoder(ResNet):
         return maps[first:]
 
     def _on_rows(self, x: Tensor, known: dict[int, DenseCanvas], first: int) -> list[Tensor]:
-        """The four stages on the stem's output (N, C, H, H), computed by `kernels.gathered`."""
+        """The four stages on the stem's output (N, C, H, H), computed by `ops.gathered`."""
         n, side, before, maps = len(x), x.shape[2], None, []
         rows = rows_of(x, known[side].cells)
         for i, stage in enumerate(self._stages()):

@@ -13,9 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kernels.packed import REACH, Windows, correlate, with_zero_row
 from models_convnextv2 import FCMAE, Block
 from models_masked import matmul_dtype
+from ops.packed import REACH, Windows, correlate, with_zero_row
 
 
 class MaskedDense(nn.Module):

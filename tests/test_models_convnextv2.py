@@ -8,9 +8,9 @@ import timm
 import torch
 
 from backbones.convnextv2 import SIZES, ConvNeXtSize
-from kernels.packed import in_windows, on_canvas
 from models_convnextv2 import FCMAE, Block, ConvNeXtV2, ConvNeXtV2Encoder
 from models_registry import create_classifier, create_pretrain_model
+from ops.packed import in_windows, on_canvas
 
 SMALL = ConvNeXtSize((1, 2, 1, 1), (3, 4, 5, 6))
 

@@ -25,7 +25,7 @@ LEVELS = {
     **dict.fromkeys(("main", "builders", "app"), 4),
     **dict.fromkeys(("export", "inference"), 3),
     **dict.fromkeys(("engine", "training"), 2),
-    **dict.fromkeys(("models", "kernels", "datasets"), 1),
+    **dict.fromkeys(("models", "ops", "datasets"), 1),
     **dict.fromkeys(("backbones", "util"), 0),
 }
 FOLDERS = (
@@ -33,7 +33,7 @@ FOLDERS = (
     "export",
     "inference",
     "training",
-    "kernels",
+    "ops",
     "datasets",
     "backbones",
     "util",

@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from kernels.packed import DenseCanvas, with_zero_row
 from models_masked import matmul_dtype
+from ops.packed import DenseCanvas, with_zero_row
 
 Layer = Callable[[Tensor, nn.Conv2d, nn.BatchNorm2d], Tensor]
 K = 3  # side length of a filter
