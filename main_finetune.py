@@ -1,10 +1,10 @@
-"""Fine-tuning of a pre-trained ViT or ConvNeXt V2 on labelled faces, and its evaluation.
+"""Fine-tuning of a pre-trained ViT, ConvNeXt V2 or ResNet on labelled faces, and evaluation.
 
     python main_finetune.py --model vit_base_patch16 --finetune PRE-TRAINED --data_path RAF-DB
     python main_finetune.py --eval --finetune FINE-TUNED --data_path RAF-DB --output_dir …
 
-Start order: the newest good checkpoint of --output_dir, else --resume, else --finetune, else from
-nothing.
+A run starts from the newest good checkpoint of --output_dir, else from --resume, else from
+--finetune, else from scratch.
 """
 
 import argparse
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 def work(args: argparse.Namespace) -> None:
-    """Fine-tune or evaluate in the run's folder, with the other processes."""
+    """Fine-tune or evaluate in the run's folder, together with the other processes."""
     from builders.evaluation import classify_by_neighbours, evaluate
     from training.run import run_in_folder
 
@@ -34,7 +34,7 @@ def work(args: argparse.Namespace) -> None:
 
 
 def finetune(args: Options, run: "Run") -> None:
-    """Build the parts, go to where the run begins, run the epochs that are left, test the best."""
+    """Build the parts, restore the state if the run resumes, train, and test the best epoch."""
     import torch
 
     from builders import finetune as build
@@ -63,7 +63,7 @@ def finetune(args: Options, run: "Run") -> None:
         )
     path, weights, notes = find_beginning(run.output, resume_options(args))
     if weights:
-        raise BadInput(f"--resume {weights}: weights alone; begin with them by --finetune")
+        raise BadInput(f"--resume {weights}: only weights; start from them with --finetune")
     args, saved, trained, told = checkpoint.start_like_pretraining(args, path)
     data = labelled.open_data(args, run, trained)
     report = labelled.report(data) if run.folder else []
@@ -175,7 +175,7 @@ def finetune(args: Options, run: "Run") -> None:
 
 
 def learning_rate(args: argparse.Namespace, peak: float, steps: int) -> Callable[[float], float]:
-    """The rate at a fractional epoch of `steps` steps."""
+    """The learning rate at a fractional epoch of `steps` steps."""
     warmup = args.warmup_steps / steps if args.warmup_steps > 0 else args.warmup_epochs
     if args.schedule == "step":
         return lambda epoch: step_lr_at(
@@ -185,7 +185,7 @@ def learning_rate(args: argparse.Namespace, peak: float, steps: int) -> Callable
 
 
 def weight_decay(args: argparse.Namespace) -> Callable[[float], float] | None:
-    """The weight decay at a fractional epoch, where it is to change."""
+    """The weight decay at a fractional epoch; None if it is constant."""
     if args.weight_decay_end is None:
         return None
     return lambda epoch: lr_at(

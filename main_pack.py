@@ -164,7 +164,9 @@ def open_data(
         for option in ("nb_classes", "label_rule", "label_order"):
             if getattr(args, option) is not None:
                 raise BadInput(f"--{option}: these images are packed without labels")
-        images = open_images(args.data_path, size=drawn_size(args), face_margin=args.face_margin)
+        images = open_images(
+            args.data_path, size=synthetic_side(args), face_margin=args.face_margin
+        )
         data = ToPack([images.source], args.short_side)
         return None, {"all": len(data)}, data, images.notes
     try:
@@ -175,7 +177,7 @@ def open_data(
             label_rule=args.label_rule,
             label_order=args.label_order,
             face_margin=args.face_margin,
-            size=drawn_size(args),
+            size=synthetic_side(args),
         )
     except BadInput as error:
         if args.data_set != "auto" or name not in ("folder", "list"):
@@ -186,7 +188,7 @@ def open_data(
     return labelled, splits, ToPack(sources, args.short_side), []
 
 
-def drawn_size(args: argparse.Namespace) -> int:
+def synthetic_side(args: argparse.Namespace) -> int:
     """The side length in pixels of synthetic faces."""
     return args.short_side or 256
 

@@ -3,7 +3,7 @@
     python main_pretrain.py                                    # synthetic faces, this machine
     torchrun --nproc_per_node=8 main_pretrain.py --model convnextv2_base --data_path … …
 
-A run starts from the newest good checkpoint of --output_dir, else from --resume, else from nothing.
+A run starts from the newest good checkpoint of --output_dir, else from --resume, else from scratch.
 """
 
 import sys
@@ -28,7 +28,7 @@ def work(args: Namespace) -> None:
 
 
 def pretrain(args: Namespace, run: "Run") -> None:
-    """Build the parts, restore the state where the run resumes, train the epochs that are left."""
+    """Build the parts, restore the state if the run resumes, train the remaining epochs."""
     # Only now: --help and wrong options should not have to wait for torch.
     import torch
 

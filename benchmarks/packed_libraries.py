@@ -131,7 +131,7 @@ def main() -> None:
     few = wanted[::10]  # resizing takes at least ten times as long
 
     def copied(read: Read) -> list[np.ndarray]:
-        return [read(i)[y : y + h, x : x + w].copy() for i, (y, x, h, w) in wanted]
+        return [read(i)[y : y + h, x : x + w].copy() for i, (x, y, w, h) in wanted]
 
     def resized(read: Read) -> list[np.ndarray]:
         return [crop_and_resize(read(i), box, 224).numpy() for i, box in few]

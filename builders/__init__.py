@@ -1,4 +1,4 @@
-"""From options to the parts of a training, for the mains.
+"""Build the parts of a training run from its options.
 
 `pretrain` and `finetune`: model, optimizer, loss and the like. `labelled_data`: the images and
 labels of fine-tuning. `weights`: what fine-tuning and evaluation start from. `evaluation`: --eval,

@@ -115,7 +115,7 @@ def test_chosen(
     report: list[str],
     taught: dict[str, str],
 ) -> list[str]:
-    """Evaluate the best epoch beside the last; write what `--eval` writes; -> lines to say."""
+    """Evaluate the best and the last epoch; write what `--eval` writes; -> log lines."""
     split = "test" if "test" in data.tests else "val"
     model = state.ema.module if args.model_ema_eval else state.model
     best = last = evaluator.evaluate(model, split)

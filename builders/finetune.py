@@ -45,19 +45,21 @@ from util.options.trained import difference_lines, differences, trained_with
 
 
 def build_model(args: argparse.Namespace, classes: int) -> nn.Module:
-    """The classifier as it is before anything is loaded, on the host."""
-    own = family_of(args.model).classifier_options(args)
+    """The classifier, newly initialised, on the CPU."""
+    family = family_of(args.model)
+    own = family.classifier_options(args)
     model = create_classifier(args.model, classes, args.input_size, drop_path=args.drop_path, **own)
     if args.head_init_std is not None:
         reset_head(model, args.head_init_std)
-    if args.freeze_pos_embed:
+    # With --eval and --knn, the checkpoint decides the model, after options were checked.
+    if args.freeze_pos_embed and "freeze_pos_embed" in family.finetune_options:
         model.pos_embed.requires_grad_(False)
     model.set_grad_checkpointing(args.grad_checkpointing)
     return model
 
 
 def build_sampler(args: argparse.Namespace, run: Run, data: FinetuneData) -> GlobalBatchSampler:
-    """The order of the training images."""
+    """Which training images each step of each process uses."""
     return GlobalBatchSampler(
         len(data.train),
         args.batch_size,
@@ -70,7 +72,7 @@ def build_sampler(args: argparse.Namespace, run: Run, data: FinetuneData) -> Glo
 
 
 def balanced(args: argparse.Namespace, data: FinetuneData) -> bool:
-    """`--balance`: whether all classes are drawn equally often."""
+    """`--balance`: whether training images of all classes are used equally often."""
     return data.train_set.name == "affectnet" if args.balance is None else args.balance
 
 
@@ -82,13 +84,13 @@ def run_identity(
     precision: Precision,
     teacher: Teacher | None,
 ) -> dict[str, object]:
-    """What determines the result of a run: only a checkpoint of the same is resumed."""
+    """Everything that determines a run's result: it only resumes a checkpoint with the same."""
     return {
         **{name: getattr(args, name) for name in DECIDES_RESULT},
         "lr": lr,
         "global_batch": sampler.global_batch,
         "balance": balanced(args, data),
-        "joint_jitter": args.aug == "fer",  # which earlier releases drew apart from the move
+        "joint_jitter": args.aug == "fer",  # earlier releases jittered independently of the shift
         "amp": precision.name,
         "data": data.digest,
         "teacher": teacher.digest if teacher else None,
@@ -96,7 +98,7 @@ def run_identity(
 
 
 def prepare_head(args: argparse.Namespace, model: nn.Module) -> None:
-    """What `--linear_probe` and `--freeze_backbone` make of a model."""
+    """Prepare a model for `--linear_probe` or `--freeze_backbone`, if given."""
     if args.linear_probe:
         normalise_head_input(model)
     if args.linear_probe or args.freeze_backbone:
@@ -106,7 +108,7 @@ def prepare_head(args: argparse.Namespace, model: nn.Module) -> None:
 def build_state(
     args: argparse.Namespace, model: nn.Module, lr: float, scaler: torch.amp.GradScaler
 ) -> TrainState:
-    """The model, on its device, with its optimizer and running average."""
+    """The model, which is on its device already, with its optimizer and EMA."""
     ema = None
     if args.model_ema:
         ema_device = "cpu" if args.model_ema_force_cpu else None
@@ -122,31 +124,33 @@ def build_state(
 def describe_model(
     args: argparse.Namespace, run: Run, parameters: int, precision: Precision
 ) -> str:
-    """What is trained, in a line."""
+    """A log line about the model."""
     shape = f"{args.model}: {parameters / 1e6:.1f} M parameters, {args.input_size} px"
     return f"{shape}; {precision.name} on {run.device}"
 
 
 def build_augment(args: argparse.Namespace) -> Augment:
-    """What is done to a training image on the host; erasing and mixing come on the device."""
+    """The augmentation of a training image on the CPU; erasing and mixing happen on the device."""
     asked = augmentation(args)
     module, name = asked.build.split(":")
     given = {argument: getattr(args, option) for argument, option in asked.options.items()}
     try:
         return getattr(import_module(module), name)(**given)
-    except (AssertionError, ValueError):  # from timm's reading of the policy
+    except (AssertionError, ValueError):  # timm cannot parse the policy
+        if "aa" not in asked.options.values():
+            raise
         raise BadInput(
-            f"--aa {args.aa}: no policy of timm's; take one like rand-m9-mstd0.5-inc1, or ''"
+            f"--aa {args.aa}: not a policy of timm's; use one like rand-m9-mstd0.5-inc1, or ''"
         ) from None
 
 
 def evaluation_view(args: argparse.Namespace) -> Augment:
-    """What a model sees of an image that it is tested on, or whose features are taken."""
+    """The preprocessing of images for testing and for frozen features."""
     return plain(args.input_size, args.crop_pct, args.test_interpolation)
 
 
 def build_teacher(args: Options, run: Run, data: LabelledSet) -> Teacher | None:
-    """The classifier of `--teacher`, equal on all ranks, for a student of these data."""
+    """The classifier of `--teacher`, the same on all ranks, for a student of these data."""
     if not args.teacher:
         return None
 
@@ -173,7 +177,7 @@ def build_teacher(args: Options, run: Run, data: LabelledSet) -> Teacher | None:
 
 
 def learnt_from(args: Options, data: FinetuneData, teacher: Teacher | None) -> dict[str, str]:
-    """What eval.json says of classifiers that taught beside the labels."""
+    """What eval.json records about other classifiers that were learnt from."""
     told = {"teacher": f"{teacher.description}; {teacher.digest}"} if teacher else {}
     if data.pseudo_labelled:
         count = f"{data.pseudo_labelled:,} of {len(data.train):,} training images"
@@ -213,21 +217,21 @@ def build_loss(
 
 
 def build_normalise(args: argparse.Namespace, run: Run) -> Normalise:
-    """Pixels to model input, on the device."""
+    """The normalisation of pixels to model input, on the device."""
     return Normalise(*mean_and_std(args)).to(run.device)
 
 
 def mean_and_std(args: argparse.Namespace) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """What pixels are normalised by: ImageNet's, or Inception's."""
+    """The mean and standard deviation of pixels: ImageNet's, or Inception's."""
     half = (0.5, 0.5, 0.5)
     return (IMAGENET_MEAN, IMAGENET_STD) if args.imagenet_default_mean_and_std else (half, half)
 
 
 def preprocessing(args: argparse.Namespace) -> dict[str, object]:
-    """What a picture has to go through before this model; travels in its checkpoints."""
+    """How images are preprocessed for this model; stored in its checkpoints."""
     mean, std = mean_and_std(args)
     return {
-        "face_margin": args.face_margin,  # None: pictures of faces, used whole
+        "face_margin": args.face_margin,  # None: images of faces, used whole
         "input_size": args.input_size,
         "crop_pct": args.crop_pct,  # None: the whole image, squeezed into a square
         "interpolation": args.test_interpolation,
@@ -237,7 +241,7 @@ def preprocessing(args: argparse.Namespace) -> dict[str, object]:
 
 
 def travels_along(args: argparse.Namespace, data: LabelledSet) -> dict[str, object]:
-    """What a checkpoint holds beside its state: all that it takes to use the model."""
+    """What a checkpoint holds besides the training state: everything needed to use the model."""
     return {
         "args": vars(args),
         "classes": list(data.classes),
@@ -248,7 +252,7 @@ def travels_along(args: argparse.Namespace, data: LabelledSet) -> dict[str, obje
 
 
 def loading(args: argparse.Namespace, run: Run) -> dict[str, object]:
-    """How data workers are to work."""
+    """Settings of data workers, as arguments of the loaders."""
     return training.run.loading(run, args.num_workers, args.pin_mem, args.dist_timeout)
 
 
@@ -260,7 +264,7 @@ def build_evaluator(
     precision: Precision,
     between: Callable[[], None] = lambda: None,
 ) -> Evaluator:
-    """What tests a model of `classes` on the splits of `data`; `between` as in `collect`."""
+    """Evaluates a model of `classes` on the splits of `data`; `between` is as in `collect`."""
     process = run.process if args.dist_eval else ProcessInfo()
     view, tests, notes = evaluation_view(args), {}, []
     for split, images in data.tests.items():

@@ -19,30 +19,30 @@ from util.options.trained import OF_DATA
 
 
 class FinetuneData(NamedTuple):
-    """What `--data_path` and `--eval_data_path` hold, split as the options say."""
+    """The data of `--data_path` and `--eval_data_path`, split as the options say."""
 
     train_set: LabelledSet
     test_set: LabelledSet
     train: LabelledImages
-    tests: dict[str, LabelledImages]  # "test", and "val" if it selects
+    tests: dict[str, LabelledImages]  # "test", and "val" with --select val
     splits: dict[str, str]  # which of the owner's splits each of them is
     notes: list[str]
     pseudo_labelled: int = 0  # images at the end of `train`
 
     @property
     def digest(self) -> str:
-        """Of everything that is trained on and chosen by."""
+        """The digest of all images and labels that training or the choice of an epoch uses."""
         return digest_of(self.train.digest, *(images.digest for images in self.tests.values()))
 
     def owner(self, split: str) -> LabelledSet:
-        """The set that images tested on come from."""
+        """The data set to which the test images of a split belong."""
         return self.test_set if split == "test" else self.train_set
 
 
 def open_data(
     args: argparse.Namespace, run: Run, trained: Mapping[str, Any], learns: bool = True
 ) -> FinetuneData:
-    """The images with their labels, equal on all ranks; `train` is empty where nothing `learns`.
+    """The images and labels, the same on all ranks; `train` is empty unless the program `learns`.
 
     `trained`: see `open_labelled`.
     """
@@ -101,9 +101,9 @@ def open_data(
 
 
 def _rules(args: argparse.Namespace) -> tuple[dict[str, str | None], dict[str, str | None]]:
-    """What was given on labels, for the set of `--data_path` and that of `--eval_data_path`.
+    """`--label_rule` and `--label_order` for the set of `--data_path`, and for `--eval_data_path`.
 
-    What only the latter can be told goes to that one alone.
+    An option that only the latter has applies to that alone.
     """
     rules = {"label_rule": args.label_rule, "label_order": args.label_order}
     if not args.eval_data_path or not any(rules.values()):
@@ -113,15 +113,15 @@ def _rules(args: argparse.Namespace) -> tuple[dict[str, str | None], dict[str, s
     own = setting_of(detect_data_set(args.data_path) if name == "auto" else name)
     for_other = {option: value for option, value in rules.items() if option == other}
     for_own = {o: v for o, v in rules.items() if o not in for_other or o == own}
-    if "label_order" in for_own:  # whose classes are those that the other one is tested by
+    if "label_order" in for_own:  # the other set is matched to its classes
         for_other.pop("label_order", None)
     return for_own, for_other
 
 
 def report(data: FinetuneData) -> list[str]:
-    """What there is to say of the data: counts, what is missing or left out, images in two splits.
+    """Log lines on the data: counts, what is missing or left out, images in more than one split.
 
-    It looks into files: for rank 0.
+    Reads files to find those: for rank 0 only.
     """
     lines = describe_labelled(data.train_set) if len(data.train) else []
     if data.test_set is not data.train_set or not lines:
@@ -132,7 +132,7 @@ def report(data: FinetuneData) -> list[str]:
 
 
 def describe_data(args: argparse.Namespace, data: FinetuneData) -> dict[str, object]:
-    """What `config.json` says of them."""
+    """The data, as recorded in `config.json`."""
     return {
         "path": args.data_path,
         "set": data.train_set.title,
@@ -144,9 +144,9 @@ def describe_data(args: argparse.Namespace, data: FinetuneData) -> dict[str, obj
 
 
 def with_data_options(args: Options, data: FinetuneData) -> Options:
-    """The options, those that decided what the data are as they were in effect.
+    """The options, with those of OF_DATA as they took effect when the data were read.
 
-    They are of the training data; what labels mean in a test set of another kind is of that.
+    They are the training set's; those on labels are the test set's if only that has them.
     """
     options = {name: data.train_set.options.get(name) for name in OF_DATA}
     for name in ("label_rule", "label_order"):
@@ -155,7 +155,7 @@ def with_data_options(args: Options, data: FinetuneData) -> Options:
 
 
 def config_options(args: Options, data: FinetuneData) -> dict[str, object]:
-    """The options as `config.json` keeps them: those that do the same again, test set included."""
+    """The options to record in `config.json`, which repeat the run, test set included."""
     margin = data.test_set.options.get("face_margin")
     return {**vars(args), "face_margin": margin if args.face_margin is None else args.face_margin}
 
@@ -163,7 +163,7 @@ def config_options(args: Options, data: FinetuneData) -> dict[str, object]:
 def about(
     args: argparse.Namespace, data: FinetuneData, split: str, lines: Sequence[str]
 ) -> dict[str, object]:
-    """What stands in eval.json beside the numbers: what they are about. `lines`: see `report`."""
+    """What eval.json records about the data besides the metrics. `lines`: see `report`."""
     owner = data.owner(split)
     return {
         "data": owner.title,

@@ -67,7 +67,7 @@ def size_schedule(args: Namespace, patch: int) -> Callable[[int], int]:
 def open_data(
     args: Namespace, run: Run, num_patches: int, size_at: Callable[[int], int]
 ) -> PretrainData:
-    """The images of `--data_path`, equal on all ranks."""
+    """The images of `--data_path`, the same on all ranks."""
     cache = run.output / "file_list.bin" if run.folder else None
 
     def build() -> Images:
@@ -92,7 +92,7 @@ def open_data(
 
 
 def workers(args: Namespace, run: Run) -> dict[str, object]:
-    """How data workers are to work."""
+    """Settings of data workers, as arguments of the loaders."""
     return loading(run, args.num_workers, args.pin_mem, args.dist_timeout)
 
 
@@ -107,7 +107,7 @@ def build_state(
 def run_identity(
     args: Namespace, data: PretrainData, lr: float, precision: Precision
 ) -> dict[str, object]:
-    """What determines the result of a run: only a checkpoint of the same is resumed."""
+    """Everything that determines a run's result: it only resumes a checkpoint with the same."""
     names = ["warmup_epochs", "min_lr", "weight_decay", "clip_grad", "seed", "epochs"]
     names += ["progressive"]
     return {
@@ -124,7 +124,7 @@ def run_identity(
 def describe_model(
     args: Namespace, run: Run, model: MaskedAutoencoder, precision: Precision
 ) -> str:
-    """What is trained, in a line."""
+    """A log line about the model."""
     parameters = sum(p.numel() for p in model.parameters())
     return (
         f"{args.model}: {parameters / 1e6:.1f} M parameters with decoder, {args.input_size} px, "
@@ -135,7 +135,7 @@ def describe_model(
 
 
 def preprocessing(args: Namespace) -> dict[str, object]:
-    """What images went through in pre-training; stored in checkpoints."""
+    """How images are preprocessed in pre-training; stored in checkpoints."""
     return {
         "face_margin": args.face_margin,  # None: images of faces, used whole
         "input_size": args.input_size,
@@ -166,7 +166,7 @@ def build_pictures(
 def build_probe(
     args: Namespace, run: Run, normalise: Normalise, face_margin: float | None, log: NullLog
 ) -> Probe | None:
-    """`--probe_data_path`: what the features of the model so far tell about expressions."""
+    """`--probe_data_path`: tests how well the frozen features predict expressions."""
     if not args.probe_data_path:
         return None
     data = same_everywhere(

@@ -1,4 +1,4 @@
-"""From `--finetune` and `--resume` of fine-tuning to weights, and to how these were trained."""
+"""The weights that fine-tuning and evaluation start from, and the options of their training."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -27,7 +27,7 @@ def read_finetune(args: Options) -> dict[str, Any]:
 
 
 def start_from_pretrained(args: Options, model: nn.Module, saved: dict[str, Any]) -> list[str]:
-    """`--finetune` into a model, whose head stays as it is; -> lines that say what fitted."""
+    """Load `--finetune` into a model, except for its head; -> log lines about what was loaded."""
     report = load_pretrained(
         model,
         args.finetune,
@@ -39,7 +39,7 @@ def start_from_pretrained(args: Options, model: nn.Module, saved: dict[str, Any]
 
 
 def weights_key(args: Options, saved: dict[str, Any]) -> str:
-    """The entry of a checkpoint to use: as asked for, else the one that its results belong to."""
+    """The checkpoint entry to load: the given one, else the one that its results belong to."""
     own = saved.get("evaluated")
     return args.model_key if "model_key" in args.given or not isinstance(own, str) else own
 
@@ -47,9 +47,9 @@ def weights_key(args: Options, saved: dict[str, Any]) -> str:
 def classes_of_checkpoint(
     args: Options, known: Sequence[str], data: LabelledSet
 ) -> tuple[tuple[str, ...], list[str]]:
-    """The names of a checkpoint's outputs in their order, and what to say of them.
+    """The class names of a checkpoint's outputs in their order, and log lines about them.
 
-    `known`: those it names itself.
+    `known`: the names in the checkpoint itself, if any.
     """
     if args.classes or known:
         return args.classes or tuple(known), []
@@ -61,7 +61,7 @@ def classes_of_checkpoint(
 
 
 def assumed(args: Options, trained: Mapping[str, Any]) -> list[str]:
-    """The line on what a checkpoint does not say of its images, so that the options decide."""
+    """A log line on settings that the checkpoint does not record, so that the options decide."""
     share = "the whole image" if args.crop_pct is None else f"--crop_pct {args.crop_pct:g}"
     norm = f"--imagenet_default_mean_and_std {args.imagenet_default_mean_and_std}"
     shown = {
@@ -70,11 +70,11 @@ def assumed(args: Options, trained: Mapping[str, Any]) -> list[str]:
         "imagenet_default_mean_and_std": norm,
     }
     unknown = [text for name, text in shown.items() if name not in trained]
-    return [f"assumed, for the checkpoint does not say: {'; '.join(unknown)}"] if unknown else []
+    return [f"assumed, since the checkpoint does not say: {'; '.join(unknown)}"] if unknown else []
 
 
 def use_of(args: Options, saved: dict[str, Any]) -> TrainingRecord:
-    """How the checkpoint of `--finetune` was trained, as far as it is known."""
+    """How the checkpoint of `--finetune` was trained, as far as known."""
     return training_record(args.finetune, saved, weights_key(args, saved), args.model_prefix)
 
 
@@ -83,18 +83,18 @@ class Use(NamedTuple):
 
     args: Options
     trained: dict[str, Any]  # see `trained_with`
-    classes: tuple[str, ...]  # those it names
+    classes: tuple[str, ...]  # named by the checkpoint
     notes: list[str]
 
 
 def use_as_trained(args: Options, saved: dict[str, Any]) -> Use:
-    """The options with those of the training that `--finetune` names, but for those given.
+    """The options as in the training of `--finetune`, except for those that were given.
 
-    Raises BadInput for one that its weights cannot obey.
+    Raises BadInput for a given one that does not fit the weights.
     """
     known = use_of(args, saved)
     trained = dict(known.trained)
-    if args.knn:  # of features, which are those of an image as it is
+    if args.knn:  # features are those of the image alone
         trained.pop("eval_flip", None)
     args, notes = as_trained(args, trained, args.finetune, (*OF_WEIGHTS, *OF_IMAGES))
     args = _with_crop(args, trained)
@@ -108,7 +108,7 @@ def use_as_trained(args: Options, saved: dict[str, Any]) -> Use:
 def other_outputs(
     args: Options, saved: dict[str, Any], known: Sequence[str]
 ) -> dict[str, dict[str, Any]]:
-    """What is not as in training of weights and `known` classes; see `differences`."""
+    """Which weights and classes differ from training; see `differences`. `known`: its classes."""
     found, own, key = {}, saved.get("evaluated"), weights_key(args, saved)
     if isinstance(own, str) and key != own:
         found["model_key"] = {"tested": key, "trained": own}
@@ -118,13 +118,13 @@ def other_outputs(
 
 
 def _with_crop(args: Options, taken: Mapping[str, Any]) -> Options:
-    """The options with the usual crop of the input size, unless one was given or `taken` over."""
+    """The options with the default crop, unless one was given or `taken` from a checkpoint."""
     settled = "crop_pct" in args.given or "crop_pct" in taken
     return args if settled else args.but(crop_pct=usual_crop(args))
 
 
 def _without_effect(args: Options, saved: dict[str, Any]) -> list[str]:
-    """Lines on options of a recipe that only mean something in training."""
+    """Log lines on options, perhaps from a recipe, that only affect training."""
     lines = []
     if args.eval and args.select != "test":
         lines.append(f"--select {args.select} has no effect: it chooses an epoch in training")
@@ -134,7 +134,7 @@ def _without_effect(args: Options, saved: dict[str, Any]) -> list[str]:
     if args.model_ema_eval and weights_key(args, saved) != "model_ema":
         lines.append(
             "--model_ema_eval has no effect: this checkpoint's results are of its "
-            f"{weights_key(args, saved)}; --model_key model_ema tests the average"
+            f"{weights_key(args, saved)}; --model_key model_ema tests the EMA"
         )
     return lines
 
@@ -142,15 +142,15 @@ def _without_effect(args: Options, saved: dict[str, Any]) -> list[str]:
 def start_like_pretraining(
     args: Options, path: Path | None
 ) -> tuple[Options, dict[str, Any], dict[str, Any], list[str]]:
-    """The options with what this training takes over from the one that `--finetune` names.
+    """The options with those adopted from the training of the checkpoint of `--finetune`.
 
-    -> them, that checkpoint (empty where the run continues at `path`), what it was trained with,
-    and lines about it. Images are normalised and faces cropped alike; frozen features also need
-    images of the same size and crop, resized alike.
+    -> options, checkpoint (empty if the run resumes from `path`), the options it was trained with,
+    and log lines. Images are normalised and faces cropped as in that training; for frozen features,
+    images also have the same size and crop and are resized in the same way.
     """
     names = ["imagenet_default_mean_and_std"]
     frozen = args.linear_probe or args.freeze_backbone
-    if path:  # whose options are those already
+    if path:  # it was trained with these options already
         saved, trained = {}, trained_with(read_checkpoint(path, peek=True), path)
     else:
         saved = read_finetune(args) if args.finetune else {}

@@ -25,7 +25,7 @@ def nothing_missing(root: Path) -> str:
 
 
 class Layout(NamedTuple):
-    """One data set in the layouts that its owners ship, or a kind of data set."""
+    """A data set in the layouts that its owners ship, or a kind of data set (class folders)."""
 
     title: str  # "RAF-DB"
     shape: str  # what it looks like, for messages: "EmoLabel/ and Image/aligned/"

@@ -258,10 +258,11 @@ def test_the_input_size_must_fit_the_checkpoints_patch_size(sets, finetune, tmp_
     assert "--input_size 36: not a multiple of the patch size, 8" in capfd.readouterr().err
 
 
-def test_cls_token_is_not_reported_for_a_convnext(sets, finetune, tmp_path, capfd):
+def test_options_of_vits_are_ignored_for_a_convnext(sets, finetune, tmp_path, capfd):
     run = finetune("convnext", "--linear_probe --lr 0.5 --batch_size 8")
     capfd.readouterr()
-    evaluate(run / "checkpoint-best.pth", tmp_path, f"--data_path {sets / 'rafdb'}")
+    options = f"--data_path {sets / 'rafdb'} --freeze_pos_embed"
+    evaluate(run / "checkpoint-best.pth", tmp_path, options)
     assert "cls_token" not in capfd.readouterr().out
 
 

@@ -82,7 +82,7 @@ class TestSet(NamedTuple):
 
 
 class Evaluation(NamedTuple):
-    result: dict  # of util.metrics.evaluate, and `unreadable`, the number of images left out
+    result: dict  # classification_metrics, and `unreadable`, the number of images left out
     probabilities: np.ndarray  # (n, K) over the common classes
     readable: np.ndarray  # (n,) bool: for which images the probabilities are valid
     counts: np.ndarray  # (C, C) images by true (rows) and predicted class, over all classes

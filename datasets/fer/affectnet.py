@@ -366,6 +366,7 @@ def _with_classes(data: LabelledSet, count: int) -> LabelledSet:
 
 
 def _missing(root: Path) -> str:
+    """See `Layout.missing`."""
     folders = {name.lower() for name in subfolders(root)}
     splits = [root, *(path for path in subfolders(root).values() if split_called(path.name))]
     annotated = any(child(folder, "images", "annotations") for folder in splits)

@@ -335,6 +335,7 @@ def _label_rows(path: Path) -> Iterator[Row]:
 
 
 def _missing(root: Path) -> str:
+    """See `Layout.missing`."""
     if child(root, "fer2013new.csv"):
         return "FERPlus's votes, but no images; put fer2013.csv beside fer2013new.csv"
     if {name.lower() for name in FOLDERS.values()} & {n.lower() for n in subfolders(root)}:

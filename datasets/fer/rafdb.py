@@ -185,6 +185,7 @@ def _folders(root: Path) -> Path | None:
 
 
 def _missing(root: Path) -> str:
+    """See `Layout.missing`."""
     for base in (root, root / "basic"):
         if {"aligned", "original"} & {n.lower() for n in subfolders(child(base, "Image") or base)}:
             return f"RAF-DB's images, but not EmoLabel/{LISTS[0]}; give the folder with both"

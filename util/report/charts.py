@@ -104,7 +104,7 @@ AT_RIGHT = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points"
 
 
 def class_figure(result: dict) -> np.ndarray:
-    """What `util.metrics.classification_metrics` returns -> recall and F1 of each class, (h, w, 3) uint8.
+    """Recall and F1 of each class, from `classification_metrics` -> (h, w, 3) uint8.
 
     A bar shows the recall, a line its interval, a diamond the F1. A class without images has
     neither bar nor line.
