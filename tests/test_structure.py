@@ -161,7 +161,7 @@ def test_help_lists_all_options_of_the_program(path):
 
 def test_training_starts_without_importing_what_is_needed_later():
     late = "[m for m in ('sklearn', 'matplotlib', 'torch.utils.tensorboard') if m in sys.modules]"
-    modules = "builders.finetune, training.run, engine_pretrain, training.probe"
+    modules = "builders.evaluation, builders.finetune, engine_pretrain, training.probe"
     code = f"import sys, {modules}; print({late})"
     run = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True
