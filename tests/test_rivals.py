@@ -156,7 +156,8 @@ def test_strong_augmentation_changes_images_but_leaves_them_recognisable():
         ("--minutes 1 --data_path {0}/nowhere", "nowhere"),
     ],
 )
-def test_bad_input_gives_one_error_line(tmp_path, capsys, options, message):
+def test_bad_input_gives_one_error_line(tmp_path, capsys, monkeypatch, options, message):
+    monkeypatch.setattr(sys, "argv", ["rivals.py"])
     options = options.format(tmp_path)
     assert run(f"{DATA} {options} --output_dir {tmp_path}") == 2
     (line,) = capsys.readouterr().err.splitlines()
