@@ -91,13 +91,15 @@ def model_card(card: Card) -> str:
 
 def front_matter(card: Card) -> str:
     """The metadata that the Hugging Face Hub reads, in YAML."""
-    task = "image-classification" if card.classes else "image-feature-extraction"
-    lines = [f"license: {card.licence}"] if re.fullmatch(LICENCE, card.licence) else []
-    if card.to in LIBRARIES:
-        lines.append(f"library_name: {LIBRARIES[card.to]}")
-    lines += [f"pipeline_tag: {task}", "tags:", "- facial-expression-recognition"]
-    lines += ["- masked-autoencoder"]
-    return "\n".join(["---", *lines, "---"])
+    from huggingface_hub import ModelCardData
+
+    data = ModelCardData(
+        license=card.licence if re.fullmatch(LICENCE, card.licence) else None,
+        library_name=LIBRARIES.get(card.to),
+        pipeline_tag="image-classification" if card.classes else "image-feature-extraction",
+        tags=["facial-expression-recognition", "masked-autoencoder"],
+    )
+    return f"---\n{data.to_yaml()}\n---"
 
 
 def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
