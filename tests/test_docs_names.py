@@ -34,8 +34,8 @@ def test_pages_are_linked_from_the_front_page_and_back():
 
 
 def test_every_picture_is_shown_on_a_page():
-    shown = {target for page in PAGES for _, target in links(page)}
-    assert [p.name for p in (ROOT / "docs").glob("*.png") if f"docs/{p.name}" not in shown] == []
+    shown = {(page.parent / target).resolve() for page in PAGES for _, target in links(page)}
+    assert [p.name for p in (ROOT / "docs").glob("*.png") if p.resolve() not in shown] == []
 
 
 def test_files_named_in_the_text_exist():
