@@ -29,15 +29,8 @@ from models_masked import (
     take_patches,
     with_contiguous_grad,
 )
-from ops.packed import (
-    MLP,
-    DenseCanvas,
-    Depthwise,
-    Neighbours,
-    find_neighbours,
-    uses_custom_kernels,
-    whole_images,
-)
+from ops.choice import uses_custom_kernels
+from ops.packed import MLP, DenseCanvas, Depthwise, Neighbours, find_neighbours, whole_images
 
 
 class GRN(nn.Module):

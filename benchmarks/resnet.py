@@ -8,13 +8,13 @@ the gathered visible cells. The optimizer is left out, as it is the same for bot
 """
 
 import copy
+import os
 from functools import partial
 
 import timing
 import torch
 from torch import Tensor, nn
 
-import models_resnet
 from models_registry import create_pretrain_model
 
 # (image size, patch size) in pixels: batch size.
@@ -24,7 +24,7 @@ WAYS = {"rows": True, "maps": False}
 
 def step(model: nn.Module, imgs: Tensor, noise: Tensor, own: bool) -> None:
     """Forward and backward pass; `own`: with gathered products."""
-    models_resnet.uses_custom_kernels = lambda device: own
+    os.environ["SFER_KERNELS"] = "cpu" if own else "reference"
     model.zero_grad()
     model(imgs, noise=noise).backward()
 

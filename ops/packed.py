@@ -17,6 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from ops.choice import uses_custom_kernels
+
 REACH = 3  # cells that a 7×7 filter reaches on each side
 # Bytes of upstream gradient that `correlate` uses as filters at a time: small enough that they and
 # their windows stay in the cache.
@@ -59,11 +61,6 @@ def whole_images(x: Tensor) -> Neighbours | None:
     if not uses_custom_kernels(x.device):
         return None
     return in_windows(torch.zeros(len(x), 1, dtype=torch.long), 1, x.shape[2])
-
-
-def uses_custom_kernels(device: torch.device) -> bool:
-    """Whether the passes of this package are used: on CPUs. Other devices use torch's kernels."""
-    return device.type == "cpu"
 
 
 def on_canvas(visible: Tensor, grid: int, b: int) -> DenseCanvas:

@@ -8,7 +8,6 @@ from torch import nn
 
 import main_finetune
 import main_pretrain
-import models_resnet
 from backbones.resnet import SIZES
 from models_registry import create_classifier, create_pretrain_model
 from models_saved import SavedEncoder, open_saved
@@ -108,7 +107,7 @@ def sparse_loss(model, imgs, noise):
 @pytest.mark.parametrize("gathered", [True, False])
 def test_masked_loss_and_every_gradient_equal_the_reference(gathered, name, patch, monkeypatch):
     """For both ways to compute it: on CPUs and on other devices."""
-    monkeypatch.setattr(models_resnet, "uses_custom_kernels", lambda device: gathered)
+    monkeypatch.setenv("SFER_KERNELS", "cpu" if gathered else "reference")
     model = masked(patch, name)
     nn.init.normal_(model.decoder[0].grn.gamma)
     imgs = torch.randn(3, 3, SIZE, SIZE, dtype=torch.float64)
@@ -138,7 +137,7 @@ def test_gradients_have_the_strides_that_ddp_expects():
 
 @pytest.mark.parametrize("gathered", [True, False])
 def test_bf16_is_close_to_fp32(gathered, monkeypatch):
-    monkeypatch.setattr(models_resnet, "uses_custom_kernels", lambda device: gathered)
+    monkeypatch.setenv("SFER_KERNELS", "cpu" if gathered else "reference")
     model, imgs = masked(16).float(), torch.randn(4, 3, SIZE, SIZE)
     noise, results = torch.rand(4, 16), []
     for on in (False, True):
