@@ -121,7 +121,7 @@ def finetune(args: Options, run: "Run") -> None:
     bad_images = BadImages(
         loss, len(train), record=run.output / "bad_images.txt", fresh=path is None, log=log
     )
-    extra = {"run": identity, **build.travels_along(args, data.train_set)}
+    extra = {"run": identity, **build.checkpoint_extras(args, data.train_set)}
     observer = observe(
         run,
         log,

@@ -211,6 +211,26 @@ def table(args: argparse.Namespace) -> list[str]:
     return ["| " + " | ".join(row) + " |" for row in rows]
 
 
+def passes(args: argparse.Namespace) -> list[str]:
+    """Images seen in training each of them, repetitions included, as Markdown."""
+    wanted = list(sides(args, args.labels[0]))
+    rows = [["images seen, labels", *wanted], ["---"] * (1 + len(wanted))]
+    for labels in args.labels:
+        folders = [group.folders for group in sides(args, labels).values()]
+        seen = [np.mean([images_seen(Path(folder)) for folder in group]) for group in folders]
+        rows.append([str(labels), *(f"{count:,.0f}" for count in seen)])
+    return ["| " + " | ".join(row) + " |" for row in rows]
+
+
+def images_seen(folder: Path) -> int:
+    """By one network in training; fine-tunings round what was asked for to whole epochs."""
+    result = read_json(folder / "eval.json")
+    if "images_seen" in result:
+        return result["images_seen"]
+    options = read_json(folder / "config.json")["options"]
+    return result["train_images"] * options["epochs"] * options["epoch_repeats"]
+
+
 def curves(args: argparse.Namespace) -> np.ndarray:
     """Plot UAR over minutes -> (h, w, 3) uint8, with one panel per number of labels."""
     from matplotlib import figure, rc_context
@@ -343,22 +363,17 @@ def check_options(args: argparse.Namespace) -> None:
     if max(args.labels) > args.count:
         few = f"{args.faces} has only {args.count} training images"
         raise BadInput(f"--labels {max(args.labels)}: {few}")
-    then = read_json(args.output_dir / BEGUN)
-    rivals.check_unchanged(args.output_dir, then or deciding(args), deciding(args))
-
-
-def deciding(args: argparse.Namespace) -> dict[str, object]:
-    """The options that must not change on resuming."""
-    return {name: getattr(args, name) for name in DECIDES_RESULT}
+    now = rivals.selected(args, DECIDES_RESULT)
+    rivals.check_unchanged(args.output_dir, read_json(args.output_dir / BEGUN) or now, now)
 
 
 def work(args: argparse.Namespace) -> None:
     """Run what is missing, then write the table and the curves."""
     args.output_dir.mkdir(parents=True, exist_ok=True)
-    write_json(args.output_dir / BEGUN, deciding(args))
+    write_json(args.output_dir / BEGUN, rivals.selected(args, DECIDES_RESULT))
     pretrain(args)
     duels(args)
-    lines = table(args)
+    lines = [*table(args), "", *passes(args)]
     (args.output_dir / "table.md").write_text("\n".join(lines) + "\n")
     save_png(curves(args), args.output_dir / "curves.png")
     print(*lines, sep="\n")

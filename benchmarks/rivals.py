@@ -13,11 +13,9 @@ on a held-out fifth of the labels; each candidate trains for a quarter of the mi
 augmentation is tried in the same way. The time of this search is not counted; --recipe skips it.
 
 RIVALS/MODEL/seed-N holds the same files as the folder of a main_finetune.py run, so that one report
-compares both: python -m util.report CHAIN/seed-* RIVALS/*/seed-* --output PAGE. Like
-main_finetune.py by default, it reports the best of its tests during training and, beside it, the
-last. Compare the last: it does not depend on the number of tests. Give both sides the same
-processor and number of threads. The clock decides how long a rival trains, so results differ a
-little from run to run.
+compares both: python -m util.report CHAIN/seed-* RIVALS/*/seed-* --output PAGE. Compare the last
+test, not the best of several. Give both sides the same processor and number of threads. The clock
+decides how long a rival trains, so results differ a little from run to run.
 """
 
 import argparse
@@ -26,7 +24,7 @@ import json
 import math
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
@@ -221,15 +219,15 @@ def run_seed(name: str, recipe: Recipe, seed: int, args: argparse.Namespace) -> 
     for left in ("status.json", "eval.json", "log.txt"):
         (folder / left).unlink(missing_ok=True)
     data, train, images, split = open_data(args, seed)
-    loader = build_test_loader(
-        PlainImages(images.source, plain(args.input_size)), 64, ProcessInfo(), 0
-    )
+    whole = PlainImages(images.source, plain(args.input_size))
+    loader = build_test_loader(whole, 64, ProcessInfo(), 0)
     test = TestSet(images, loader, data.classes, range(len(data.classes)))
     rival = Rival(name, args.input_size, len(data.classes), recipe, seed, args.device)
     parameters = sum(p.numel() for p in rival.model.parameters())
+    options = selected(args, (*DECIDES_RESULT, "threads"))
     config = {
         **provenance(),
-        "options": {**options_of(args), **recipe._asdict(), "seed": seed, "epochs": LEGS},
+        "options": {**options, **recipe._asdict(), "seed": seed, "epochs": LEGS},
         "model": {"name": f"{name}, from scratch", "parameters": parameters},
         "data": {"path": args.data_path, "count": len(train), "digest": train.digest},
     }
@@ -277,22 +275,22 @@ def trained_and_tested(
     return looks
 
 
-def options_of(args: argparse.Namespace) -> dict[str, object]:
-    """The options recorded in config.json."""
-    return {name: getattr(args, name) for name in (*DECIDES_RESULT, "threads")}
-
-
 def is_done(folder: Path, args: argparse.Namespace) -> bool:
     """Whether a seed is finished already. Raises BadInput if it was with other options."""
     if not is_finished(folder):
         return False
     then = part(read_json(folder / "config.json"), "options")
-    now = {name: getattr(args, name) for name in DECIDES_RESULT}
+    now = selected(args, DECIDES_RESULT)
     if args.recipe:
         now["recipe"] = args.recipe
         then["recipe"] = Recipe(*map(then.get, Recipe._fields))
     check_unchanged(folder, then, now)
     return True
+
+
+def selected(args: argparse.Namespace, names: Iterable[str]) -> dict[str, object]:
+    """These options and their values."""
+    return {name: getattr(args, name) for name in names}
 
 
 def check_unchanged(folder: Path, then: Mapping, now: Mapping) -> None:
@@ -353,12 +351,9 @@ def build_parser() -> Parser:
     add("--models", nargs="+", default=list(MODELS), help=f"in timm (default: {' '.join(MODELS)})")
     add("--seeds", type=COUNT, nargs="+", default=[0, 1, 2, 3, 4], help="seeds (default: 0 to 4)")
     budget = parser.add_mutually_exclusive_group(required=True)
-    budget.add_argument(
-        "--minutes", type=bounded(float, above=0), help="training time per seed in minutes"
-    )
-    budget.add_argument(
-        "--minutes_of", nargs="+", metavar="DIR", help="as long as these runs took together"
-    )
+    positive, runs = bounded(float, above=0), "as long as these runs took together"
+    budget.add_argument("--minutes", type=positive, help="training time per seed in minutes")
+    budget.add_argument("--minutes_of", nargs="+", metavar="DIR", help=runs)
     add(
         "--recipe",
         type=Recipe.read,

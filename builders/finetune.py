@@ -240,7 +240,7 @@ def preprocessing(args: argparse.Namespace) -> dict[str, object]:
     }
 
 
-def travels_along(args: argparse.Namespace, data: LabelledSet) -> dict[str, object]:
+def checkpoint_extras(args: argparse.Namespace, data: LabelledSet) -> dict[str, object]:
     """What a checkpoint holds besides the training state: everything needed to use the model."""
     return {
         "args": vars(args),

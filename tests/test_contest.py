@@ -18,7 +18,7 @@ def run(options):
 def leave_run(folder, uar, seconds):
     """Write a run's results: a test per number in `uar`, after equal parts of the seconds."""
     folder.mkdir(parents=True)
-    scores = {"accuracy": 90.0, "macro_f1": 90.0}
+    scores = {"accuracy": 90.0, "macro_f1": 90.0, "images_seen": 1000 * len(uar)}
     result = {**scores, "uar": max(uar), "last": {**scores, "uar": uar[-1], "epoch": len(uar) - 1}}
     (folder / "eval.json").write_text(json.dumps(result))
     lines = [json.dumps({"test_uar": u, "epoch_s": seconds / len(uar)}) for u in uar]
@@ -36,6 +36,7 @@ def test_the_table_compares_last_epochs_seed_by_seed(tmp_path):
     _, _, few, many = contest.table(args)
     assert few == "| 80 | 3.0 | 45.00 ± 7.07 | 55.50 ± 7.78 | +10.50 ± 0.71 |"
     assert many == "| 560 | 3.0 | 45.00 ± 7.07 | 44.50 ± 7.78 | −0.50 ± 0.71 |"
+    assert contest.passes(args)[2:] == ["| 80 | 2,000 | 2,000 |", "| 560 | 2,000 | 2,000 |"]
     chart = contest.curves(args)
     more = f"--faces x --output_dir {tmp_path} --labels 80 --pseudo_passes 9"
     for seed in (0, 1):
@@ -99,6 +100,7 @@ def test_it_trains_both_sides_for_the_same_minutes(tmp_path, capsys):
         asked = read_json(folder / "config.json")["options"]
         assert asked["finetune"] == str(begin / "checkpoint-last.pth")
     assert (tmp_path / "out/table.md").read_text() in said
+    assert [contest.images_seen(folder) for folder in (tuned, pseudo)] == [128, 56]
     assert (tmp_path / "out/curves.png").exists()
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("eval.json")}
     assert contest.main([*options.split(), *more]) == 0
