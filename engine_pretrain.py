@@ -126,12 +126,13 @@ class Reconstructions:
 
 
 class Stages(NamedTuple):
-    """The same images in four versions, (N, S, S, 3) uint8 each."""
+    """The same images in three versions, (N, S, S, 3) uint8 each."""
 
     original: np.ndarray
     masked: np.ndarray  # masked patches in the data's mean colour
-    reconstructed: np.ndarray  # all patches as predicted
-    pasted: np.ndarray  # masked patches as predicted, visible ones from the original
+    # Masked patches as predicted. Visible ones are the original's: what is predicted there is not
+    # in the loss, and is noise.
+    reconstructed: np.ndarray
 
 
 @torch.no_grad()
@@ -159,9 +160,8 @@ def reconstruct(
         _, mean, deviation = model.normalise_patches(model.patchify(x))
         pred = pred * deviation + mean
     hidden = model.unpatchify(mask[:, :, None].expand_as(pred)).bool()
-    filled = model.unpatchify(pred)
-    masked, pasted = torch.where(hidden, 0.0, x), torch.where(hidden, filled, x)
-    pictures = (normalise.pixels(y).permute(0, 2, 3, 1) for y in (x, masked, filled, pasted))
+    versions = (x, *(torch.where(hidden, y, x) for y in (0.0, model.unpatchify(pred))))
+    pictures = (normalise.pixels(y).permute(0, 2, 3, 1) for y in versions)
     return Stages(*(picture.cpu().numpy() for picture in pictures))
 
 

@@ -152,7 +152,7 @@ def explain_faces(
 def mask_and_reconstruct(
     saved: SavedAutoencoder, face: np.ndarray, mask_ratio: float, seed: int
 ) -> np.ndarray:
-    """(H, W, 3) uint8 -> one picture of the face original, masked, reconstructed and pasted."""
+    """(H, W, 3) uint8 -> one picture of the face: original, masked, reconstructed."""
     model = saved.model
     device = next(model.parameters()).device
     imgs = saved.preprocessing.view(face)[None]

@@ -103,7 +103,7 @@ class Viewer:
             reconstruct(self.model, self.normalise, imgs=imgs, mask_ratio=r, noise=noise)
             for r in ratios
         ]
-        columns = [(r, s.masked, s.pasted) for r, s in zip(ratios, stages, strict=True)]
+        columns = [(r, s.masked, s.reconstructed) for r, s in zip(ratios, stages, strict=True)]
         return ratio_grid(stages[0].original, columns, self.saved.name, shown_with(self.model))
 
     @torch.no_grad()

@@ -82,7 +82,7 @@ def test_patches_masked_at_a_low_ratio_are_masked_at_higher_ones(pretrained):
     removed = [(stage.masked != stage.original).any(axis=3) for stage in (few, many)]
     assert (removed[0] <= removed[1]).all()
     assert removed[0].sum() < removed[1].sum()
-    columns = [(0.25, few.masked, few.pasted), (0.75, many.masked, many.pasted)]
+    columns = [(0.25, few.masked, few.reconstructed), (0.75, many.masked, many.reconstructed)]
     expected = ratio_grid(few.original, columns, saved.name)
     assert (shown == expected).all()
 

@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw
 from util.files import write_file
 from util.report.drawing import GREY, INK, clipped, drawable, font, wrap
 
-COLUMNS = ("original", "masked", "reconstructed", "pasted")
+COLUMNS = ("original", "masked", "reconstructed")
 GAP, MARGIN = 4, 16  # pixels; the margin is also between two blocks
 SIDE = 112  # least side length of an image where many are shown; less than twice this
 WRONG = (184, 66, 0)  # of wrong predictions, which a cross marks as well
@@ -37,9 +37,9 @@ def reconstruction_grid(*stages: np.ndarray, title: str, note: str = "") -> np.n
     From six images on, the second half is placed right of the first. Images under 128 px are
     enlarged by a whole factor with nearest neighbours, so that patches keep sharp edges. `note` is
     set small under the title; both are wrapped to the width. Raises ValueError unless the stages
-    are four arrays of uint8 images of equal shape.
+    are three arrays of uint8 images of equal shape.
     """
-    _check(stages, 4)
+    _check(stages, len(COLUMNS))
     blocks = 2 if len(stages[0]) >= 6 else 1  # so that the picture is no taller than a screen
     return _grid(
         COLUMNS, [_enlarged(stage) for stage in stages], title=title, note=note, blocks=blocks
@@ -126,9 +126,8 @@ def _check(stages: Sequence[np.ndarray], count: int) -> None:
     shape = np.shape(stages[0])
     equal = all(np.shape(a) == shape and a.dtype == np.uint8 for a in stages)
     if len(stages) != count or not equal or len(shape) != 4 or shape[3] != 3 or 0 in shape:
-        times = {2: "twice", 4: "four times"}.get(count, f"{count} times")
-        got = ", ".join(f"{a.shape} {a.dtype}" for a in stages)
-        raise ValueError(f"expected uint8, {times} the same (K, H, W, 3) above 0; got {got}")
+        got = ", ".join(f"{np.shape(a)} {a.dtype}" for a in stages)
+        raise ValueError(f"expected {count} arrays of uint8, all (K, H, W, 3) and K > 0; got {got}")
 
 
 def _enlarged(stage: np.ndarray) -> np.ndarray:
