@@ -16,6 +16,7 @@ from pathlib import Path
 
 from export.model_card import LICENCE
 from util.errors import BadInput
+from util.files import creating, write_file
 from util.options.groups import TRAINED, add_saved
 from util.options.parser import Parser
 from util.program import run_program
@@ -90,9 +91,9 @@ def check_output(folder: Path) -> None:
 
 def work(args: argparse.Namespace) -> None:
     """Export, compare the outputs, write the model card; then move the folder into place."""
+    # Only now: --help and wrong options should not have to wait for torch.
     from export.write import card_of, export, note_of
     from models_saved import open_saved
-    from util.files import creating, write_file
     from util.weights import find_source
 
     source = find_source(args.checkpoint, args.cache_dir)

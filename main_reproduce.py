@@ -14,13 +14,12 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING
 
 from util.errors import BAD_INPUT, DONE, FAULT, RESUMABLE, BadInput
+from util.files import write_json
 from util.options.parser import COUNT, SIZE, Parser, underscored
-
-if TYPE_CHECKING:
-    from util.summary import Group, Spread
+from util.safe_json import parse_object, part, read_text
+from util.summary import METRICS, SEED, Group, Spread, conditions, group_runs, is_finished
 
 MAIN = Path(__file__).resolve().parent / "main_finetune.py"
 PUBLISHED = re.compile(r"\s*#\s*Published:\s*(.+?)\s*")
@@ -113,8 +112,6 @@ def expand(passed: Sequence[str]) -> tuple[dict[str, str], str]:
 
 def check_same_options(summary: Path, options: dict[str, str]) -> None:
     """Raises BadInput if the seeds in OUT were run with other options: they have no common mean."""
-    from util.safe_json import parse_object, part, read_text
-
     then = part(parse_object(read_text(summary)), "options")
     names = [name for name in {**then, **options} if then.get(name) != options.get(name)]
     if then and names:
@@ -132,9 +129,6 @@ def check_same_options(summary: Path, options: dict[str, str]) -> None:
 
 def run_seed(passed: Sequence[str], seed: int, folder: Path, processes: int) -> int:
     """Run one seed, unless it is already finished. Prints a failure; returns the exit code."""
-    from util.safe_json import parse_object, read_text
-    from util.summary import is_finished
-
     if is_finished(folder):
         tell(f"seed {seed}: already finished, in {folder}")
         return DONE
@@ -185,15 +179,12 @@ def run_command(command: Sequence[str]) -> int:
     return RESUMABLE if asked and code == DONE else code
 
 
-def write_summary(output: Path, options: dict[str, str], published: str) -> "Group":
+def write_summary(output: Path, options: dict[str, str], published: str) -> Group:
     """Write OUT/summary.json from all finished seeds in OUT, and return these."""
-    from util.files import write_json
-    from util.summary import METRICS, SEED, conditions, group_runs, is_finished
-
     seeds = [folder for folder in output.iterdir() if SEED.fullmatch(folder.name)]
     (group,) = group_runs([folder for folder in seeds if is_finished(folder)])
 
-    def spreads(of: Callable[[str], "Spread | None"]) -> dict[str, dict]:
+    def spreads(of: Callable[[str], Spread | None]) -> dict[str, dict]:
         return {
             metric: {"mean": spread.mean, "deviation": spread.deviation, "values": spread.values}
             for metric in METRICS
@@ -212,12 +203,10 @@ def write_summary(output: Path, options: dict[str, str], published: str) -> "Gro
     return group
 
 
-def result_table(group: "Group", published: str) -> list[str]:
+def result_table(group: Group, published: str) -> list[str]:
     """The lines of a table in %: mean ± deviation and single values, of the best and last epoch,
     and the published results.
     """
-    from util.summary import METRICS, conditions
-
     rows = [["", *METRICS.values()]]
     for name, of in (("best epoch", group.spread), ("last epoch", group.last)):
         if None in (spreads := [of(metric) for metric in METRICS]):
@@ -240,8 +229,9 @@ def result_table(group: "Group", published: str) -> list[str]:
     return [*lines, *([f"published by the original authors: {published}"] if published else [])]
 
 
-def write_page(output: Path, group: "Group") -> Path:
+def write_page(output: Path, group: Group) -> Path:
     """Write OUT/report.html about all finished seeds, and return its path."""
+    # Only now: --help and wrong options should not have to wait for numpy.
     from util.report.page import write_report
 
     return write_report(*group.folders, page=output / "report.html")

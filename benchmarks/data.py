@@ -100,7 +100,7 @@ def pack(folder: Path, store: Path) -> None:
 
     options = ["--data_path", str(folder), "--output", str(store), "--num_workers", "0"]
     assert (
-        run_program(main_pack.build_parser, main_pack.check_options, main_pack.pack, options) == 0
+        run_program(main_pack.build_parser, main_pack.check_options, main_pack.work, options) == 0
     )
 
 

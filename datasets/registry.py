@@ -160,7 +160,8 @@ def settings(name: str | None, given: Mapping[str, str | float | None]) -> dict[
     option = setting_of(name)
     if not option:
         return {}
-    return {option: layout_of(name).default if given[option] is None else given[option]}
+    value = given.get(option)
+    return {option: layout_of(name).default if value is None else value}
 
 
 def _open_store(data_path: str) -> PackedImages | None:
@@ -181,7 +182,7 @@ def _packed_set(store: PackedImages, data_set: str) -> str:
 def _check_settings(store: PackedImages, given: Mapping[str, str | float | None]) -> None:
     """Raise BadInput for an option that does not match the images or labels in a store."""
     for option, packed in store.manifest["settings"].items():
-        if given[option] not in (None, packed):
+        if given.get(option) not in (None, packed):
             was = f"with {packed}" if packed is not None else "without it"
             what = f"{store.folder} was packed {was}; leave the option out, or pack again"
             raise BadInput(f"--{option} {given[option]}: {what}")

@@ -1,4 +1,7 @@
-"""The content of the web page: faces, their expressions, attention maps, reconstructions."""
+"""The content of the web page: faces, their expressions, attention maps, reconstructions.
+
+Without gradio, which lays it out: see `page_layout`.
+"""
 
 from collections.abc import Sequence
 from functools import lru_cache
@@ -12,6 +15,7 @@ from tqdm import tqdm
 
 from datasets.decode import load_rgb
 from datasets.faces.detection import Detector, cut_face, whole_picture
+from datasets.synthetic.generator import SyntheticFaces
 from engine_pretrain import reconstruct, shown_with
 from inference.explanation import attention_map
 from inference.predict import Predictor, face_margin, whole_line
@@ -25,11 +29,13 @@ from models_saved import (
     peek,
 )
 from util.errors import BadInput
-from util.report.figures import overlay, reconstruction_grid
+from util.report.figures import overlay, reconstruction_grid, save_png
 
 ENDINGS = (".pth", ".pt", ".safetensors")
 MOST_FACES = 12  # per picture
 SHOWN = 336  # side length in pixels of a face on the page
+EXAMPLES = 5  # synthetic faces to click on
+INVITATION = "Upload or photograph a face."
 
 
 class Checkpoints:
@@ -171,3 +177,12 @@ def enlarged(picture: np.ndarray) -> np.ndarray:
     """(S, S, 3) uint8 -> (SHOWN, SHOWN, 3)."""
     image = Image.fromarray(picture)
     return np.asarray(image.resize((SHOWN, SHOWN), Image.Resampling.BICUBIC))
+
+
+def example_faces(folder: str) -> list[str]:
+    """Write synthetic faces, of the demo's kind but not its training images; return their paths."""
+    faces = SyntheticFaces(EXAMPLES, size=256, split="test", lab=True)
+    paths = [str(Path(folder, f"face-{i + 1}.png")) for i in range(EXAMPLES)]
+    for i, path in enumerate(paths):
+        save_png(faces.image(i), path)
+    return paths

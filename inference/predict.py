@@ -41,6 +41,10 @@ class Prediction(NamedTuple):
     probabilities: np.ndarray  # (n, K) float32, rows sum to 1
     features: np.ndarray  # (n, D) float32: the input of the head
 
+    def is_finite(self) -> bool:
+        """Whether there are no NaN or infinite values."""
+        return all(np.isfinite(values).all() for values in self)
+
 
 class Predictor:
     """A classifier on a device, together with its preprocessing."""
@@ -73,6 +77,12 @@ class Predictor:
             if self._flip:
                 p = (p + self._model(x.flip(-1)).softmax(dim=-1)) / 2
         return Prediction(p[:n].cpu().numpy(), features[:n].cpu().numpy())
+
+
+def device_name(device: torch.device) -> str:
+    """A device in words, with the model name if it is a GPU."""
+    name = f" ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else ""
+    return f"{device}{name}"
 
 
 def predict_pictures(

@@ -15,7 +15,7 @@ import torch
 
 import app
 from datasets.faces.detection import open_detector
-from inference.page import Checkpoints, explain_faces, faces_in
+from inference.page import EXAMPLES, INVITATION, Checkpoints, explain_faces, faces_in
 from inference.predict import Predictor
 from models_saved import open_classifier
 from runs import ROOT, free_port, run_here, start
@@ -124,7 +124,7 @@ def test_one_of_several_faces_can_be_chosen(page, photographs):
 def test_a_synthetic_face_is_used_whole_and_a_photograph_searched_for_faces(page, photographs):
     drawn = page.locator(".gallery button, button.gallery-item").locator("visible=true")
     drawn.first.wait_for()
-    assert drawn.count() == app.EXAMPLES
+    assert drawn.count() == EXAMPLES
     drawn.nth(2).click()
     page.get_by_text(app.TICK).wait_for()
     page.locator("#attention img").wait_for()
@@ -166,7 +166,7 @@ def test_pictures_without_faces_and_unreadable_files_are_explained(page, photogr
     upload(page, photographs / "grey.png")
     page.get_by_text("No face was found, so the whole picture is used as a face.").wait_for()
     page.get_by_label("Remove Image").or_(page.get_by_label("Clear")).first.click()
-    page.get_by_text(app.INVITATION).first.wait_for()
+    page.get_by_text(INVITATION).first.wait_for()
     assert page.locator("#attention img").count() == 0
     upload(page, photographs / "page.jpg")
     page.get_by_text("This picture cannot be read (is a web page, not an image").wait_for()

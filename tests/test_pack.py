@@ -339,6 +339,7 @@ def test_a_finished_store_is_not_changed(faces, tmp_path, undisturbed, capfd):
         (["--verify", "/nowhere/at/all"], "--verify /nowhere/at/all: is not a packed store"),
         (["--data_path", "/nowhere/at/all", "--output", "x"], "--data_path /nowhere"),
         (["--data_path", "synthetic", "--output", "x", "--short_side", "-1"], "--short_side"),
+        (["--data_path", "synthetic", "--output", "x", "--short_side", "9"], "--short_side"),
         (["--data_path", "synthetic", "--output", "x", "--data_set", "y"], "--data_set y"),
     ],
 )

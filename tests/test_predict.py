@@ -19,6 +19,7 @@ import main_predict
 from datasets.faces.detection import cut_face, open_detector
 from datasets.faces.pictures import list_pictures
 from finetuned import RAF_NAMES, evaluate, predictions
+from inference import outputs
 from inference.annotate import annotated, file_name
 from inference.predict import Predictor
 from models_saved import open_classifier
@@ -269,14 +270,14 @@ def test_rows_go_to_stdout_and_messages_to_stderr(checkpoint, tmp_path, capfdbin
 
 def test_an_interrupted_run_leaves_complete_rows(checkpoint, tmp_path, monkeypatch):
     write_faces(tmp_path / "faces", 5)
-    write = main_predict.write_picture
+    write = outputs.write_picture
 
     def interrupted(rows, picture, *rest):
         if "good003" in picture.path:
             raise KeyboardInterrupt
         return write(rows, picture, *rest)
 
-    monkeypatch.setattr(main_predict, "write_picture", interrupted)
+    monkeypatch.setattr(outputs, "write_picture", interrupted)
     out = tmp_path / "rows.csv"
     options = ["--detector", "none", "--batch_size", "1", "--output", out]
     predict(checkpoint, tmp_path / "faces", *options, code=FAULT)

@@ -122,7 +122,9 @@ def test_every_flag_is_read(main):
     more = {
         "main_pretrain": ["builders/pretrain", "util/options/pretrain", *families],
         "main_finetune": [*build, "util/options/finetune", "util/options/augmentations", *families],
-        "main_predict": ["util/options/predict"],
+        "main_pack": ["builders/pack"],
+        "main_predict": ["builders/predict", "util/options/predict"],
+        "main_visualize": ["builders/visualize", "util/options/visualize"],
     }
     places = more.get(main.__name__, [])
     read = set()
@@ -324,15 +326,13 @@ def test_families_are_known_to_their_own_files_alone():
     assert wrong == []
 
 
-@pytest.mark.parametrize("path", MAINS, ids=module_name)
+@pytest.mark.parametrize("path", [*MAINS, ROOT / "app.py"], ids=module_name)
 def test_a_main_defers_imports_in_few_places(path):
     """What needs torch is imported once --help and wrong options are dealt with."""
-    if path.name not in ("main_pretrain.py", "main_finetune.py"):
-        return
     places = [
         node.name
         for node in ast.parse(path.read_text()).body
-        if isinstance(node, ast.FunctionDef)
+        if isinstance(node, ast.FunctionDef | ast.ClassDef)
         and any(isinstance(n, ast.Import | ast.ImportFrom) for n in ast.walk(node))
     ]
     assert len(places) <= 2, places

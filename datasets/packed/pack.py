@@ -86,6 +86,14 @@ def shrink(image: np.ndarray, short_side: int) -> np.ndarray:
     return np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BICUBIC))
 
 
+def names_below(data_path: str, data: ToPack) -> list[str]:
+    """Image names relative to the data set, so that they do not depend on where it is."""
+    path = os.path.abspath(os.path.expanduser(data_path))
+    names = (data.name(i) for i in range(len(data)))
+    roots = path + os.sep, os.path.dirname(path) + os.sep  # a list's images are beside it
+    return [name.removeprefix(roots[0]).removeprefix(roots[1]) for name in names]
+
+
 def finish(
     parts: Parts,
     plan: dict,

@@ -29,6 +29,7 @@ from datasets.synthetic.scene import (
     occlude,
     photograph,
 )
+from util.errors import BadInput
 from util.seeding import FACE, IDENTITY, generator
 
 VERSION = 2  # of the drawing code: increase it whenever the image at any position changes
@@ -250,7 +251,8 @@ class SyntheticFaces:
         if count < 1:
             raise ValueError(f"count must be at least 1, not {count}")
         if not 16 <= size <= 1024:
-            raise ValueError(f"size must be 16 to 1024 pixels, not {size}")
+            what = "--input_size or --short_side asks for another size"
+            raise BadInput(f"synthetic faces have 16 to 1024 pixels per side, not {size}; {what}")
         if seed < 0:
             raise ValueError(f"seed must not be negative, not {seed}")
         self.count, self.size, self.seed, self.split, self.lab = count, size, seed, split, lab
