@@ -47,7 +47,7 @@ def test_it_is_an_option_with_defaults_of_its_own(tmp_path, monkeypatch):
     }
     plain_images = open_labelled("synthetic:16:8", size=synthetic_size(32)).splits["train"].source
     whole = torch.stack([plain(32)(plain_images.image(i)) for i in range(16)])
-    contrast = [x.float().std(dim=(2, 3)).mean() for x in (torch.cat(seen), whole)]
+    contrast = [float(x.float().std(dim=(2, 3)).mean()) for x in (torch.cat(seen), whole)]
     assert contrast[0] == pytest.approx(0.25 * contrast[1], rel=0.05)
 
 
