@@ -61,7 +61,7 @@ class ClassifierLoss:
         loss = self.cross_entropy(logits, targets)
         return self.teacher(x, logits, loss) if self.teacher else loss
 
-    def blank(self, batch_size: int, input_size: int, classes: int) -> Batch:
+    def blank_batch(self, batch_size: int, input_size: int, classes: int) -> Batch:
         """A batch of zeros, for a pass whose result is discarded."""
         imgs = torch.zeros(batch_size, 3, input_size, input_size, dtype=torch.uint8)
         return imgs, torch.full((batch_size, classes), 1 / classes), []

@@ -53,7 +53,7 @@ class MaskedLoss:
         self.problems.update(problem for problem in problems if problem)
         return model(self.normalise(imgs), noise=noise)
 
-    def blank(self, batch_size: int, input_size: int, patches: int) -> Batch:
+    def blank_batch(self, batch_size: int, input_size: int, patches: int) -> Batch:
         """A batch of zeros, for a pass whose result is discarded."""
         imgs = torch.zeros(batch_size, 3, input_size, input_size, dtype=torch.uint8)
         return imgs, torch.zeros(batch_size, patches), []

@@ -198,7 +198,7 @@ class Trainer:
         self.parameters = [p for p in state.model.parameters() if p.requires_grad]
         self.device = self.parameters[0].device
 
-    def settle_buckets(self, batch: Any) -> None:
+    def fix_bucket_order(self, batch: Any) -> None:
         """Run one throw-away backward pass if the model is wrapped by DDP.
 
         DDP reorders its gradient buckets after the first backward pass, which changes the last bits

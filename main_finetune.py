@@ -145,7 +145,7 @@ def finetune(args: Options, run: "Run") -> None:
         seed=args.seed,
         weight_decay_at=weight_decay(args),
     )
-    trainer.settle_buckets(loss.blank(args.batch_size, args.input_size, len(classes)))
+    trainer.fix_bucket_order(loss.blank_batch(args.batch_size, args.input_size, len(classes)))
     evaluator = build.build_evaluator(
         args,
         run,

@@ -53,7 +53,8 @@ def pretrain(args: Namespace, run: "Run") -> None:
     size_at = build.size_schedule(args, model.patch_size)
     data = build.open_data(args, run, model.num_patches, size_at)
     sampler, margin = data.sampler, data.face_margin
-    probe_margin = args.face_margin if margin is None else margin  # whose faces may have boxes
+    # The probe's data set may have face boxes even if these images are faces already.
+    probe_margin = args.face_margin if margin is None else margin
     args = args.but(face_margin=margin)
 
     lr = args.lr if args.lr is not None else scaled_lr(args.blr, sampler.global_batch)
@@ -65,7 +66,7 @@ def pretrain(args: Namespace, run: "Run") -> None:
         trained, told = start_from_weights(model, weights)
         seen = {name: trained[name] for name in ("input_size", "face_margin") if name in trained}
         differ = differences(args, seen, {"face_margin": margin})
-        notes += [*told, *difference_lines(differ, "continued", "begun")]
+        notes += [*told, *difference_lines(differ, now="continued", before="begun")]
     notes += restore_state(
         path, resume_options(args), state=state, identity=identity, sampler=sampler
     )
@@ -121,7 +122,7 @@ def pretrain(args: Namespace, run: "Run") -> None:
         clip_grad=args.clip_grad,
         seed=args.seed,
     )
-    trainer.settle_buckets(loss.blank(args.batch_size, args.input_size, model.num_patches))
+    trainer.fix_bucket_order(loss.blank_batch(args.batch_size, args.input_size, model.num_patches))
     pictures = build.build_pictures(args, run, data, normalise)
     probe = build.build_probe(args, run, normalise=normalise, face_margin=probe_margin, log=log)
     resolution = Resolution(model, size_at, log)

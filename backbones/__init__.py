@@ -1,7 +1,8 @@
 """The families of backbones: everything that programs need to know about a model but its networks.
 
 To add a family, add one file here and one entry to FAMILIES, with its networks in `models_*.py`.
-No other code depends on the family of a model. This package does not import torch.
+Besides texts of `--help`, no other code depends on the family of a model. This package does not
+import torch.
 """
 
 from typing import Any

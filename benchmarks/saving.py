@@ -41,8 +41,9 @@ def main() -> None:
     from engine_train import TrainState
     from models_registry import create_classifier
     from training.saver import Saver
-    from util.checkpoint import LAST, save_checkpoint
+    from util.checkpoint import save_checkpoint
     from util.optim import adamw, parameter_groups
+    from util.rundir import LAST
 
     torch.manual_seed(0)
     imgs = torch.randn(1, 3, 224, 224)

@@ -329,7 +329,7 @@ def run_rank(
         accum=accum,
     )
     imgs = torch.randn(batch_size, 3, 224, 224)
-    trainer.settle_buckets(imgs)
+    trainer.fix_bucket_order(imgs)
     sent = {"buckets": 0, "MB": 0.0, "others": 0}
     if counting:
         count_sent(run, sent)

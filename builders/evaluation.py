@@ -11,12 +11,13 @@ from engine_train import Precision, TrainState
 from training.evaluate import doubt_order, judge
 from training.probe import Probe, knn
 from training.run import Run
-from util.checkpoint import BEST, read_checkpoint
+from util.checkpoint import read_checkpoint
 from util.distributed import on_main
 from util.metrics import summary_lines
 from util.options.evaluation import made_by
 from util.options.parser import Options
 from util.options.trained import difference_lines, differences
+from util.rundir import BEST
 from util.weights import load_pretrained
 
 

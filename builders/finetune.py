@@ -170,7 +170,7 @@ def build_teacher(args: Options, run: Run, data: LabelledSet) -> Teacher | None:
         known = trained_with(saved.checkpoint, args.teacher)
         margin = {"face_margin": known["face_margin"]} if "face_margin" in known else {}
         differ = differences(args, margin, data.options)
-        teacher.lines += difference_lines(differ, "taught", "the teacher was trained")
+        teacher.lines += difference_lines(differ, now="taught", before="the teacher was trained")
         return teacher
 
     return same_everywhere(f"--teacher {args.teacher}", build, lambda teacher: teacher.digest)

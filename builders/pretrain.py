@@ -126,10 +126,10 @@ def describe_model(
 ) -> str:
     """A log line about the model."""
     parameters = sum(p.numel() for p in model.parameters())
+    predicted = f", {args.predict_ratio:.0%} of those predicted" * (args.predict_ratio < 1)
     return (
         f"{args.model}: {parameters / 1e6:.1f} M parameters with decoder, {args.input_size} px, "
-        f"{args.mask_ratio:.0%} of {model.num_patches} patches masked, "
-        f"{args.predict_ratio:.0%} of those predicted; "
+        f"{args.mask_ratio:.0%} of {model.num_patches} patches masked{predicted}; "
         f"{precision.name} on {run.device}, {model.kernels(run.device, precision.dtype)}"
     )
 

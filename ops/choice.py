@@ -12,9 +12,8 @@ VARIABLE = "SFER_KERNELS"
 def uses_custom_kernels(device: torch.device) -> bool:
     """Whether the passes of this package are used: on CPUs. Other devices use torch's kernels.
 
-    SFER_KERNELS=reference uses torch's kernels on a CPU as well, `cpu` allows nothing but these
-    passes; both are for tests and benchmarks. Raises BadInput for other values, and for `cpu`
-    where they cannot be used.
+    SFER_KERNELS=reference uses torch's kernels on a CPU as well, for tests and benchmarks. Raises
+    BadInput for other values, and for `cpu` on another device.
     """
     wanted = os.environ.get(VARIABLE, "")
     if wanted not in ("", "reference", "cpu"):

@@ -278,7 +278,7 @@ def erased(step, **options):
     )
     loss.cross_entropy = lambda x, targets: x
     seed_globals(5, 2, step, 0)
-    batch = loss.blank(6, 16, CLASSES)
+    batch = loss.blank_batch(6, 16, CLASSES)
     return loss(nn.Identity(), batch), loss.normalise(batch[0])
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from models_registry import create_pretrain_model
-from training.resume import find_start
+from training.resume import choose_checkpoint
 from util.checkpoint import newest_checkpoint, save_checkpoint
 from util.distributed import ProcessInfo, find_process, pick_device
 from util.errors import FAULT, BadInput
@@ -124,17 +124,17 @@ def test_a_folder_is_filled_at_the_end_or_not_at_all(tmp_path, there):
 
 
 def test_the_start_order_is_own_checkpoint_then_resume_then_nothing(tmp_path):
-    assert find_start(tmp_path, True, "")[0] is None
-    assert str(find_start(tmp_path, True, "other.pth")[0]) == "other.pth"
+    assert choose_checkpoint(tmp_path, True, "")[0] is None
+    assert str(choose_checkpoint(tmp_path, True, "other.pth")[0]) == "other.pth"
     save_checkpoint(checkpoint(1), tmp_path)
-    assert find_start(tmp_path, True, "other.pth")[0] == tmp_path / "checkpoint-last.pth"
-    assert str(find_start(tmp_path, False, "other.pth")[0]) == "other.pth"
+    assert choose_checkpoint(tmp_path, True, "other.pth")[0] == tmp_path / "checkpoint-last.pth"
+    assert str(choose_checkpoint(tmp_path, False, "other.pth")[0]) == "other.pth"
     with pytest.raises(BadInput, match="would overwrite"):
-        find_start(tmp_path, False, "")
+        choose_checkpoint(tmp_path, False, "")
     (tmp_path / "checkpoint-last.pth").write_bytes(b"")
     with pytest.raises(BadInput, match="--resume"):
-        find_start(tmp_path, True, "")
-    assert str(find_start(tmp_path, True, "other.pth")[0]) == "other.pth"
+        choose_checkpoint(tmp_path, True, "")
+    assert str(choose_checkpoint(tmp_path, True, "other.pth")[0]) == "other.pth"
 
 
 def test_only_later_repeated_and_incomplete_lines_are_cut_from_the_log(tmp_path):

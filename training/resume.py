@@ -10,10 +10,11 @@ from typing import Any, NamedTuple
 
 from datasets.sampler import GlobalBatchSampler
 from engine_train import TrainState
-from util.checkpoint import LAST, Damaged, first_line, newest_checkpoint, read_checkpoint
+from util.checkpoint import Damaged, first_line, newest_checkpoint, read_checkpoint
 from util.distributed import on_main
 from util.errors import BadInput
 from util.options.parser import MOST, ResumeOptions
+from util.rundir import LAST
 from util.weights import find_source
 
 # Values of options that older releases did not record.
@@ -38,7 +39,7 @@ def find_beginning(folder: Path, options: ResumeOptions) -> Beginning:
     """Find the training state or the weights to start from, if any; the same on all ranks."""
 
     def find() -> Beginning:
-        path, notes = find_start(folder, options.auto_resume, options.resume)
+        path, notes = choose_checkpoint(folder, options.auto_resume, options.resume)
         if not (options.resume and path == Path(options.resume)):
             return Beginning(path, None, notes)
         path = find_source(options.resume)
@@ -97,7 +98,9 @@ def misfit(error: Exception) -> str:
     return first_line(error)
 
 
-def find_start(folder: Path, auto_resume: bool, resume: str) -> tuple[Path | None, list[str]]:
+def choose_checkpoint(
+    folder: Path, auto_resume: bool, resume: str
+) -> tuple[Path | None, list[str]]:
     """Choose the checkpoint to start from; -> its path, and log lines that say why.
 
     In this order: the newest readable one in the run's folder (`auto_resume`), so that the same

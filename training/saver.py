@@ -7,9 +7,10 @@ from typing import Any
 
 from engine_train import Position, TrainState
 from training.checkpoint_snapshot import CheckpointSnapshot
-from util.checkpoint import BEST, LAST, find_not_finite, numbered_checkpoints, save_checkpoint
+from util.checkpoint import find_not_finite, numbered_checkpoints, save_checkpoint
 from util.errors import Fault, Stopped
 from util.files import remove_unfinished
+from util.rundir import BEST, LAST
 
 MAX_FAILED_SAVES = 3  # in a row
 NOTHING = "none yet"

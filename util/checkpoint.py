@@ -17,8 +17,7 @@ from torch import Tensor
 
 from util.errors import BadInput
 from util.files import replacing
-
-LAST, BEST = "checkpoint-last.pth", "checkpoint-best.pth"
+from util.rundir import BEST, LAST
 
 # Metadata of our exported safetensors files, as JSON text.
 DESCRIBED = ("args", "classes", "preprocessing")

@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 
 from util.errors import BadInput
 from util.options.trained import OF_DATA
+from util.rundir import BEST, LAST
 from util.safe_json import parse_object, part, read_text
 
-BEST, LAST = "checkpoint-best.pth", "checkpoint-last.pth"  # of a run
 CONFIG = "config.json"
 RUN_FILES = (BEST, LAST, "log.txt", CONFIG)
 RESULTS = ("eval.json", "predictions.csv", "figures", "report.html")

@@ -15,6 +15,8 @@ from pathlib import Path
 from util.errors import BadInput
 from util.files import write_json
 
+# The checkpoints of a run, besides the numbered ones.
+BEST, LAST = "checkpoint-best.pth", "checkpoint-last.pth"
 PACKAGES = ("torch", "torchvision", "timm", "numpy", "pillow", "matplotlib", "tensorboard")
 
 

@@ -11,7 +11,8 @@ from datasets.synthetic.generator import contact_sheet
 def main() -> None:
     """Draw the sheet and save it."""
     parser = argparse.ArgumentParser(
-        description="Save a contact sheet of synthetic faces: one column per expression."
+        prog="python -m datasets.synthetic",
+        description="Save a contact sheet of synthetic faces: one column per expression.",
     )
     parser.add_argument(
         "--output",

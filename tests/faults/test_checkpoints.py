@@ -26,8 +26,9 @@ from runs import (
     wait_for,
 )
 from training.saver import Saver
-from util.checkpoint import BEST, newest_checkpoint, numbered_checkpoints, read_checkpoint
+from util.checkpoint import newest_checkpoint, numbered_checkpoints, read_checkpoint
 from util.errors import BadInput
+from util.rundir import BEST
 from util.stop import StopRequest
 
 # SIGKILL while saving

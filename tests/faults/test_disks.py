@@ -22,8 +22,9 @@ from runs import (
     status,
     wait_for,
 )
-from util.checkpoint import BEST, LAST, save_checkpoint
+from util.checkpoint import save_checkpoint
 from util.log import RunLog
+from util.rundir import BEST, LAST
 
 FULL = "could not be written (No space left on device)"
 

@@ -26,7 +26,10 @@ UNLABELLED = (
     f"{_DATA_SETS}, list, synthetic or none (no labels); auto recognises it (default: auto)"
 )
 LABEL_FRACTION = "share of each class's training images to use"
-FACE_MARGIN = "AffectNet: margin added on each side of the face box, as a share of its longer side"
+FACE_MARGIN = (
+    "AffectNet's 2017 lists: margin added on each side of the face box, as a share of its longer "
+    "side"
+)
 LABEL_RULE = "FERPlus: how votes become labels: argmax, argmax10, unique, majority or votes"
 LABEL_ORDER = (
     "classes of numbered folders or labels, in order: A,B,…, or the name of the data set whose "

@@ -6,6 +6,7 @@ Needs only the standard library, so that `--help` and mistyped flags are answere
 import argparse
 import math
 import shlex
+import sys
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -37,6 +38,10 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, description: str, **options: bool) -> None:
         own = {"allow_abbrev": False, "fromfile_prefix_chars": "@"}
+        # Python before 3.14 calls a package that was started with -m `__main__.py`.
+        spec = sys.modules["__main__"].__spec__
+        if spec and spec.name.startswith("util."):
+            own["prog"] = f"python -m {spec.name.removesuffix('.__main__')}"
         super().__init__(description=description, **own, **options)
         self.has_run = False  # whether the program writes a run, with status.json, to --output_dir
 
