@@ -94,10 +94,11 @@ def test_process_0_reports_why_another_process_failed(error, code, told, tmp_pat
     assert status(tmp_path) == {1: "failed", 2: "bad_input"}[code]
 
 
+MODULES = [str(ROOT), str(ROOT / "tests" / "faults"), str(ROOT / "tests" / "helpers")]
 # Runs a program that is killed in the launcher's first attempt.
 KILLED_ONCE = f"""
 import os, runpy, signal, sys
-sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / "tests" / "faults")!r}, {str(ROOT / "tests")!r}]
+sys.path[:0] = {MODULES!r}
 from injection import at_step
 if os.environ["RANK"] == "1" and os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
     at_step(1, 3, lambda: os.kill(os.getpid(), signal.SIGNUMBER))
