@@ -110,7 +110,7 @@ def run(tmp_path):
     (tmp_path / "status.json").write_text('{"status": "done"}')
     (tmp_path / "bad_images.txt").write_text("".join(f"{i}.jpg truncated\n" for i in range(12)))
     for epoch in (0, 4, 9):
-        grid = reconstruction_grid(*[images(seed=epoch)] * 4, title=f"epoch {epoch}")
+        grid = reconstruction_grid(*[images(seed=epoch)] * 3, title=f"epoch {epoch}")
         save_png(grid, tmp_path / "figures" / f"reconstruction-{epoch:04d}.png")
     return tmp_path
 
@@ -138,7 +138,7 @@ def test_pictures_are_included_unchanged_newest_first_then_in_order(run):
     found = Page(write_report(run)).pictures()
     names = [f"reconstruction-{epoch:04d}.png" for epoch in (9, 0, 4)]
     assert found == [(run / "figures" / name).read_bytes() for name in names]
-    grid = reconstruction_grid(*[images(seed=9)] * 4, title="epoch 9")
+    grid = reconstruction_grid(*[images(seed=9)] * 3, title="epoch 9")
     np.testing.assert_array_equal(np.array(Image.open(io.BytesIO(found[0]))), grid)
 
 
