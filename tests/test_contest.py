@@ -135,6 +135,7 @@ def test_it_resumes_with_the_same_options_only(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(contest, "run", lambda command, log: ran.append(command))
     monkeypatch.setattr(contest, "starts", lambda *_: {"end": 2.5})
     monkeypatch.setattr(contest, "table", lambda args: [])
+    monkeypatch.setattr(contest, "passes", lambda args: [])
     monkeypatch.setattr(contest, "curves", lambda args: np.zeros((2, 2, 3), np.uint8))
     options = "--faces synthetic-lab:32:16 --unlabelled synthetic --labels 8 --recipe 1e-3:8"
     assert run(f"{options} --output_dir {tmp_path}") == 0

@@ -55,11 +55,11 @@ class Disk:
         self.ready, self.full = threading.Event(), False
         self.ready.set()
 
-    def save(self, *parts):
+    def save(self, *parts, **options):
         assert self.ready.wait(60)
         if self.full:
             raise OSError(errno.ENOSPC, "No space left on device")
-        save_checkpoint(*parts)
+        save_checkpoint(*parts, **options)
 
 
 @pytest.fixture
