@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
+from backbones import titles
 from backbones.family import DECODER, OWN_OPTIONS
 from datasets.augment import Augment, plain
 from datasets.labels import canonical
@@ -303,7 +304,7 @@ def _recognised(
     weights, layout = translate(pick_state(source, saved, key or _key(saved), prefix)[0])
     held = identify_architecture(weights)
     if held is None or not held.name or held.in_chans != 3:
-        what = f"holds {held}" if held else "holds no ViT, ConvNeXt V2 or ResNet in a known layout"
+        what = f"holds {held}" if held else f"holds no {titles()} in a known layout"
         raise BadInput(f"{source}: {what}; use a checkpoint of one of this project's models")
     check_alone(source, weights)
     if "preprocessing" in saved or not layout.startswith(TRANSFORMERS):

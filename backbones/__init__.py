@@ -22,6 +22,12 @@ def model_names(masked: bool) -> list[str]:
     return [masked * family.masked_prefix + name for family in FAMILIES for name in family.sizes]
 
 
+def titles() -> str:
+    """All families, in words: "ViT, ConvNeXt V2 or ResNet"."""
+    *first, last = (family.title for family in FAMILIES)
+    return f"{', '.join(first)} or {last}"
+
+
 def find_family(name: str) -> Family | None:
     """The family of an autoencoder or classifier; None for an unknown name."""
     return next((f for f in FAMILIES if name.removeprefix(f.masked_prefix) in f.sizes), None)

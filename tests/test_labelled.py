@@ -636,6 +636,16 @@ def affectnet_images(root):
     return root
 
 
+def with_aligned(make):
+    """Beside them a folder called as one of RAF-DB's."""
+
+    def made(root):
+        write_folder(make(root) / "aligned", 1, "123", drawn=False)
+        return root
+
+    return made
+
+
 @pytest.mark.parametrize(
     ("make", "what"),
     [
@@ -645,6 +655,7 @@ def affectnet_images(root):
         (without_pixels, "FERPlus's votes, but no images"),
         (without_labels, "FERPlus's folders, but not both"),
         (affectnet_images, "neither training.csv nor validation.csv"),
+        (with_aligned(affectnet_images), "neither training.csv nor validation.csv"),
         (lambda root: affectnet_images(root) / "Manually_Annotated_Images", "training.csv"),
         (lambda root: write_folder(root, 1, "12", drawn=False), "give --label_order"),
         (

@@ -372,7 +372,7 @@ def test_an_unknown_interpolation_is_refused(interpolation, finetune, tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ("--train_interpolation random", "--train_interpolation random: only with --aug randaug"),
+        ("--train_interpolation random", "--train_interpolation random: not with --aug fer"),
         ("--color_jitter 0.6", "--color_jitter 0.6: --aug fer also jitters the hue"),
         ("--head_init_std 0", "--head_init_std"),
         (

@@ -14,7 +14,7 @@ from contextlib import suppress
 from util import process_failures
 from util.distributed import is_distributed, leave, own_rank
 from util.errors import BAD_INPUT, DONE, FAULT, RESUMABLE, BadInput, Fault, Stopped
-from util.options.parser import Parser, find_output_dir
+from util.options.parser import Parser, find_output_dir, program_name
 from util.rundir import note_status
 from util.wording import one_line
 
@@ -54,7 +54,7 @@ def run_program(
             note_status(folder, STATUS[code], reason)
         word = "" if code == RESUMABLE else "error: "
         with suppress(OSError):
-            print(f"{os.path.basename(sys.argv[0])}: {word}{reason}", file=sys.stderr, flush=True)
+            print(f"{program_name()}: {word}{reason}", file=sys.stderr, flush=True)
     flush_output()
     if not together and (is_distributed() or multiprocessing.active_children()):
         # Other ranks may be waiting for this one in NCCL, or a data worker may hang in a system

@@ -187,7 +187,10 @@ def _folders(root: Path) -> Path | None:
 def _missing(root: Path) -> str:
     """See `Layout.missing`."""
     for base in (root, root / "basic"):
-        if {"aligned", "original"} & {n.lower() for n in subfolders(child(base, "Image") or base)}:
+        inside = subfolders(child(base, "Image") or base)
+        folders = [path for name, path in inside.items() if name.lower() in ("aligned", "original")]
+        names = (name.lower() for folder in folders for name in listing(folder))
+        if any(name.startswith(("train_", "test_")) for name in names):  # not another's `aligned/`
             return f"RAF-DB's images, but not EmoLabel/{LISTS[0]}; give the folder with both"
     return ""
 

@@ -15,6 +15,7 @@ class Augmentation(NamedTuple):
     defaults: Mapping[str, object] = NONE  # of other options
     crops: bool = False  # whether it crops, so that testing takes the centre, too
     any_interpolation: bool = False  # whether --train_interpolation may be "random"
+    jitters_hue: bool = False  # whether --color_jitter is for the hue as well, so 0.5 at most
     erasing: Mapping[str, object] = NONE  # limits of random erasing, see timm's RandomErasing
 
 
@@ -35,6 +36,7 @@ AUGMENTATIONS = {
             "reprob": 0.5,
             "remode": "const",
         },
+        jitters_hue=True,
         erasing={"max_area": 0.25, "max_aspect": 3.3},
     ),
     "randaug": Augmentation(

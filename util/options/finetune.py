@@ -152,14 +152,14 @@ def _check_training(args: argparse.Namespace) -> None:
         raise BadInput(
             f"--batch_size {args.batch_size}: --mixup and --cutmix pair images; use an even number"
         )
-    if args.aug == "fer" and args.color_jitter > 0.5:
+    if augmentation(args).jitters_hue and args.color_jitter > 0.5:
         raise BadInput(
-            f"--color_jitter {args.color_jitter:g}: --aug fer also jitters the hue by this, which "
-            "must be at most 0.5"
+            f"--color_jitter {args.color_jitter:g}: --aug {args.aug} also jitters the hue by this, "
+            "which must be at most 0.5"
         )
     if args.train_interpolation == "random" and not augmentation(args).any_interpolation:
         raise BadInput(
-            f"--train_interpolation random: only with --aug randaug; with --aug {args.aug} choose "
+            f"--train_interpolation random: not with --aug {args.aug}; choose "
             f"{' or '.join(INTERPOLATIONS)}"
         )
     if args.cutmix_minmax and not 0 < args.cutmix_minmax[0] < args.cutmix_minmax[1]:

@@ -5,6 +5,7 @@ Needs only the standard library, so that `--help` and mistyped flags are answere
 
 import argparse
 import math
+import os
 import shlex
 import sys
 from collections.abc import Callable, Sequence
@@ -33,16 +34,20 @@ class Options(argparse.Namespace):
         return Options(self.given, **{**vars(self), **changes})
 
 
+def program_name() -> str:
+    """The running program, for usage and errors. argparse calls any package `__main__.py`."""
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    if spec and spec.name.startswith("util."):
+        return f"python -m {spec.name.removesuffix('.__main__')}"
+    return os.path.basename(sys.argv[0])
+
+
 class Parser(argparse.ArgumentParser):
     """Flags spelled with `_` or `-`, options files (`@recipe.args`), errors as BadInput."""
 
     def __init__(self, description: str, **options: bool) -> None:
         own = {"allow_abbrev": False, "fromfile_prefix_chars": "@"}
-        # Python before 3.14 calls a package that was started with -m `__main__.py`.
-        spec = sys.modules["__main__"].__spec__
-        if spec and spec.name.startswith("util."):
-            own["prog"] = f"python -m {spec.name.removesuffix('.__main__')}"
-        super().__init__(description=description, **own, **options)
+        super().__init__(prog=program_name(), description=description, **own, **options)
         self.has_run = False  # whether the program writes a run, with status.json, to --output_dir
 
     def parse(self, argv: Sequence[str]) -> Options:

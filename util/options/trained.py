@@ -153,11 +153,17 @@ def difference_lines(
 
 def _same(name: str, one: Any, other: Any) -> bool:
     if name == "model":
-        return str(one).removeprefix("mae_") == str(other).removeprefix("mae_")
+        return _classifier(str(one)) == _classifier(str(other))
     if name == "label_order" and one and other:
         (first, names), (start, others) = _order(one), _order(other)
         return names == others and (first == start or "" in (first, start))
     return one == other
+
+
+def _classifier(model: str) -> str:
+    """The name of the classifier that is fine-tuned from a model."""
+    family = find_family(model)
+    return model.removeprefix(family.masked_prefix) if family else model
 
 
 def _order(text: str) -> tuple[str, str]:

@@ -31,7 +31,7 @@ CAPTIONS = {  # of the files that programs write, in the order of display
     "attention": (
         "What the model looks at",
         "Yellow marks what it looks at most. Attention rollout for a ViT, Grad-CAM of the "
-        "predicted class for a ConvNeXt. Neither proves why the model decides as it does.",
+        "predicted class for other networks. Neither proves why the model decides as it does.",
     ),
     "reconstructions": (
         "Reconstructions by mask ratio",

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from backbones import titles
 from backbones.family import DECODER
 from util.checkpoint import read_checkpoint
 from util.errors import BadInput
@@ -173,9 +174,8 @@ def check_architecture(
     """Raises BadInput unless the weights have the architecture of the model."""
     if held is None:
         raise BadInput(
-            f"{source}: no ViT, ConvNeXt V2 or ResNet in a known layout (it holds "
-            f"{listed(weights)}), but --model is {wanted}; choose a part of a larger model with "
-            "--model_key and --model_prefix"
+            f"{source}: no {titles()} in a known layout (it holds {listed(weights)}), but --model "
+            f"is {wanted}; choose a part of a larger model with --model_key and --model_prefix"
         )
     if held == wanted:
         return
