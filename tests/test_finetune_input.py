@@ -78,7 +78,7 @@ def affectnet(tmp_path):
         ("--freeze_backbone", "--freeze_backbone --finetune"),
         ("--freeze_backbone --finetune x --drop_path 0.1", "--drop_path 0.1 frozen"),
         ("--select val --disable_eval", "--select val --disable_eval"),
-        ("--cutmix_minmax 0.8 0.2", "--cutmix_minmax rise"),
+        ("--cutmix_minmax 0.8 0.2", "--cutmix_minmax 0.8 0.2: MIN < MAX"),
         ("--opt_betas 0.9", "--opt_betas two"),
         ("--opt adamm", "--opt adamm"),
         ("--aa nonsense", "--aa nonsense"),

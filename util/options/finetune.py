@@ -163,7 +163,8 @@ def _check_training(args: argparse.Namespace) -> None:
             f"{' or '.join(INTERPOLATIONS)}"
         )
     if args.cutmix_minmax and not 0 < args.cutmix_minmax[0] < args.cutmix_minmax[1]:
-        raise BadInput(f"--cutmix_minmax {args.cutmix_minmax}: must be 0 < MIN < MAX")
+        low, high = args.cutmix_minmax
+        raise BadInput(f"--cutmix_minmax {low:g} {high:g}: must be 0 < MIN < MAX")
     if args.schedule == "step" and not args.step_epochs:
         raise BadInput(
             "--schedule step: needs the epochs at which the learning rate is reduced, for example "
