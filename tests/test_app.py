@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import socket
 import stat
@@ -126,7 +127,7 @@ def test_a_synthetic_face_is_used_whole_and_a_photograph_searched_for_faces(page
     drawn.first.wait_for()
     assert drawn.count() == EXAMPLES
     drawn.nth(2).click()
-    page.get_by_text(app.TICK).wait_for()
+    page.get_by_text(re.compile(rf"^Each picture is used whole.*{app.TICK}\.$")).wait_for()
     page.locator("#attention img").wait_for()
     upload(page, photographs / "people" / "two.jpg")
     page.get_by_label("Find faces in the picture").locator("visible=true").check()
