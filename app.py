@@ -93,8 +93,8 @@ def work(args: argparse.Namespace) -> None:
         if path is None:
             raise BadInput(INVITATION)
         faces, line = faces_in(path, detectors[detect], saved, args.face_margin)
-        could_search = not detect and args.detector != "none"
-        return faces, f"{line}; {TICK}" if could_search else line
+        more = f"; {TICK}" if not detect and args.detector != "none" else ""
+        return faces, f"{line[0].upper()}{line[1:]}{more}."
 
     with tempfile.TemporaryDirectory(prefix="mae-sfer-") as folder:
         # Gradio's default folder is shared by all users of this machine, and outlives the program.

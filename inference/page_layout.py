@@ -163,9 +163,8 @@ def uploaded(payload: gr.data_classes.ImageData | None) -> str | None:
 
 
 def message(text: str) -> str:
-    """A sentence on the page, escaped because it may contain file names and the like."""
-    stop = "" if text.endswith((".", ")", "?")) else "."
-    return f"<p>{escaped(text[:1].upper() + text[1:] + stop)}</p>"
+    """A line of text on the page, escaped because it may contain file names and the like."""
+    return f"<p>{escaped(text)}</p>"
 
 
 def friendly(error: Exception) -> str:
