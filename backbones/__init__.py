@@ -30,7 +30,7 @@ def titles() -> str:
 
 def find_family(name: str) -> Family | None:
     """The family of an autoencoder or classifier; None for an unknown name."""
-    return next((f for f in FAMILIES if name.removeprefix(f.masked_prefix) in f.sizes), None)
+    return next((f for f in FAMILIES if f.classifier_name(name) in f.sizes), None)
 
 
 def family_of(name: str, masked: bool = False, flag: str = "--model") -> Family:
@@ -50,7 +50,7 @@ def family_of(name: str, masked: bool = False, flag: str = "--model") -> Family:
 def size_of(name: str) -> Any:
     """The dimensions of a model, see `Family`. Raises BadInput for an unknown name."""
     family = family_of(name)
-    return family.sizes[name.removeprefix(family.masked_prefix)]
+    return family.sizes[family.classifier_name(name)]
 
 
 def families_with(option: str, masked: bool) -> str:

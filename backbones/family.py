@@ -60,6 +60,10 @@ class Family:
     timm_features = False  # whether timm's model without a head computes the same features as ours
     transformers = ""  # key of FORMS in export/huggingface.py, "" if it cannot be exported there
 
+    def classifier_name(self, name: str) -> str:
+        """The name of the classifier that is fine-tuned from a model; its own if it is one."""
+        return name.removeprefix(self.masked_prefix)
+
     def network(self, masked: bool) -> type:
         """The class of its masked autoencoder or classifier; imports torch."""
         return getattr(import_module(self.module), self.autoencoder if masked else self.classifier)

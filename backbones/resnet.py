@@ -9,6 +9,7 @@ from argparse import Namespace
 from typing import NamedTuple
 
 from backbones.convnextv2 import FCMAE_DEFAULTS
+from backbones.convnextv2 import FINETUNE_DEFAULTS as CONVNEXT_DEFAULTS
 from backbones.family import Family
 from util.errors import BadInput
 from util.states import State, renamed, root
@@ -39,13 +40,7 @@ SIZES = {
     "resnet50": ResNetSize((3, 4, 6, 3), (256, 512, 1024, 2048), True),
 }
 PRETRAIN_DEFAULTS = {**FCMAE_DEFAULTS, "patch_size": RESNET_STRIDES[-1]}
-FINETUNE_DEFAULTS = {
-    "epochs": 100,
-    "warmup_epochs": 10,
-    "blr": 5e-4,
-    "layer_decay": 1.0,
-    "drop_path": 0.0,
-}
+FINETUNE_DEFAULTS = {**CONVNEXT_DEFAULTS, "warmup_epochs": 10}
 
 
 class ResNetFamily(Family):

@@ -85,7 +85,7 @@ class ViTFamily(Family):
 
     def patch_step(self, name: str, patch_size: int | None, masked: bool) -> int:
         """See Family: the side length of a patch."""
-        return patch_size or self.sizes[name.removeprefix(self.masked_prefix)].patch
+        return patch_size or self.sizes[self.classifier_name(name)].patch
 
     def check_pretraining(self, options: Namespace) -> None:
         """See Family."""
@@ -118,7 +118,7 @@ class ViTFamily(Family):
 
     def timm_name(self, name: str) -> str:
         """See Family."""
-        return f"{name.removeprefix(self.masked_prefix)}_224"
+        return f"{self.classifier_name(name)}_224"
 
     def timm_arguments(self, model: Any, input_size: int) -> dict[str, Any]:
         """See Family. An autoencoder's encoder pools the patch tokens."""

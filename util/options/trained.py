@@ -163,7 +163,7 @@ def _same(name: str, one: Any, other: Any) -> bool:
 def _classifier(model: str) -> str:
     """The name of the classifier that is fine-tuned from a model."""
     family = find_family(model)
-    return model.removeprefix(family.masked_prefix) if family else model
+    return family.classifier_name(model) if family else model
 
 
 def _order(text: str) -> tuple[str, str]:
