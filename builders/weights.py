@@ -6,7 +6,6 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
-from backbones import family_of
 from datasets import LabelledSet
 from datasets.labels import canonical
 from models_saved import TrainingRecord, training_record
@@ -98,9 +97,7 @@ def use_as_trained(args: Options, saved: dict[str, Any]) -> Use:
         trained.pop("eval_flip", None)
     args, notes = as_trained(args, trained, args.finetune, (*OF_WEIGHTS, *OF_IMAGES))
     args = _with_crop(args, trained)
-    check_input_size(
-        args, family_of(args.model).patch_step(args.model, args.patch_size, masked=False)
-    )
+    check_input_size(args)
     notes += [*known.notes, *assumed(args, trained), *_without_effect(args, saved)]
     return Use(args, trained, known.classes, notes)
 
@@ -161,8 +158,6 @@ def start_like_pretraining(
     if frozen and "train_interpolation" not in args.given:
         args = args.but(train_interpolation=args.test_interpolation)
     args = _with_crop(args, {name: trained[name] for name in names if name in trained})
-    check_input_size(
-        args, family_of(args.model).patch_step(args.model, args.patch_size, masked=False)
-    )
+    check_input_size(args)
     seen = (*names, "input_size", "face_margin")
     return args, saved, {name: trained[name] for name in seen if name in trained}, told

@@ -114,7 +114,7 @@ def check_options(args: argparse.Namespace) -> None:
         fill_defaults(args, {"head_init_std": 0.01 if args.linear_probe else 2e-5})
     fill_defaults(args, {"crop_pct": usual_crop(args)})
     if not (args.eval or args.knn):  # for those, the checkpoint decides the model
-        check_input_size(args, family.patch_step(args.model, args.patch_size, masked=False))
+        check_input_size(args)
     _check_training(args)
     if args.use_amp is not None:
         wanted = "auto" if args.use_amp else "off"

@@ -284,8 +284,9 @@ def family_for(args: argparse.Namespace, masked: bool) -> Family:
     return family
 
 
-def check_input_size(args: argparse.Namespace, patch: int) -> None:
-    """Raises BadInput unless the side length is a multiple of the patch size."""
+def check_input_size(args: argparse.Namespace, masked: bool = False) -> None:
+    """Raises BadInput unless the side length is a multiple of the model's patch size."""
+    patch = family_of(args.model).patch_step(args.model, args.patch_size, masked)
     if args.input_size % patch:
         nearest = max(1, round(args.input_size / patch)) * patch
         raise BadInput(

@@ -164,7 +164,7 @@ def check_options(args: argparse.Namespace) -> None:
     crop_pct = 0.875 if args.input_size <= 224 else 1.0
     fill_defaults(args, {"weight_decay": 0.05, "crop_pct": crop_pct})
     patch = family.patch_step(args.model, args.patch_size, masked=True)
-    check_input_size(args, patch)
+    check_input_size(args, masked=True)
     visible_patches((args.input_size // patch) ** 2, args.mask_ratio)
     check_progressive(args, patch)
     if args.start_epoch >= args.epochs:
