@@ -105,9 +105,12 @@ def remove_unfinished(folder: Path) -> None:
 
 
 def flush_folder(folder: Path) -> None:
-    """Make a rename in `folder` survive a power cut."""
+    """Make a rename in `folder` survive a power cut, if its file system can."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # of some network mounts, which cannot flush folders
+            raise
     finally:
         os.close(handle)

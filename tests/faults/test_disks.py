@@ -1,7 +1,10 @@
 """Full or read-only disks: what was saved stays, and training continues."""
 
+import errno
+import os
 import resource
 import shutil
+import stat
 import subprocess
 import sys
 
@@ -23,6 +26,7 @@ from runs import (
     wait_for,
 )
 from util.checkpoint import save_checkpoint
+from util.files import write_file
 from util.log import RunLog
 from util.rundir import BEST, LAST
 
@@ -194,6 +198,54 @@ def test_a_failed_copy_to_a_numbered_checkpoint_leaves_no_partial_file(tmp_path,
             save_checkpoint({"model": {"w": torch.ones(500_000)}}, disk, 0)
         assert [path.name for path in disk.iterdir()] == [LAST]
         assert free(disk) > 900_000
+
+
+# What file systems say that have no hard links, and a file that already has too many.
+NO_LINKS = [errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV]
+
+
+def refuse(function, number, applies=lambda *names: True):
+    """A function of os that fails with an error number whenever that `applies`."""
+
+    def refusing(*names):
+        if applies(*names):
+            raise OSError(number, os.strerror(number))
+        return function(*names)
+
+    return refusing
+
+
+@pytest.mark.parametrize("number", NO_LINKS, ids=errno.errorcode.get)
+def test_checkpoints_are_copied_where_links_are_refused(tmp_path, number, monkeypatch):
+    monkeypatch.setattr(os, "link", refuse(os.link, number))
+    save_checkpoint({"model": {"w": torch.ones(5)}}, tmp_path, 3, best=True)
+    names = [LAST, "checkpoint-3.pth", BEST]
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(names)
+    assert len({(tmp_path / name).stat().st_ino for name in names}) == 3
+    assert len({(tmp_path / name).read_bytes() for name in names}) == 1
+
+
+def of_folder(handle):
+    return stat.S_ISDIR(os.fstat(handle).st_mode)
+
+
+def test_a_disk_without_links_that_cannot_flush_folders_is_good_enough(
+    tmp_path, undisturbed, monkeypatch, capfd
+):
+    monkeypatch.setattr(os, "link", refuse(os.link, errno.EPERM))
+    monkeypatch.setattr(os, "fsync", refuse(os.fsync, errno.EINVAL, of_folder))
+    assert pretrain(tmp_path) == 0
+    said = capfd.readouterr()
+    assert said.err == ""
+    assert "warning" not in said.out
+    assert_same_run(tmp_path, undisturbed("mae", 1))
+    assert unfinished(tmp_path) == []
+
+
+def test_other_errors_of_flushing_a_folder_are_reported(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "fsync", refuse(os.fsync, errno.EIO, of_folder))
+    with pytest.raises(OSError, match="Input/output error"):
+        write_file(tmp_path / "file", "x")
 
 
 def test_a_lost_best_checkpoint_is_reported(sets, finetune, tmp_path, capfd):
