@@ -12,7 +12,7 @@ from backbones.family import DECODER
 from datasets import PretrainDataset
 from datasets.transforms import Normalise
 from models_masked import MaskedAutoencoder
-from util.checkpoint import read_checkpoint
+from util.checkpoint.read import read_checkpoint
 from util.log import NullLog
 from util.options.trained import trained_with
 from util.report.figures import reconstruction_grid, save_png

@@ -14,8 +14,8 @@ from datasets.labels import canonical
 from datasets.transforms import IMAGENET_MEAN, IMAGENET_STD, Normalise
 from models_masked import MaskedAutoencoder
 from models_registry import create_classifier, create_pretrain_model, normalise_head_input
-from util.checkpoint import read_checkpoint
-from util.errors import BadInput
+from util.checkpoint.read import read_checkpoint
+from util.errors import BadInput, ReadFault
 from util.options.trained import INTERPOLATIONS, trained_with
 from util.safe_json import number, part
 from util.states import State, root
@@ -286,7 +286,7 @@ def peek(path: str | Path) -> Peeked:
     """Fast for files of any size: reads no weights, except layouts whose tensors must be merged."""
     try:
         opened = _recognised(path, read_checkpoint(path, peek=True))
-    except BadInput:
+    except (BadInput, ReadFault):
         return Peeked("", 0.0)
     if head_classes(opened.weights):
         return Peeked("classifier", number(opened.checkpoint.get("best")) or 0.0)

@@ -11,7 +11,7 @@ from engine_train import Precision, TrainState
 from training.evaluate import doubt_order, judge
 from training.probe import Probe, knn
 from training.run import Run
-from util.checkpoint import read_checkpoint
+from util.checkpoint.read import read_checkpoint
 from util.distributed import on_main
 from util.metrics import summary_lines
 from util.options.evaluation import made_by

@@ -9,7 +9,7 @@ from torch import nn
 from datasets import LabelledSet
 from datasets.labels import canonical
 from models_saved import TrainingRecord, training_record
-from util.checkpoint import read_checkpoint
+from util.checkpoint.read import read_checkpoint
 from util.distributed import on_main
 from util.options.finetune import usual_crop
 from util.options.parser import Options, check_input_size

@@ -8,7 +8,6 @@ warning filters stay unchanged, because other threads share them.
 import io
 import os
 import stat
-import time
 from contextlib import suppress
 
 import numpy as np
@@ -16,6 +15,7 @@ from PIL import Image, UnidentifiedImageError
 from simplejpeg import decode_jpeg
 
 from datasets.filetypes import HEAD, content, reads_heif
+from util.files import RETRY_AFTER, retrying
 from util.wording import printable
 
 ORIENTATION = 0x0112  # EXIF tag; UNDO maps its values 2..8 to what undoes each
@@ -31,10 +31,9 @@ UNDO = {
 SIXTEEN_BIT = {"I;16", "I;16L", "I;16B", "I;16N"}
 BITS_PER_SAMPLE, PHOTOMETRIC, SAMPLE_FORMAT = 258, 262, 339  # TIFF tags
 
-# Network disks fail now and then: if the file system refuses a read, it is retried after each of
-# these pauses in seconds. After this many files for which that did not help, a process no longer
-# retries, so that files that are gone do not slow down every epoch.
-RETRY_AFTER, MOST_IN_VAIN = (0.1, 0.5), 100
+# After this many files for which retrying did not help, a process no longer retries, so that files
+# that are gone do not slow down every epoch.
+MOST_IN_VAIN = 100
 _in_vain = 0
 
 
@@ -99,13 +98,8 @@ class _Refused(Exception):
 def _read_patiently(path: str | bytes | os.PathLike) -> bytearray:
     """Read a file's bytes, retrying after the pauses of RETRY_AFTER if the file system fails."""
     global _in_vain
-    for pause in RETRY_AFTER if _in_vain < MOST_IN_VAIN else ():
-        try:
-            return _read(path)
-        except OSError:
-            time.sleep(pause)
     try:
-        return _read(path)
+        return retrying(lambda: _read(path), RETRY_AFTER if _in_vain < MOST_IN_VAIN else ())
     except OSError:
         _in_vain += 1
         raise

@@ -11,7 +11,7 @@ import gradio as gr
 from datasets.decode import UnreadableImage
 from inference.page import INVITATION, Checkpoints, explain_faces, mask_and_reconstruct
 from models_saved import Saved
-from util.errors import BadInput
+from util.errors import BadInput, ReadFault
 from util.report.html import escaped
 
 KEPT = 600  # seconds that gradio keeps an uploaded picture
@@ -171,7 +171,7 @@ def friendly(error: Exception) -> str:
     """An error message for users of the page; for a bug, the traceback goes to the terminal."""
     if isinstance(error, UnreadableImage):  # its own text has the path of the temporary copy
         return f"This picture cannot be read ({error.reason}). Try a JPEG or PNG file."
-    if not isinstance(error, BadInput):
+    if not isinstance(error, BadInput | ReadFault):
         traceback.print_exception(error)
         return f"Something went wrong ({type(error).__name__}); see the terminal for details."
     return str(error)

@@ -12,7 +12,7 @@ from PIL import Image
 from main_pretrain import build_parser, check_options
 from runs import command, pretrain, signal_at, start, status
 from util import program
-from util.checkpoint import read_checkpoint
+from util.checkpoint.read import read_checkpoint
 from util.errors import BAD_INPUT, BadInput, Fault
 from util.program import run_program
 from util.stop import SIGNALS

@@ -17,7 +17,8 @@ from torch import nn
 from backbones.vit import ViTSize
 from models_mae import MaskedAutoencoderViT, ViTClassifier
 from models_registry import create_classifier, create_pretrain_model
-from util.checkpoint import Damaged, read_checkpoint
+from util.checkpoint.container import Damaged
+from util.checkpoint.read import read_checkpoint
 from util.errors import BadInput
 from util.weights import load_pretrained, read_source
 

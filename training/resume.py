@@ -10,9 +10,11 @@ from typing import Any, NamedTuple
 
 from datasets.sampler import GlobalBatchSampler
 from engine_train import TrainState
-from util.checkpoint import Damaged, first_line, newest_checkpoint, read_checkpoint
+from util.checkpoint import newest_checkpoint
+from util.checkpoint.container import Damaged, first_line, no_memory
+from util.checkpoint.read import read_checkpoint
 from util.distributed import on_main
-from util.errors import BadInput
+from util.errors import BadInput, out_of_memory
 from util.options.parser import MOST, ResumeOptions
 from util.rundir import LAST
 from util.weights import find_source
@@ -61,7 +63,8 @@ def restore_state(
     """Restore `state` from the checkpoint at `path`, or set a new run's first epoch; -> log lines.
 
     `path`: see Beginning. `identity`: what determines the result of a run, see `check_same_run`.
-    Raises BadInput for a checkpoint of another run or without its training state.
+    Raises BadInput for a checkpoint of another run or without its training state, ReadFault if it
+    cannot be read, or restored for want of memory.
     """
     if path is None:
         state.position.epoch = options.start_epoch
@@ -78,7 +81,9 @@ def restore_state(
         state.load_state_dict(saved)
     except BadInput:
         raise
-    except (RuntimeError, ValueError, LookupError, TypeError, AttributeError) as error:
+    except (RuntimeError, ValueError, LookupError, TypeError, AttributeError, MemoryError) as error:
+        if out_of_memory(error):
+            raise no_memory(path) from None
         what = f"does not hold the training state of such a run ({misfit(error)})"
         raise BadInput(f"{path}: {what}; name another checkpoint") from None
     position = state.position

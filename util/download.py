@@ -19,7 +19,7 @@ from typing import NamedTuple
 from urllib.parse import urlsplit
 
 from util.errors import BadInput
-from util.files import write_file
+from util.files import read_patiently, write_file
 from util.options.groups import add_cache_dir
 from util.options.parser import Parser
 from util.program import run_program
@@ -112,10 +112,10 @@ def _locked(path: Path) -> Iterator[None]:
 
 def _fill(path: Path, recorded: Path, url: str) -> None:
     """Ensure that the file, downloaded or put there by hand, and its recorded hash exist."""
-    from util.checkpoint import check_container
+    from util.checkpoint.container import check_container
 
     if path.exists():
-        check_container(path)
+        read_patiently(path, lambda: check_container(path))
     else:
         print(f"{path.stem}: downloading to {path.parent}; {TERMS}", file=sys.stderr)
         _download(url, path)
@@ -130,14 +130,14 @@ def _download(url: str, path: Path) -> None:
 
     Resumes what an earlier call left, or starts over if that fails.
     """
-    from util.checkpoint import check_container
+    from util.checkpoint.container import check_container
 
     arriving = path.with_name(f".{path.name}.unchecked")
     earlier = _pieces(arriving)
     try:
         if not arriving.exists():  # else complete: killed before the check
             _transfer(url, arriving)
-        check_container(arriving)
+        read_patiently(arriving, lambda: check_container(arriving))
     except BadInput as error:
         arriving.unlink(missing_ok=True)  # exists only if the check failed
         if earlier and not _pieces(arriving):
@@ -196,11 +196,16 @@ def _transfer(url: str, arriving: Path) -> None:
 
 
 def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+    """Raises OSError, ReadFault."""
+
+    def read() -> str:
+        digest = hashlib.sha256()
+        with open(path, "rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+        return digest.hexdigest()
+
+    return read_patiently(path, read)
 
 
 def _verify(path: Path, recorded: Path) -> None:

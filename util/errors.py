@@ -20,3 +20,13 @@ class Lost(Exception):
 
 class Stopped(Exception):
     """The run was asked to stop; everything is saved, and the same command resumes it."""
+
+
+class ReadFault(Fault):
+    """A file could not be read: memory ran out, or the disk failed. The file may be good."""
+
+
+def out_of_memory(error: Exception) -> bool:
+    """Whether memory ran out, on the CPU or a GPU; torch raises a RuntimeError then."""
+    texts = ("allocate memory", "out of memory")
+    return isinstance(error, MemoryError) or any(text in str(error) for text in texts)

@@ -1,15 +1,28 @@
-"""Writes files so that a reader sees the old file or the complete new one, never a part."""
+"""Writes files so that a reader sees the old file or the complete new one, never a part.
+
+Reads files from disks that fail now and then.
+"""
 
 import errno
 import json
 import os
 import shutil
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, TypeVar
 
-from util.errors import Fault
+from util.errors import Fault, ReadFault
+
+T = TypeVar("T")
+
+# Network disks fail now and then: a read that the file system refuses is retried after each of
+# these pauses in seconds.
+RETRY_AFTER = (0.1, 0.5)
+# What is wrong with a path rather than with its disk.
+OF_PATH = {errno.ENOENT, errno.EISDIR, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG}
+OF_PATH |= {errno.EACCES, errno.EPERM}
 
 
 @contextmanager
@@ -114,3 +127,27 @@ def flush_folder(folder: Path) -> None:
             raise
     finally:
         os.close(handle)
+
+
+def retrying(read: Callable[[], T], pauses: Sequence[float] = RETRY_AFTER) -> T:
+    """`read()`, called again after each pause if the file system refuses; raises its last error."""
+    for pause in pauses:
+        try:
+            return read()
+        except OSError:
+            time.sleep(pause)
+    return read()
+
+
+def read_patiently(path: str | Path, read: Callable[[], T]) -> T:
+    """The same for a file. Raises ReadFault if its disk fails, OSError if the path is wrong."""
+    try:
+        return retrying(read)
+    except OSError as error:
+        if error.errno in OF_PATH:
+            raise
+        raise ReadFault(
+            f"{path}: could not be read ({error.strerror or error}), although it was tried "
+            f"{1 + len(RETRY_AFTER)} times; the file may be good, and nothing was changed: check "
+            "the disk, then run the same command again"
+        ) from None

@@ -22,7 +22,7 @@ from models_registry import create_classifier
 from nasty import NASTY, tries
 from odd_images import write_faces
 from runs import run_here
-from util.checkpoint import read_checkpoint
+from util.checkpoint.read import read_checkpoint
 from util.errors import BAD_INPUT, DONE, BadInput
 from util.weights import load_pretrained
 

@@ -31,7 +31,7 @@ from layouts_affectnet import write_affectnet_npy
 from odd_images import write_faces
 from runs import CLASSIFIERS, FAMILIES, SMALL, SMALL_FINETUNE, run_here
 from util import download
-from util.checkpoint import read_checkpoint
+from util.checkpoint.read import read_checkpoint
 from util.download import DRIVE, RELEASED, cached_path, fetch
 from util.errors import BAD_INPUT, DONE, BadInput
 from util.weights import read_source

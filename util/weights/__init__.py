@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from backbones import titles
 from backbones.family import DECODER
-from util.checkpoint import read_checkpoint
+from util.checkpoint.read import read_checkpoint
 from util.errors import BadInput
 from util.positions import sincos_position_embedding
 from util.states import State, root
@@ -314,8 +314,6 @@ def pooling(lacking: list[str], weights: State) -> str:
 def check_values(source: str | Path, weights: State, own: State) -> None:
     """Raises BadInput for weights that are not plain, finite numbers."""
     for name, value in weights.items():
-        if value.layout != torch.strided or value.is_meta:
-            raise BadInput(f"{source}: {name} is sparse or has no values; save plain tensors")
         if value.is_floating_point() != own[name].is_floating_point():
             raise BadInput(f"{source}: {name} holds {value.dtype}, not {own[name].dtype}")
         if value.is_floating_point() and not value.float().isfinite().all():
