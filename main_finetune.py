@@ -65,7 +65,7 @@ def finetune(args: Options, run: "Run") -> None:
     if weights:
         raise BadInput(f"--resume {weights}: only weights; start from them with --finetune")
     args, saved, trained, told = checkpoint.start_like_pretraining(args, path)
-    data = labelled.open_data(args, run, trained)
+    data = labelled.open_data(args, trained)
     report = labelled.report(data) if run.folder else []
     args = labelled.with_data_options(args, data)
     now, before = ("from here", "until now") if path else ("fine-tuned", "pre-trained")

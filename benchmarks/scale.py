@@ -99,16 +99,11 @@ def start(report: timing.Report, args: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory(dir=args.folder) as folder:
         for count in args.counts:
             data = make_files(Path(folder) / f"{count}", count)
-            listing.append([f"{count:,}", *time_listing(data, Path(folder))])
-            for cached in ("new", "cached"):
-                output = Path(folder) / f"run-{count}"
-                runs.append([f"{count:,}", cached, *watch_run(data, output, args.steps)])
-    report.table(
-        "Listing, seconds",
-        ["files", "a folder", "from its cache", "class folders", "from their cache"],
-        listing,
-    )
-    columns = ["files", "listing", "first step after, s", "step, ms"]
+            listing.append([f"{count:,}", *time_listing(data)])
+            output = Path(folder) / f"run-{count}"
+            runs.append([f"{count:,}", *watch_run(data, output, args.steps)])
+    report.table("Listing, seconds", ["files", "a folder", "class folders"], listing)
+    columns = ["files", "first step after, s", "step, ms"]
     columns += ["main, MiB", "a worker, MiB", f"workers' growth in {args.steps} steps, MiB"]
     report.table("A run with 2 workers (memory: proportional set size)", columns, runs)
 
@@ -128,24 +123,19 @@ def make_files(root: Path, count: int, each: int = FILES_A_FOLDER) -> Path:
         for k in range(n, min(n + each, count)):
             if (path := folder / f"face_{k:07d}.jpg") != first:
                 os.link(first, path)
-    time.sleep(2.5)  # the cache does not trust folders that changed just before
     return root
 
 
-def time_listing(data: Path, scratch: Path) -> list[float]:
-    """Seconds to list a folder and class folders, each first anew and then from the cache."""
+def time_listing(data: Path) -> list[float]:
+    """Seconds to list a folder, and class folders."""
     from datasets.fer.class_folder import read
     from datasets.folder import list_images
 
     seconds = []
-    for name, work in (("list", list_images), ("classes", read)):
-        cache, digests = scratch / f"{data.name}-{name}.bin", set()
-        for _ in range(2):
-            begun = time.perf_counter()
-            digests.add(work(data, cache=cache).digest)
-            seconds.append(time.perf_counter() - begun)
-        if len(digests) > 1:
-            raise SystemExit(f"{data}: the cached listing differs")
+    for work in (list_images, read):
+        begun = time.perf_counter()
+        work(data)
+        seconds.append(time.perf_counter() - begun)
     return seconds
 
 

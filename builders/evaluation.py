@@ -25,7 +25,7 @@ def evaluate(args: Options, run: Run) -> None:
     """`--eval`: test a fine-tuned checkpoint as it was trained; print and write the results."""
     saved, source = checkpoint.read_finetune(args), args.finetune
     args, trained, known, notes = checkpoint.use_as_trained(args, saved)
-    data = labelled.open_data(args, run, trained, learns=False)
+    data = labelled.open_data(args, trained, learns=False)
     classes, told = checkpoint.classes_of_checkpoint(args, known, data.test_set)
     model = build.build_model(args, len(classes))
     build.prepare_head(args, model)
@@ -67,7 +67,7 @@ def classify_by_neighbours(args: Options, run: Run) -> None:
     """`--knn`: test images by the training images nearest to them in a backbone's features."""
     saved = checkpoint.read_finetune(args)
     args, trained, _, notes = checkpoint.use_as_trained(args, saved)
-    data = labelled.open_data(args, run, trained)
+    data = labelled.open_data(args, trained)
     classes = data.train_set.classes
     model = build.build_model(args, len(classes))
     notes += checkpoint.start_from_pretrained(args, model, saved)

@@ -93,6 +93,7 @@ def run_identity(
         "joint_jitter": args.aug == "fer",  # earlier releases jittered independently of the shift
         "amp": precision.name,
         "data": data.digest,
+        "images": data.counted(),
         "teacher": teacher.digest if teacher else None,
     }
 

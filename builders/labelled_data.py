@@ -13,7 +13,7 @@ from datasets.labelled import LabelledImages, describe_labelled, digest_of
 from datasets.pseudo import read_pseudo_labels, with_pseudo_labels
 from datasets.registry import ALIASES, detect_data_set, setting_of
 from datasets.unreadable import check_readable
-from training.run import Run, same_everywhere
+from training.run import same_everywhere
 from util.options.parser import Options
 from util.options.trained import OF_DATA
 
@@ -34,19 +34,23 @@ class FinetuneData(NamedTuple):
         """The digest of all images and labels that training or the choice of an epoch uses."""
         return digest_of(self.train.digest, *(images.digest for images in self.tests.values()))
 
+    def counted(self) -> str:
+        """How many images there are, such as `42 train and 14 val images`."""
+        parts = {"train": self.train, **self.tests}
+        return " and ".join(f"{len(images):,} {name}" for name, images in parts.items()) + " images"
+
     def owner(self, split: str) -> LabelledSet:
         """The data set to which the test images of a split belong."""
         return self.test_set if split == "test" else self.train_set
 
 
 def open_data(
-    args: argparse.Namespace, run: Run, trained: Mapping[str, Any], learns: bool = True
+    args: argparse.Namespace, trained: Mapping[str, Any], learns: bool = True
 ) -> FinetuneData:
     """The images and labels, the same on all ranks; `train` is empty unless the program `learns`.
 
     `trained`: see `open_labelled`.
     """
-    cache = run.output / "file_list.bin" if run.folder else None
     options = {"face_margin": args.face_margin, "size": synthetic_size(args.input_size)}
     rules, other_rules = _rules(args)
 
@@ -57,7 +61,6 @@ def open_data(
             args.data_set,
             nb_classes=args.nb_classes,
             trained=trained,
-            cache=cache,
             **rules,
             **options,
         )

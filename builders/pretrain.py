@@ -68,12 +68,9 @@ def open_data(
     args: Namespace, run: Run, num_patches: int, size_at: Callable[[int], int]
 ) -> PretrainData:
     """The images of `--data_path`, the same on all ranks."""
-    cache = run.output / "file_list.bin" if run.folder else None
 
     def build() -> Images:
-        images = open_images(
-            args.data_path, cache, synthetic_size(args.input_size), args.face_margin
-        )
+        images = open_images(args.data_path, synthetic_size(args.input_size), args.face_margin)
         check_readable(images.source)
         return images
 
@@ -118,6 +115,7 @@ def run_identity(
         "global_batch": data.sampler.global_batch,
         "amp": precision.name,
         "data": data.dataset.source.digest,
+        "images": f"{len(data.dataset):,} images",
     }
 
 

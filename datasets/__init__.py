@@ -11,12 +11,10 @@ from datasets.filetypes import skipped_line
 from datasets.finetune import FinetuneDataset, PlainImages
 from datasets.folder import FileList, ImageFiles, list_images
 from datasets.labelled import LabelledSet, Source, describe_labelled
-from datasets.listfile import read_list
 from datasets.loader import build_loader, build_test_loader
 from datasets.packed.store import PackedImages, is_store
 from datasets.pretrain import PretrainDataset
 from datasets.registry import detect_layout, open_labelled
-from datasets.split_names import split_called
 from datasets.synthetic.generator import SyntheticFaces, parse_synthetic
 from datasets.wrapped import wrapped_notes
 from util.errors import BadInput
@@ -51,7 +49,6 @@ class Images(NamedTuple):
 
 def open_images(
     data_path: str = "synthetic",
-    cache: str | os.PathLike | None = None,
     size: int = 256,
     face_margin: float | None = None,
     trained: Mapping[str, object] | None = None,
@@ -60,8 +57,8 @@ def open_images(
 
     A labelled set in its owner's layout, or packed, gives its training images only, cropped to the
     face if it has face boxes. The margin is `face_margin` or, if that is None, the one in
-    `trained`, the options that a model was trained with. `cache` is a file that keeps a folder's
-    listing; `size` is the side length of synthetic faces in pixels. Raises BadInput.
+    `trained`, the options that a model was trained with. `size` is the side length of synthetic
+    faces in pixels. Raises BadInput.
     """
     if drawn := parse_synthetic(str(data_path)):
         count = 10_000 if drawn.counts[0] is None else drawn.counts[0]
@@ -83,7 +80,7 @@ def open_images(
     if is_store(root):
         store = PackedImages(root)
         return Images(store, [*notes, *store.notes()])
-    files = list_images(data_path, cache)
+    files = list_images(data_path)
     whole = root.is_dir() and files.root == os.path.abspath(root)
     notes += wrapped_notes(Path(files.root)) if whole and not name else _which(root, files)
     return Images(ImageFiles(files), [*notes, *skipped_line(files.skipped)])
@@ -91,27 +88,12 @@ def open_images(
 
 def _which(root: Path, files: FileList) -> list[str]:
     """Notes on which images of a folder or list are used."""
-    if root.is_file():
-        return _of_list(root, files)
-    if files.root == os.path.abspath(root):
-        return []
+    if root.is_file() or files.root == os.path.abspath(root):
+        return files.notes
     used = os.path.basename(files.root)
     unused = unused_beside(root, [used])
     beside = f"; not used: {unused}" if unused else ""
     return [f"only the images in {printable(used)} are used{beside}"]
-
-
-def _of_list(root: Path, files: FileList) -> list[str]:
-    """Notes on how a list was read, and on whether all of it is used."""
-    listed = read_list(os.path.abspath(root))
-    notes, count = listed.notes(), len(listed.names)
-    if len(files) < count:
-        notes.append(f"only the {len(files):,} training images of {count:,} in the list are used")
-    elif listed.splits and not any(split_called(split) == "train" for split in listed.splits):
-        notes.append(
-            f"warning: {printable(root.name)} has no training split: all its images are used"
-        )
-    return notes
 
 
 def build_pretrain_dataset(
@@ -119,7 +101,6 @@ def build_pretrain_dataset(
     input_size: int = 224,
     num_patches: int | None = None,
     seed: int = 0,
-    cache: str | os.PathLike | None = None,
     face_margin: float | None = None,
     size_at: Callable[[int], int] | None = None,
 ) -> PretrainDataset:
@@ -129,7 +110,7 @@ def build_pretrain_dataset(
     number of 16-pixel patches. `size_at(epoch)` gives the side length in each epoch, if it changes.
     Raises BadInput for a path that holds no images.
     """
-    images = open_images(data_path, cache, synthetic_size(input_size), face_margin)
+    images = open_images(data_path, synthetic_size(input_size), face_margin)
     patches = num_patches or (input_size // 16) ** 2
     return PretrainDataset(images.source, input_size, patches=patches, seed=seed, size_at=size_at)
 

@@ -150,13 +150,13 @@ def csv_rows(path: str | os.PathLike) -> Iterator[tuple[int, list[str]]]:
 def columns(path: str | os.PathLike, header: Sequence[str], wanted: Sequence[str]) -> list[int]:
     """Indices of the wanted columns in a header, ignoring case.
 
-    Raises BadInput naming the first that is missing.
+    Raises BadInput naming the first that is missing. The header is not quoted: a data set from
+    elsewhere may link its list to any file of this machine.
     """
     cells = [cell.strip().lower() for cell in header]
     for name in wanted:
         if name.lower() not in cells:
-            found = printable(", ".join(header))
-            raise bad_row(path, 1, f"no column {name} in the header; it has {found}")
+            raise bad_row(path, 1, f"no column {name} in the header")
     return [cells.index(name.lower()) for name in wanted]
 
 

@@ -1,18 +1,16 @@
 """Lists image files: those in a folder, at any depth, or those named in a list.
 
 The names in a folder are sorted as bytes, so that the order is the same on every machine and file
-system. They can be kept in a cache file; a restart then only checks when each folder last changed.
+system. A folder is listed anew at every start: that takes a second for 270,000 files, and the time
+of a folder, which archivers and `touch` restore, does not show that it is unchanged.
 """
 
 import hashlib
 import heapq
-import json
 import os
 import stat
-import time
-import uuid
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 
 import numpy as np
@@ -28,17 +26,11 @@ from datasets.filetypes import (
     ending,
     image_endings,
     is_hidden,
-    reads_heif,
 )
 from datasets.listfile import bad, check_entries, read_list
 from datasets.split_names import split_called
 from util.errors import BadInput
 from util.wording import printable
-
-CACHE_VERSION = 3
-# If a folder changed this shortly before the scan, it may have changed again within the same tick
-# of the file system's clock, without a new modification time. Its cached listing is not used.
-RACY_NS = 2_000_000_000
 
 
 class FileList:
@@ -49,21 +41,33 @@ class FileList:
     order, wherever the data set is stored.
     """
 
-    def __init__(self, root: str, blob: bytes, skipped: Mapping[str, int] | None = None) -> None:
+    def __init__(
+        self,
+        root: str,
+        blob: bytes,
+        skipped: Mapping[str, int] | None = None,
+        notes: Sequence[str] = (),
+    ) -> None:
         """`root`: absolute path of a folder; `blob`: names relative to it, each ended by a NUL.
 
-        `skipped` counts the other files in the folder, by extension.
+        `skipped` counts the other files in the folder, by extension; `notes` say how a list of
+        names was read.
         """
-        self.root, self._blob, self.skipped = root, blob, dict(skipped or {})
+        self.root, self._blob = root, blob
+        self.skipped, self.notes = dict(skipped or {}), list(notes)
         ends = np.flatnonzero(np.frombuffer(blob, np.uint8) == 0)
         self._starts = np.concatenate(([0], ends + 1))  # (len + 1,) int64
         self.digest = hashlib.sha256(blob).hexdigest()
 
     @classmethod
     def of(
-        cls, root: str, names: Iterable[bytes], skipped: Mapping[str, int] | None = None
+        cls,
+        root: str,
+        names: Iterable[bytes],
+        skipped: Mapping[str, int] | None = None,
+        notes: Sequence[str] = (),
     ) -> "FileList":
-        return cls(root, b"".join(name + b"\0" for name in names), skipped)
+        return cls(root, b"".join(name + b"\0" for name in names), skipped, notes)
 
     def __len__(self) -> int:
         return len(self._starts) - 1
@@ -96,26 +100,16 @@ class ImageFiles:
         return self.files[i]
 
 
-def list_images(data_path: str | os.PathLike, cache: str | os.PathLike | None = None) -> FileList:
+def list_images(data_path: str | os.PathLike) -> FileList:
     """List the images of a folder (of its training split, if there is one), a text list or a CSV.
 
-    `cache` is a file that keeps the result; it is used until a folder (or the list) has changed.
     Raises BadInput, saying what was found instead of images.
     """
     given = os.fsdecode(data_path)
     if not given:
         raise BadInput("--data_path is empty: give a folder of images or a list of files")
     path = os.path.abspath(os.path.expanduser(given))
-    mode = _mode_of(path)
-    files, stamps = (_read_cache(cache, path) if cache else None), None
-    scanned_ns = time.time_ns()  # taken before the scan, so that changes during it are newer
-    if files is None:
-        files, stamps = _scan(path) if stat.S_ISDIR(mode) else _of_list(path)
-    if not stat.S_ISDIR(mode):
-        check_entries(path, len(files), files.relative)
-    if cache and stamps is not None:
-        _write_cache(cache, path, scanned_ns=scanned_ns, files=files, stamps=stamps)
-    return files
+    return _scan(path) if stat.S_ISDIR(_mode_of(path)) else _of_list(path)
 
 
 def images_below(folder: str) -> FileList:
@@ -125,7 +119,7 @@ def images_below(folder: str) -> FileList:
     """
     top = os.path.abspath(folder)
     try:
-        names, _, skipped = _walk(top)
+        names, skipped = _walk(top)
     except BadInput as error:
         raise BadInput(str(error).removeprefix("--data_path ")) from None
     return FileList.of(top, sorted(names), skipped)
@@ -152,18 +146,12 @@ def _mode_of(path: str) -> int:
     return mode
 
 
-def _stamp(path: str | bytes, st: os.stat_result | None = None) -> list[int]:
-    """[modification time in ns, size (0 for folders)]: differs if a folder or list has changed."""
-    st = st or os.stat(path)
-    return [st.st_mtime_ns, 0 if stat.S_ISDIR(st.st_mode) else st.st_size]
-
-
-def _scan(path: str) -> tuple[FileList, dict[str, list[int]]]:
-    """The images below a folder or its training split, sorted, and the stamp of every folder."""
+def _scan(path: str) -> FileList:
+    """The images below a folder or its training split, sorted."""
     for root in [*_training(path), path]:
-        names, stamps, others = _walk(root)
+        names, others = _walk(root)
         if names:
-            return FileList.of(root, sorted(names), others), stamps
+            return FileList.of(root, sorted(names), others)
     most = sorted(others.items(), key=lambda item: (-item[1], item[0]))[:3]
     kinds = ", ".join(f"{n} {printable(kind) or 'without an extension'}" for kind, n in most)
     seen = f"but {others.total()} other files: mostly {kinds}" if others else "nor any other file"
@@ -183,14 +171,14 @@ def _training(path: str) -> list[str]:
     return list(filter(os.path.isdir, folders))
 
 
-def _walk(top: str) -> tuple[list[bytes], dict[str, list[int]], Counter]:
-    """Image names relative to `top`, stamp of every folder, number of other files by extension.
+def _walk(top: str) -> tuple[list[bytes], Counter]:
+    """Image names relative to `top`, and the number of other files by extension.
 
     Files of unknown extension are images if they begin like one. A folder that can be reached twice
     is listed once: under its real name if that is below `top`, else under the first link in byte
     order. So the result does not depend on the file system's own order.
     """
-    names, stamps, others, unknown = [], {}, Counter(), defaultdict(list)
+    names, others, unknown = [], Counter(), defaultdict(list)
     above = os.path.realpath(top)
     seen = set()  # (st_dev, st_ino), beginning with the folders above, as links to them are loops
     while above != (above := os.path.dirname(above)):
@@ -201,11 +189,10 @@ def _walk(top: str) -> tuple[list[bytes], dict[str, list[int]], Counter]:
         relative = folders.pop() if folders else heapq.heappop(links)
         folder = os.path.join(os.fsencode(top), relative)
         try:
-            st = os.stat(folder)
-            if _identity(st) in seen:
+            identity = _identity(os.stat(folder))
+            if identity in seen:
                 continue
-            seen.add(_identity(st))
-            stamps[os.fsdecode(folder)] = _stamp(folder, st)  # taken before the folder is listed
+            seen.add(identity)
             with os.scandir(folder) as entries:
                 _sort_out(
                     entries,
@@ -225,7 +212,7 @@ def _walk(top: str) -> tuple[list[bytes], dict[str, list[int]], Counter]:
         names += images
         if len(images) < len(paths):
             others[kind] += len(paths) - len(images)
-    return names, stamps, others
+    return names, others
 
 
 def _images_among(top: str, paths: list[bytes]) -> list[bytes]:
@@ -278,64 +265,18 @@ def _sort_out(
             unknown[kind].append(path)
 
 
-def _of_list(path: str) -> tuple[FileList, dict[str, list[int]]]:
-    """The files that a text list or CSV names, in its order, and the list's own stamp.
+def _of_list(path: str) -> FileList:
+    """The files that a text list or CSV names, in its order.
 
     If it has a column of splits, only those of the training split.
     """
-    try:
-        stamps = {path: _stamp(path)}  # taken before the list is read
-    except OSError as e:
-        raise bad(path, f"cannot be read ({e.strerror})") from None
-    names = map(os.fsencode, read_list(path).training())
-    return FileList.of(os.path.dirname(path), names), stamps
-
-
-def _sha256(data: bytes) -> bytes:
-    return hashlib.sha256(data).hexdigest().encode()
-
-
-def _read_cache(cache: str | os.PathLike, path: str) -> FileList | None:
-    """The cached list, if it is intact and nothing has changed since; None otherwise."""
-    try:
-        with open(cache, "rb") as file:
-            check, _, head = file.readline().partition(b" ")
-            if check != _sha256(head):
-                return None
-            header = json.loads(head)
-            expected = {"version": CACHE_VERSION, "data_path": path, "heif": reads_heif()}
-            if any(header[name] != value for name, value in expected.items()):
-                return None
-            newest = header["scanned_ns"] - RACY_NS
-            for folder, stamp in header["stamps"].items():
-                if stamp[0] > newest or _stamp(folder) != stamp:
-                    return None
-            skipped = {str(kind): int(count) for kind, count in header["skipped"].items()}
-            files = FileList(header["root"], file.read(), skipped)
-        return files if files.digest == header["digest"] else None
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
-        return None
-
-
-def _write_cache(
-    cache: str | os.PathLike,
-    path: str,
-    scanned_ns: int,
-    files: FileList,
-    stamps: dict[str, list[int]],
-) -> None:
-    """Write a line `sha256 JSON`, then the names, atomically. Failures are ignored."""
-    header = {"version": CACHE_VERSION, "data_path": path, "heif": reads_heif()}
-    header |= {"root": files.root, "skipped": files.skipped}
-    header |= {"scanned_ns": scanned_ns, "digest": files.digest, "stamps": stamps}
-    head = json.dumps(header).encode() + b"\n"  # ASCII: JSON escapes unusual names
-    temporary = f"{os.fspath(cache)}.{uuid.uuid4().hex}.tmp"  # several ranks may write at once
-    try:
-        with open(temporary, "wb") as file:
-            file.write(_sha256(head) + b" " + head + files._blob)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, cache)
-    except OSError:
-        with suppress(OSError):
-            os.unlink(temporary)
+    listed = read_list(path)
+    names, notes = listed.training(), listed.notes()
+    check_entries(path, names, listed)
+    if len(names) < len(listed.names):
+        count = f"{len(names):,} training images of {len(listed.names):,} in the list"
+        notes.append(f"only the {count} are used")
+    elif listed.splits and not any(split_called(split) == "train" for split in listed.splits):
+        name = printable(os.path.basename(path))
+        notes.append(f"warning: {name} has no training split: all its images are used")
+    return FileList.of(os.path.dirname(path), map(os.fsencode, names), notes=notes)

@@ -1,6 +1,5 @@
 """What the file of a labelled data set declares: how it is recognised, and how it is read."""
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -16,7 +15,6 @@ class Asked(NamedTuple):
     label_order: str | None = None  # as given
     usual_order: str | None = None  # used without one, if it fits
     face_margin: float | None = None
-    cache: str | os.PathLike | None = None  # a file that keeps a folder's listing
 
 
 def nothing_missing(root: Path) -> str:

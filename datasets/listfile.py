@@ -3,7 +3,8 @@
 import csv
 import io
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from itertools import islice
 from typing import NamedTuple
 
 from datasets.annotation_files import evenly_spaced
@@ -26,7 +27,7 @@ class ListEntries(NamedTuple):
     names: list[str]  # relative to the list's folder, or absolute
     labels: list[str]
     splits: list[str]
-    columns: list[str]  # first row of a CSV without a known column of paths; else empty
+    guessed: bool  # whether the paths were taken from the first of several columns
     rows: list[int]  # line number of each entry, from 1
     unused: list[str]  # columns of the header that are not used
     turned: bool = False  # whether \ between folders was replaced by /
@@ -86,23 +87,22 @@ def bad(path: str, what: str) -> BadInput:
     return BadInput(f"--data_path {printable(path)}: {what}")
 
 
-def check_entries(path: str, count: int, name: Callable[[int], str]) -> None:
-    """Raise BadInput if none of a sample of entries, from all over the list at `path`, exists.
+def check_entries(path: str, names: Sequence[str], listed: ListEntries) -> None:
+    """Raise BadInput if none of a sample of names, from all over the list at `path`, exists.
 
-    Then the entries are relative to another folder, or the paths are in another column. `name(i)`
-    gives entry i of `count`.
+    Then they are relative to another folder, or the paths are in another column. The message quotes
+    none of them: a file that is no list, such as a key, may have been given by mistake.
     """
-    some = [name(i) for i in evenly_spaced(count)]
+    some = [names[i] for i in evenly_spaced(len(names))]
     if _any_file(path, some):
         return
-    listed = read_list(path)
-    if listed.columns:
-        shown = printable(", ".join(name.strip() or "''" for name in listed.columns))
-        what = f"no column of paths among {shown}; name it one of {', '.join(PATHS)}"
+    if listed.guessed:
+        what = f"its header names no column of paths; name it one of {', '.join(PATHS)}"
         raise bad(path, what)
-    first, place = printable(some[0]), printable(os.path.join(os.path.dirname(path), some[0]))
-    tried = f"its {count} entries" if count == len(some) else f"{len(some)} of its entries"
-    what = f"none of {tried} exists; the first, {first}, was looked for at {place}; "
+    tried = f"{len(some)} of its" * (len(some) < len(names)) or "its"
+    row, folder = listed.rows[listed.names.index(some[0])], printable(os.path.dirname(path))
+    where = f"the first, in row {row}, was looked for in {folder}"
+    what = f"none of {tried} {len(names)} entries exists; {where}; "
     if listed.boxed():
         raise bad(path, f"{what}for AffectNet's own lists, give the folder of the data set")
     form = f"; {FORMAT}" if any(set(name) & set(" \t,;") for name in some) else ""
@@ -128,21 +128,22 @@ def _turned(listed: ListEntries, path: str) -> ListEntries:
 
 def _parsed(text: str, path: str) -> ListEntries:
     numbered = enumerate(io.StringIO(text, newline=None), 1)
-    lines = [(row, line.strip()) for row, line in numbered if not _skipped(line)]
-    first = lines[0][1] if lines else ""
+    lines = ((row, line.strip()) for row, line in numbered if not _skipped(line))
+    begin = list(islice(lines, 2))
+    first = begin[0][1] if begin else ""
     delimiter = max(",;\t", key=first.count)
     is_csv = path.lower().endswith((".csv", ".tsv")) or (
         delimiter in first
         and (
             _column(first.split(delimiter), PATHS) is not None
-            or any(_begins_with_path(line, delimiter) for _, line in lines[:2])
+            or any(_begins_with_path(line, delimiter) for _, line in begin)
         )
     )
     if not is_csv:
-        return _of_lines(lines)
+        return _of_lines([*begin, *lines])
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
-    rows = [(reader.line_num, cells) for cells in reader if "".join(cells).strip()]
-    return _of_rows([(row, cells) for row, cells in rows if cells[0].lstrip()[:1] != "#"], path)
+    filled = (cells for cells in reader if "".join(cells).strip())
+    return _of_rows([(reader.line_num, c) for c in filled if c[0].lstrip()[:1] != "#"], path)
 
 
 def _begins_with_path(line: str, delimiter: str) -> bool:
@@ -161,9 +162,9 @@ def _of_lines(lines: list[tuple[int, str]]) -> ListEntries:
         parts = [[line] if is_image(line) else line.rsplit(maxsplit=1) for line in texts]
         labels = [part[1] if len(part) > 1 else "" for part in parts]
         return ListEntries(
-            [part[0] for part in parts], labels, splits=[], columns=[], rows=rows, unused=[]
+            [part[0] for part in parts], labels, splits=[], guessed=False, rows=rows, unused=[]
         )
-    return ListEntries(texts, [], splits=[], columns=[], rows=rows, unused=[])
+    return ListEntries(texts, [], splits=[], guessed=False, rows=rows, unused=[])
 
 
 def _is_labelled(line: str) -> bool:
@@ -194,13 +195,12 @@ def _of_rows(numbered: list[tuple[int, list[str]]], path: str) -> ListEntries:
     labels, splits = (
         [] if place is None else [_cell(cells, place) for cells in rows] for place in (label, split)
     )
-    several = first if column is None and len(first) > 1 else []
     unused = [header[i].strip() for i in others if headed and header[i].strip()]
     return ListEntries(
         [_cell(cells, at) for cells in rows],
         labels,
         splits=splits,
-        columns=several,
+        guessed=column is None and len(first) > 1,
         rows=lines,
         unused=unused,
     )

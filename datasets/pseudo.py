@@ -79,10 +79,9 @@ def _probabilities(row: dict[str, str], known: list[str], where: str) -> np.ndar
     if not any(texts):
         return None
     p = np.array([_number(text) for text in texts])
-    for name, text, value in zip(known, texts, p, strict=True):
+    for name, value in zip(known, p, strict=True):
         if not 0 <= value <= 1:
-            shown = printable(text) or "empty"
-            raise BadInput(f"{where}: {COLUMN}{printable(name)} is {shown}, not a probability")
+            raise BadInput(f"{where}: {COLUMN}{printable(name)} must be a probability")
     if not p.any():
         raise BadInput(f"{where}: all probabilities are 0")
     return p
@@ -100,8 +99,7 @@ def _name(row: dict[str, str], where: str) -> str:
     if not row.get("path"):
         raise BadInput(f"{where}: has no path")
     if set(row) >= BOX and _number(row["score"]) != 1:
-        score = printable(row["score"])
-        raise BadInput(f"{where}: a face detected in a picture, score {score}; {CUT}")
+        raise BadInput(f"{where}: a face detected in a picture; {CUT}")
     return os.path.normpath(row["path"])
 
 

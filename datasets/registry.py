@@ -52,7 +52,6 @@ def open_labelled(
     face_margin: float | None = None,
     trained: Mapping[str, object] | None = None,
     size: int = 256,
-    cache: str | os.PathLike | None = None,
     counts: tuple[int, int] = (2000, 800),
 ) -> LabelledSet:
     """Open the labelled images of `--data_path`; `synthetic[-lab][:TRAIN[:TEST]]` generates faces.
@@ -61,7 +60,7 @@ def open_labelled(
     `label_rule` is for FERPlus, `label_order` for class folders and lists, `face_margin` for
     AffectNet. Options that are not given come from `trained`, the options that a model was trained
     with, if this set has them. `size` is the side length of synthetic faces in pixels, `counts`
-    their number if the path gives none; `cache` is a file that keeps a folder's listing.
+    their number if the path gives none.
 
     A packed store gives the set that was packed, and these options must be those of packing; a
     store of AffectNet's 8 classes also gives 7. Raises BadInput.
@@ -105,7 +104,6 @@ def open_labelled(
             label_order=label_order,
             usual_order=usual("label_order", None),
             face_margin=usual("face_margin", face_margin),
-            cache=cache,
         )
         data = layout.read(root, asked)
     else:

@@ -181,7 +181,7 @@ def test_missing_column_is_named(listed, missing):
 @pytest.mark.parametrize("label", ["11", "-1", "nan", "", "1.5", "inf", "Happy"])
 def test_an_unknown_label_is_named_with_its_row(listed, label):
     message = complaint(listed(row("1/a.png"), row("1/b.png", label)))
-    assert f"{os.sep}training.csv, row 3: expression '{label}'" in message
+    assert f"{os.sep}training.csv, row 3: its expression must be an id" in message
 
 
 def test_a_label_written_as_a_float_is_read(listed):
@@ -274,8 +274,8 @@ def test_expression_arrays_of_every_kind_are_read(tmp_path, array):
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        (np.array("11"), "expression '11'"),
-        (np.array(np.nan), "expression nan"),
+        (np.array("11"), "its expression must be an id"),
+        (np.array(np.nan), "its expression must be an id"),
         (np.array([1, 2]), "2 values"),
         (b"", "not a NumPy file"),
         (b"<html>", "not a NumPy file"),
@@ -325,8 +325,8 @@ def test_the_json_key_is_found_in_any_spelling(tmp_path, key):
         ("{", "is not valid JSON"),
         ("[1]", "no Human-Label"),
         ('{"label": 1}', "no Human-Label"),
-        ('{"human-label": "12"}', "expression '12'"),
-        ('{"human-label": null}', "expression None"),
+        ('{"human-label": "12"}', "its expression must be an id"),
+        ('{"human-label": null}', "its expression must be an id"),
     ],
 )
 def test_json_without_a_label_is_named(tmp_path, text, words):

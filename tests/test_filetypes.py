@@ -158,20 +158,6 @@ def test_without_pillow_heif_heic_files_are_counted_and_the_package_named(folder
         load_rgb(data / "b.heic")
 
 
-def test_a_listing_cached_before_pillow_heif_was_installed_is_not_used(heic, tmp_path, monkeypatch):
-    os.utime(tmp_path, (1, 1))
-    folder = heic[0].parent
-    (folder / "b.png").write_bytes(encoded("PNG"))
-    os.utime(folder, (1, 1))
-    cache = tmp_path.parent / f"{tmp_path.name}.cache"
-    with monkeypatch.context() as without:
-        for module in ("filetypes", "folder"):
-            without.setattr(f"datasets.{module}.reads_heif", lambda: False)
-        assert names(list_images(folder, cache)) == ["b.png"]
-        assert names(list_images(folder, cache)) == ["b.png"]
-    assert names(list_images(folder, cache)) == ["b.png", "photo.heic"]
-
-
 def test_a_video_given_by_name_is_reported_as_a_video(folder):
     data = folder({"a.mp4": MP4, "b.jpg": MP4, "c.mkv": b"\x1aE\xdf\xa3" + bytes(40)})
     for name in ("a.mp4", "b.jpg", "c.mkv"):
@@ -190,13 +176,6 @@ def test_skipped_files_are_reported_for_images_without_labels(folder):
     assert len(images.source) == 2
     (line,) = images.notes
     assert line.startswith("skipped 2 files that cannot be read as images: 1 .mp4, 1 .txt")
-
-
-def test_skipped_files_are_reported_for_a_cached_listing(folder, tmp_path):
-    data = folder(MIXED)
-    os.utime(data, (1, 1))
-    first, again = (open_images(str(data), tmp_path / "cache").notes for _ in range(2))
-    assert first == again != []
 
 
 def test_skipped_files_are_reported_for_class_folders(folder):

@@ -69,7 +69,7 @@ def test_a_column_of_splits_makes_splits(images):
     assert alone.notes[0] == "only the 2 training images of 4 in the list are used"
     (images / "list.csv").write_text(text.replace("PrivateTest", "somewhere"))
     message = complaint(open_labelled, str(images / "list.csv"))
-    assert "happy/d.png is of the split 'somewhere'; splits are train, val and test" in message
+    assert "list.csv, row 4: its split must be train, val or test" in message
 
 
 def test_numbers_in_a_list_need_an_order(images):
@@ -95,7 +95,7 @@ def test_labels_may_be_whole_numbers_with_a_decimal_point(images):
     ("text", "words"),
     [
         ("happy/a.png\nsad/e.png\n", "a list of images without labels; write `path label` lines"),
-        ("happy/a.png happy\nsad/e.png\n", "sad/e.png has no label"),
+        ("happy/a.png happy\nsad/e.png\n", "row 2: has no label"),
         (
             "happy/a.png happy\nhappy/d.png happy\n",
             "only one class, happy; a classifier needs at least two",
@@ -117,18 +117,18 @@ def test_missing_files_of_a_list_are_counted(images):
 
 
 @pytest.mark.parametrize(
-    ("text", "columns"),
+    "text",
     [
-        ("label,path_to_image\n3,happy/a.png\n4,sad/e.png\n", "label, path_to_image"),
-        ("label,photo\nhappy,happy/a.png\nsad,sad/e.png\n", "label, photo"),
-        (",pth,label\n0,happy/a.png,happy\n1,sad/e.png,sad\n", "'', pth, label"),
+        "label,path_to_image\n3,happy/a.png\n4,sad/e.png\n",
+        "label,photo\nhappy,happy/a.png\nsad,sad/e.png\n",
+        ",pth,label\n0,happy/a.png,happy\n1,sad/e.png,sad\n",
     ],
 )
 @pytest.mark.parametrize("call", [open_images, open_labelled])
-def test_for_unknown_columns_the_known_ones_are_named(call, text, columns, images):
+def test_for_unknown_columns_the_known_ones_are_named(call, text, images):
     (images / "list.csv").write_text(text)
     message = complaint(call, str(images / "list.csv"))
-    assert f"no column of paths among {columns}; name it one of path, file, filename" in message
+    assert "list.csv: its header names no column of paths; name it one of path, file" in message
 
 
 def test_a_list_with_labels_can_be_trained_on_and_tested_with_another(images, tmp_path):
@@ -278,7 +278,7 @@ def test_repeated_rows_count_once(faces):
 
 def test_an_image_with_two_labels_is_named_with_both_rows(faces):
     message = complaint(open_labelled, faces(rows() + "sad/1.jpg,happy\n"))
-    assert "list.csv, row 14: sad/1.jpg is happy, but sad in row 9; keep one of them" in message
+    assert "list.csv, row 14: another label than in row 9 for the same image; keep one" in message
 
 
 def test_an_image_in_two_splits_is_reported_as_a_duplicate_only(faces):
@@ -319,7 +319,7 @@ def test_entries_from_all_parts_of_a_list_are_checked(call, faces):
         message = complaint(call, faces(gone + there, "list.txt"))
         assert "list.txt: 150 of 162 images it names are missing" in message
     message = complaint(call, faces(gone, "list.txt"))
-    assert "none of 100 of its entries exists; the first, gone/0.jpg, was looked" in message
+    assert "none of 100 of its 150 entries exists; the first, in row 1, was looked" in message
 
 
 @pytest.mark.parametrize(
@@ -339,14 +339,6 @@ def test_paths_from_windows_are_found_and_noted(faces):
     assert len(data.splits["all"]) == 12
     assert data.notes == ("paths are read with / instead of \\",)
     assert open_images(path).notes == ["paths are read with / instead of \\"]
-
-
-def test_a_list_cached_before_its_images_were_unpacked_is_not_used(faces, tmp_path):
-    text = rows(names=[n for n in FACES if "sad" in n]).replace("/", "\\").replace("sad\\", "new\\")
-    path = faces(text)
-    assert "none of its" in complaint(open_images, path, tmp_path / "cache")
-    (tmp_path / "sad").rename(tmp_path / "new")
-    assert len(open_images(path, tmp_path / "cache").source) == 6
 
 
 @pytest.mark.parametrize("line", ["{label} {name}", "{name} {label} train"])

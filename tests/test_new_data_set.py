@@ -25,7 +25,7 @@ def read(root, asked):
     """Splits are folders; the class is the last digit of a file name: `train/3_1.png`."""
     splits = {}
     for split in ("train", "test"):
-        files = list_images(str(root / split), asked.cache)
+        files = list_images(str(root / split))
         images = ImageFiles(files)
         labels = [int(images.name(i)[-5]) for i in range(len(files))]
         splits[split] = LabelledImages(images, labels)

@@ -91,11 +91,11 @@ GOOD = "more/0.png,0,0,0,9,9,1,Sad,ok,1,0,0,0"
         (
             HEADER,
             [GOOD, "more/1.png,0,0,0,9,9,1,Sad,ok,1,0,0,x"],
-            "row 3: p_Happy is x, not a prob",
+            "row 3: p_Happy must be a prob",
         ),
-        (HEADER, ["more/0.png,0,0,0,9,9,1,Sad,ok,-1,0,0,2"], "row 2: p_sadness is -1"),
-        (HEADER, ["more/0.png,0,0,0,9,9,1,Sad,ok,0.5,,0,0.5"], "row 2: p_fear is empty"),
-        (HEADER, ["more/0.png,0,0,0,9,9,1,Sad,ok,nan,0,0,1"], "p_sadness is nan"),
+        (HEADER, ["more/0.png,0,0,0,9,9,1,Sad,ok,-1,0,0,2"], "row 2: p_sadness must be a prob"),
+        (HEADER, ["more/0.png,0,0,0,9,9,1,Sad,ok,0.5,,0,0.5"], "row 2: p_fear must be a prob"),
+        (HEADER, ["more/0.png,0,0,0,9,9,1,Sad,ok,nan,0,0,1"], "p_sadness must be a prob"),
         (HEADER, ["more/0.png,0,0,0,9,9,1,Sad,ok,0,0,0,0"], "all probabilities are 0"),
         (
             HEADER,

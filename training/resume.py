@@ -18,6 +18,7 @@ from util.errors import BadInput, out_of_memory
 from util.options.parser import MOST, ResumeOptions
 from util.rundir import LAST
 from util.weights import find_source
+from util.wording import changed_images
 
 # Values of options that older releases did not record.
 UNNAMED_BEFORE = {
@@ -87,8 +88,8 @@ def restore_state(
         what = f"does not hold the training state of such a run ({misfit(error)})"
         raise BadInput(f"{path}: {what}; name another checkpoint") from None
     position = state.position
-    if position.step and saved["run"].get("global_batch") != identity["global_batch"]:
-        # The steps now have another size: start the epoch over.
+    if position.step and any(saved["run"].get(n) != identity[n] for n in ("global_batch", "data")):
+        # The steps are others now: start the epoch over.
         position.step, position.sums = 0, type(position.sums)()
     at = f"at epoch {position.epoch}, step {position.step}"
     return [*([note] if note else []), at]
@@ -179,6 +180,8 @@ def check_same_run(
         raise BadInput(f"{path}: holds weights, but no training state to resume")
     before = {**UNNAMED_BEFORE, **saved["run"]}
     before.setdefault("head_init_std", run.get("head_init_std"))  # no effect once started
+    images = changed_images(before.get("images"), run["images"])
+    before["images"] = run["images"]  # only counted, for the message: `data` identifies them
     changed = {k: (before.get(k), v) for k, v in run.items() if before.get(k) != v}
     if "epochs" in changed and (changed["epochs"][0] or 0) < changed["epochs"][1]:
         longer = changed.pop("epochs")
@@ -187,12 +190,16 @@ def check_same_run(
         note = ""
     if not changed:
         return note
-    listed = ", ".join(f"{name} {old} -> {new}" for name, (old, new) in changed.items())
+    kind = "images" if changed.keys() == {"data"} else "options"
+    listed = ", ".join(
+        images if name == "data" else f"{name} {old} -> {new}"
+        for name, (old, new) in changed.items()
+    )
     if changed.get("global_batch", (None, None))[0]:
         listed += f" ({batch_change(saved, step)})"
     if "model" in changed or not override:
         raise BadInput(
-            f"{path}: from a run with other options ({listed}); use the same options, another "
+            f"{path}: from a run with other {kind} ({listed}); use the same {kind}, another "
             "--output_dir, or --override_resume to resume anyway"
         )
-    return f"{note} warning: continuing with changed options: {listed}".strip()
+    return f"{note} warning: continuing with changed {kind}: {listed}".strip()

@@ -14,6 +14,13 @@ def printable(name: str) -> str:
     return name if name.isprintable() else repr(name)
 
 
+def changed_images(before: str | None, now: str) -> str:
+    """How a data set has changed that had `before` (such as `90 images`; None: unknown)."""
+    if before == now:
+        return f"{now} as before, but with other names or labels, or in another order"
+    return f"{before} before, {now} now" if before else f"{now} now"
+
+
 def did_you_mean(name: str, known: Iterable[str], most: int = 3, cutoff: float = 0.5) -> str:
     """ "did you mean A or B?", with the most similar of the known names; "" if none is similar."""
     near = difflib.get_close_matches(name, list(known), n=most, cutoff=cutoff)

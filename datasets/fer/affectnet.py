@@ -198,7 +198,7 @@ def _id(value: object) -> int:
     """An expression's id, 0..10. Raises ValueError for anything else."""
     label = integer(value)
     if label is None or not 0 <= label < IDS:
-        raise ValueError(f"expression {repr(value)[:40]}; AffectNet's ids are 0 to {IDS - 1}")
+        raise ValueError(f"its expression must be an id from 0 to {IDS - 1}")
     return label
 
 
@@ -302,8 +302,8 @@ def _npy_value(data: bytes) -> object:
     """The single value in a NumPy file: a number, or one as text. Raises ValueError."""
     try:
         array = np.lib.format.read_array(io.BytesIO(data), allow_pickle=False)
-    except Exception as e:  # damaged headers raise SyntaxError, tokenize.TokenError, …
-        raise ValueError(f"is not a NumPy file of numbers ({' '.join(str(e).split())})") from None
+    except Exception:  # damaged headers raise SyntaxError, tokenize.TokenError, …
+        raise ValueError("is not a NumPy file of numbers") from None
     if array.size != 1:
         raise ValueError(f"holds {array.size} values instead of one")
     return array.item()

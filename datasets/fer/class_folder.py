@@ -38,21 +38,15 @@ def recognise(root: Path) -> list[str]:
     return [f"class folders in {', '.join(f.name for f in splits)}" if splits else "class folders"]
 
 
-def read(
-    root: Path,
-    label_order: str | None = None,
-    cache: str | os.PathLike | None = None,
-    usual: str | None = None,
-) -> LabelledSet:
+def read(root: Path, label_order: str | None = None, usual: str | None = None) -> LabelledSet:
     """Read the splits of a labelled folder; a folder without splits has a single one, "all".
 
     `label_order` is that of `--label_order`, see `parse_order`; `usual` is the one for numbers if
-    none is given. `cache` is a file that keeps the listings, see `list_images`, with `.SPLIT`
-    appended. Raises BadInput for numbers without a label order, an empty class folder, classes that
-    training lacks, folders that are splits or data sets rather than classes, …
+    none is given. Raises BadInput for numbers without a label order, an empty class folder, classes
+    that training lacks, folders that are splits or data sets rather than classes, …
     """
     folders, notes = _splits(root)
-    lists = {s: _list(f, f"{cache}.{s}" if cache else None) for s, f in folders.items()}
+    lists = {split: _list(folder) for split, folder in folders.items()}
     names = {split: sorted(set(found), key=os.fsencode) for split, (_, found, _) in lists.items()}
     for split, folder in folders.items():
         _check_classes(folder, names[split], lists[split][0])
@@ -131,9 +125,9 @@ def _splits(root: Path) -> tuple[dict[str, Path], list[str]]:
     return {split: splits[split] for split in ("train", "val", "test") if split in splits}, notes
 
 
-def _list(folder: Path, cache: str | None) -> tuple[FileList, list[str], list[str]]:
+def _list(folder: Path) -> tuple[FileList, list[str], list[str]]:
     """A split's images, the class folder of each, and notes."""
-    files = list_images(folder, cache)
+    files = list_images(folder)
     names = [files.relative(i) for i in range(len(files))]
     inside = [name for name in names if os.sep in name]
     notes = [f"{printable(folder.name)}: {line}" for line in skipped_line(files.skipped)]
@@ -208,6 +202,6 @@ LAYOUT = Layout(
     title="class folders",
     shape="train/CLASS/ and test/CLASS/",
     recognise=recognise,
-    read=lambda root, asked: read(root, asked.label_order, asked.cache, asked.usual_order),
+    read=lambda root, asked: read(root, asked.label_order, asked.usual_order),
     setting="label_order",
 )

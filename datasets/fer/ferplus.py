@@ -80,7 +80,7 @@ def _read_pixels(path: Path) -> tuple[PixelFaces, list[str], list[int]]:
         emotion, grey, usage = _cells(path, row, cells, places)
         label = integer(emotion)
         if label is None or not 0 <= label < len(ORDERS["fer2013"]):
-            raise bad_row(path, row, f"emotion {printable(emotion)!r}; FER2013's ids are 0 to 6")
+            raise bad_row(path, row, "its emotion must be an id from 0 to 6")
         pixels.append(_grey(path, row, grey))
         splits.append(_split(path, row, usage))
         labels.append(label)
@@ -112,8 +112,7 @@ def _split(path: Path, row: int, usage: str) -> str:
     """The split that a cell of the column Usage stands for."""
     split = USAGES.get(usage.lower())
     if split is None:
-        what = f"Usage {printable(usage)!r}; it must be Training, PublicTest or PrivateTest"
-        raise bad_row(path, row, what)
+        raise bad_row(path, row, "its Usage must be Training, PublicTest or PrivateTest")
     return split
 
 
@@ -233,7 +232,7 @@ def _read_pair(votes_file: Path, pixels_file: Path) -> tuple[Parts, list[str]]:
             continue
         if _split(votes_file, row, usage) != splits[count - 1]:
             other = f"row {source.rows[count - 1]} of {pixels_file.name}"
-            raise bad_row(votes_file, row, f"Usage {usage}, unlike {other}: rows must correspond")
+            raise bad_row(votes_file, row, f"another Usage than {other}: rows must correspond")
         if name:  # rows without an image name have no face
             named[count - 1], votes[count - 1] = True, _votes(votes_file, row, cells)
     if count != len(source):
@@ -256,10 +255,9 @@ def _nameless_note(count: int) -> list[str]:
 def _votes(path: Path, row: int, cells: list[str]) -> list[int]:
     """The ten counts of a row. Raises BadInput for anything but counts."""
     counts = [integer(cell) for cell in cells]
-    for column, cell, count in zip(COLUMNS, cells, counts, strict=True):
+    for column, count in zip(COLUMNS, counts, strict=True):
         if count is None or not 0 <= count <= MOST_VOTES:
-            found = printable(cell) or "nothing"
-            raise bad_row(path, row, f"{found} as votes for {column}; it must be a count")
+            raise bad_row(path, row, f"its votes for {column} must be a count")
     return counts
 
 
@@ -311,8 +309,8 @@ def _once(path: Path, rows: list[Row]) -> tuple[list[Row], list[str]]:
         [name for _, name, _ in rows], [tuple(votes) for *_, votes in rows]
     )
     if differ:
-        (first, *_), (row, name, _) = (rows[i] for i in differ[0])
-        what = f"{printable(name)} has other votes than in row {first}; keep one of them"
+        first, row = (rows[i][0] for i in differ[0])
+        what = f"other votes than in row {first} for the same image; keep one of them"
         raise bad_row(path, row, what)
     note = repeated_note(path, [row for row, *_ in rows], again)
     kept = [row for row, skip in zip(rows, again, strict=True) if not skip]

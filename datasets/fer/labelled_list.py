@@ -41,14 +41,14 @@ def read(path: Path, label_order: str | None = None, usual: str | None = None) -
     """
     listed, where = read_list(str(path)), f"--data_path {printable(str(path))}"
     there = files_exist(path.parent, listed.names)
-    if listed.columns or not there.any():
-        check_entries(str(path), len(listed.names), listed.names.__getitem__)
+    if listed.guessed or not there.any():
+        check_entries(str(path), listed.names, listed)
     if not listed.labels:
         raise BadInput(
             f"{where}: a list of images without labels; write `path label` lines, or a CSV with "
             f"columns such as {PATHS[0]},{LABELS[0]} (also {', '.join(LABELS[1:])})"
         )
-    splits = _splits(listed, where)
+    splits = _splits(path, listed)
     given = [_number(label) for label in listed.labels]
     names = sorted(set(given), key=os.fsencode)
     classes, called, notes, order = name_classes(
@@ -87,33 +87,27 @@ def _repeated(path: Path, listed: ListEntries, splits: list[str], labels: np.nda
 
     Raises BadInput if an image has two different labels.
     """
-    places = [os.path.normpath(path.parent / name) for name in listed.names]
+    folder = str(path.parent)
+    places = [os.path.normpath(os.path.join(folder, name)) for name in listed.names]
     _, differ = find_repeats(places, labels.tolist())
     if differ:
         one, other = differ[0]
-        raise bad_row(
-            path,
-            listed.rows[other],
-            f"{printable(listed.names[other])} is {printable(listed.labels[other])}, but "
-            f"{printable(listed.labels[one])} in row {listed.rows[one]}; keep one of them",
-        )
+        what = f"another label than in row {listed.rows[one]} for the same image; keep one of them"
+        raise bad_row(path, listed.rows[other], what)
     return find_repeats(list(zip(places, splits, strict=True)), labels.tolist())[0]
 
 
-def _splits(listed: ListEntries, where: str) -> list[str]:
+def _splits(path: Path, listed: ListEntries) -> list[str]:
     """The split of each entry. Raises BadInput for a missing label or an unknown split."""
-    for name, label in zip(listed.names, listed.labels, strict=True):
+    for row, label in zip(listed.rows, listed.labels, strict=True):
         if not label:
-            raise BadInput(f"{where}: {printable(name)} has no label")
+            raise bad_row(path, row, "has no label; add it, or remove the row")
     if not listed.splits:
         return ["all"] * len(listed.names)
     called = {word: split_called(word) for word in set(listed.splits)}
-    for name, word in zip(listed.names, listed.splits, strict=True):
+    for row, word in zip(listed.rows, listed.splits, strict=True):
         if not called[word]:
-            raise BadInput(
-                f"{where}: {printable(name)} is of the split {printable(word)!r}; splits are "
-                "train, val and test"
-            )
+            raise bad_row(path, row, "its split must be train, val or test")
     return [called[word] for word in listed.splits]
 
 

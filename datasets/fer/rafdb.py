@@ -47,16 +47,16 @@ def recognise(root: Path) -> list[str]:
     return found + ([f"RAF-DB, {_below(root, folders / 'train')}/1…7"] if folders else [])
 
 
-def read(root: Path, cache: str | os.PathLike | None = None) -> LabelledSet:
+def read(root: Path) -> LabelledSet:
     """Read RAF-DB's train and test splits. Its lists take precedence over class folders.
 
-    `cache` is for class folders: see `class_folder.read`. Raises BadInput naming file and row.
+    Raises BadInput naming file and row.
     """
     lists, folders = _lists(root), _folders(root)
     if lists:
         data = _read_lists(lists)
     elif folders:
-        data = read_folder(folders, "rafdb", cache)
+        data = read_folder(folders, "rafdb")
         data = replace(data, name="rafdb", title="RAF-DB basic, class folders", options={})
     else:
         raise BadInput(
@@ -93,7 +93,7 @@ def _read_lists(lists: list[Path]) -> LabelledSet:
     for path, row, name, _ in rows:
         place = f"{path.name}, row {row}"
         if seen.setdefault(name.lower(), place) != place:
-            what = f"{printable(name)} is listed again; first in {seen[name.lower()]}"
+            what = f"the same image as in {seen[name.lower()]}; remove one of them"
             raise bad_row(path, row, what)
     folder, notes = _image_folder(lists[0])
     splits = {}
@@ -120,10 +120,9 @@ def _labels(path: Path) -> Iterator[tuple[Path, int, str, int]]:
             continue
         label = integer(cells[0]) if len(cells) == 1 else None
         if label is None or not 1 <= label <= len(CLASSES):
-            found = printable(" ".join(cells)) or "nothing"
-            raise bad_row(path, row, f"{found} as label of {printable(name)}; it must be 1 to 7")
+            raise bad_row(path, row, "must be the name of an image and a label from 1 to 7")
         if not name.lower().startswith(("train_", "test_")):
-            raise bad_row(path, row, f"{printable(name)} is named neither train_… nor test_…")
+            raise bad_row(path, row, "its image is called neither train_… nor test_…")
         yield path, row, name, label - 1
 
 
@@ -199,6 +198,6 @@ LAYOUT = Layout(
     title="RAF-DB",
     shape="EmoLabel/ and Image/aligned/",
     recognise=recognise,
-    read=lambda root, asked: read(root, asked.cache),
+    read=lambda root, asked: read(root),
     missing=_missing,
 )

@@ -18,6 +18,7 @@ from datasets.duplicates import digest
 from datasets.packed.store import ANEW, JOURNAL, MANIFEST, file_digest, part_name, read_manifest
 from util.errors import BadInput
 from util.files import flush_folder
+from util.wording import changed_images
 
 PART_BYTES = 2**30  # a part ends with the image that reaches this size
 KEEP_EVERY = 1.0  # seconds of work that a kill can cost at most
@@ -192,7 +193,8 @@ def check_plan(folder: Path, found: dict, plan: dict) -> None:
     """Raise BadInput unless the store was begun with the same plan."""
     for name, value in plan.items():
         if found.get(name) != value:
-            was = "other images" if name in ("data", "count") else f"{name} {found.get(name)}"
-            now = "" if name in ("data", "count") else f", not {value}"
-            what = f"holds a store of {was}{now}; name another folder, or remove this one"
-            raise _bad(folder, what)
+            what = f"{name} {found.get(name)}, not {value}"
+            if name in ("data", "count"):
+                counts = (f"{part.get('count')} images" for part in (found, plan))
+                what = f"other images ({changed_images(*counts)})"
+            raise _bad(folder, f"holds a store of {what}; name another folder, or remove this one")

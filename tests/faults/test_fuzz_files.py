@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 import main_pretrain
 from datasets import open_images, open_labelled
 from datasets.decode import UnreadableImage
+from datasets.pseudo import read_pseudo_labels
 from layouts import write_fer2013, write_ferplus_csv, write_ferplus_folders, write_rafdb
 from layouts_affectnet import write_affectnet_csv, write_affectnet_npy, write_affectnet_plus
 from models_registry import create_classifier
@@ -284,3 +285,40 @@ def test_a_list_with_any_content_is_read_or_is_bad_input(kind, tried, lists, nev
         check()
     finally:
         path.write_bytes(whole)
+
+
+SECRETS = {
+    "shadow": "root:$6$SECRET/SECRET:19000:0:99999:7:::\nSECRET:*:19000:0:99999:7:::\n",
+    "key": "-----BEGIN SECRET KEY-----\nSECRET+SECRET/SECRET=\n",
+    "csv": "user,password,SECRET\nme,SECRET,1\nSECRET,2,3\n",
+    "words": "SECRET 1\nSECRET SECRET\n",
+    "json": '{"human": "SECRET", "label": {"SECRET": 1}}\n',
+    "cells": ",".join(["SECRET"] * 12) + "\n" + ",".join(["SECRET"] * 12) + "\n",
+}
+
+
+@pytest.mark.parametrize("secret", SECRETS)
+@pytest.mark.parametrize("kind", LISTS)
+def test_no_error_about_a_list_quotes_what_a_file_holds(kind, secret, lists, tmp_path):
+    """As when /etc/shadow is given by mistake, or a data set from elsewhere links to it."""
+    root, path, whole = lists(kind)
+    (tmp_path / "shadow").write_text(SECRETS[secret])
+    path.unlink()
+    path.symlink_to(tmp_path / "shadow")
+    try:
+        for call in (open_images, open_labelled):
+            with pytest.raises(BadInput) as error:
+                call(str(path if kind in ("list", "csv") else root))
+            assert "SECRET" not in str(error.value)
+            assert path.name in str(error.value)
+    finally:
+        path.unlink()
+        path.write_bytes(whole)
+
+
+@pytest.mark.parametrize("secret", SECRETS)
+def test_no_error_about_pseudo_labels_quotes_what_the_file_holds(secret, tmp_path):
+    (tmp_path / "labels.csv").write_text(SECRETS[secret])
+    with pytest.raises(BadInput) as error:
+        read_pseudo_labels(str(tmp_path / "labels.csv"), ("Happy", "Sad"))
+    assert "SECRET" not in str(error.value)
