@@ -86,7 +86,7 @@ def load_rgb(path: str | bytes | os.PathLike) -> np.ndarray:
         of_disk = bool(e.strerror)
         reason = e.strerror or str(e) or "cannot be read"
     except Exception as e:  # plugins let SyntaxError, struct.error, MemoryError, … escape
-        reason = f"{type(e).__name__}: {e}" if str(e) else type(e).__name__
+        reason = f"cannot be decoded ({type(e).__name__})"  # its text may quote the file
     # Outside the handlers: a chained traceback would keep the half-decoded image alive.
     raise UnreadableImage(os.fsdecode(path), " ".join(reason.split())[:200], of_disk)
 
@@ -174,13 +174,16 @@ def _too_many_pixels() -> str:
 
 
 def _unidentified(data: bytearray) -> str:
-    """The reason for a file that no plugin recognises, by its first bytes; often a web page."""
+    """The reason for a file that no plugin recognises; often a web page.
+
+    Quotes no part of it: a list from elsewhere may name any file of this machine.
+    """
     head = bytes(data[:512])
     if head.lstrip()[:5].lower() in (b"<!doc", b"<html"):
         return "is a web page, not an image"
     if not head.strip(b"\0"):
         return "holds only zero bytes"
-    return f"is not an image, or a damaged one (begins with {head[:8]!r})"
+    return "is not an image, or a damaged one"
 
 
 def _upright(im: Image.Image) -> Image.Image:

@@ -53,7 +53,7 @@ def folder(tmp_path):
 @pytest.fixture
 def without_heif(monkeypatch):
     """As if pillow-heif were not installed."""
-    for module in ("filetypes", "folder", "decode"):
+    for module in ("filetypes", "decode"):
         monkeypatch.setattr(f"datasets.{module}.reads_heif", lambda: False)
 
 

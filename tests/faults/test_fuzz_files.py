@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 
 import main_pretrain
 from datasets import open_images, open_labelled
-from datasets.decode import UnreadableImage
+from datasets.decode import UnreadableImage, load_rgb
 from datasets.pseudo import read_pseudo_labels
 from layouts import write_fer2013, write_ferplus_csv, write_ferplus_folders, write_rafdb
 from layouts_affectnet import write_affectnet_csv, write_affectnet_npy, write_affectnet_plus
@@ -321,4 +321,12 @@ def test_no_error_about_pseudo_labels_quotes_what_the_file_holds(secret, tmp_pat
     (tmp_path / "labels.csv").write_text(SECRETS[secret])
     with pytest.raises(BadInput) as error:
         read_pseudo_labels(str(tmp_path / "labels.csv"), ("Happy", "Sad"))
+    assert "SECRET" not in str(error.value)
+
+
+@pytest.mark.parametrize("secret", [*SECRETS.values(), "P3 SECRET 2 255", "P6\n2 2\nSECRET\n"])
+def test_no_error_about_an_image_quotes_the_file_that_a_list_names(secret, tmp_path):
+    (tmp_path / "shadow").write_text(secret)
+    with pytest.raises(UnreadableImage) as error:
+        load_rgb(tmp_path / "shadow")
     assert "SECRET" not in str(error.value)
