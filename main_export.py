@@ -16,7 +16,7 @@ from pathlib import Path
 
 from export.model_card import LICENCE
 from util.errors import BadInput
-from util.files import creating, write_file
+from util.files import creating, unusable, write_file
 from util.options.groups import TRAINED, add_saved
 from util.options.parser import Parser
 from util.program import run_program
@@ -102,7 +102,7 @@ def work(args: argparse.Namespace) -> None:
         try:
             new = stack.enter_context(creating(folder))
         except OSError as error:
-            raise BadInput(f"--output {folder}: cannot be written ({error.strerror})") from None
+            raise BadInput(f"--output {folder}: {unusable(error)}") from None
         saved = open_saved(source, args.classes)
         print(f"{args.checkpoint}: {saved.name}, {saved.preprocessing.input_size} px", flush=True)
         for line in filter(None, (*saved.notes, note_of(saved, args.to))):

@@ -99,16 +99,16 @@ def work(args: argparse.Namespace) -> None:
         build.verify(args)
         return
     folder = Path(os.path.expanduser(args.output))
-    with disk_errors(f"--output {folder}", BadInput, "name another folder"):
+    with disk_errors(f"--output {folder}", BadInput):
         is_packed(folder, {})  # refuse an unsuitable folder before a long scan of the data
     labelled, splits, data, notes = build.open_data(args)
     plan = build.make_plan(args, labelled, data)
-    with disk_errors(f"--output {folder}", BadInput, "name another folder"):
+    with disk_errors(f"--output {folder}", BadInput):
         if is_packed(folder, plan):
             print(f"{folder}: is already packed")
             return
     check_readable(data)
-    with disk_errors(f"--output {folder}", BadInput, "name another folder"):
+    with disk_errors(f"--output {folder}", BadInput):
         build.announce(folder, labelled, data, notes)
         stop = StopRequest()
         stop.install()

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from util.errors import BadInput
 from util.evaluation_dir import FigureSource, evaluation_folder, tests_other_images
+from util.files import unusable
 from util.options.parser import Options
 from util.options.trained import OF_DATA
 from util.options.visualize import FIGURES, build_parser, check_options
@@ -61,8 +62,7 @@ def work(args: Options) -> None:
     except OSError as error:
         if not str(error.filename or "").startswith(str(output)):
             raise
-        what = f"cannot be written ({error.strerror}); name another folder"
-        raise BadInput(f"--output_dir {args.output_dir}: {what}") from None
+        raise BadInput(f"--output_dir {args.output_dir}: {unusable(error)}") from None
 
 
 def folder_for(args: Options, drawn: FigureSource) -> str:

@@ -15,7 +15,7 @@ from datasets.faces.pictures import FoundFaces
 from inference.annotate import annotated, file_name
 from inference.predict import Prediction
 from util.errors import BadInput
-from util.files import disk_errors, replacing
+from util.files import disk_errors, replacing, unusable
 from util.predictions import NO_FACE, OK, UNREADABLE, RowWriter, inert
 from util.wording import one_line
 
@@ -106,4 +106,4 @@ def check_writable(flag: str, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
-        raise BadInput(f"{flag}: {folder} cannot be written to ({error.strerror})") from None
+        raise BadInput(f"{flag} {folder}: {unusable(error)}") from None

@@ -357,7 +357,7 @@ def test_a_failed_export_leaves_no_files(checkpoint, tmp_path, monkeypatch, capf
         ),
         ("--checkpoint {file} --to timm --output {full}", "already exists; name a new folder"),
         ("--checkpoint {file} --to timm --output {file}", "already exists"),
-        ("--checkpoint {file} --to timm --output {file}/x", "cannot be written"),
+        ("--checkpoint {file} --to timm --output {file}/x", "is a file or inside one"),
         ("--checkpoint {file} --to timm --output {new} --license a:b", "an identifier such as"),
         (
             "--checkpoint {file} --to timm --output {new} --classes a,,b",

@@ -8,7 +8,6 @@ known, so the sha256 of the first download is recorded beside the file and compa
 """
 
 import argparse
-import fcntl
 import hashlib
 import os
 import sys
@@ -19,7 +18,7 @@ from typing import NamedTuple
 from urllib.parse import urlsplit
 
 from util.errors import BadInput
-from util.files import read_patiently, write_file
+from util.files import lock, read_patiently, write_file
 from util.options.groups import add_cache_dir
 from util.options.parser import Parser
 from util.program import run_program
@@ -103,10 +102,10 @@ def _locked(path: Path) -> Iterator[None]:
     """Keep other processes from downloading the same file; they wait for this one."""
     with open(path.with_name(f".{path.name}.lock"), "a") as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lock(file)
         except BlockingIOError:
             print(f"{path.stem}: waiting for another process to download it", file=sys.stderr)
-            fcntl.flock(file, fcntl.LOCK_EX)
+            lock(file, wait=True)
         yield
 
 

@@ -4,16 +4,20 @@ Reads files from disks that fail now and then.
 """
 
 import errno
+import fcntl
 import json
 import os
 import shutil
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
-from typing import BinaryIO, TypeVar
+from typing import IO, BinaryIO, TypeVar
 
 from util.errors import Fault, ReadFault
+from util.wording import printable
 
 T = TypeVar("T")
 
@@ -23,6 +27,8 @@ RETRY_AFTER = (0.1, 0.5)
 # What is wrong with a path rather than with its disk.
 OF_PATH = {errno.ENOENT, errno.EISDIR, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG}
 OF_PATH |= {errno.EACCES, errno.EPERM}
+# What file systems without locks answer: Lustre without `-o flock`, NFS without lockd, and others.
+NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
 
 
 @contextmanager
@@ -33,8 +39,21 @@ def disk_errors(
     try:
         yield
     except OSError as error:
-        what = f"{path}: cannot be written ({error.strerror or error})"
+        what = f"{path}: {unusable(error)}"
         raise kind("; ".join(filter(None, (what, advice)))) from None
+
+
+def unusable(error: OSError) -> str:
+    """Why a file or folder cannot be written, in words: also a link to nothing in its path."""
+    path = os.fsdecode(error.filename or "")
+    if os.path.islink(path) and not os.path.exists(path):
+        told = (
+            f"{printable(path)} is a link to {printable(os.readlink(path))}, which does not exist"
+        )
+        return f"{told}; create that folder, or name another"
+    if isinstance(error, FileExistsError | NotADirectoryError):
+        return "is a file or inside one; name another folder"
+    return f"cannot be written ({error.strerror or error})"
 
 
 @contextmanager
@@ -89,7 +108,7 @@ def creating(folder: Path) -> Iterator[Path]:
 def write_file(path: str | Path, data: bytes | str) -> None:
     """Write content that is in memory, as `replacing` does."""
     with replacing(path) as file:
-        file.write(data.encode() if isinstance(data, str) else data)
+        file.write(data.encode("utf-8", "backslashreplace") if isinstance(data, str) else data)
 
 
 def write_json(path: str | Path, value: object) -> None:
@@ -151,3 +170,27 @@ def read_patiently(path: str | Path, read: Callable[[], T]) -> T:
             f"{1 + len(RETRY_AFTER)} times; the file may be good, and nothing was changed: check "
             "the disk, then run the same command again"
         ) from None
+
+
+def lock(file: IO, take: Callable[[IO, int], None] = fcntl.flock, wait: bool = False) -> None:
+    """Lock an open file. Raises BlockingIOError if another process has locked it, unless `wait`.
+
+    On a file system without locks, only warns, once for each file.
+    """
+    try:
+        take(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise
+        _warn_unguarded(Path(file.name), error.strerror)
+
+
+@cache
+def _warn_unguarded(path: Path, reason: str) -> None:
+    what = f"{path}: this file system cannot lock files ({reason})"
+    with suppress(OSError):
+        print(
+            f"warning: {what}; start no second program that writes to {path.parent}",
+            file=sys.stderr,
+            flush=True,
+        )

@@ -118,7 +118,13 @@ class Events:
         self._folder, self._warn = folder, warn
         self._writer: SummaryWriter | None = None
         threading.excepthook = _quiet_about_disks
-        self.reopen(purge_step)
+        try:
+            str(folder).encode()
+            self.reopen(purge_step)
+        except UnicodeEncodeError:
+            self.reopen = lambda: None
+            what = "is not UTF-8 (or the locale is not), so TensorBoard's events are left out"
+            warn(f"warning: {folder}: this name {what}")
 
     def reopen(self, purge_step: int | None = None) -> None:
         """Start a new events file, unless the current one is still usable."""

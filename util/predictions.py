@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 from util.errors import BadInput, Fault
-from util.files import write_file
+from util.files import unusable, write_file
 
 if TYPE_CHECKING:
     import numpy as np
@@ -92,9 +92,7 @@ def open_rows(output: str | None, kind: str, classes: Sequence[str]) -> Iterator
             path.parent.mkdir(parents=True, exist_ok=True)
             file = stack.enter_context(open(path, "wb", buffering=0))
         except OSError as error:
-            raise BadInput(
-                f"--output {output}: cannot be written ({error.strerror}); name another file"
-            ) from None
+            raise BadInput(f"--output {output}: {unusable(error)}") from None
         yield RowWriter(file, kind, classes, output)
 
 

@@ -1,6 +1,5 @@
 """The folder of a run: its lock, what was started, how it ended."""
 
-import fcntl
 import json
 import os
 import platform
@@ -13,7 +12,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from util.errors import BadInput
-from util.files import write_json
+from util.files import lock, unusable, write_json
 
 # The checkpoints of a run, besides the numbered ones.
 BEST, LAST = "checkpoint-best.pth", "checkpoint-last.pth"
@@ -24,7 +23,7 @@ class RunDir:
     """`output_dir`, locked for this process as long as it lives. Only rank 0 creates one.
 
     The lock is the operating system's, which releases it when its holder ends in any way: it is
-    never stale.
+    never stale. A file system without locks causes a warning.
     """
 
     def __init__(self, path: str) -> None:
@@ -35,15 +34,13 @@ class RunDir:
             self.path.mkdir(parents=True, exist_ok=True)
             (self.path / "figures").mkdir(exist_ok=True)
             self._take_lock()
-        except (FileExistsError, NotADirectoryError):
-            raise BadInput(f"--output_dir {path}: is a file or inside one; name another") from None
         except OSError as error:
-            raise BadInput(f"--output_dir {path}: cannot be written ({error.strerror})") from None
+            raise BadInput(f"--output_dir {path}: {unusable(error)}") from None
 
     def _take_lock(self) -> None:
         file = open(self.path / ".lock", "a+")  # noqa: SIM115 – held open as long as we live
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lock(file)
         except BlockingIOError:
             file.seek(0)
             holder = file.read().strip() or "another process"

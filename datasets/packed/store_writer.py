@@ -17,7 +17,7 @@ import numpy as np
 from datasets.duplicates import digest
 from datasets.packed.store import ANEW, JOURNAL, MANIFEST, file_digest, part_name, read_manifest
 from util.errors import BadInput
-from util.files import flush_folder
+from util.files import flush_folder, lock
 from util.wording import changed_images
 
 PART_BYTES = 2**30  # a part ends with the image that reaches this size
@@ -45,7 +45,7 @@ class Parts:
         self._journal = open(folder / JOURNAL, "a+b", buffering=0)  # noqa: SIM115
         try:
             # Not flock: decoding processes inherit that lock, and hold it if this one is killed.
-            fcntl.lockf(self._journal, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lock(self._journal, fcntl.lockf)
             self._read_journal(plan)
             self._cut_part()
         except (BlockingIOError, PermissionError):

@@ -4,16 +4,19 @@ import fcntl
 import json
 import multiprocessing
 import os
+import re
 import shutil
 import signal
 import socket
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 from injection import kill
 
 import disks
+from datasets.packed.store_writer import Parts
 from runs import (
     assert_same_run,
     command,
@@ -26,6 +29,7 @@ from runs import (
 )
 from util import checkpoint
 from util.errors import BadInput
+from util.files import disk_errors
 from util.log import RunLog
 from util.rundir import RunDir
 
@@ -47,6 +51,20 @@ def test_an_output_dir_that_is_or_lies_in_a_file_is_refused(refuse, tmp_path):
     for output in (path, path / "below"):
         assert f"--output_dir {output}: is a file or inside one" in refuse([], output)
     assert path.read_text() == "precious"
+
+
+@pytest.mark.parametrize("below", ["", "/below/it"])
+def test_an_output_dir_that_is_or_lies_in_a_dangling_link_is_refused(below, refuse, tmp_path):
+    (tmp_path / "link").symlink_to("gone")
+    output, link = f"{tmp_path}/link{below}", f"{tmp_path}/link"
+    told = f"{output}: {link} is a link to gone, which does not exist; create that folder, or name"
+    assert f"--output_dir {told}" in refuse([], output)
+    with (
+        pytest.raises(BadInput, match=re.escape(f"--output {told}")),
+        disk_errors(f"--output {output}", BadInput),
+    ):
+        Parts(Path(output), {})
+    assert not (tmp_path / "gone").exists()
 
 
 def test_a_second_run_in_the_same_folder_is_refused_and_changes_nothing(refuse, tmp_path):
@@ -90,6 +108,39 @@ def test_a_killed_runs_data_workers_do_not_keep_its_folder_locked(tmp_path):
     RunDir(tmp_path).release()
     ended.set()
     worker.join()
+
+
+# Names
+
+
+def assert_complete(folder, said):
+    """A run wrote everything except TensorBoard's events, and said so once."""
+    assert "Traceback" not in said
+    assert said.count("so TensorBoard's events are left out") == 1
+    names = {"config.json", "log.txt", "report.html", "status.json", "checkpoint-last.pth"}
+    assert names <= {path.name for path in folder.iterdir()}
+    assert list(folder.rglob("events.*")) == []
+    assert any((folder / "figures").iterdir())
+    assert "<svg" in (folder / "report.html").read_text()
+    assert status(folder) == "done"
+
+
+def test_an_output_dir_that_is_not_utf8_gets_everything_except_events(tmp_path, capfd):
+    folder = tmp_path / os.fsdecode(b"not-\xff-utf8")
+    for epochs in (1, 2):
+        assert pretrain(folder, f"--epochs {epochs} --vis_freq 1 --data_path synthetic:8") == 0
+    assert_complete(folder, capfd.readouterr().out.partition("report:")[2])
+    assert [record["epoch"] for record in log(folder)] == [0, 1]
+
+
+def test_an_output_dir_in_utf8_under_the_posix_locale_gets_everything_except_events(tmp_path):
+    folder = tmp_path / "gesichter-für-später"
+    posix = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    options = "--epochs 1 --vis_freq 1 --data_path synthetic:8 --num_workers 0"
+    run = start(command(folder, more=options), **posix)
+    said = run.communicate(timeout=240)[0]
+    assert run.returncode == 0, said
+    assert_complete(folder, said)
 
 
 # Stop signals

@@ -80,7 +80,8 @@ def _panel(title: str, lines: dict[str, np.ndarray], epochs: list[dict], run: st
     # A value that exists but is not finite (NaN, infinity) is marked, not skipped.
     lost = [any(key in e and number(e[key]) is None for key in lines) for e in epochs]
     heading = title
-    with rc_context({**STYLE, "svg.hashsalt": title + run}):  # for ids unique to the panel
+    salt = (title + run).encode("utf-8", "backslashreplace").decode()  # a path may hold any bytes
+    with rc_context({**STYLE, "svg.hashsalt": salt}):  # for ids unique to the panel
         picture = figure.Figure(figsize=(6.1, 3.2))
         axes = picture.add_axes((0.13, 0.11, 0.85, 0.7))  # fixed, so that panels line up
         axes.set_prop_cycle(color=COLOURS)
