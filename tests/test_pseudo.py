@@ -213,7 +213,7 @@ def test_a_run_resumes_exactly_but_only_with_the_same_pseudo_labels(
     (tmp_path / "more").symlink_to(path.parent / "more")
     changed = options(sets, run, halves, f"--pseudo_labels {other} --epochs 3 --warmup_epochs 0")
     assert run_here(main_finetune, changed) == BAD_INPUT
-    assert "data " in capfd.readouterr().err
+    assert "66 train and 21 test images before, 65 train and 21 test" in capfd.readouterr().err
 
 
 def test_test_images_among_the_pseudo_labelled_are_reported(sets, answered, tmp_path, capfd):

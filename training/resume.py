@@ -89,7 +89,7 @@ def restore_state(
         raise BadInput(f"{path}: {what}; name another checkpoint") from None
     position = state.position
     if position.step and any(saved["run"].get(n) != identity[n] for n in ("global_batch", "data")):
-        # The steps are others now: start the epoch over.
+        # Its steps now have other images: start the epoch over.
         position.step, position.sums = 0, type(position.sums)()
     at = f"at epoch {position.epoch}, step {position.step}"
     return [*([note] if note else []), at]

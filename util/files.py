@@ -44,13 +44,11 @@ def disk_errors(
 
 
 def unusable(error: OSError) -> str:
-    """Why a file or folder cannot be written, in words: also a link to nothing in its path."""
+    """Why a file or folder cannot be written, and what to do unless that is obvious."""
     path = os.fsdecode(error.filename or "")
     if os.path.islink(path) and not os.path.exists(path):
-        told = (
-            f"{printable(path)} is a link to {printable(os.readlink(path))}, which does not exist"
-        )
-        return f"{told}; create that folder, or name another"
+        what = f"is a link to {printable(os.readlink(path))}, which does not exist"
+        return f"{printable(path)} {what}; create that folder, or name another"
     if isinstance(error, FileExistsError | NotADirectoryError):
         return "is a file or inside one; name another folder"
     return f"cannot be written ({error.strerror or error})"

@@ -118,19 +118,18 @@ class Events:
         self._folder, self._warn = folder, warn
         self._writer: SummaryWriter | None = None
         threading.excepthook = _quiet_about_disks
-        try:
-            str(folder).encode()
-            self.reopen(purge_step)
-        except UnicodeEncodeError:
-            self.reopen = lambda: None
+        # TensorBoard cannot write to a name that is not text in this locale.
+        self._possible = str(folder) == str(folder).encode("utf-8", "ignore").decode()
+        if not self._possible:
             what = "is not UTF-8 (or the locale is not), so TensorBoard's events are left out"
             warn(f"warning: {folder}: this name {what}")
+        self.reopen(purge_step)
 
     def reopen(self, purge_step: int | None = None) -> None:
         """Start a new events file, unless the current one is still usable."""
         from torch.utils.tensorboard import SummaryWriter
 
-        if self._writer is None:
+        if self._writer is None and self._possible:
             try:
                 self._writer = SummaryWriter(self._folder, purge_step=purge_step)
             except OSError as error:
