@@ -5,7 +5,6 @@ as `UnreadableImage`, so that callers handle a single exception. Pillow's global
 warning filters stay unchanged, because other threads share them.
 """
 
-import io
 import os
 import stat
 from contextlib import suppress
@@ -15,6 +14,7 @@ from PIL import Image, UnidentifiedImageError
 from simplejpeg import decode_jpeg
 
 from datasets.filetypes import HEAD, content, reads_heif
+from datasets.limits import BOMB, LimitedBytes, Refused, check_exif, check_jpeg
 from util.files import RETRY_AFTER, retrying
 from util.wording import printable
 
@@ -30,6 +30,7 @@ UNDO = {
 }
 SIXTEEN_BIT = {"I;16", "I;16L", "I;16B", "I;16N"}
 BITS_PER_SAMPLE, PHOTOMETRIC, SAMPLE_FORMAT = 258, 262, 339  # TIFF tags
+TILE_WIDTH, TILE_HEIGHT = 322, 323
 
 # After this many files for which retrying did not help, a process no longer retries, so that files
 # that are gone do not slow down every epoch.
@@ -60,6 +61,7 @@ def load_rgb(path: str | bytes | os.PathLike) -> np.ndarray:
     of_disk = False
     try:
         data = _read_patiently(path)
+        check_jpeg(data)
         if size := _plain_jpeg(data):
             _check_size(*size)
             with suppress(ValueError):  # a damaged file: Pillow gives the reason below
@@ -68,15 +70,15 @@ def load_rgb(path: str | bytes | os.PathLike) -> np.ndarray:
         if kind == "heif":
             return _to_rgb(_open_heif(data))
         if kind == "video":
-            raise _Refused("is a video; extract its frames and give those")
-        with Image.open(io.BytesIO(data)) as im:
+            raise Refused("is a video; extract its frames and give those")
+        with Image.open(LimitedBytes(data)) as im:
             _check_header(im)
             if im.format == "JPEG" and im.mode in ("RGB", "L") and _turn(im) is None:
                 with suppress(ValueError):
                     return decode_jpeg(data)
             im.load()
             return _to_rgb(_upright(im))
-    except _Refused as e:
+    except Refused as e:
         reason = str(e)
     except UnidentifiedImageError:
         reason = _unidentified(data)
@@ -89,10 +91,6 @@ def load_rgb(path: str | bytes | os.PathLike) -> np.ndarray:
         reason = f"cannot be decoded ({type(e).__name__})"  # its text may quote the file
     # Outside the handlers: a chained traceback would keep the half-decoded image alive.
     raise UnreadableImage(os.fsdecode(path), " ".join(reason.split())[:200], of_disk)
-
-
-class _Refused(Exception):
-    """A file that this module does not decode; the text becomes the reason of UnreadableImage."""
 
 
 def _read_patiently(path: str | bytes | os.PathLike) -> bytearray:
@@ -109,11 +107,11 @@ def _read(path: str | bytes | os.PathLike) -> bytearray:
     """Read a file's bytes. Refuses empty files and all but regular ones before opening them."""
     st = os.stat(path)
     if stat.S_ISDIR(st.st_mode):
-        raise _Refused("is a folder")
+        raise Refused("is a folder")
     if not stat.S_ISREG(st.st_mode):
-        raise _Refused("is not a regular file")
+        raise Refused("is not a regular file")
     if st.st_size == 0:
-        raise _Refused("is empty (0 bytes)")
+        raise Refused("is empty (0 bytes)")
     data = bytearray(st.st_size)
     with open(path, "rb", buffering=0) as file:
         del data[file.readinto(data) :]
@@ -145,7 +143,7 @@ def _plain_jpeg(data: bytearray) -> tuple[int, int] | None:
 def _open_heif(data: bytearray) -> Image.Image:
     """Decode a HEIC photograph, upright. Pillow has no plugin for it, so pillow-heif is called."""
     if not reads_heif():
-        raise _Refused("is a HEIC image: pip install pillow-heif to read it")
+        raise Refused("is a HEIC image: pip install pillow-heif to read it")
     from pillow_heif import open_heif
 
     heif = open_heif(bytes(data))
@@ -156,21 +154,24 @@ def _open_heif(data: bytearray) -> Image.Image:
 def _check_header(im: Image.Image) -> None:
     """Refuse an image whose header shows no pixels, too many, or a program to be executed."""
     _check_size(*im.size)
+    tags = getattr(im, "tag_v2", {})
+    if TILE_WIDTH in tags:  # each tile is decoded whole, however small the image
+        _check_size(tags[TILE_WIDTH], tags.get(TILE_HEIGHT, 1))
     if im.format == "EPS":  # Pillow would run Ghostscript on it
-        raise _Refused("is a PostScript program, not an image")
+        raise Refused("is a PostScript program, not an image")
 
 
 def _check_size(width: int, height: int) -> None:
     """Refuse an image without pixels, or with too many."""
     if width <= 0 or height <= 0:
-        raise _Refused(f"has no pixels ({width} × {height})")
+        raise Refused(f"has no pixels ({width} × {height})")
     # Pillow itself only warns between the limit and twice the limit.
     if Image.MAX_IMAGE_PIXELS is not None and width * height > Image.MAX_IMAGE_PIXELS:
-        raise _Refused(_too_many_pixels())
+        raise Refused(_too_many_pixels())
 
 
 def _too_many_pixels() -> str:
-    return f"has more than {Image.MAX_IMAGE_PIXELS:,} pixels (a decompression bomb?)"
+    return f"has more than {Image.MAX_IMAGE_PIXELS:,} pixels {BOMB}"
 
 
 def _unidentified(data: bytearray) -> str:
@@ -198,6 +199,7 @@ def _upright(im: Image.Image) -> Image.Image:
 
 def _turn(im: Image.Image) -> Image.Transpose | None:
     """The transpose that undoes the rotation given in the EXIF data; None if there is none."""
+    check_exif(len(im.info.get("exif") or im.info.get("Raw profile type exif") or b""))
     try:
         return UNDO.get(im.getexif().get(ORIENTATION, 1))
     except Exception:  # a broken EXIF block does not mean that the pixels are bad

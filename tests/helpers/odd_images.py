@@ -8,6 +8,8 @@ import zlib
 import numpy as np
 from PIL import Image
 
+import bombs
+
 GOOD = 190  # so many that a run tolerates the unreadable ones
 
 # Each of these is left out, for a reason that contains the words.
@@ -19,6 +21,7 @@ UNREADABLE = {
     "half.jpg": "truncated",
     "page.jpg": "web page",
     "program.jpg": "PostScript",
+    "scans.jpg": "JPEG of 6,001 scans",
     "zeros.jpg": "only zero bytes",
     "zero_bytes.jpg": "0 bytes",
 }
@@ -58,6 +61,7 @@ def write_odd(folder):
         "half.jpg": encoded(noise(64, 64, 3))[:2000],
         "page.jpg": b"<!DOCTYPE html><title>Quota exceeded</title>",
         "program.jpg": encoded(noise(4, 4, 3), "EPS"),
+        "scans.jpg": bombs.jpeg_of_scans(3000, 6000),
         "zeros.jpg": bytes(3000),
         "zero_bytes.jpg": b"",
     }
