@@ -15,6 +15,7 @@ from simplejpeg import decode_jpeg
 
 from datasets.filetypes import HEAD, content, reads_heif
 from datasets.limits import BOMB, LimitedBytes, Refused, check_exif, check_jpeg
+from datasets.reading import begin_reading, end_reading
 from util.files import RETRY_AFTER, retrying
 from util.wording import printable
 
@@ -59,6 +60,7 @@ def load_rgb(path: str | bytes | os.PathLike) -> np.ndarray:
     nothing else. Never blocks on a FIFO or a device.
     """
     of_disk = False
+    begin_reading(path)
     try:
         data = _read_patiently(path)
         check_jpeg(data)
@@ -89,6 +91,8 @@ def load_rgb(path: str | bytes | os.PathLike) -> np.ndarray:
         reason = e.strerror or str(e) or "cannot be read"
     except Exception as e:  # plugins let SyntaxError, struct.error, MemoryError, … escape
         reason = f"cannot be decoded ({type(e).__name__})"  # its text may quote the file
+    finally:
+        end_reading()
     # Outside the handlers: a chained traceback would keep the half-decoded image alive.
     raise UnreadableImage(os.fsdecode(path), " ".join(reason.split())[:200], of_disk)
 

@@ -1,24 +1,32 @@
 """Data loaders: batches made by worker processes, whose number never changes what is in them."""
 
 import gc
+import os
 import signal
+import sys
 import time
 import traceback
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import partial
 from threading import current_thread, main_thread
 from types import FrameType
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader, Dataset, default_collate
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, default_collate, get_worker_info
 
+from datasets.reading import RECORD_SIZE, being_read, keep_record
 from datasets.sampler import GlobalBatchSampler
 from util.distributed import ProcessInfo
 from util.errors import BadInput, Lost
+from util.process_failures import NO_SHARED_MEMORY, SHARED_MEMORY
 from util.stop import shield_worker
 
 MOST_TEST_WORKERS = 4
+# Bytes of shared memory that batches leave to others: semaphores of further loaders, NCCL.
+SPARE, FEWEST = 2**24, 2**20
 
 
 class ErrorsAsSamples(Dataset):
@@ -54,18 +62,23 @@ class ErrorsAsSamples(Dataset):
 
 
 class Loader(DataLoader):
-    """A DataLoader that raises the BadInput or Lost that its workers return."""
+    """A DataLoader that raises the BadInput or Lost that its workers return.
+
+    Errors about workers say which files these are reading.
+    """
 
     def __iter__(self) -> Iterator:
         if self.num_workers and self._iterator is None:
-            # Workers share this process's memory until someone writes to it, and garbage collection
-            # would.
-            gc.freeze()
+            self._prepare()
         batches = super().__iter__()
         while True:
             try:
                 with ending_after(1.05 * self.timeout):
                     batch = next(batches, None)
+            except RuntimeError as error:  # torch's, about a worker
+                if self.num_workers and (files := being_read(self._records)):
+                    error.args = (f"{error}\n{files}",)
+                raise
             except (ConnectionError, EOFError, FileNotFoundError):  # the worker is dead
                 if not self.num_workers:
                     raise
@@ -76,6 +89,33 @@ class Loader(DataLoader):
             if isinstance(batch, Exception):
                 raise batch
             yield batch
+
+    def _prepare(self) -> None:
+        """Prepare for the start of workers."""
+        if free_shared_memory() < FEWEST:  # even to start them takes some
+            raise Lost(f"data workers cannot start: {NO_SHARED_MEMORY}")
+        records = torch.zeros(self.num_workers, RECORD_SIZE, dtype=torch.uint8).share_memory_()
+        self._records = [memoryview(record.numpy()) for record in records]
+        self.worker_init_fn = partial(start_worker, records)
+        # Workers share this process's memory until someone writes to it, and garbage collection
+        # would.
+        gc.freeze()
+
+
+def start_worker(records: Tensor, worker: int) -> None:
+    """Called in data worker number `worker`; `records`: (workers, RECORD_SIZE) uint8."""
+    shield_worker()
+    keep_record(memoryview(records[worker].numpy()))
+
+
+def free_shared_memory() -> int:
+    """Bytes of shared memory that are free; 0 if it cannot be used."""
+    if sys.platform != "linux":
+        return sys.maxsize
+    if not os.access(SHARED_MEMORY, os.W_OK):
+        return 0
+    found = os.statvfs(SHARED_MEMORY)
+    return found.f_bavail * found.f_frsize
 
 
 @contextmanager
@@ -139,7 +179,6 @@ def _loader(
         pin_memory=pin_memory,
         timeout=timeout if workers else 0,
         persistent_workers=workers > 0,
-        worker_init_fn=shield_worker,
         generator=torch.Generator(),  # otherwise every epoch would advance the global generator
         collate_fn=collate,
         **batches,
@@ -155,5 +194,41 @@ def collate(samples: Sequence[tuple | Exception]) -> list | Exception:
     if isinstance(samples[-1], Exception):
         return samples[-1]
     images, *rest = zip(*samples, strict=True)
-    images = default_collate([image.permute(1, 2, 0) for image in images]).permute(0, 3, 1, 2)
-    return [images, *map(default_collate, rest)]
+    images = [image.permute(1, 2, 0) for image in images]
+    if not get_worker_info():
+        return [torch.stack(images).permute(0, 3, 1, 2), *map(default_collate, rest)]
+    return [_sent_images(images), *map(_sent, rest)]
+
+
+def _sent_images(images: list[Tensor]) -> "Tensor | Piped":
+    """Images (H, W, 3) -> a batch, in shared memory if there is room, which needs no copying."""
+    if free_shared_memory() - sum(image.nbytes for image in images) > SPARE:
+        with suppress(RuntimeError):  # other workers have just taken the room
+            return default_collate(images).permute(0, 3, 1, 2)
+    return Piped(torch.stack(images), (0, 3, 1, 2))
+
+
+def _sent(values: Sequence) -> Any:
+    if isinstance(values[0], Tensor):
+        return Piped(torch.stack(values))
+    batch = default_collate(values)
+    return Piped(batch) if isinstance(batch, Tensor) else batch
+
+
+class Piped:
+    """A tensor of a worker that reaches the main process through a pipe, and is a tensor there.
+
+    Left to itself, torch uses shared memory, of which containers have little, and takes longer for
+    small tensors.
+    """
+
+    def __init__(self, tensor: Tensor, order: Sequence[int] | None = None) -> None:
+        """`order`: how to permute the tensor once it has arrived."""
+        self.tensor, self.order = tensor, order or range(tensor.ndim)
+
+    def __reduce__(self) -> tuple:
+        return _arrived, (self.tensor.numpy(), tuple(self.order))
+
+
+def _arrived(array: Any, order: tuple[int, ...]) -> Tensor:
+    return torch.from_numpy(array).permute(order)

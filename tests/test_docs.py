@@ -53,6 +53,7 @@ FOREIGN = {
     "--nproc_per_node": "torchrun",
     "--logdir": "tensorboard",
     "--shm-size": "docker",
+    "--ipc": "docker",
     **dict.fromkeys(
         [
             *("--layer-decay", "--learning-rate", "--epoch", "--model-name", "--checkpoint-whole"),

@@ -19,6 +19,11 @@ T = TypeVar("T")
 
 PATIENCE = 2.0  # seconds to wait for the store, which may be gone with its process
 LOST = "another process ended or hangs"
+SHARED_MEMORY = "/dev/shm"
+NO_SHARED_MEMORY = (
+    f"shared memory ({SHARED_MEMORY}) is full or cannot be used: allow more (containers: "
+    "--shm-size 8g or --ipc=host), or use --num_workers 0"
+)
 STATES = {"Z": "was killed or has ended", "T": "is stopped (SIGSTOP)"}
 
 _silent = False  # whether the store has failed to answer: it is not queried again
@@ -40,21 +45,29 @@ def explain(error: Exception) -> BadInput | Fault | None:
 
 
 def about_worker(text: str) -> str:
-    """Explain torch's message about a data worker, and say what to do."""
+    """Explain torch's message about a data worker, and say what to do.
+
+    Lines about the files that workers are reading may follow it: see `datasets.reading`.
+    """
     killed = re.search(r"worker \(pid (\d+)\) is killed by signal: ([\w ]+)", text)
     late = re.search(r"timed out after ([\d.]+) seconds", text)
+    files = re.findall(r"^data worker (\d+) has been (reading .*) (for \d+ s)$", text, re.MULTILINE)
     if killed:
         pid, name = killed.groups()
+        amid = "".join(f" while {what}" for reader, what, _ in files if reader == pid)
         advice = "if memory ran out, lower --num_workers or --batch_size"
         if name == "Bus error":
-            advice = "allow more shared memory (containers: --shm-size 8g), or --num_workers 0"
-        return f"a data worker (process {pid}) was killed by a signal ({name}); {advice}"
+            advice = f"unless a disk has failed, {NO_SHARED_MEMORY}"
+        return f"a data worker (process {pid}) was killed by a signal ({name}){amid}; {advice}"
     # The timeout may expire while torch is already reporting a worker that is gone.
     if late and "exited unexpectedly" not in text:
-        return (
-            f"the data workers returned nothing for {float(late[1]):g} s; a disk or network hangs, "
-            "or needs a longer --dist_timeout"
-        )
+        said = [f"the data workers returned nothing for {float(late[1]):g} s"]
+        said += [f"process {pid} has been {what} {time}" for pid, what, time in files[:3]]
+        remove = "if that file hangs again, remove it; else " if files else ""
+        said += [f"{remove}a disk or network hangs, or needs a longer --dist_timeout"]
+        return "; ".join(said)
+    if "shared memory(shm)" in text:
+        return f"a data worker failed: {NO_SHARED_MEMORY}"
     code = re.search(r"exit code (\d+)", text)
     how = f" with exit code {code[1]}" if code else ""
     return f"a data worker ended{how}; --num_workers 0 shows why"

@@ -18,7 +18,6 @@ from datasets.filetypes import skipped_line
 from datasets.folder import FileList, images_below
 from datasets.loader import ErrorsAsSamples, Loader
 from util.errors import BadInput
-from util.stop import shield_worker
 from util.wording import printable
 
 
@@ -124,7 +123,6 @@ class Pictures(Dataset):
                 batch_size=None,
                 num_workers=workers,
                 collate_fn=_as_it_is,  # arrays through pipes: containers have little shared memory
-                worker_init_fn=shield_worker,
                 timeout=600 if workers else 0,
                 generator=torch.Generator(),
             )

@@ -8,15 +8,15 @@ from itertools import compress
 import numpy as np
 import torch
 from PIL import Image
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from datasets.decode import UnreadableImage
 from datasets.duplicates import shared
 from datasets.labelled import LabelledSet, Source, digest_of
+from datasets.loader import Loader
 from datasets.packed import store
 from datasets.packed.store_writer import Parts
 from util.files import replacing, write_file
-from util.stop import shield_worker
 
 SAMPLE = 100  # images decoded to estimate the size of the store
 
@@ -63,13 +63,12 @@ class ToPack(Dataset):
 
     def in_order(self, start: int, workers: int) -> Iterator[np.ndarray | str]:
         """Images from `start` on, in their order, whatever the number of decoding processes."""
-        for group in DataLoader(
+        for group in Loader(
             self,
             batch_size=8,
             sampler=range(start, len(self)),
             num_workers=workers,
             collate_fn=list,  # arrays through pipes: containers have little shared memory
-            worker_init_fn=shield_worker,
             timeout=600 if workers else 0,
             generator=torch.Generator(),
         ):

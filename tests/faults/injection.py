@@ -1,8 +1,13 @@
-"""Runs, in separate processes, that are made to fail at a given step."""
+"""Runs, in separate processes, that are made to fail at a given step, and files that hang."""
 
 import os
+import subprocess
+import sys
 import time
+from contextlib import contextmanager
 from pathlib import Path
+
+import pytest
 
 import engine_train
 from runs import small_run, start_ranks
@@ -59,3 +64,24 @@ def kill(process, receive, reported):
 def errors(text):
     """The error lines in a program's output."""
     return [line for line in text.splitlines() if ": error: " in line]
+
+
+LEASE = """
+import fcntl, signal, sys
+signal.signal(signal.SIGIO, signal.SIG_IGN)  # the request to give the lease up
+with open(sys.argv[1], "r+") as file:
+    fcntl.fcntl(file, fcntl.F_SETLEASE, fcntl.F_WRLCK)
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+@contextmanager
+def stuck(path):
+    """Make opening a file hang (for 45 s, see proc(5), lease-break-time), as on a lost network."""
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+    with subprocess.Popen([sys.executable, "-c", LEASE, path], text=True, **pipes) as holder:
+        if holder.stdout.readline() != "held\n":
+            pytest.skip("this file system has no leases")
+        yield
+        holder.stdin.close()

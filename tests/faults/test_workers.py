@@ -12,14 +12,15 @@ from threading import Timer
 
 import pytest
 import torch
-from injection import at_step, errors, run_with
+from injection import at_step, errors, run_with, stuck
 from torch.utils.data import Dataset
 
-from datasets import build_loader
+from datasets import build_loader, decode
 from datasets.loader import ErrorsAsSamples, collate
 from datasets.pretrain import PretrainDataset
 from datasets.sampler import GlobalBatchSampler
 from engine_train import Precision, Trainer, TrainState
+from odd_images import write_faces
 from runs import assert_same_run, load, pretrain, status
 from training.observer import RunObserver
 from util import process_failures
@@ -73,7 +74,7 @@ def refuse():
             partial(send_itself, signal.SIGKILL),
             r"\(process \d+\) was killed by a signal \(Killed\)",
         ),
-        (partial(send_itself, signal.SIGBUS), r"\(Bus error\); allow more shared memory"),
+        (partial(send_itself, signal.SIGBUS), r"\(Bus error\); .* allow more \(containers: --shm"),
         (partial(os._exit, 3), "ended with exit code 3; --num_workers 0 shows why"),
         (sys.exit, "a data worker ended"),
         (raise_a_class_of_its_own, "a data worker failed: Unpicklable: a lock and a socket"),
@@ -159,6 +160,40 @@ def test_a_run_whose_worker_dies_or_hangs_loses_nothing(act, told, undisturbed, 
     assert f"newest checkpoint: epoch 1, step {saved['step']}" in line
     assert pretrain(tmp_path) == 0
     assert_same_run(tmp_path, undisturbed("mae", 1))
+
+
+def test_a_file_in_which_a_worker_hangs_is_named(tmp_path):
+    folder = write_faces(tmp_path / "faces", 90, side=60)
+    file = folder / "good040.png"
+    with stuck(file):
+        options = f"--data_path {folder} --num_workers 2 --dist_timeout 4"
+        codes, said, _ = run_with(None, tmp_path / "out", options, world=1)
+    assert codes == [1], said
+    [line] = errors(said[0])
+    assert re.search(rf"nothing for 3\.\d+ s; .*process \d+ has been reading {file} for \d", line)
+    assert "if that file hangs again, remove it" in line
+    assert status(tmp_path / "out") == "failed"
+
+
+def test_the_file_that_a_killed_worker_was_reading_is_named(tmp_path):
+    folder = write_faces(tmp_path / "faces", 90, side=60)
+    file, before = str(folder / "good040.png"), partial(kill_reader, folder)
+    options = f"--data_path {folder} --num_workers 2"
+    codes, said, _ = run_with(before, tmp_path / "out", options, world=1)
+    assert codes == [1], said
+    assert re.search(rf"killed by a signal \(Killed\) while reading {file}; ", errors(said[0])[0])
+
+
+def kill_reader(folder, _rank):
+    """Kill the data worker that reads number 40, as a lack of memory would."""
+    usual = decode._read
+
+    def read(path):
+        if path == str(folder / "good040.png"):
+            send_itself(signal.SIGKILL)
+        return usual(path)
+
+    decode._read = read
 
 
 def kill_amid_update(_rank, at):

@@ -1,11 +1,19 @@
-"""Small and read-only disks for tests."""
+"""Small and read-only disks, and little shared memory, for tests."""
 
+import ctypes
+import multiprocessing
 import os
 import shutil
 import subprocess
+import traceback
 from contextlib import contextmanager
 
 import pytest
+import torch
+
+from util.process_failures import kill_workers
+
+SKIPPED = 77
 
 
 @contextmanager
@@ -57,3 +65,37 @@ def portable_disk(folder, kind):
             subprocess.run(["umount", folder], check=True)
     finally:
         subprocess.run(["losetup", "-d", device], check=True)
+
+
+def shrink_shared_memory(options):
+    """Give this process and its children a /dev/shm of their own; `options`: `size=4m` and such."""
+    new_mounts = 0x20000  # CLONE_NEWNS
+    assert ctypes.CDLL(None).unshare(new_mounts) == 0
+    for mount in (["--make-rprivate", "/"], ["-t", "tmpfs", "-o", options, "tmpfs", "/dev/shm"]):
+        subprocess.run(["mount", *mount], check=True, capture_output=True)
+
+
+def with_shared_memory(options, act, *given):
+    """Call `act(*given)` in a process with such a /dev/shm; -> its exit code."""
+
+    def work():
+        code = SKIPPED
+        try:
+            shrink_shared_memory(options)
+            torch.set_num_threads(1)  # more threads hang in a forked process
+            code = 1
+            act(*given)
+            code = 0
+        except Exception:
+            traceback.print_exc()
+        kill_workers()  # they would be waited for
+        os._exit(code)
+
+    process = multiprocessing.get_context("fork").Process(target=work)
+    process.start()
+    process.join(60)
+    process.kill()
+    process.join()
+    if process.exitcode == SKIPPED:
+        pytest.skip("cannot mount another /dev/shm here")
+    return process.exitcode
