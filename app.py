@@ -8,12 +8,13 @@ are not sent anywhere and not kept.
 
 import argparse
 import os
-import signal
 import sys
 import tempfile
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))  # left out by python -P
 
 from inference.same_origin import SameOriginOnly
 from util.distributed import ProcessInfo, pick_device
@@ -103,10 +104,7 @@ def work(args: argparse.Namespace) -> None:
         open_page(page, args.port)
         device = checkpoints.device
         print(f"http://127.0.0.1:{args.port} on {device}; Ctrl-C stops it", flush=True)
-        for number in (signal.SIGTERM, signal.SIGHUP):
-            if signal.getsignal(number) != signal.SIG_IGN:  # nohup ignores SIGHUP
-                signal.signal(number, signal.default_int_handler)  # so that pictures are deleted
-        with suppress(KeyboardInterrupt):  # launchers may send a second signal
+        with suppress(KeyboardInterrupt):  # a second Ctrl-C
             page.block_thread()
 
 

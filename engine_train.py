@@ -304,7 +304,7 @@ class Trainer:
         A value that is not finite on one rank makes the mean not finite on all. This is the only
         point in a step at which the host waits for the device.
         """
-        asked = torch.full_like(total, float(bool(self.stop.signal)))
+        asked = torch.full_like(total, float(self.stop.asked()))
         world = self.process.world
         report = torch.stack([total / world, norm.to(total.dtype) / world, asked])
         loss, norm, asked = sum_over_ranks(report).tolist()

@@ -14,6 +14,8 @@ import sys
 from contextlib import ExitStack
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parent))  # left out by python -P
+
 from export.model_card import LICENCE
 from util.errors import BadInput
 from util.files import creating, unusable, write_file

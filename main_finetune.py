@@ -10,7 +10,10 @@ A run starts from the newest good checkpoint of --output_dir, else from --resume
 import argparse
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))  # left out by python -P
 
 from util.errors import BadInput
 from util.evaluation_dir import is_training, set_aside

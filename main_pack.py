@@ -13,6 +13,8 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+sys.path.insert(0, str(Path(__file__).resolve().parent))  # left out by python -P
+
 from util.distributed import ProcessInfo
 from util.errors import BadInput, Stopped
 from util.files import disk_errors
@@ -153,7 +155,7 @@ def pack_images(
     for image in tqdm(left, initial=begin, total=len(data), unit="image", disable=None):
         with disk_errors(parts.folder, advice=RESUMES):
             parts.add(image)
-            if stop.signal:
+            if stop.asked():
                 parts.keep()
         done = len(parts.images)
         bad += isinstance(image, str)
@@ -163,9 +165,10 @@ def pack_images(
                 f"than {MAX_BAD_SHARE:.0%} (the last: {data.name(done - 1)}: {image}); repair or "
                 f"remove them, remove {parts.folder} too, and pack again"
             )
-        if stop.signal:
+        if stop.asked():
             raise Stopped(
-                f"asked to stop after {done:,} images; the same command resumes from there"
+                f"asked to stop ({stop.signal}) after {done:,} images; the same command resumes "
+                "from there"
             )
         if len(parts.full) > told:
             told = len(parts.full)

@@ -8,6 +8,9 @@ Writes one row per face, and one for each picture that cannot be read or shows n
 import argparse
 import sys
 from collections import Counter
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))  # left out by python -P
 
 from util.distributed import ProcessInfo, pick_device
 from util.errors import Fault

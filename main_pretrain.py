@@ -8,7 +8,10 @@ A run starts from the newest good checkpoint of --output_dir, else from --resume
 
 import sys
 from argparse import Namespace
+from pathlib import Path
 from typing import TYPE_CHECKING
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))  # left out by python -P
 
 from util.options.parser import launch, resume_options, saving
 from util.options.pretrain import build_parser, check_options

@@ -15,17 +15,21 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FrameType
 
+sys.path.insert(0, str(Path(__file__).resolve().parent))  # left out by python -P
+
 from util.errors import BAD_INPUT, DONE, FAULT, RESUMABLE, BadInput
 from util.files import write_json
 from util.options.parser import COUNT, SIZE, Parser, underscored
 from util.safe_json import parse_object, part, read_text
+from util.stop import handle_signals
+from util.streams import lasting_streams
 from util.summary import METRICS, SEED, Group, Spread, conditions, group_runs, is_finished
 
 MAIN = Path(__file__).resolve().parent / "main_finetune.py"
 PUBLISHED = re.compile(r"\s*#\s*Published:\s*(.+?)\s*")
 NUMBER = re.compile(r"(accuracy|UAR|macro-F1)\s+([\d.]+(?: or [\d.]+)?)\s*%", re.IGNORECASE)
+LAUNCHER = "torch.distributed.run"
 STATUS = {"bad_input": BAD_INPUT, "resumable": RESUMABLE}
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 
 def build_parser() -> Parser:
@@ -134,7 +138,7 @@ def run_seed(passed: Sequence[str], seed: int, folder: Path, processes: int) -> 
         return DONE
     launcher = [
         "-m",
-        "torch.distributed.run",
+        LAUNCHER,
         "--standalone",
         f"--nproc_per_node={processes}",
     ]
@@ -159,20 +163,21 @@ def run_seed(passed: Sequence[str], seed: int, folder: Path, processes: int) -> 
 def run_command(command: Sequence[str]) -> int:
     """Run a command and return its exit code; RESUMABLE if it finished although asked to stop.
 
-    Requests to stop are left to the run, which saves first: Ctrl-C reaches it anyway, SIGTERM and
-    SIGUSR1 are passed on as SIGTERM.
+    Requests to stop are left to the run, which saves first: the first one is passed on as SIGTERM.
+    Ctrl-C reaches it anyway; but a launcher is kept away from the terminal, since a second signal
+    would end it before its processes have saved.
     """
-    asked = []
+    asked, launcher = [], LAUNCHER in command
 
     def stop(number: int, _frame: FrameType | None) -> None:
-        asked.append(number)
-        if number != signal.SIGINT:
+        if not asked and (launcher or number != signal.SIGINT):
             child.terminate()
+        asked.append(number)
 
-    child = subprocess.Popen(command)
-    handlers = {number: signal.signal(number, stop) for number in SIGNALS}
+    child = subprocess.Popen(command, start_new_session=launcher)
+    before = handle_signals(stop)
     code = child.wait()
-    for number, handler in handlers.items():
+    for number, handler in before.items():
         signal.signal(number, handler)
     if code < 0:
         return 128 - code  # ended by a signal, reported as shells do
@@ -244,13 +249,14 @@ def tell(line: str) -> None:
 
 def main() -> int:
     """Run the program; returns its exit code."""
-    try:
-        return reproduce(sys.argv[1:])
-    except BadInput as error:
-        code, reason = BAD_INPUT, str(error)
-    except OSError as error:
-        code, reason = FAULT, str(error)
-    print(f"main_reproduce.py: error: {reason}", file=sys.stderr)
+    with lasting_streams():
+        try:
+            return reproduce(sys.argv[1:])
+        except BadInput as error:
+            code, reason = BAD_INPUT, str(error)
+        except OSError as error:
+            code, reason = FAULT, str(error)
+        print(f"main_reproduce.py: error: {reason}", file=sys.stderr)
     return code
 
 

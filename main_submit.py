@@ -18,6 +18,8 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+sys.path.insert(0, str(Path(__file__).resolve().parent))  # left out by python -P
+
 from util.errors import DONE, RESUMABLE, BadInput, Fault
 from util.options.parser import COUNT, SIZE, Parser, bounded, find_output_dir
 from util.program import run_program

@@ -12,6 +12,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+sys.path.insert(0, str(Path(__file__).resolve().parent))  # left out by python -P
+
 from util.errors import BadInput
 from util.evaluation_dir import FigureSource, evaluation_folder, tests_other_images
 from util.files import unusable

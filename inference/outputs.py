@@ -22,8 +22,7 @@ from util.wording import one_line
 
 def say(text: str) -> None:
     """Print a line to standard error, above the progress bar."""
-    with suppress(OSError):
-        tqdm.write(one_line(text), sys.stderr)
+    tqdm.write(one_line(text), sys.stderr)
 
 
 def labels_of(prediction: Prediction, classes: Sequence[str]) -> list[str]:

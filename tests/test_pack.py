@@ -237,7 +237,7 @@ def test_packing_resumes_at_once_after_being_killed_or_stopped(tmp_path):
     process, said = stopped_by(signal.SIGTERM, tmp_path / "store")
     assert process.returncode == RESUMABLE, said
     assert said.count("asked to stop") == 1
-    done = int(said.split("asked to stop after ")[1].split()[0])
+    done = int(said.split("asked to stop (SIGTERM) after ")[1].split()[0])
     assert len(parts_of(tmp_path / "store" / JOURNAL)) == done
 
 

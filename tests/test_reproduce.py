@@ -217,7 +217,7 @@ def test_help_needs_no_heavy_imports():
     assert run.stdout.splitlines()[-1] == "[]"
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1])
 def test_stop_signals_are_left_to_the_run(here, number):
     code = (
         "import sys; from pathlib import Path; import main_reproduce as reproduce\n"

@@ -37,7 +37,7 @@ def test_a_run_stopped_in_mid_epoch_resumes_bit_for_bit(family, processes, undis
     code, output = signal_at(command(tmp_path, family, processes=processes), "epoch 1/2  step 2/")
     assert code == (75 if processes == 1 else 1), output  # launchers turn every code into 1
     assert status(tmp_path) == "resumable"
-    assert "asked to stop: saved after step" in output
+    assert "asked to stop (SIGTERM): saved after step" in output
     stopped = load(tmp_path)
     assert stopped["epoch"] == 0
     assert 2 <= stopped["step"] < STEPS[processes]

@@ -10,6 +10,7 @@ from util.distributed import on_main
 from util.errors import Fault, Stopped
 from util.log import Meter, NullLog, duration, peak_memory
 from util.program import BEGAN
+from util.stop import StopRequest
 
 
 class RunObserver:
@@ -163,7 +164,8 @@ class RunObserver:
 
     @staticmethod
     def _saved(position: Position) -> str:
+        by = StopRequest.latest or "another process"
         return (
-            f"asked to stop: saved after step {position.step} of epoch {position.epoch}; "
+            f"asked to stop ({by}): saved after step {position.step} of epoch {position.epoch}; "
             "the same command resumes from there"
         )

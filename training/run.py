@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -55,8 +54,7 @@ def run_in_folder(output_dir: str, launch: Launch, work: Callable[[Run], None]) 
             folder.write_status("done")
             print(f"report: {write_report(folder.path)}")
         except OSError as error:
-            with suppress(OSError):  # standard output may be what cannot be written
-                print(f"warning: the run is done, but not everything was written: {error}")
+            print(f"warning: the run is done, but not everything was written: {error}")
         folder.release()
 
 

@@ -8,7 +8,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from util.errors import BadInput, Fault, Stopped
-from util.rendezvous import meet
+from util.rendezvous import from_environment, meet, open_store
 
 if TYPE_CHECKING:
     import torch
@@ -45,27 +45,31 @@ def find_process(
     """The place that a launcher gave this process, from the environment; needs no torch.
 
     Supports torchrun and torch.distributed.launch; Open MPI with `dist_on_itp`; SLURM's srun if
-    `world_size` gives the number of tasks (as in the official scripts).
+    `world_size` gives the number of tasks (as in the official scripts). Raises BadInput for values
+    that cannot be right.
     """
     env = os.environ
     if dist_on_itp:
-        names = "RANK", "SIZE", "LOCAL_RANK", "LOCAL_SIZE"
-        return ProcessInfo(
-            *(int(env.get(f"OMPI_COMM_WORLD_{name}", name[-1] == "E")) for name in names)
-        )
-    if "RANK" in env and "WORLD_SIZE" in env:
-        local = int(env.get("LOCAL_RANK", max(local_rank, 0)))
-        return ProcessInfo(
-            int(env["RANK"]), int(env["WORLD_SIZE"]), local, int(env.get("LOCAL_WORLD_SIZE", 1))
-        )
-    if "SLURM_PROCID" in env and world_size > 1:
+        defaults = {"RANK": 0, "SIZE": 1, "LOCAL_RANK": 0, "LOCAL_SIZE": 1}
+        place = [from_environment(f"OMPI_COMM_WORLD_{name}", n) for name, n in defaults.items()]
+    elif "RANK" in env and "WORLD_SIZE" in env:
+        place = [from_environment("RANK"), from_environment("WORLD_SIZE")]
+        place.append(from_environment("LOCAL_RANK", max(local_rank, 0)))
+        place.append(from_environment("LOCAL_WORLD_SIZE", 1))
+    elif "SLURM_PROCID" in env and world_size > 1:
         # The second, such as 8(x2), is set even if only the total number of tasks was given.
         tasks = env.get("SLURM_NTASKS_PER_NODE") or env.get("SLURM_STEP_TASKS_PER_NODE", "1")
-        local_world = int(re.match(r"\d+", tasks)[0])
-        return ProcessInfo(
-            int(env["SLURM_PROCID"]), world_size, int(env.get("SLURM_LOCALID", 0)), local_world
+        place = [from_environment("SLURM_PROCID"), world_size]
+        place += [from_environment("SLURM_LOCALID", 0), int(re.match(r"\d+", tasks)[0])]
+    else:
+        place = []
+    process = ProcessInfo(*place)
+    if process.rank >= process.world:
+        raise BadInput(
+            f"rank {process.rank} of {process.world} processes: ranks start at 0; check the "
+            "launcher's environment variables, such as RANK and WORLD_SIZE, or --world_size"
         )
-    return ProcessInfo()
+    return process
 
 
 def pick_device(name: str, process: ProcessInfo) -> "torch.device":
@@ -108,20 +112,22 @@ def join(process: ProcessInfo, device: "torch.device", url: str, timeout: float)
     if process.world == 1:
         return
     import torch.distributed as dist
-    from torch.distributed.rendezvous import rendezvous
 
-    within = timedelta(seconds=timeout)
-    # URLs other than env:// need the rank, which env:// accepts, too.
-    store, _, _ = next(rendezvous(url, process.rank, process.world, timeout=within))
-    store.set_timeout(within)
-    dist.init_process_group(
-        "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
-        store=dist.PrefixStore(meet(store, process.rank, process.world, timeout), store),
-        rank=process.rank,
-        world_size=process.world,
-        timeout=within,
-        device_id=device if device.type == "cuda" else None,
-    )
+    store = open_store(url, process.rank, process.world, timeout)
+    try:
+        dist.init_process_group(
+            "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
+            store=dist.PrefixStore(meet(store, process.rank, process.world, timeout), store),
+            rank=process.rank,
+            world_size=process.world,
+            timeout=timedelta(seconds=timeout),
+            device_id=device if device.type == "cuda" else None,
+        )
+    except RuntimeError as error:
+        if "(local) address" not in str(error):
+            raise
+        hint = "name the network interface to use, such as GLOO_SOCKET_IFNAME=lo on one machine"
+        raise Fault(f"{error}; {hint}") from None
 
 
 def is_distributed() -> bool:
@@ -133,7 +139,8 @@ def own_rank(local: bool = False) -> int:
     """This process's rank, or local rank, as far as it is known yet."""
     if is_distributed() and not local:
         return sys.modules["torch.distributed"].get_rank()
-    return int(os.environ.get("LOCAL_RANK" if local else "RANK", 0))
+    told = os.environ.get("LOCAL_RANK" if local else "RANK", "")
+    return int(told) if told.isdecimal() else 0
 
 
 def leave() -> None:

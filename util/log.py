@@ -6,7 +6,6 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -61,9 +60,8 @@ class RunLog(NullLog):
         self._events = Events(tensorboard, round(1000 * (epoch + step_share)), self.line)
 
     def line(self, text: str) -> None:
-        with suppress(OSError):  # standard output may be a file on a full disk
-            self._tqdm.write(text, file=sys.stdout)
-            sys.stdout.flush()
+        self._tqdm.write(text, file=sys.stdout)
+        sys.stdout.flush()
 
     def progress(self, done: int, total: int, text: str) -> None:
         if self._bar.disable:

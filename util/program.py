@@ -9,13 +9,14 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
-from contextlib import suppress
 
 from util import process_failures
 from util.distributed import is_distributed, leave, own_rank
 from util.errors import BAD_INPUT, DONE, FAULT, RESUMABLE, BadInput, Fault, Stopped
 from util.options.parser import Parser, find_output_dir, program_name
 from util.rundir import note_status
+from util.stop import StopRequest
+from util.streams import lasting_streams
 from util.wording import one_line
 
 BEGAN = time.monotonic()  # programs import this before anything slow
@@ -35,9 +36,23 @@ def run_program(
     Under a launcher, rank 0 reports how the run ended. The other ranks wait a moment, so that the
     launcher does not kill rank 0 before that; if rank 0 has not reported by then, one of them does.
     """
-    argv = sys.argv[1:] if argv is None else argv
-    for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(errors="backslashreplace")  # file names may hold any bytes
+    with lasting_streams():
+        code = start_and_end(parser, check, work, sys.argv[1:] if argv is None else argv)
+    failed = code not in (DONE, RESUMABLE)
+    if failed and (is_distributed() or multiprocessing.active_children()):
+        # Other ranks may be waiting for this one in NCCL, or a data worker may hang in a system
+        # call: an orderly shutdown would wait for them.
+        os._exit(code)
+    return code
+
+
+def start_and_end(
+    parser: Callable[[], Parser],
+    check: Callable[[argparse.Namespace], None],
+    work: Callable[[argparse.Namespace], None],
+    argv: list[str],
+) -> int:
+    """`run_program` but for its last step, leaving other processes behind that hang."""
     code, reason, began, folder = attempt(parser, check, work, argv)
     reason = one_line(reason)
     together = code in (DONE, RESUMABLE)
@@ -53,22 +68,8 @@ def run_program(
         if parser().has_run:
             note_status(folder, STATUS[code], reason)
         word = "" if code == RESUMABLE else "error: "
-        with suppress(OSError):
-            print(f"{program_name()}: {word}{reason}", file=sys.stderr, flush=True)
-    flush_output()
-    if not together and (is_distributed() or multiprocessing.active_children()):
-        # Other ranks may be waiting for this one in NCCL, or a data worker may hang in a system
-        # call: an orderly shutdown would wait for them.
-        os._exit(code)
+        print(f"{program_name()}: {word}{reason}", file=sys.stderr, flush=True)
     return code
-
-
-def flush_output() -> None:
-    """Flush standard output; a failure, as on a full disk, must not change the exit code."""
-    try:
-        sys.stdout.flush()
-    except OSError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def is_reporter(code: int, reason: str) -> bool:
@@ -94,16 +95,27 @@ def attempt(
 ) -> tuple[int, str, bool, str]:
     """Parse, check, work -> exit code, reason, whether the work began, and its folder."""
     began, folder = False, find_output_dir(argv)
+    request = StopRequest()
+    request.install(at_once=True)  # until the work installs its own
     try:
         args = parser().parse(argv)
         check(args)
         began, folder = True, getattr(args, "output_dir", "") or ""
         work(args)
-    except KeyboardInterrupt:
-        return FAULT, "interrupted", began, folder
+    except KeyboardInterrupt as signal:
+        return *interrupted(str(signal)), began, folder
     except Exception as error:
         return *outcome(error), began, folder
+    finally:
+        request.at_once = False
     return DONE, "", began, folder
+
+
+def interrupted(asked_by: str) -> tuple[int, str]:
+    """The exit code and reason after a signal, whose name is '' if it was a second Ctrl-C."""
+    if not asked_by:
+        return FAULT, "interrupted"
+    return RESUMABLE, f"asked to stop ({asked_by}); rerun the same command"
 
 
 def outcome(error: Exception) -> tuple[int, str]:

@@ -3,11 +3,14 @@
 import hashlib
 import json
 import os
+import re
 import socket
+import sys
 import time
+from datetime import timedelta
 from typing import Any, NamedTuple
 
-from util.errors import Lost
+from util.errors import BadInput, Fault, Lost
 
 PAUSE = 0.02  # seconds between queries of the store
 
@@ -22,6 +25,105 @@ class Process(NamedTuple):
 
 
 met: list[Process] = []  # by rank, once the rendezvous is complete
+
+
+class Address(NamedTuple):
+    """Where process 0 holds the store through which all meet."""
+
+    given: str  # by which option or variables, for messages
+    host: str
+    port: int
+
+
+def from_environment(name: str, default: int | None = None) -> int:
+    """A rank, size or port that a launcher has set. Raises BadInput if it is missing or wrong."""
+    text = str(os.environ.get(name, "" if default is None else default))
+    if not text.isdecimal():
+        raise BadInput(
+            f"{name} is {text!r} in the environment: must be a whole number; start several "
+            "processes with torchrun, which sets it"
+        )
+    return int(text)
+
+
+def find_address(url: str) -> Address | None:
+    """The address in `--dist_url`, or in the environment; None for file://. Raises BadInput."""
+    if url.startswith("file:///"):
+        return None
+    if url == "env://":
+        host = os.environ.get("MASTER_ADDR", "")
+        if not host:
+            raise BadInput(
+                "MASTER_ADDR is not set: start several processes with torchrun, or set it to the "
+                "machine of process 0, and MASTER_PORT to a free port there"
+            )
+        port = from_environment("MASTER_PORT")
+        address = Address(f"MASTER_ADDR={host} MASTER_PORT={port}", host, port)
+    else:
+        parts = re.fullmatch(r"tcp://(?:\[([^]]+)\]|([^][:/]+)):(\d+)", url)
+        if not parts:
+            raise BadInput(f"--dist_url {url}: must be env://, tcp://HOST:PORT or file:///PATH")
+        address = Address(f"--dist_url {url}", parts[1] or parts[2], int(parts[3]))
+    if not 1 <= address.port < 2**16:
+        raise BadInput(f"{address.given}: a port is a number from 1 to {2**16 - 1}")
+    return address
+
+
+def open_store(url: str, rank: int, world: int, timeout: float) -> Any:
+    """The store at `url`, which the launcher or rank 0 holds.
+
+    Raises BadInput for an unusable address, Fault if its name stays unknown or its port is in use.
+    """
+    from torch.distributed.rendezvous import rendezvous
+
+    address = find_address(url)
+    of_torchrun = url == "env://" and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    if address:
+        await_name(address, timeout)
+    if address and rank == 0 and not of_torchrun:
+        check_port(address)
+    # URLs other than env:// need the rank, which env:// accepts, too.
+    store, _, _ = next(rendezvous(url, rank, world, timeout=timedelta(seconds=timeout)))
+    store.set_timeout(timedelta(seconds=timeout))
+    return store
+
+
+def check_port(address: Address) -> None:
+    """Raises Fault if this process cannot listen on the port, over IPv6 and IPv4.
+
+    If only IPv6 is taken, torch listens on IPv4, and the others may wait for a stranger's answer.
+    """
+    both = socket.has_dualstack_ipv6()
+    family = socket.AF_INET6 if both else socket.AF_INET
+    try:
+        socket.create_server(("", address.port), family=family, dualstack_ipv6=both).close()
+    except OSError as error:
+        raise Fault(
+            f"{address.given}: port {address.port} cannot be used on {socket.gethostname()} "
+            f"({os.strerror(error.errno)}), perhaps because of another run; set another for all "
+            "processes"
+        ) from None
+
+
+def await_name(address: Address, timeout: float) -> None:
+    """Wait until the host's name is known: that of a container may appear late. Raises Fault.
+
+    Torch would wait as well, but print a page of warnings each time.
+    """
+    until, told = time.monotonic() + timeout, False
+    while True:
+        try:
+            socket.getaddrinfo(address.host, address.port)
+            return
+        except (OSError, UnicodeError) as error:
+            why = getattr(error, "strerror", error)
+            problem = f"{address.given}: {address.host} is unknown here ({why})"
+        if time.monotonic() > until:
+            raise Fault(f"{problem}, even after --dist_timeout {timeout:g} s; correct the name")
+        if not told:
+            print(f"warning: {problem}; trying again", file=sys.stderr, flush=True)
+            told = True
+        time.sleep(1)
 
 
 def this_process() -> Process:

@@ -1,19 +1,37 @@
-"""Requests to stop, by a signal or by the run itself: they only set a flag that the loop reads."""
+"""Requests to stop: by a signal, the run itself, or the end of the launcher. A loop reads them."""
 
+import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import Any
 
 from util.errors import Fault
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+# From users and their terminals, and from schedulers ahead of a time limit.
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
+SIGNALS += (signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU)
+
+# Set by launchers that are the parents of all processes and, unless killed, outlive them.
+LAUNCHERS = ("TORCHELASTIC_RUN_ID", "OMPI_COMM_WORLD_RANK")
 
 # Launchers wait about 30 s before they kill. If a step has not ended this long after the request,
 # the state of the step before it is saved meanwhile.
 PATIENCE = 8.0  # seconds
+
+Handler = Callable[[int, FrameType | None], None]
+
+
+def handle_signals(handler: Handler) -> dict[int, Any]:
+    """Let `handler` handle `SIGNALS`, except ignored ones: `nohup` ignores SIGHUP.
+
+    Returns the handlers before, by signal.
+    """
+    watched = [number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
+    return {number: signal.signal(number, handler) for number in watched}
 
 
 class StopRequest:
@@ -25,16 +43,22 @@ class StopRequest:
         self.signal: str = ""  # the signal's name, or another reason
         self._since = 0.0
         self._told = False
+        self.at_once = False  # whether the first signal raises KeyboardInterrupt, with its name
+        self._launcher: int | None = None
 
-    def install(self) -> None:
-        """Handle the signals in `SIGNALS`; a second Ctrl-C interrupts at once."""
-        for number in SIGNALS:
-            signal.signal(number, self._handle)
+    def install(self, at_once: bool = False) -> None:
+        """Handle signals from now on; a second Ctrl-C raises KeyboardInterrupt in any case."""
+        self.at_once = at_once
+        self._launcher = os.getppid() if any(name in os.environ for name in LAUNCHERS) else None
+        handle_signals(self._handle)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if number == signal.SIGINT and self.signal == "SIGINT":
             raise KeyboardInterrupt
-        self.ask(signal.Signals(number).name)
+        first, name = not self.signal, signal.Signals(number).name
+        self.ask(name)
+        if first and self.at_once:
+            raise KeyboardInterrupt(name)
 
     def ask(self, reason: str) -> None:
         """Request a stop; only the first request counts."""
@@ -42,14 +66,20 @@ class StopRequest:
             self.signal, self._since = reason, time.monotonic()
             StopRequest.latest = reason
 
+    def asked(self) -> bool:
+        """Whether a stop was requested, or the launcher has ended: nobody would stop this then."""
+        if self._launcher and os.getppid() != self._launcher:
+            self.ask("launcher ended")
+        return bool(self.signal)
+
     def end_if_asked(self) -> None:
         """For work that has nothing to save: raises Fault if a stop was requested."""
-        if self.signal:
+        if self.asked():
             raise Fault(f"asked to stop ({self.signal}); nothing was written")
 
     def overdue(self) -> bool:
         """True once, when the request is older than `PATIENCE`."""
-        late = bool(self.signal) and not self._told and time.monotonic() - self._since > PATIENCE
+        late = self.asked() and not self._told and time.monotonic() - self._since > PATIENCE
         self._told = self._told or late
         return late
 
@@ -80,6 +110,6 @@ def shield_worker(_worker: int = 0) -> None:
     The main process needs its workers until it has finished the step. A second SIGTERM does end the
     worker: it comes from the main process itself.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))
