@@ -10,7 +10,7 @@ directly on the packed tensor, and the stride-2 downsampling stays within a patc
 depthwise convolution reads neighbouring cells, so only it needs the positions of the patches.
 Masked cells are treated as zero, which makes this exactly the submanifold sparse convolution of
 section 3.1, computed for the visible patches only. `ops.packed` finds the neighbours, and
-implements the forward and backward pass of a block for CPUs.
+implements the forward and backward pass of a block for CPUs, `ops.fused` for CUDA devices.
 """
 
 from collections.abc import Callable
@@ -29,8 +29,25 @@ from models_masked import (
     take_patches,
     with_contiguous_grad,
 )
-from ops.choice import uses_custom_kernels
-from ops.packed import MLP, DenseCanvas, Depthwise, Neighbours, find_neighbours, whole_images
+from ops.choice import kernels_for
+from ops.fused import FusedMLP, TiledDepthwise
+from ops.packed import (
+    MLP,
+    DenseCanvas,
+    Depthwise,
+    Neighbours,
+    Tiles,
+    WholeImages,
+    find_neighbours,
+    whole_images,
+)
+
+Near = DenseCanvas | Neighbours | Tiles | WholeImages | None
+KERNELS = {
+    "reference": "torch's convolution",
+    "cpu": "windowed convolution",
+    "triton": "Triton kernels",
+}
 
 
 class GRN(nn.Module):
@@ -64,9 +81,9 @@ class Block(nn.Module):
         self.pwconv2 = nn.Linear(4 * dim, dim)
         self.drop_path = DropPath(drop_path) if drop_path else nn.Identity()
 
-    def forward(self, x: Tensor, near: DenseCanvas | Neighbours | None = None) -> Tensor:
+    def forward(self, x: Tensor, near: Near = None) -> Tensor:
         """(N, V, b, b, C) -> same; without `near`, x holds whole images and torch convolves."""
-        if isinstance(near, Neighbours):
+        if isinstance(near, Neighbours | Tiles | WholeImages):
             return x + self.drop_path(self._packed(x, near))
         y = self.norm(depthwise(x, self.dwconv, near))
         y = self.grn(F.gelu(self.pwconv1(y)))
@@ -85,15 +102,20 @@ class Block(nn.Module):
             for layer, kind in zip(layers, kinds, strict=True)
         )
 
-    def _packed(self, x: Tensor, near: Neighbours) -> Tensor:
-        """The residual branch, computed by `ops.packed`."""
+    def _packed(self, x: Tensor, near: Neighbours | Tiles | WholeImages) -> Tensor:
+        """The residual branch, computed by `ops.packed` or `ops.fused`."""
         n, c = len(x), x.shape[-1]
-        y = x.to(matmul_dtype(x)).reshape(-1, c)
-        y = Depthwise.apply(y, self.dwconv.weight, self.dwconv.bias, near)
+        if isinstance(near, WholeImages):
+            y = depthwise(x, self.dwconv, None)
+        else:
+            y = x.to(matmul_dtype(x)).reshape(-1, c)
+            convolution = Depthwise if isinstance(near, Neighbours) else TiledDepthwise
+            y = convolution.apply(y, self.dwconv.weight, self.dwconv.bias, near)
         layers = (self.norm, self.pwconv1, self.pwconv2)
         norm, first, second = ((layer.weight, layer.bias) for layer in layers)
         gamma, beta = self.grn.gamma.flatten(), self.grn.beta.flatten()
-        return MLP.apply(y.view(n, -1, c), *norm, *first, gamma, beta, *second).view_as(x)
+        mlp = MLP if isinstance(near, Neighbours) else FusedMLP
+        return mlp.apply(y.reshape(n, -1, c), *norm, *first, gamma, beta, *second).view_as(x)
 
 
 def depthwise(x: Tensor, conv: nn.Conv2d, canvas: DenseCanvas | None) -> Tensor:
@@ -168,7 +190,7 @@ class ConvNeXtV2Encoder(nn.Module):
             near = None
             if visible is not None:
                 near = find_neighbours(visible, h // CONVNEXT_PATCH, 8 >> i)
-            elif self.training and h == w and all(block.is_plain() for block in stage):
+            elif self.training and all(block.is_plain() for block in stage):
                 near = whole_images(x)
             for block in stage:
                 x = run_block(self.grad_checkpointing, block, x, near)
@@ -274,7 +296,7 @@ class FCMAE(MaskedAutoencoder):
 
     def kernels(self, device: torch.device, dtype: torch.dtype) -> str:
         """See MaskedAutoencoder."""
-        return "windowed convolution" if uses_custom_kernels(device) else "torch's convolution"
+        return KERNELS[kernels_for(device)]
 
     def forward_features(self, imgs: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, D): the mean over all cells of the dense pass."""

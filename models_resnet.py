@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from backbones.resnet import RESNET_PATCHES, RESNET_STRIDES, ResNetSize
 from models_convnextv2 import Block, init_weights
 from models_masked import MaskedAutoencoder, take_tokens, with_contiguous_grad
-from ops.choice import uses_custom_kernels
+from ops.choice import kernels_for
 from ops.gathered import Layer, batch_norm, layer_on_rows
 from ops.packed import DenseCanvas, on_canvas, whole_images
 
@@ -105,7 +105,7 @@ class ResNetEncoder(ResNet):
         cells = {side: canvas.cells for side, canvas in known.items()}
         # Rows are gathered from channels-last maps, which GPUs prefer as well. CPUs convolve small
         # maps up to twice as fast with channels first, except by 1×1 filters.
-        own = uses_custom_kernels(imgs.device)
+        own = kernels_for(imgs.device) == "cpu"
         channels_first = own and visible is None and not self.bottleneck
         order = torch.contiguous_format if channels_first else torch.channels_last
         x = convolve(imgs.contiguous(memory_format=order), self.conv1)
@@ -235,7 +235,7 @@ class MaskedResNet(MaskedAutoencoder):
 
     def kernels(self, device: torch.device, dtype: torch.dtype) -> str:
         """See MaskedAutoencoder."""
-        own = uses_custom_kernels(device)
+        own = kernels_for(device) == "cpu"
         return "convolution by gathered matrix products" if own else "torch's convolution"
 
     def forward_features(self, imgs: Tensor) -> Tensor:

@@ -1,23 +1,58 @@
 """Which of the passes in this package are used."""
 
 import os
+from functools import cache
+from importlib.util import find_spec
 
 import torch
 
 from util.errors import BadInput
 
 VARIABLE = "SFER_KERNELS"
+KINDS = ("reference", "cpu", "triton")
 
 
-def uses_custom_kernels(device: torch.device) -> bool:
-    """Whether the passes of this package are used: on CPUs. Other devices use torch's kernels.
+def kernels_for(device: torch.device) -> str:
+    """One of KINDS: torch's kernels, the passes for CPUs, or Triton's for Nvidia GPUs.
 
-    SFER_KERNELS=reference uses torch's kernels on a CPU as well, for tests and benchmarks. Raises
-    BadInput for other values, and for `cpu` on another device.
+    By default the last two, each on its own device, where they can run. SFER_KERNELS chooses
+    another kind, for tests and benchmarks. Raises BadInput for other values, and for a kind that
+    does not run on the device.
     """
     wanted = os.environ.get(VARIABLE, "")
-    if wanted not in ("", "reference", "cpu"):
-        raise BadInput(f"{VARIABLE}={wanted}: give reference or cpu, or leave it unset")
+    if wanted not in ("", *KINDS):
+        raise BadInput(f"{VARIABLE}={wanted}: give {', '.join(KINDS)}, or leave it unset")
+    if wanted == "triton" and (missing := without_triton(device)):
+        raise BadInput(f"{VARIABLE}=triton: {missing}; unset it")
     if wanted == "cpu" and device.type != "cpu":
         raise BadInput(f"{VARIABLE}=cpu: these kernels do not run on {device.type}; unset it")
-    return device.type == "cpu" and wanted != "reference"
+    if wanted:
+        return wanted
+    if device.type == "cpu":
+        return "cpu"
+    interpreted = device.type != "cuda" or is_interpreted()  # correct, but far too slow
+    return "reference" if interpreted or without_triton(device) else "triton"
+
+
+def is_interpreted() -> bool:
+    """Whether Triton interprets its kernels on the CPU instead of compiling them."""
+    return os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def without_triton(device: torch.device) -> str:
+    """Why Triton's kernels cannot run on this device; empty if they can."""
+    if not has_triton():
+        return "Triton is not installed"
+    if is_interpreted():
+        return ""
+    if device.type != "cuda":
+        return f"these kernels run on {device.type} only with TRITON_INTERPRET=1, slowly"
+    if torch.version.hip or torch.cuda.get_device_capability(device) < (8, 0):
+        return "these kernels need an Nvidia GPU of compute capability 8.0 or newer"
+    return ""
+
+
+@cache
+def has_triton() -> bool:
+    """Whether Triton is installed; importing it takes a second."""
+    return find_spec("triton") is not None

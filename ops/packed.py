@@ -1,5 +1,7 @@
 """ConvNeXt V2 blocks on packed cells: finding neighbours, and forward and backward for CPUs.
 
+Those for CUDA devices are in `ops.fused`.
+
 `Depthwise` and `MLP` equal `models_convnextv2.Block` up to the order of sums. On a CPU, torch's
 gradient of a depthwise convolution is by far the slowest part, and autograd stores about fourteen
 tensors of the block's width per block; this stores six.
@@ -17,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from ops.choice import uses_custom_kernels
+from ops.choice import kernels_for
 
 REACH = 3  # cells that a 7×7 filter reaches on each side
 # Bytes of upstream gradient that `correlate` uses as filters at a time: small enough that they and
@@ -45,22 +47,39 @@ class Neighbours(NamedTuple):
     correlated: Windows  # for the gradient of the filters
 
 
-def find_neighbours(visible: Tensor, grid: int, b: int) -> DenseCanvas | Neighbours:
+class Tiles(NamedTuple):
+    """For Triton's kernels: where the neighbours of each cell lie."""
+
+    # (N * side * side,), int32: the row of each cell of each image, with a border of three cells;
+    # -1 for masked cells and the border.
+    rows: Tensor
+    corners: Tensor  # (N*V,), int32: the place in `rows` where each patch's border begins
+    side: int
+    b: int
+
+
+class WholeImages(NamedTuple):
+    """For Triton's kernels: torch convolves, as every cell is there."""
+
+
+def find_neighbours(visible: Tensor, grid: int, b: int) -> DenseCanvas | Neighbours | Tiles:
     """Patch indices (N, V) on a grid×grid image, b×b cells per patch -> tables for the convolution.
 
-    `Neighbours` on devices with custom kernels, `DenseCanvas` on others.
+    Each kind of kernels has its own.
     """
-    return (in_windows if uses_custom_kernels(visible.device) else on_canvas)(visible, grid, b)
+    tables = {"reference": on_canvas, "cpu": in_windows, "triton": in_tiles}
+    return tables[kernels_for(visible.device)](visible, grid, b)
 
 
-def whole_images(x: Tensor) -> Neighbours | None:
-    """Whole images (N, 1, s, s, C) -> tables for `Depthwise`, with each image as one patch.
+def whole_images(x: Tensor) -> Neighbours | WholeImages | None:
+    """Whole images (N, 1, H, W, C) -> as `find_neighbours`, with each image as one patch.
 
-    None on devices where torch's kernels are used.
+    None where torch's kernels are used, which includes images that are not square on CPUs.
     """
-    if not uses_custom_kernels(x.device):
-        return None
-    return in_windows(torch.zeros(len(x), 1, dtype=torch.long), 1, x.shape[2])
+    kind = kernels_for(x.device)
+    if kind == "cpu" and x.shape[2] == x.shape[3]:
+        return in_windows(torch.zeros(len(x), 1, dtype=torch.long), 1, x.shape[2])
+    return WholeImages() if kind == "triton" else None
 
 
 def on_canvas(visible: Tensor, grid: int, b: int) -> DenseCanvas:
@@ -86,6 +105,20 @@ def in_windows(visible: Tensor, grid: int, b: int) -> Neighbours:
     images = Windows(table, table[:, REACH:-REACH, REACH:-REACH].contiguous(), cells)
     # A window of a small patch is mostly border: there whole images are less work.
     return Neighbours(patches if b > 2 else images, patches if b > 1 else images)
+
+
+def in_tiles(visible: Tensor, grid: int, b: int) -> Tiles:
+    """See `find_neighbours`."""
+    n, width = len(visible), grid * b
+    cells = on_canvas(visible, grid, b).cells
+    own = torch.arange(len(cells), dtype=torch.int32, device=cells.device)
+    rows = own.new_full((n * width * width,), -1).index_copy(0, cells, own)
+    rows = F.pad(rows.view(n, width, width), 4 * (REACH,), value=-1)
+    side = width + 2 * REACH
+    top, left = corners(visible, grid, b)
+    image = torch.arange(n, device=cells.device).view(n, 1, 1, 1)
+    first = (image * side + top) * side + left
+    return Tiles(rows.flatten(), first.flatten().int(), side, b)
 
 
 def corners(visible: Tensor, grid: int, b: int) -> tuple[Tensor, Tensor]:

@@ -1,7 +1,11 @@
 """Data sets on disk and runs on them, made once for all tests."""
 
 import gc
+import os
 import signal
+
+# Before anything imports Triton: on the CPU, its kernels can only be interpreted.
+os.environ.setdefault("TRITON_INTERPRET", "1")
 
 import numpy as np
 import pytest

@@ -10,9 +10,7 @@ import torch
 from backbones.convnextv2 import SIZES, ConvNeXtSize
 from models_convnextv2 import FCMAE, Block, ConvNeXtV2, ConvNeXtV2Encoder
 from models_registry import create_classifier, create_pretrain_model
-from ops.choice import uses_custom_kernels
 from ops.packed import in_windows, on_canvas
-from util.errors import BadInput
 
 SMALL = ConvNeXtSize((1, 2, 1, 1), (3, 4, 5, 6))
 
@@ -175,13 +173,6 @@ def test_the_environment_chooses_the_passes_of_a_block(wanted, custom, monkeypat
     model(torch.randn(1, 3, 96, 96)).backward()
     assert bool(used) is custom
     assert ("windowed" in model.kernels(torch.device("cpu"), torch.float32)) is custom
-
-
-@pytest.mark.parametrize(("wanted", "device"), [("fast", "cpu"), ("cpu", "cuda")])
-def test_passes_that_cannot_be_used_are_refused(wanted, device, monkeypatch):
-    monkeypatch.setenv("SFER_KERNELS", wanted)
-    with pytest.raises(BadInput, match=f"SFER_KERNELS={wanted}"):
-        uses_custom_kernels(torch.device(device))
 
 
 def test_masked_pixels_never_reach_the_encoder():
