@@ -4,9 +4,9 @@ No map of the whole image is built. `rows` is the table of `ops.packed.Tiles`: i
 of the packed matrix (R, C) each cell of an image lies, -1 for masked cells and outside the image.
 
 A *column* is the b cells of a patch below each other. A program holds COLUMNS of them side by side,
-of one patch and then the next, and CHANNELS of their channels. It walks from top to
-bottom and uses each value that it loads for all (up to seven) cells whose filters reach it. Sums
-are fp32 (fp64 for fp64), in a fixed order and without atomics, so results are the same each time.
+of one patch and then the next, and CHANNELS of their channels. It walks from top to bottom and uses
+each value that it loads for all (up to seven) cells whose filters reach it. Sums are fp32 (fp64 for
+fp64), in a fixed order and without atomics, so results are the same each time.
 """
 
 from typing import Any
@@ -30,9 +30,9 @@ def load_cells(x, row, c, C: tl.constexpr, SUM: tl.constexpr):
 
 @triton.jit
 def find_columns(corners, column, patches, B: tl.constexpr):
-    """Columns (K,) -> the row of each one's first cell, its halo's place in the table, if it is.
+    """Columns (K,) -> the row of the first cell, the place of the first neighbour, and which exist.
 
-    Cell i of a column is B*i rows further.
+    The row of cell i is B*i further. Neighbours are in the table of rows, from the upper left one.
     """
     patch, across = column // B, column % B
     exists = patch < patches
@@ -94,9 +94,9 @@ def correlate_kernel(
     corners,  # (patches,)
     side,
     patches,
-    steps,
     C: tl.constexpr,
     B: tl.constexpr,
+    STEPS: tl.constexpr,
     COLUMNS: tl.constexpr,
     CHANNELS: tl.constexpr,
     SUM: tl.constexpr,
@@ -110,8 +110,8 @@ def correlate_kernel(
     c = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
     products = (tl.zeros((COLUMNS, CHANNELS), SUM),) * 7
     total = tl.zeros((COLUMNS, CHANNELS), SUM)
-    for step in range(chunk * steps, chunk * steps + steps):
-        column = step * COLUMNS + tl.arange(0, COLUMNS)
+    for step in range(STEPS):
+        column = (chunk * STEPS + step) * COLUMNS + tl.arange(0, COLUMNS)
         first, corner, exists = find_columns(corners, column, patches, B)
         upstream = ()
         for j in tl.static_range(B):
@@ -158,7 +158,7 @@ def fill_correlate_tiles(
     c, tile = x.shape[1], tuning.DEPTHWISE[b]
     steps = cdiv(len(x), len(sums) * b * tile.rows)
     grid = 7 * len(sums), cdiv(c, tile.channels)
-    sizes = side, len(corners), steps, c, b
+    sizes = side, len(corners), c, b, steps
     correlate_kernel[grid](x, g, sums, rows, corners, *sizes, **options(x, tile))
 
 

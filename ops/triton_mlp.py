@@ -65,22 +65,22 @@ def layer_norm_backward_kernel(
     z,  # (R, C)
     sums,  # (chunks, 2, C)
     count,  # R
-    steps,
     C: tl.constexpr,
+    STEPS: tl.constexpr,
     ROWS: tl.constexpr,
     WIDTH: tl.constexpr,
     SUM: tl.constexpr,
 ):
     """The gradient dy, z = LayerNorm(y) once more, and sums of the gradients of weight and bias.
 
-    A program handles `steps` times ROWS rows.
+    A program handles STEPS * ROWS rows.
     """
     c = tl.arange(0, WIDTH)
     w = tl.load(weight + c, mask=c < C, other=0).to(SUM)[None, :]
     b = tl.load(bias + c, mask=c < C, other=0).to(SUM)[None, :]
     dweight, dbias = tl.zeros((ROWS, WIDTH), SUM), tl.zeros((ROWS, WIDTH), SUM)
-    for step in range(tl.program_id(0) * steps, tl.program_id(0) * steps + steps):
-        row = step * ROWS + tl.arange(0, ROWS)
+    for step in range(STEPS):
+        row = (tl.program_id(0) * STEPS + step) * ROWS + tl.arange(0, ROWS)
         here = (row < count)[:, None] & (c < C)[None, :]
         at = row.to(tl.int64)[:, None] * C + c[None, :]
         unit, factor = standardise(tl.load(y + at, mask=here, other=0).to(SUM), here, C)
@@ -118,8 +118,8 @@ def cell_sums_kernel(
     da,  # (N, M, H), or None
     sums,  # (N, chunks, H)
     m,
-    steps,
     H: tl.constexpr,
+    STEPS: tl.constexpr,
     CELLS: tl.constexpr,
     CHANNELS: tl.constexpr,
     SUM: tl.constexpr,
@@ -127,8 +127,8 @@ def cell_sums_kernel(
     """sums = GELU(h) squared, or GELU(h) * da, summed over the cells of a chunk."""
     c = tl.program_id(0) * CHANNELS + tl.arange(0, CHANNELS)
     total = tl.zeros((CELLS, CHANNELS), SUM)
-    for step in range(tl.program_id(1) * steps, tl.program_id(1) * steps + steps):
-        at, here = hidden_cells(step, m, c, H, K=CELLS)
+    for step in range(STEPS):
+        at, here = hidden_cells(tl.program_id(1) * STEPS + step, m, c, H, K=CELLS)
         a, _ = gelu(tl.load(h + at, mask=here, other=0).to(SUM))
         if da is None:
             total += a * a
@@ -138,11 +138,11 @@ def cell_sums_kernel(
 
 
 @triton.jit
-def chunks_added(sums, chunks, c, H: tl.constexpr, SUM: tl.constexpr):
+def chunks_added(sums, c, H: tl.constexpr, CHUNKS: tl.constexpr, SUM: tl.constexpr):
     """This program's image of (N, chunks, H), summed over chunks, (c,)."""
-    sums += tl.program_id(0) * chunks * H + c
+    sums += tl.program_id(0) * (CHUNKS * H) + c
     total = tl.load(sums, mask=c < H, other=0).to(SUM)
-    for chunk in range(1, chunks):
+    for chunk in range(1, CHUNKS):
         total += tl.load(sums + chunk * H, mask=c < H, other=0)
     return total
 
@@ -153,14 +153,14 @@ def grn_kernel(
     gamma,  # (H,)
     energy,  # (N, H)
     scale,  # (N, H)
-    chunks,
     H: tl.constexpr,
+    CHUNKS: tl.constexpr,
     WIDTH: tl.constexpr,  # H, rounded up to a power of two
     SUM: tl.constexpr,
 ):
     """GRN's statistics: a channel's norm, and 1 + gamma * that norm / its mean over channels."""
     c = tl.arange(0, WIDTH)
-    e = tl.sqrt(chunks_added(sums, chunks, c, H, SUM=SUM))
+    e = tl.sqrt(chunks_added(sums, c, H, CHUNKS, SUM=SUM))
     response = e / (tl.sum(e, 0) / H + EPSILON)
     at = tl.program_id(0) * H + c
     tl.store(energy + at, e, mask=c < H)
@@ -174,15 +174,15 @@ def grn_backward_kernel(
     gamma,  # (H,)
     slope,  # (N, H)
     dgamma,  # (N, H)
-    chunks,
     H: tl.constexpr,
+    CHUNKS: tl.constexpr,
     WIDTH: tl.constexpr,
     SUM: tl.constexpr,
 ):
     """Through the statistics, dL/da gets slope * a. dgamma is the gradient from each image."""
     c = tl.arange(0, WIDTH)
     at = tl.program_id(0) * H + c
-    dscale = chunks_added(sums, chunks, c, H, SUM=SUM)
+    dscale = chunks_added(sums, c, H, CHUNKS, SUM=SUM)
     e = tl.load(energy + at, mask=c < H, other=0)
     mean = tl.sum(e, 0) / H + EPSILON
     dresponse = dscale * tl.load(gamma + c, mask=c < H, other=0)
@@ -198,8 +198,8 @@ def respond_kernel(
     beta,  # (H,)
     out,  # (N, M, H)
     m,
-    steps,
     H: tl.constexpr,
+    STEPS: tl.constexpr,
     CELLS: tl.constexpr,
     CHANNELS: tl.constexpr,
     SUM: tl.constexpr,
@@ -208,8 +208,8 @@ def respond_kernel(
     c = tl.program_id(0) * CHANNELS + tl.arange(0, CHANNELS)
     s = tl.load(scale + tl.program_id(2) * H + c, mask=c < H, other=0)[None, :]
     b = tl.load(beta + c, mask=c < H, other=0).to(SUM)[None, :]
-    for step in range(tl.program_id(1) * steps, tl.program_id(1) * steps + steps):
-        at, here = hidden_cells(step, m, c, H, K=CELLS)
+    for step in range(STEPS):
+        at, here = hidden_cells(tl.program_id(1) * STEPS + step, m, c, H, K=CELLS)
         a, _ = gelu(tl.load(h + at, mask=here, other=0).to(SUM))
         tl.store(out + at, (a * s + b).to(out.dtype.element_ty), mask=here)
 
@@ -224,8 +224,8 @@ def respond_backward_kernel(
     out,  # (N, M, H)
     sums,  # (N, chunks, H)
     m,
-    steps,
     H: tl.constexpr,
+    STEPS: tl.constexpr,
     CELLS: tl.constexpr,
     CHANNELS: tl.constexpr,
     SUM: tl.constexpr,
@@ -236,8 +236,8 @@ def respond_backward_kernel(
     k = tl.load(slope + tl.program_id(2) * H + c, mask=c < H, other=0)[None, :]
     b = tl.load(beta + c, mask=c < H, other=0).to(SUM)[None, :]
     total = tl.zeros((CELLS, CHANNELS), SUM)
-    for step in range(tl.program_id(1) * steps, tl.program_id(1) * steps + steps):
-        at, here = hidden_cells(step, m, c, H, K=CELLS)
+    for step in range(STEPS):
+        at, here = hidden_cells(tl.program_id(1) * STEPS + step, m, c, H, K=CELLS)
         a, derivative = gelu(tl.load(h + at, mask=here, other=0).to(SUM))
         tl.store(out + at, (a * s + b).to(out.dtype.element_ty), mask=here)
         dh = (tl.load(da + at, mask=here, other=0).to(SUM) * s + a * k) * derivative
@@ -259,7 +259,7 @@ def fill_layer_norm_backward(
     """See `ops.fused.layer_norm_backward`."""
     r, c = y.shape
     rows = rows_at_a_time(c)
-    sizes = r, cdiv(r, len(sums) * rows), c, rows
+    sizes = r, c, cdiv(r, len(sums) * rows), rows
     layer_norm_backward_kernel[(len(sums),)](
         dz, y, weight, bias, dy, z, sums, *sizes, **whole_rows(y)
     )
@@ -280,7 +280,7 @@ def whole_rows(x: Tensor) -> dict[str, Any]:
 def fill_grn(sums: Tensor, gamma: Tensor, energy: Tensor, scale: Tensor) -> None:
     """See `ops.fused.grn`."""
     n, chunks, width = sums.shape
-    grn_kernel[(n,)](sums, gamma, energy, scale, chunks, width, **whole_rows(sums))
+    grn_kernel[(n,)](sums, gamma, energy, scale, width, chunks, **whole_rows(sums))
 
 
 def fill_grn_backward(
@@ -288,7 +288,7 @@ def fill_grn_backward(
 ) -> None:
     """See `ops.fused.grn_backward`."""
     n, chunks, width = sums.shape
-    sizes = chunks, width
+    sizes = width, chunks
     grn_backward_kernel[(n,)](sums, energy, gamma, slope, dgamma, *sizes, **whole_rows(sums))
 
 
@@ -323,8 +323,8 @@ def over_cells(kernel: Any, h: Tensor, *tensors: Tensor | None) -> None:
         h,
         *tensors,
         m,
-        cdiv(m, chunks * tile.rows),
         width,
+        cdiv(m, chunks * tile.rows),
         CELLS=tile.rows,
         CHANNELS=tile.channels,
         SUM=sum_dtype(h),
