@@ -1,9 +1,9 @@
-"""How the Triton kernels divide their work: the one table to tune. Any values give right results.
+"""How the Triton kernels divide their work: the one table to tune.
 
-Nothing here was measured. Tiles are chosen so that a program loads 16 bytes per thread and more at
-a time and stays below 128 registers per thread, and chunks so that there are several programs per
-multiprocessor while the sums they write are few. Sizes do not depend on the GPU, so neither does
-the order of sums.
+Any values give right results; nothing here was measured. Tiles are chosen so that a thread loads 8
+bytes or more at a time and uses at most 128 registers in bf16, and chunks so that there are several
+programs per multiprocessor while the sums they write are few. Sizes do not depend on the GPU, so
+neither does the order of sums.
 """
 
 from typing import NamedTuple
