@@ -1,6 +1,7 @@
 """Which of the passes in this package are used."""
 
 import os
+import sys
 from functools import cache
 from importlib.util import find_spec
 
@@ -15,9 +16,9 @@ KINDS = ("reference", "cpu", "triton")
 def kernels_for(device: torch.device) -> str:
     """One of KINDS: torch's kernels, the passes for CPUs, or Triton's for Nvidia GPUs.
 
-    By default the last two, each on its own device, where they can run. SFER_KERNELS chooses
-    another kind, for tests and benchmarks. Raises BadInput for other values, and for a kind that
-    does not run on the device.
+    By default the last two, each on its own device, where they can run and pass a trial.
+    SFER_KERNELS chooses another kind, for tests and benchmarks. Raises BadInput for other values,
+    and for a kind that does not run on the device.
     """
     wanted = os.environ.get(VARIABLE, "")
     if wanted not in ("", *KINDS):
@@ -31,7 +32,18 @@ def kernels_for(device: torch.device) -> str:
     if device.type == "cpu":
         return "cpu"
     interpreted = device.type != "cuda" or is_interpreted()  # correct, but far too slow
-    return "reference" if interpreted or without_triton(device) else "triton"
+    usable = not interpreted and not without_triton(device) and passes_trial(device)
+    return "triton" if usable else "reference"
+
+
+@cache
+def passes_trial(device: torch.device) -> bool:
+    """Whether Triton's kernels give right results on this device; says so if they do not."""
+    from ops.trial import failure  # which needs the kernels
+
+    if problem := failure(device):
+        print(f"warning: torch's kernels replace ours on {device}: {problem}", file=sys.stderr)
+    return not problem
 
 
 def is_interpreted() -> bool:

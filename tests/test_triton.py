@@ -18,6 +18,7 @@ from models_registry import create_pretrain_model
 from ops import choice, fused, tuning
 from ops.choice import kernels_for
 from ops.packed import find_neighbours
+from ops.trial import failure
 from runs import ROOT
 from util.errors import BadInput
 
@@ -220,9 +221,35 @@ def test_kernels_are_chosen_by_device(device, capability, chosen, monkeypatch):
     monkeypatch.delenv("SFER_KERNELS")
     monkeypatch.delenv("TRITON_INTERPRET")
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    monkeypatch.setattr(choice, "passes_trial", lambda device: True)
     assert kernels_for(torch.device(device)) == chosen
     monkeypatch.setattr(choice, "has_triton", lambda: False)
     assert kernels_for(torch.device(device)) == ("cpu" if device == "cpu" else "reference")
+
+
+def broken(*inputs):
+    raise RuntimeError("no such instruction\nat line 1")
+
+
+@pytest.mark.parametrize(
+    ("convolve", "told"),
+    [
+        (fused.convolve_tiles, ""),
+        (lambda x, *_: 1.1 * torch.ones_like(x), "their results are wrong by"),
+        (lambda x, *_: x * torch.nan, "their results are wrong by nan"),
+        (broken, "they fail (RuntimeError: no such instruction)"),
+    ],
+)
+def test_kernels_that_are_wrong_on_a_gpu_are_not_used(
+    convolve, told, small_tiles, monkeypatch, capfd
+):
+    monkeypatch.setattr(fused, "convolve_tiles", convolve)
+    for remembered in (failure, choice.passes_trial):
+        remembered.cache_clear()
+    assert choice.passes_trial(CPU) == (not told)
+    assert told in capfd.readouterr().err
+    for remembered in (failure, choice.passes_trial):
+        remembered.cache_clear()
 
 
 def test_interpreted_kernels_are_never_chosen_by_default(monkeypatch):
