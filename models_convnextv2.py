@@ -9,7 +9,7 @@ visible 32×32-pixel patches (b = 8, 4, 2, 1 in the four stages). Normalisation,
 directly on the packed tensor, and the stride-2 downsampling stays within a patch. Only the 7×7
 depthwise convolution reads neighbouring cells, so only it needs the positions of the patches.
 Masked cells are treated as zero, which makes this exactly the submanifold sparse convolution of
-section 3.1, computed for the visible patches only. `ops.packed` finds the neighbours, and
+section 3.1, computed for the visible patches only. `ops.choice` finds the neighbours; `ops.packed`
 implements the forward and backward pass of a block for CPUs, `ops.fused` for CUDA devices.
 """
 
@@ -29,7 +29,7 @@ from models_masked import (
     take_patches,
     with_contiguous_grad,
 )
-from ops.choice import kernels_for
+from ops.choice import find_neighbours, kernels_for, whole_images
 from ops.fused import FusedMLP, TiledDepthwise
 from ops.packed import (
     MLP,
@@ -38,8 +38,6 @@ from ops.packed import (
     Neighbours,
     Tiles,
     WholeImages,
-    find_neighbours,
-    whole_images,
 )
 
 Near = DenseCanvas | Neighbours | Tiles | WholeImages | None

@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from backbones.resnet import RESNET_PATCHES, RESNET_STRIDES, ResNetSize
 from models_convnextv2 import Block, init_weights
 from models_masked import MaskedAutoencoder, take_tokens, with_contiguous_grad
-from ops.choice import kernels_for
+from ops.choice import kernels_for, whole_images
 from ops.gathered import Layer, batch_norm, layer_on_rows
-from ops.packed import DenseCanvas, on_canvas, whole_images
+from ops.packed import DenseCanvas, on_canvas
 
 
 def convolve(x: Tensor, conv: nn.Conv2d) -> Tensor:

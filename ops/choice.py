@@ -1,4 +1,4 @@
-"""Which of the passes in this package are used."""
+"""Which of the passes in this package are used, and the tables that they need."""
 
 import os
 import sys
@@ -6,7 +6,18 @@ from functools import cache
 from importlib.util import find_spec
 
 import torch
+from torch import Tensor
 
+from ops.packed import (
+    DenseCanvas,
+    Neighbours,
+    Tiles,
+    WholeImages,
+    in_tiles,
+    in_windows,
+    on_canvas,
+)
+from ops.trial import failure
 from util.errors import BadInput
 
 VARIABLE = "SFER_KERNELS"
@@ -36,11 +47,29 @@ def kernels_for(device: torch.device) -> str:
     return "triton" if usable else "reference"
 
 
+def find_neighbours(visible: Tensor, grid: int, b: int) -> DenseCanvas | Neighbours | Tiles:
+    """Patch indices (N, V) on a grid×grid image, b×b cells per patch -> tables for the convolution.
+
+    Each kind of kernels has its own.
+    """
+    tables = {"reference": on_canvas, "cpu": in_windows, "triton": in_tiles}
+    return tables[kernels_for(visible.device)](visible, grid, b)
+
+
+def whole_images(x: Tensor) -> Neighbours | WholeImages | None:
+    """Whole images (N, 1, H, W, C) -> as `find_neighbours`, with each image as one patch.
+
+    None where torch's kernels are used, which includes images that are not square on CPUs.
+    """
+    kind = kernels_for(x.device)
+    if kind == "cpu" and x.shape[2] == x.shape[3]:
+        return in_windows(torch.zeros(len(x), 1, dtype=torch.long), 1, x.shape[2])
+    return WholeImages() if kind == "triton" else None
+
+
 @cache
 def passes_trial(device: torch.device) -> bool:
     """Whether Triton's kernels give right results on this device; says so if they do not."""
-    from ops.trial import failure  # which needs the kernels
-
     if problem := failure(device):
         print(f"warning: torch's kernels replace ours on {device}: {problem}", file=sys.stderr)
     return not problem

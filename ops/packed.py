@@ -19,8 +19,6 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from ops.choice import kernels_for
-
 REACH = 3  # cells that a 7×7 filter reaches on each side
 # Bytes of upstream gradient that `correlate` uses as filters at a time: small enough that they and
 # their windows stay in the cache.
@@ -62,28 +60,8 @@ class WholeImages(NamedTuple):
     """For Triton's kernels: torch convolves, as every cell is there."""
 
 
-def find_neighbours(visible: Tensor, grid: int, b: int) -> DenseCanvas | Neighbours | Tiles:
-    """Patch indices (N, V) on a grid×grid image, b×b cells per patch -> tables for the convolution.
-
-    Each kind of kernels has its own.
-    """
-    tables = {"reference": on_canvas, "cpu": in_windows, "triton": in_tiles}
-    return tables[kernels_for(visible.device)](visible, grid, b)
-
-
-def whole_images(x: Tensor) -> Neighbours | WholeImages | None:
-    """Whole images (N, 1, H, W, C) -> as `find_neighbours`, with each image as one patch.
-
-    None where torch's kernels are used, which includes images that are not square on CPUs.
-    """
-    kind = kernels_for(x.device)
-    if kind == "cpu" and x.shape[2] == x.shape[3]:
-        return in_windows(torch.zeros(len(x), 1, dtype=torch.long), 1, x.shape[2])
-    return WholeImages() if kind == "triton" else None
-
-
 def on_canvas(visible: Tensor, grid: int, b: int) -> DenseCanvas:
-    """See `find_neighbours`."""
+    """See `ops.choice.find_neighbours`."""
     top, left = corners(visible, grid, b)
     cell = torch.arange(b, device=visible.device)
     image = torch.arange(len(visible), device=visible.device).view(-1, 1, 1, 1)
@@ -92,7 +70,7 @@ def on_canvas(visible: Tensor, grid: int, b: int) -> DenseCanvas:
 
 
 def in_windows(visible: Tensor, grid: int, b: int) -> Neighbours:
-    """See `find_neighbours`."""
+    """See `ops.choice.find_neighbours`."""
     n, v = visible.shape
     cells, side = on_canvas(visible, grid, b)
     own = torch.arange(len(cells))
@@ -108,7 +86,7 @@ def in_windows(visible: Tensor, grid: int, b: int) -> Neighbours:
 
 
 def in_tiles(visible: Tensor, grid: int, b: int) -> Tiles:
-    """See `find_neighbours`."""
+    """See `ops.choice.find_neighbours`."""
     n, width = len(visible), grid * b
     cells = on_canvas(visible, grid, b).cells
     own = torch.arange(len(cells), dtype=torch.int32, device=cells.device)

@@ -16,8 +16,7 @@ from benchmarks import traffic
 from models_convnextv2 import FCMAE, Block, ConvNeXtV2
 from models_registry import create_pretrain_model
 from ops import choice, fused, tuning
-from ops.choice import kernels_for
-from ops.packed import find_neighbours
+from ops.choice import find_neighbours, kernels_for
 from ops.trial import failure
 from runs import ROOT
 from util.errors import BadInput
