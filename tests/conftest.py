@@ -6,6 +6,9 @@ import signal
 
 # Before anything imports Triton: on the CPU, its kernels can only be interpreted.
 os.environ.setdefault("TRITON_INTERPRET", "1")
+# Runs inherit signals that are ignored, as those of tests in the background or under nohup.
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import numpy as np
 import pytest
