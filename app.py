@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 sys.path.insert(0, str(Path(__file__).resolve().parent))  # left out by python -P
 
 from inference.same_origin import SameOriginOnly
+from inference.upload_limits import UploadLimits
 from util.distributed import ProcessInfo, pick_device
 from util.errors import BadInput, Fault
 from util.options.groups import DEVICE
@@ -101,25 +102,31 @@ def work(args: argparse.Namespace) -> None:
         # Gradio's default folder is shared by all users of this machine, and outlives the program.
         os.environ["GRADIO_TEMP_DIR"] = folder
         page = build_page(checkpoints, find, example_faces(folder))
-        open_page(page, args.port)
+        open_page(page, args.port, folder)
         device = checkpoints.device
         print(f"http://127.0.0.1:{args.port} on {device}; Ctrl-C stops it", flush=True)
         with suppress(KeyboardInterrupt):  # a second Ctrl-C
             page.block_thread()
 
 
-def open_page(page: "gr.Blocks", port: int) -> None:
-    """Serve a page to browsers on this machine. Raises Fault for a port that is in use."""
+def open_page(page: "gr.Blocks", port: int, folder: str) -> None:
+    """Serve a page to browsers on this machine; pictures go to `folder`.
+
+    Raises Fault for a port that is in use.
+    """
     import gradio as gr
     from starlette.middleware import Middleware
 
-    from inference.page_layout import CSS
+    from inference.page_layout import CSS, KEPT
 
+    # Gradio looks every KEPT seconds for pictures that are older than that.
+    limits = Middleware(UploadLimits, folder=folder, most_bytes=MOST_BYTES, kept_for=2 * KEPT)
+    page.queue(max_size=MOST_VISITORS)
     try:
         page.launch(
             server_name="127.0.0.1",  # not reachable from other machines
             server_port=port,
-            app_kwargs={"middleware": [Middleware(SameOriginOnly)]},
+            app_kwargs={"middleware": [Middleware(SameOriginOnly), limits]},
             max_file_size=MOST_BYTES,
             state_session_capacity=MOST_VISITORS,
             enable_monitoring=False,
