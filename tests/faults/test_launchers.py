@@ -169,8 +169,10 @@ def test_a_second_torchrun_on_the_same_port_does_not_disturb_the_first(undisturb
     port = free_port()
     first = start(torchrun(tmp_path / "first", port))
     await_line(first, "epoch 0/2  step 1/")
+    first.send_signal(signal.SIGSTOP)  # keeps the port, even if its processes end before then
     second = start(torchrun(tmp_path / "second", port))
     said = second.communicate(timeout=120)[0]
+    first.send_signal(signal.SIGCONT)
     assert second.returncode == 1
     assert f"port: {port}" in said
     rest = first.communicate(timeout=120)[0]
