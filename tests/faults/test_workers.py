@@ -20,6 +20,7 @@ from datasets.loader import ErrorsAsSamples, collate
 from datasets.pretrain import PretrainDataset
 from datasets.sampler import GlobalBatchSampler
 from engine_train import Precision, Trainer, TrainState
+from memory import exhaust, memory_limit
 from odd_images import write_faces
 from runs import assert_same_run, load, pretrain, status
 from training.observer import RunObserver
@@ -160,6 +161,17 @@ def test_a_run_whose_worker_dies_or_hangs_loses_nothing(act, told, undisturbed, 
     assert f"newest checkpoint: epoch 1, step {saved['step']}" in line
     assert pretrain(tmp_path) == 0
     assert_same_run(tmp_path, undisturbed("mae", 1))
+
+
+def test_a_worker_beyond_a_container_s_memory_limit_is_reported(tmp_path):
+    """Where the limit is reached by the run's main process, it dies as by any SIGKILL."""
+    with memory_limit(2**26) as folder:
+        before = partial(in_worker, partial(exhaust, folder), 1, 17)
+        codes, said, _ = run_with(before, tmp_path, "--num_workers 2", world=1)
+        assert codes == [1], said
+    [line] = errors(said[0])
+    assert re.search(r"killed by a signal \(Killed\); if memory ran out, lower --num_workers", line)
+    assert "newest checkpoint: epoch" in line
 
 
 def test_a_file_in_which_a_worker_hangs_is_named(tmp_path):
