@@ -26,7 +26,7 @@ def at_step(epoch, step, act):
     engine_train.Trainer._step = unusual
 
 
-def run_with(before, folder, more="", world=2, survivors=None, within=60):
+def run_with(before, folder, more="", world=2, survivors=None, within=120):
     """Run `small_run`, with `before(rank)` first in each process, until the survivors have ended.
 
     -> each rank's exit code (None: still running when the survivors had ended), each rank's output,
