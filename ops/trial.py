@@ -4,8 +4,6 @@ They have been tested in an interpreter and compiled, but a driver, a compiler r
 still break them. A second at the start is cheap beside days of training on wrong gradients.
 """
 
-from functools import cache
-
 import torch
 from torch import Tensor
 
@@ -17,7 +15,6 @@ MOST_WRONG = 0.02
 N, V, GRID, B, C = 2, 3, 3, 2, 40
 
 
-@cache
 def failure(device: torch.device) -> str:
     """What goes wrong with the kernels on a device; empty if they equal the passes for CPUs."""
     with torch.enable_grad(), torch.autocast(device.type, enabled=False):

@@ -17,7 +17,6 @@ from models_convnextv2 import FCMAE, Block, ConvNeXtV2
 from models_registry import create_pretrain_model
 from ops import choice, fused, tuning
 from ops.choice import find_neighbours, kernels_for
-from ops.trial import failure
 from runs import ROOT
 from util.errors import BadInput
 
@@ -243,12 +242,10 @@ def test_kernels_that_are_wrong_on_a_gpu_are_not_used(
     convolve, told, small_tiles, monkeypatch, capfd
 ):
     monkeypatch.setattr(fused, "convolve_tiles", convolve)
-    for remembered in (failure, choice.passes_trial):
-        remembered.cache_clear()
+    choice.passes_trial.cache_clear()
     assert choice.passes_trial(CPU) == (not told)
     assert told in capfd.readouterr().err
-    for remembered in (failure, choice.passes_trial):
-        remembered.cache_clear()
+    choice.passes_trial.cache_clear()
 
 
 def test_interpreted_kernels_are_never_chosen_by_default(monkeypatch):
