@@ -59,7 +59,7 @@ def resources(
 
 
 def launch_all(b: int, c: int, dtype: torch.dtype) -> None:
-    """Launch every kernel as in a step of a block of C channels; what tensors hold is arbitrary."""
+    """Launch every kernel as in a step of a block of C channels, on tensors that are not filled."""
     n, v = 4, 19
     near = in_tiles(torch.rand(n, 49).argsort()[:, :v], 7, b)
     vector, wide, taps = torch.empty(c), torch.empty(4 * c), torch.empty(c, 1, 7, 7)
