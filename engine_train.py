@@ -8,7 +8,7 @@ on any rank, and whether any rank was asked to stop.
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack, nullcontext
 from dataclasses import asdict, dataclass, field
 from typing import Any, NamedTuple, Protocol
@@ -19,10 +19,10 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
-from training.transfer import on_device, to_device
+from training.transfer import Batches, to_device, to_host
 from util.distributed import ProcessInfo, broadcast_from_main, sum_over_ranks
 from util.errors import BadInput, Fault
-from util.optim import set_rates
+from util.optim import set_rates, step_if_finite
 from util.seeding import seed_globals
 from util.stop import StopRequest, defer_worker_errors
 
@@ -219,7 +219,7 @@ class Trainer:
         for module in self.state.model.modules():  # frozen batch norm keeps its statistics
             if isinstance(module, _BatchNorm) and module.affine and not module.weight.requires_grad:
                 module.eval()
-        position, batches = self.state.position, on_device(batches, self.device)
+        position, batches = self.state.position, Batches(batches, self.device)
         while position.step < steps:
             with ExitStack() as held:
                 epoch = position.epoch + position.step / steps
@@ -239,21 +239,55 @@ class Trainer:
         return [(buffer, buffer.clone()) for buffer in buffers]
 
     def _step(
-        self, batches: Iterator, epoch: float, observer: Observer, held: ExitStack
+        self, batches: Batches, epoch: float, observer: Observer, held: ExitStack
     ) -> StepResult:
         """Make one optimizer step.
 
         From the first change of the weights on, SIGCHLD is held back through `held`, which the
         caller closes once the position counts the step.
         """
-        start, waited = time.perf_counter(), 0.0
+        start = time.perf_counter()
         state, scaler = self.state, self.precision.scaler
         lr = self.lr_at(epoch)
         weight_decay = self.weight_decay_at(epoch) if self.weight_decay_at else None
         set_rates(state.optimizer, lr, weight_decay)
         seed_globals(self.seed, state.position.epoch, state.position.step, self.process.rank)
 
-        total, before = torch.zeros((), device=self.device), self._statistics()
+        before = self._statistics()
+        total, waited = self._accumulate(batches, observer)
+        scaler.unscale_(state.optimizer)
+        norm = nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None])
+        report = self._report(total, norm)
+        answer = to_host(report)
+        if self.clip_grad is not None:
+            nn.utils.clip_grads_with_norm_(self.parameters, self.clip_grad, norm)
+        # From here on until the optimizer's turn, the device is busy and the host is not.
+        self.save_if_overdue(observer)
+        asked = time.perf_counter()
+        batches.fetch_ahead()
+        waited += time.perf_counter() - asked
+        held.enter_context(defer_worker_errors())
+        self.is_consistent = False
+        done = step_if_finite(state.optimizer, report[:2])
+        loss, mean_norm, stop = answer().tolist()
+        skipped = not (math.isfinite(loss) and math.isfinite(mean_norm))
+        if skipped:
+            restore_values(before)
+        else:
+            if not done:
+                scaler.step(state.optimizer)
+            if state.ema:
+                state.ema.update(state.model)
+        scaler.update()
+        state.optimizer.zero_grad(set_to_none=True)
+        seconds = time.perf_counter() - start
+        return StepResult(
+            loss, mean_norm, skipped=skipped, stop=stop > 0, lr=lr, seconds=seconds, waited=waited
+        )
+
+    def _accumulate(self, batches: Batches, observer: Observer) -> tuple[Tensor, float]:
+        """Add up the gradients of a step's micro-batches -> their mean loss, seconds of waiting."""
+        total, waited = torch.zeros((), device=self.device), 0.0
         for k in range(self.accum):
             self.save_if_overdue(observer)
             asked = time.perf_counter()
@@ -263,29 +297,9 @@ class Trainer:
             with self._communicate(k == self.accum - 1):
                 with self.precision.autocast():
                     loss = self.batch_loss(self.model, batch) / self.accum
-                scaler.scale(loss).backward()
+                self.precision.scaler.scale(loss).backward()
             total += loss.detach()
-
-        scaler.unscale_(state.optimizer)
-        norm = nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None])
-        loss, mean_norm, stop = self._agree(total, norm)
-        skipped = not (math.isfinite(loss) and math.isfinite(mean_norm))
-        if self.clip_grad is not None and not skipped:
-            nn.utils.clip_grads_with_norm_(self.parameters, self.clip_grad, norm)
-        held.enter_context(defer_worker_errors())
-        self.is_consistent = False
-        if not skipped:
-            scaler.step(state.optimizer)
-            if state.ema:
-                state.ema.update(state.model)
-        else:
-            restore_values(before)
-        scaler.update()
-        state.optimizer.zero_grad(set_to_none=True)
-        seconds = time.perf_counter() - start
-        return StepResult(
-            loss, mean_norm, skipped=skipped, stop=stop, lr=lr, seconds=seconds, waited=waited
-        )
+        return total, waited
 
     def save_if_overdue(self, observer: Observer) -> None:
         """Save now if a stop was requested a while ago; called before what may take long."""
@@ -298,17 +312,14 @@ class Trainer:
             return nullcontext()
         return self.model.no_sync()
 
-    def _agree(self, total: Tensor, norm: Tensor) -> tuple[float, float, bool]:
-        """The step's mean loss and gradient norm, and whether any rank was asked to stop.
+    def _report(self, total: Tensor, norm: Tensor) -> Tensor:
+        """(3,): the step's mean loss and gradient norm, and how many ranks were asked to stop.
 
-        A value that is not finite on one rank makes the mean not finite on all. This is the only
-        point in a step at which the host waits for the device.
+        A value that is not finite on one rank makes the mean not finite on all.
         """
         asked = torch.full_like(total, float(self.stop.asked()))
         world = self.process.world
-        report = torch.stack([total / world, norm.to(total.dtype) / world, asked])
-        loss, norm, asked = sum_over_ranks(report).tolist()
-        return loss, norm, asked > 0
+        return sum_over_ranks(torch.stack([total / world, norm.to(total.dtype) / world, asked]))
 
     def _account(self, position: Position, result: StepResult, observer: Observer) -> None:
         sums = position.sums

@@ -1,5 +1,6 @@
 """The training loop on models small enough to check by hand."""
 
+import functools
 import gc
 
 import pytest
@@ -10,6 +11,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from engine_train import MAX_SKIPPED, Precision, Trainer, TrainState
+from training.transfer import Batches
 from util.distributed import ProcessInfo, gather_objects, join, leave
 from util.errors import BadInput, Fault
 from util.stop import StopRequest
@@ -34,7 +36,7 @@ def make_trainer(batch_loss, accum=1, process=ProcessInfo(), stop=None, **option
     torch.manual_seed(0)
     norm = options.pop("norm", False)
     model = nn.Sequential(nn.Linear(3, 1), nn.BatchNorm1d(1)) if norm else nn.Linear(3, 1)
-    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    optimizer = options.pop("optimizer", torch.optim.SGD)(model.parameters(), lr=1.0)
     precision = Precision(options.pop("amp", "off"), CPU)
     ema = ModelEmaV3(model, 0.5) if norm else None
     state = TrainState(model, optimizer, precision.scaler, ema=ema)
@@ -89,14 +91,24 @@ def broken(where):
     return loss
 
 
-def test_a_non_finite_step_is_skipped_and_counted():
-    batches = [(k, torch.ones(2, 3)) for k in range(4)]
-    trainer, recorder = make_trainer(broken({1})), Recorder()
-    clean = make_trainer(broken(set()))
+FUSED = functools.partial(torch.optim.AdamW, fused=True)  # decides itself whether to skip a step
+
+
+@pytest.mark.parametrize("clip_grad", [None, 0.1])
+@pytest.mark.parametrize("bad", [0, 1])
+@pytest.mark.parametrize("optimizer", [torch.optim.SGD, FUSED])
+def test_a_non_finite_step_is_skipped_and_counted(optimizer, bad, clip_grad):
+    batches = [(k, torch.randn(2, 3)) for k in range(4)]
+    options = {"optimizer": optimizer, "clip_grad": clip_grad}
+    trainer, recorder = make_trainer(broken({bad}), **options), Recorder()
+    clean = make_trainer(broken(set()), **options)
     trainer.run_epoch(batches, 4, recorder)
-    clean.run_epoch([batches[0], *batches[2:]], 3, Recorder())
-    assert [r.skipped for r in recorder.results] == [False, True, False, False]
+    del batches[bad]
+    clean.run_epoch(batches, 3, Recorder())
+    assert [r.skipped for r in recorder.results] == [k == bad for k in range(4)]
     assert torch.equal(trainer.state.model.weight, clean.state.model.weight)
+    ours, expected = (t.state.optimizer.state_dict()["state"] for t in (trainer, clean))
+    torch.testing.assert_close(ours, expected, rtol=0, atol=0)
     assert (trainer.state.position.sums.skipped, trainer.state.position.sums.steps) == (1, 3)
 
 
@@ -109,6 +121,28 @@ def test_a_skipped_step_does_not_change_batch_norm_statistics():
     for model in ("model", "ema"):
         ours, expected = (getattr(t.state, model).state_dict() for t in (trainer, clean))
         assert all(torch.equal(ours[name], value) for name, value in expected.items()), model
+
+
+def test_the_host_waits_for_the_device_only_after_giving_it_the_whole_step(monkeypatch):
+    order = []
+
+    def noting(name, function):
+        def noted(*args):
+            order.append(name)
+            return function(*args)
+
+        return noted
+
+    def answer(report):
+        order.append("copy")
+        return noting("wait", report.cpu)
+
+    monkeypatch.setattr("engine_train.to_host", answer)
+    monkeypatch.setattr(Batches, "fetch_ahead", noting("fetch", Batches.fetch_ahead))
+    trainer = make_trainer(noting("forward", square), accum=2, optimizer=FUSED)
+    monkeypatch.setattr(trainer.state.optimizer, "step", noting("step", lambda: None))
+    trainer.run_epoch(torch.randn(2, 4, 3), 1, Recorder())
+    assert order == ["forward", "forward", "copy", "fetch", "step", "wait"]
 
 
 def test_several_skipped_steps_in_a_row_end_the_run():

@@ -1,6 +1,6 @@
 """Predictions, features and metrics of a model on evaluation images, each counted once."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -12,7 +12,7 @@ from datasets.labelled import LabelledImages
 from datasets.labels import first_id, parse_order
 from datasets.transforms import Normalise
 from engine_train import Precision
-from training.transfer import on_device
+from training.transfer import Batches, on_host
 from util.class_order import (
     better_order,
     option_text,
@@ -38,12 +38,15 @@ def collect(
     Each rank processes its share, and all get the whole result; an image that several ranks have
     processed counts once. `between` is called before each batch.
     """
-    device, own = normalise.mean.device, []
-    for imgs, index, readable in on_device(loader, device):
-        between()
-        with precision.autocast():
-            value = function(normalise(imgs))
-        own.append(tuple(x.cpu().numpy() for x in (index, readable, value.float())))
+
+    def results() -> Iterator[tuple[Tensor, ...]]:
+        for imgs, index, readable in Batches(loader, normalise.mean.device):
+            between()
+            with precision.autocast():
+                value = function(normalise(imgs))
+            yield index, readable, value.float()
+
+    own = [tuple(x.numpy() for x in result) for result in on_host(results())]
     batches = [batch for share in gather_objects(own) for batch in share]
     index, readable, values = (np.concatenate(part) for part in zip(*batches, strict=True))
     order = np.unique(index, return_index=True)[1]

@@ -1,10 +1,11 @@
-"""Moves batches to the device."""
+"""Moves batches to the device and results back; on CUDA, while the device computes."""
 
 import functools
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
+from torch import Tensor
 
 
 def to_device(batch: Any, device: torch.device) -> Any:
@@ -14,16 +15,39 @@ def to_device(batch: Any, device: torch.device) -> Any:
     """
     if isinstance(batch, (tuple, list)):
         return tuple(to_device(x, device) for x in batch)
-    if isinstance(batch, torch.Tensor):
+    if isinstance(batch, Tensor):
         return batch.to(device, non_blocking=device.type == "cuda")
     return batch
 
 
-def on_device(batches: Iterable, device: torch.device) -> Iterator:
-    """Batches on the device; for CUDA, each is copied while the previous one is processed."""
-    if device.type == "cuda":
-        return _one_ahead(batches, device)
-    return (to_device(batch, device) for batch in batches)
+def to_host(x: Tensor) -> Callable[[], Tensor]:
+    """Start copying a tensor to the host -> a function that waits for the copy and returns it.
+
+    It does not wait for what the device is given to do afterwards.
+    """
+    if x.device.type != "cuda":
+        return x.cpu
+    copy = x.to("cpu", non_blocking=True)
+    copied = torch.cuda.Event()
+    copied.record()
+
+    def wait() -> Tensor:
+        copied.synchronize()
+        return copy
+
+    return wait
+
+
+def on_host(results: Iterable[tuple[Tensor, ...]]) -> Iterator[tuple[Tensor, ...]]:
+    """Results on the host; each is waited for only after the device was given the next one."""
+    before: list[Callable[[], Tensor]] = []
+    for result in results:
+        copies = [to_host(x) for x in result]
+        if before:
+            yield tuple(wait() for wait in before)
+        before = copies
+    if before:
+        yield tuple(wait() for wait in before)
 
 
 @functools.cache
@@ -32,24 +56,37 @@ def copy_stream(device: torch.device) -> torch.cuda.Stream:
     return torch.cuda.Stream(device)
 
 
-def _one_ahead(batches: Iterable, device: torch.device) -> Iterator[tuple]:
-    """Copy the next batch from pinned memory on a separate stream, during the computation."""
-    side, batches = copy_stream(device), iter(batches)
+class Batches:
+    """Batches on the device. On CUDA, each is copied from pinned memory on a separate stream.
 
-    def send() -> tuple | None:
-        batch = next(batches, None)
-        if batch is not None:
-            with torch.cuda.stream(side):
-                batch = to_device(batch, device)
+    So it is copied while the device computes, if it was asked for then: after the device was given
+    its work, rather than before, when a late batch would keep it waiting.
+    """
+
+    def __init__(self, source: Iterable, device: torch.device) -> None:
+        self.source, self.device = iter(source), device
+        self._coming: Any = None
+
+    def __iter__(self) -> Iterator:
+        return self
+
+    def __next__(self) -> Any:
+        if self.device.type != "cuda":
+            return to_device(next(self.source), self.device)
+        self.fetch_ahead()
+        if self._coming is None:
+            raise StopIteration
+        batch, self._coming = self._coming, None
+        computing = torch.cuda.current_stream(self.device)
+        computing.wait_stream(copy_stream(self.device))
+        for x in batch:
+            if isinstance(x, Tensor):
+                x.record_stream(computing)  # no copy may reuse its memory before
         return batch
 
-    coming = send()
-    while coming is not None:
-        computing = torch.cuda.current_stream(device)
-        computing.wait_stream(side)
-        batch, coming = coming, None
-        for x in batch:
-            if isinstance(x, torch.Tensor):
-                x.record_stream(computing)  # no copy may reuse its memory before
-        coming = send()
-        yield batch
+    def fetch_ahead(self) -> None:
+        """Start copying the next batch, waiting for it if it is late; does nothing without CUDA."""
+        if self._coming is None and self.device.type == "cuda":
+            batch = next(self.source, None)
+            with torch.cuda.stream(copy_stream(self.device)):
+                self._coming = to_device(batch, self.device)

@@ -72,6 +72,23 @@ def create_optimizer(
         raise BadInput(f"--opt {name}: {error}; try adamw, adam, sgd or lars") from error
 
 
+def step_if_finite(optimizer: torch.optim.Optimizer, values: torch.Tensor) -> bool:
+    """Let a fused optimizer make a step on the device if all `values` there are finite.
+
+    So the host need not wait for them first. Returns False, without a step, for an optimizer that
+    is not fused, and on Apple GPUs.
+    """
+    if not optimizer.defaults.get("fused") or values.device.type not in ("cpu", "cuda"):
+        return False
+    # What torch's GradScaler sets. Fused optimizers change nothing at all if it is 1.
+    optimizer.found_inf = values.isfinite().all().logical_not().float()
+    try:
+        optimizer.step()
+    finally:
+        del optimizer.found_inf
+    return True
+
+
 def layer_decay_scale(layer: Callable[[str], int], decay: float) -> Callable[[str], float]:
     """Layer decay: learning-rate factor 1 for the last layer, times `decay` per layer before it."""
     last = layer("head.weight")
