@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))  # left out by python -P
 
-from util.distributed import ProcessInfo
+from util.distributed import own_cores
 from util.errors import BadInput, Stopped
 from util.files import disk_errors
 from util.log import duration
@@ -146,7 +146,7 @@ def pack_images(
     from training.bad_images import MAX_BAD_SHARE
     from training.run import worker_count
 
-    workers = worker_count(args.num_workers, ProcessInfo())
+    workers = worker_count(args.num_workers, own_cores())
     begin, began, told = len(parts.images), time.monotonic(), len(parts.full)
     bad = sum(isinstance(item, str) for item in parts.images)
     if begin:

@@ -119,6 +119,7 @@ def work(args: argparse.Namespace) -> None:
         tasks_per_node=max(args.gpus, 1),
         gpus_per_node=args.gpus,
         cpus_per_task=args.cpus,
+        slurm_srun_args=[f"--cpus-per-task={args.cpus}"],  # srun no longer takes it from sbatch
         timeout_min=int(60 * args.hours),
         slurm_partition=args.partition,
         slurm_signal_delay_s=WARNING,

@@ -1,5 +1,8 @@
 """Creates models by name, and compiles their blocks."""
 
+import sys
+from contextlib import AbstractContextManager, nullcontext
+
 import torch
 from timm.layers import DropPath
 from torch import nn
@@ -63,6 +66,17 @@ def compile_blocks(model: nn.Module) -> None:
                 if isinstance(child, DropPath):
                     setattr(module, name, SharedDropPath(child.drop_prob, device))
             module.compile(dynamic=False)
+
+
+def uncompiled() -> AbstractContextManager:
+    """A context in which compiled blocks run as they are.
+
+    For what has other sizes than training, or runs on one rank while the others wait: compiling for
+    it would take minutes. Does nothing if nothing is compiled.
+    """
+    if "torch._dynamo" not in sys.modules:  # it takes seconds to import
+        return nullcontext()
+    return torch.compiler.set_stance("force_eager")
 
 
 class SharedDropPath(nn.Module):

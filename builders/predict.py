@@ -7,7 +7,7 @@ from datasets.faces.pictures import Pictures
 from inference.predict import face_margin, whole_line
 from models_saved import SavedClassifier
 from training.run import worker_count
-from util.distributed import ProcessInfo
+from util.distributed import own_cores
 
 
 def open_pictures(
@@ -29,7 +29,7 @@ def open_pictures(
 
 def count_workers(args: argparse.Namespace, pictures: int) -> int:
     """`--num_workers` if given, else what pays off; at most one worker per picture."""
-    workers = min(worker_count(args.num_workers, ProcessInfo()), pictures)
+    workers = min(worker_count(args.num_workers, own_cores()), pictures)
     if args.num_workers is None:
         workers = min(workers, pictures // 16)  # starting a worker takes time, too
     return workers

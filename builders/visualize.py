@@ -16,7 +16,7 @@ from inference.visualize import FigureData, Viewer
 from models_masked import MaskedAutoencoder
 from models_saved import Saved, SavedAutoencoder, SavedClassifier, open_saved
 from training.run import worker_count
-from util.distributed import ProcessInfo, pick_device
+from util.distributed import ProcessInfo, own_cores, pick_device
 from util.errors import BadInput
 from util.evaluation_dir import FigureSource
 from util.options.parser import Options
@@ -60,7 +60,7 @@ def open_model(args: Options) -> Opened:
             what = f"{args.data_path} has no labels to colour it by; use a labelled data set"
             raise BadInput(f"--figures features: {what}")
         wanted = allowed
-    workers = worker_count(args.num_workers, ProcessInfo())
+    workers = worker_count(args.num_workers, own_cores())
     viewer = Viewer(
         saved, data, device=device, batch_size=args.batch_size, workers=workers, seed=args.seed
     )

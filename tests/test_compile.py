@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch._dynamo.testing import CompileCounter
 
-from models_registry import SharedDropPath, compile_blocks, create_classifier
+from models_registry import SharedDropPath, compile_blocks, create_classifier, uncompiled
 
 
 @pytest.mark.parametrize(
@@ -23,6 +23,24 @@ def test_equal_blocks_are_compiled_once_whatever_their_drop_path(name, kinds, mo
     model(torch.rand(2, 3, 64, 64)).sum().backward()
     assert counter.frame_count == kinds
     assert list(model.state_dict()) == names
+
+
+def test_measuring_between_epochs_compiles_nothing(monkeypatch):
+    """Neither the last, smaller batch nor evaluation mode nor an image size not seen before."""
+    counter, method = CompileCounter(), nn.Module.compile
+    monkeypatch.setattr(nn.Module, "compile", lambda m, **how: method(m, backend=counter, **how))
+    torch._dynamo.reset()
+    model = create_classifier("convnextv2_atto", 7, input_size=64)
+    before = model.eval()(torch.ones(3, 3, 64, 64))
+    compile_blocks(model.train())
+    model(torch.rand(2, 3, 64, 64)).sum().backward()
+    compiled = counter.frame_count
+    with uncompiled(), torch.no_grad():
+        assert torch.equal(model.eval()(torch.ones(3, 3, 64, 64)), before)
+        model(torch.rand(2, 3, 96, 96))
+    assert counter.frame_count == compiled > 0
+    model.train()(torch.rand(2, 3, 64, 64)).sum().backward()  # still the compiled code
+    assert counter.frame_count == compiled
 
 
 def test_stochastic_depth_drops_whole_images_and_keeps_the_mean():

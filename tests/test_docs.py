@@ -35,6 +35,7 @@ EXPORT = "python main_export.py --checkpoint runs/rafdb/checkpoint-best.pth"
 CANNOT_RUN = {
     "python3 -m venv": "makes an environment",
     ". .venv/bin/activate": "changes the shell",
+    "export": "changes the shell",
     "pip install": "installs packages",
     "make": "takes minutes, or runs this test",
     "tensorboard": "serves pages until it is stopped",

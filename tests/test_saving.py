@@ -18,9 +18,11 @@ from engine_train import Position, StepResult, TrainState
 from runs import ROOT, load, pretrain, same, status
 from training.checkpoint_snapshot import CheckpointSnapshot, tensors_of
 from training.observer import RunObserver
+from training.run import Run, steps_between_saves
 from training.saver import Saver
 from training.trace import StepTrace
 from util.checkpoint import save_checkpoint
+from util.distributed import ProcessInfo
 from util.errors import BadInput, Fault, Stopped
 from util.log import Meter, NullLog
 from util.stop import StopRequest
@@ -173,6 +175,28 @@ def make_observer(saver, log=None):
         save_steps=0,
         trace=StepTrace(Path(), 0, print),
     )
+
+
+@pytest.mark.parametrize(
+    ("device", "world", "asked", "steps"),
+    [
+        ("cuda", 8, None, 500),
+        ("cuda", 8, 0, 0),
+        ("cuda", 1, None, 0),
+        ("cpu", 2, None, 0),
+        ("cpu", 2, 7, 7),
+    ],
+)
+def test_several_gpus_save_more_often(device, world, asked, steps):
+    run = Run(
+        ProcessInfo(0, world),
+        torch.device(device),
+        stop=StopRequest(),
+        output=Path(),
+        folder=None,
+        cores=1,
+    )
+    assert steps_between_saves(asked, run) == steps
 
 
 def end_after_a_save(observer, error):

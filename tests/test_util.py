@@ -9,6 +9,7 @@ import torch
 
 from models_registry import create_pretrain_model
 from training.resume import choose_checkpoint
+from util import distributed
 from util.checkpoint import newest_checkpoint, save_checkpoint
 from util.distributed import ProcessInfo, find_process, pick_device
 from util.errors import FAULT, BadInput
@@ -207,19 +208,43 @@ def test_ranks_are_read_from_every_launcher(monkeypatch, environment, options, p
 
 
 @pytest.mark.parametrize(
-    ("gpus", "launcher", "found"),
-    [(8, True, 3), (1, False, 0), (8, False, 3), (1, True, None)],
-    ids=["torchrun", "srun, one GPU shown", "srun, all shown", "torchrun, too few"],
+    ("gpus", "environment", "found"),
+    [
+        (8, ("RANK", "TORCHELASTIC_RUN_ID"), 3),
+        (1, (), 0),
+        (8, (), 3),
+        (1, ("RANK",), 0),
+        (1, ("RANK", "TORCHELASTIC_RUN_ID"), None),
+    ],
+    ids=["torchrun", "srun, own GPU", "srun, all GPUs", "RANK, own GPU", "torchrun, too few"],
 )
-def test_a_process_finds_its_gpu(monkeypatch, gpus, launcher, found):
+def test_a_process_finds_its_gpu(monkeypatch, gpus, environment, found):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
     monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
-    monkeypatch.delenv("RANK", raising=False)
-    if launcher:
-        monkeypatch.setenv("RANK", "3")
+    for name in ("RANK", "TORCHELASTIC_RUN_ID"):
+        monkeypatch.delenv(name, raising=False)
+    for name in environment:
+        monkeypatch.setenv(name, "3")
     process = ProcessInfo(3, 8, 3, 8)
     if found is None:
         with pytest.raises(BadInput, match="this machine's processes need GPU 7, but torch sees 1"):
             pick_device("cuda", process)
     else:
         assert pick_device("cuda", process) == torch.device("cuda", found)
+
+
+@pytest.mark.parametrize(
+    ("others", "share"),
+    [
+        ([("here", range(80))] * 7, 10),  # torchrun: all use the same cores
+        ([("here", range(80 + k, 90 + k)) for k in range(0, 70, 10)], 80),  # srun gave each its own
+        ([("there", range(80))] * 8, 80),  # another machine
+        ([("here", range(40))], 60),
+    ],
+    ids=["shared", "bound", "two machines", "overlapping"],
+)
+def test_cores_are_divided_among_the_processes_that_share_them(monkeypatch, others, share):
+    monkeypatch.setattr(distributed, "_machine", lambda: "here")
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(80)), raising=False)
+    monkeypatch.setattr(distributed, "gather_objects", lambda own: [own, *others])
+    assert distributed.own_cores() == share

@@ -1,6 +1,5 @@
 """What every training run needs around its loop: folder, processes, start and end."""
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -12,7 +11,7 @@ from torch.utils.data import DataLoader
 
 from datasets.sampler import GlobalBatchSampler
 from engine_train import Trainer, TrainState
-from models_registry import compile_blocks
+from models_registry import compile_blocks, uncompiled
 from training.observer import RunObserver
 from training.saver import Saver
 from training.trace import StepTrace
@@ -38,6 +37,7 @@ class Run(NamedTuple):
     stop: StopRequest
     output: Path
     folder: RunDir | None  # locked; only on rank 0
+    cores: int  # this process's share of the CPU cores
 
 
 def run_in_folder(output_dir: str, launch: Launch, work: Callable[[Run], None]) -> None:
@@ -48,7 +48,8 @@ def run_in_folder(output_dir: str, launch: Launch, work: Callable[[Run], None]) 
     stop.install()
     device = distributed.pick_device(launch.device, process)
     distributed.join(process, device, launch.dist_url, launch.dist_timeout)
-    work(Run(process, device, stop=stop, output=Path(output_dir), folder=folder))
+    cores = distributed.own_cores()
+    work(Run(process, device, stop=stop, output=Path(output_dir), folder=folder, cores=cores))
     if folder:
         try:
             folder.write_status("done")
@@ -110,14 +111,9 @@ def same_everywhere(what: str, build: Callable[[], T], digest: Callable[[T], str
     return built
 
 
-def worker_count(asked: int | None, process: ProcessInfo) -> int:
-    """`--num_workers` if given, else this process's share of the CPU cores, at most 10."""
-    if asked is not None:
-        return asked
-    # Containers and schedulers may restrict the cores of this process.
-    affinity = getattr(os, "sched_getaffinity", None)  # Linux
-    cores = len(affinity(0)) if affinity else os.cpu_count() or 1
-    return min(10, cores // process.local_world)
+def worker_count(asked: int | None, cores: int) -> int:
+    """`--num_workers` if given, else one per core of this process, at most 10."""
+    return min(10, cores) if asked is None else asked
 
 
 def loading(
@@ -125,7 +121,7 @@ def loading(
 ) -> dict[str, Any]:
     """Settings of data workers, as arguments of `build_loader` and `build_test_loader`."""
     return {
-        "workers": worker_count(num_workers, run.process),
+        "workers": worker_count(num_workers, run.cores),
         "pin_memory": pin_mem and run.device.type == "cuda",
         # Expires before the others stop waiting for this process, which knows the reason.
         "timeout": 0.9 * dist_timeout,
@@ -150,6 +146,16 @@ def warmup_lines(warmup: float, epochs: int) -> list[str]:
         f"warning: --warmup_epochs {warmup:g} does not end before --epochs {epochs}: "
         "the learning rate only rises"
     ]
+
+
+def steps_between_saves(asked: int | None, run: Run) -> int:
+    """`--save_steps` if given, else 500 on several GPUs, 0 (only after each epoch) elsewhere.
+
+    If a GPU or its process fails, NCCL's watchdog may kill the others before they can save.
+    """
+    if asked is not None:
+        return asked
+    return 500 if run.process.world > 1 and run.device.type == "cuda" else 0
 
 
 def observe(
@@ -184,7 +190,7 @@ def observe(
         epochs=epochs,
         global_batch=sampler.global_batch,
         print_freq=saving.print_freq,
-        save_steps=saving.save_steps,
+        save_steps=steps_between_saves(saving.save_steps, run),
         trace=StepTrace(run.output / "trace.json", saving.profile if run.folder else 0, log.line),
     )
 
@@ -210,7 +216,8 @@ def run_epochs(
                 begin(position.epoch)
                 sampler.start_at(position.epoch, position.step)
                 trainer.run_epoch(loader, sampler.steps, observer)
-                observer.finish_epoch(trainer, measure)
+                with uncompiled():
+                    observer.finish_epoch(trainer, measure)
         except (BadInput, Fault, Stopped):
             raise
         except Exception as error:

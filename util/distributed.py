@@ -1,10 +1,14 @@
 """Processes, devices and communication between ranks; no-ops in a single process."""
 
 import os
+import platform
 import re
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterable
 from datetime import timedelta
+from fractions import Fraction
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from util.errors import BadInput, Fault, Stopped
@@ -92,8 +96,10 @@ def pick_device(name: str, process: ProcessInfo) -> "torch.device":
         count = torch.cuda.device_count()
         index = process.local_rank if device.index is None else device.index
         last = max(index, process.local_world - 1) if device.index is None else index
-        if count == 1 and device.index is None and "RANK" not in os.environ:
-            index = last = 0  # srun or mpirun shows each process only its own GPU
+        if count == 1 and device.index is None and "TORCHELASTIC_RUN_ID" not in os.environ:
+            # Launchers but torchrun may show each process only its own GPU. If they do not, NCCL
+            # complains of a duplicate GPU.
+            index = last = 0
         if last >= count:  # raised on all ranks, so also on the one that reports
             raise BadInput(
                 f"--device {name}: this machine's processes need GPU {last}, but torch sees "
@@ -176,6 +182,27 @@ def gather_objects(value: Any) -> list[Any]:
     values = [None] * dist.get_world_size()
     dist.all_gather_object(values, value)
     return values
+
+
+def own_cores() -> int:
+    """This process's share of the CPU cores that it may use; all ranks must call this together.
+
+    srun and containers may restrict each rank to cores of its own. A core counts as many times less
+    as ranks may use it.
+    """
+    affinity = getattr(os, "sched_getaffinity", None)  # Linux
+    cores = affinity(0) if affinity else range(os.cpu_count() or 1)
+    everyone = gather_objects((_machine(), set(cores)))
+    users = Counter((place, core) for place, theirs in everyone for core in theirs)
+    return int(sum(Fraction(1, users[_machine(), core]) for core in cores))
+
+
+def _machine() -> str:
+    """Equal for all processes on a machine, in whichever containers."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text()
+    except OSError:
+        return platform.node()
 
 
 def on_main(function: Callable[[], Any]) -> Any:

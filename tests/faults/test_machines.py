@@ -104,6 +104,8 @@ def test_sbatch_gets_the_options_of_the_job(tmp_path):
         assert f"#SBATCH --{line}\n" in script, script
     for line in ("SUBMITIT_PREEMPT_SIGNAL=USR1", f"PYTHONPATH={ROOT}"):
         assert f"export {line}" in script
+    [srun] = [line for line in script.splitlines() if line.startswith("srun ")]
+    assert " --cpus-per-task=10 " in srun  # srun does not take it from sbatch
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ parser.
 
 import argparse
 import importlib
+import itertools
 import os
 import runpy
 import sys
@@ -67,7 +68,8 @@ def find_start(words: tuple[str, ...]) -> Start | None:
 
     The launcher's options are checked by its own parser.
     """
-    words = [word for word in words if word != "srun"]
+    if words[0] == "srun":
+        words = list(itertools.dropwhile(lambda word: word.startswith("-"), words[1:]))
     shortened = words[-1] == "…" and words[-2] not in WRITES
     words = ["DATA" if word == "…" else word for word in words[: -1 if shortened else None]]
     processes = 1

@@ -221,10 +221,9 @@ def add_output(parser: Parser, resume: str) -> None:
     group.add_argument(
         "--save_steps",
         type=COUNT,
-        default=0,
         metavar="N",
-        help="also save the latest checkpoint every N steps of an epoch; 0: off (default: "
-        "%(default)s)",
+        help="also save the latest checkpoint every N steps of an epoch; 0: off (default: 500 on "
+        "several GPUs, where a failure may leave no time to save, otherwise 0)",
     )
     group.add_argument("--resume", default="", metavar="FILE", help=resume)
     flag(

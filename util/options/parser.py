@@ -241,7 +241,7 @@ class Saving(NamedTuple):
     save_ckpt: bool
     save_ckpt_freq: int
     save_ckpt_num: int
-    save_steps: int
+    save_steps: int | None
     print_freq: int
     profile: int
 
