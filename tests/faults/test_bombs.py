@@ -46,8 +46,9 @@ def refused(path):
 
 @pytest.mark.parametrize("name", BOMBS)
 def test_bombs_are_unreadable_within_seconds(name, save, monkeypatch):
-    monkeypatch.setattr(limits, "MOST_SECONDS", 0.5)
     make, reason = BOMBS[name]
+    # What has another reason must be refused for that, also on a slow or busy processor.
+    monkeypatch.setattr(limits, "MOST_SECONDS", 0.5 if "0.5 s" in reason else 8)
     content = make()
     assert len(content) < 4e6
     path, began = save(content), time.thread_time()
