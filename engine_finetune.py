@@ -13,9 +13,11 @@ from timm.loss import SoftTargetCrossEntropy
 from torch import Tensor, nn
 
 from datasets.transforms import Normalise
-from engine_train import Precision, TrainState
+from engine_train import TrainState
 from training.distill import Teacher
 from training.evaluate import Evaluation, TestSet, evaluate_model
+from training.gradients import BatchLoss
+from training.precision import Precision
 from util.files import write_json
 from util.optim import layer_decay_scale
 from util.predictions import write_predictions
@@ -27,8 +29,8 @@ LOGGED = {"loss": "log_loss", "acc1": "accuracy", "uar": "uar", "f1": "macro_f1"
 Batch = tuple[Tensor, Tensor, list[str]]  # (N, 3, S, S) uint8, (N, K) distributions, problems
 
 
-class ClassifierLoss:
-    """The training loop's `batch_loss`: normalise, erase, smooth, mix, cross-entropy, distil.
+class ClassifierLoss(BatchLoss):
+    """Normalise, erase, smooth, mix; cross-entropy, distil.
 
     All labels are distributions, so votes, smoothing and mixing need no special cases.
     """
@@ -47,8 +49,8 @@ class ClassifierLoss:
         self.cross_entropy = SoftTargetCrossEntropy()
         self.problems: set[str] = set()  # unreadable images of this rank, not yet collected
 
-    def __call__(self, model: nn.Module, batch: Batch) -> Tensor:
-        """The mean cross-entropy of one micro-batch, combined with the teacher's loss if any."""
+    def prepare(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """See BatchLoss: what the model sees, and what it should answer."""
         imgs, targets, problems = batch
         self.problems.update(problem for problem in problems if problem)
         x = self.normalise(imgs)
@@ -57,6 +59,10 @@ class ClassifierLoss:
         targets = (1 - self.smoothing) * targets + self.smoothing / targets.shape[1]
         if self.mix:
             x, targets = self.mix(x, targets)
+        return x, targets
+
+    def loss(self, model: nn.Module, x: Tensor, targets: Tensor) -> Tensor:
+        """The mean cross-entropy of one micro-batch, combined with the teacher's loss if any."""
         logits = model(x)
         loss = self.cross_entropy(logits, targets)
         return self.teacher(x, logits, loss) if self.teacher else loss

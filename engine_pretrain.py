@@ -12,6 +12,7 @@ from backbones.family import DECODER
 from datasets import PretrainDataset
 from datasets.transforms import Normalise
 from models_masked import MaskedAutoencoder
+from training.gradients import BatchLoss
 from util.checkpoint.read import read_checkpoint
 from util.log import NullLog
 from util.options.trained import trained_with
@@ -40,17 +41,21 @@ def start_from_weights(model: MaskedAutoencoder, path: Path) -> tuple[dict[str, 
     return trained_with(saved, path), lines
 
 
-class MaskedLoss:
-    """The training loop's `batch_loss`: normalises on the device, masks by the given noise."""
+class MaskedLoss(BatchLoss):
+    """Normalises on the device, masks by the given noise."""
 
     def __init__(self, normalise: Normalise) -> None:
         self.normalise = normalise
         self.problems: set[str] = set()  # unreadable images of this rank, not yet collected
 
-    def __call__(self, model: nn.Module, batch: Batch) -> Tensor:
-        """The mean squared error on the predicted patches of one micro-batch."""
+    def prepare(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """See BatchLoss: images and noise."""
         imgs, noise, problems = batch
         self.problems.update(problem for problem in problems if problem)
+        return imgs, noise
+
+    def loss(self, model: nn.Module, imgs: Tensor, noise: Tensor) -> Tensor:
+        """The mean squared error on the predicted patches of one micro-batch."""
         return model(self.normalise(imgs), noise=noise)
 
     def blank_batch(self, batch_size: int, input_size: int, patches: int) -> Batch:

@@ -9,7 +9,7 @@ on any rank, and whether any rank was asked to stop.
 import math
 import time
 from collections.abc import Callable, Iterable
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from typing import Any, NamedTuple, Protocol
 
@@ -19,9 +19,11 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
+from training.gradients import Gradients
+from training.precision import Precision
 from training.transfer import Batches, to_device, to_host
 from util.distributed import ProcessInfo, broadcast_from_main, sum_over_ranks
-from util.errors import BadInput, Fault
+from util.errors import Fault
 from util.optim import set_rates, step_if_finite
 from util.seeding import seed_globals
 from util.stop import StopRequest, defer_worker_errors
@@ -60,39 +62,6 @@ class Position:
     def next_epoch(self) -> None:
         """Move to the beginning of the next epoch."""
         self.epoch, self.step, self.sums = self.epoch + 1, 0, Sums()
-
-
-class Precision:
-    """Autocast and loss scaling for `bf16`, `fp16`, `tf32` or `off`; `auto` chooses by device.
-
-    `off` is true fp32: on GPUs it also turns off TF32 convolutions, which torch enables by default.
-    """
-
-    def __init__(self, mode: str, device: torch.device) -> None:
-        if mode == "auto":
-            mode = "off"
-            if device.type == "cuda":
-                # Older GPUs only emulate bf16, slowly.
-                native = torch.cuda.is_bf16_supported(including_emulation=False)
-                mode = "bf16" if native else "fp16"
-        if mode == "fp16" and device.type == "cpu":
-            raise BadInput("--amp fp16: needs a GPU; use bf16 or off on the CPU")
-        if mode == "tf32" and device.type != "cuda":
-            raise BadInput(f"--amp tf32: needs a CUDA GPU; use off on {device.type}")
-        if device.type == "cuda":
-            # Not via the newer fp32_precision: torch.compile reads these flags, which then raise.
-            torch.backends.cuda.matmul.allow_tf32 = mode == "tf32"
-            torch.backends.cudnn.allow_tf32 = mode == "tf32"
-        self.name = {"off": "fp32"}.get(mode, mode)
-        self.dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(mode, torch.float32)
-        self._device = device.type
-        # Only fp16 gradients can underflow; for other types the scaler does nothing.
-        self.scaler = torch.amp.GradScaler(device.type, enabled=mode == "fp16")
-
-    def autocast(self) -> torch.autocast:
-        """The context manager for a forward pass."""
-        enabled = self.dtype != torch.float32
-        return torch.autocast(self._device, self.dtype if enabled else None, enabled=enabled)
 
 
 @dataclass
@@ -170,8 +139,7 @@ class Trainer:
     def __init__(
         self,
         state: TrainState,
-        model: nn.Module,
-        batch_loss: Callable[[nn.Module, Any], Tensor],
+        gradients: Gradients,
         *,
         lr_at: Callable[[float], float],
         precision: Precision,
@@ -182,13 +150,12 @@ class Trainer:
         seed: int = 0,
         weight_decay_at: Callable[[float], float] | None = None,
     ) -> None:
-        """`model` is the module to run, perhaps in DDP; `batch_loss(model, batch)` is its loss.
+        """`gradients` computes the gradients of a step's micro-batches, `accum` of them.
 
         `lr_at(epoch)` and `weight_decay_at(epoch)` give the learning rate and the weight decay at a
-        fractional epoch; without the latter, weight decay stays constant. A step accumulates the
-        gradients of `accum` micro-batches.
+        fractional epoch; without the latter, weight decay stays constant.
         """
-        self.state, self.model, self.batch_loss = state, model, batch_loss
+        self.state, self.gradients = state, gradients
         self.lr_at, self.precision, self.process, self.stop = lr_at, precision, process, stop
         self.accum, self.clip_grad, self.seed = accum, clip_grad, seed
         self.weight_decay_at = weight_decay_at
@@ -204,18 +171,16 @@ class Trainer:
         DDP reorders its gradient buckets after the first backward pass, which changes the last bits
         of the gradients: without this, a resumed run would differ from an uninterrupted one.
         """
-        if not isinstance(self.model, DistributedDataParallel):
+        if not isinstance(self.gradients.model, DistributedDataParallel):
             return
         before = self._statistics()
-        with self.precision.autocast():
-            loss = self.batch_loss(self.model, to_device(batch, self.device))
-        loss.backward()
-        self.state.optimizer.zero_grad(set_to_none=True)
+        self.gradients.add(to_device(batch, self.device), 1, last=True)
+        self.gradients.clear()
         restore_values(before)
 
     def run_epoch(self, batches: Iterable, steps: int, observer: Observer) -> None:
         """Train the remaining steps of the current epoch, which has `steps` steps in total."""
-        self.model.train()
+        self.gradients.model.train()
         for module in self.state.model.modules():  # frozen batch norm keeps its statistics
             if isinstance(module, _BatchNorm) and module.affine and not module.weight.requires_grad:
                 module.eval()
@@ -279,7 +244,7 @@ class Trainer:
             if state.ema:
                 state.ema.update(state.model)
         scaler.update()
-        state.optimizer.zero_grad(set_to_none=True)
+        self.gradients.clear()
         seconds = time.perf_counter() - start
         return StepResult(
             loss, mean_norm, skipped=skipped, stop=stop > 0, lr=lr, seconds=seconds, waited=waited
@@ -294,23 +259,13 @@ class Trainer:
             batch = next(batches)
             waited += time.perf_counter() - asked
             self.is_consistent = not self.statistics
-            with self._communicate(k == self.accum - 1):
-                with self.precision.autocast():
-                    loss = self.batch_loss(self.model, batch) / self.accum
-                self.precision.scaler.scale(loss).backward()
-            total += loss.detach()
+            total += self.gradients.add(batch, self.accum, last=k == self.accum - 1)
         return total, waited
 
     def save_if_overdue(self, observer: Observer) -> None:
         """Save now if a stop was requested a while ago; called before what may take long."""
         if self.is_consistent and self.stop.overdue():
             observer.save_unfinished(self.state)
-
-    def _communicate(self, last: bool) -> Any:
-        """A context in which DDP averages gradients only for a step's last micro-batch."""
-        if last or not isinstance(self.model, DistributedDataParallel):
-            return nullcontext()
-        return self.model.no_sync()
 
     def _report(self, total: Tensor, norm: Tensor) -> Tensor:
         """(3,): the step's mean loss and gradient norm, and how many ranks were asked to stop.

@@ -45,11 +45,12 @@ def finetune(args: Options, run: "Run") -> None:
     from builders import weights as checkpoint
     from builders.evaluation import test_chosen
     from datasets import FinetuneDataset, build_loader
-    from engine_train import Precision, Trainer
+    from engine_train import Trainer
     from training.bad_images import BadImages
+    from training.precision import Precision
     from training.resume import find_beginning, restore_state
     from training.run import (
-        distribute,
+        gradients_of,
         observe,
         open_log,
         run_epochs,
@@ -137,8 +138,15 @@ def finetune(args: Options, run: "Run") -> None:
     )
     trainer = Trainer(
         state,
-        distribute(model, run, args.compile),
-        loss,
+        gradients_of(
+            model,
+            loss,
+            precision,
+            run,
+            compiled=args.compile,
+            graphed=args.cuda_graph,
+            tell=log.line,
+        ),
         lr_at=learning_rate(args, lr, sampler.steps),
         precision=precision,
         process=run.process,

@@ -38,11 +38,12 @@ def pretrain(args: Namespace, run: "Run") -> None:
     from builders import pretrain as build
     from datasets.transforms import Normalise
     from engine_pretrain import MaskedLoss, Resolution, start_from_weights
-    from engine_train import Precision, Trainer
+    from engine_train import Trainer
     from training.bad_images import BadImages
+    from training.precision import Precision
     from training.resume import find_beginning, restore_state
     from training.run import (
-        distribute,
+        gradients_of,
         observe,
         open_log,
         run_epochs,
@@ -113,8 +114,15 @@ def pretrain(args: Namespace, run: "Run") -> None:
     )
     trainer = Trainer(
         state,
-        distribute(model, run, args.compile),
-        loss,
+        gradients_of(
+            model,
+            loss,
+            precision,
+            run,
+            compiled=args.compile,
+            graphed=args.cuda_graph,
+            tell=log.line,
+        ),
         lr_at=lambda epoch: lr_at(
             epoch, lr, floor=args.min_lr, warmup=args.warmup_epochs, epochs=args.epochs
         ),

@@ -43,9 +43,9 @@ from datasets import PretrainDataset, build_loader, open_images
 from datasets.sampler import GlobalBatchSampler
 from datasets.synthetic.generator import SyntheticFaces
 from datasets.transforms import Normalise, centre_crop
-from engine_train import Precision
 from models_masked import MaskedAutoencoder
 from models_registry import compile_blocks, create_pretrain_model
+from training.precision import Precision
 from training.probe import Features, knn
 from util.optim import adamw, parameter_groups, set_rates
 from util.schedule import lr_at, resolution_at

@@ -48,8 +48,8 @@ from datasets.finetune import choose_splits, hold_out, take_fraction
 from datasets.labelled import LabelledImages
 from datasets.transforms import Normalise
 from engine_finetune import LOGGED, write_results
-from engine_train import Precision
 from training.evaluate import Evaluation, TestSet, evaluate_model
+from training.precision import Precision
 from util.distributed import ProcessInfo, pick_device
 from util.errors import BadInput
 from util.files import append_atomically, write_json

@@ -294,8 +294,10 @@ def run_rank(
     import torch.distributed as dist
     from torch.nn.parallel import DistributedDataParallel
 
-    from engine_train import Precision, Trainer, TrainState
+    from engine_train import Trainer, TrainState
     from models_registry import create_pretrain_model
+    from training.gradients import Eager
+    from training.precision import Precision
     from util.distributed import ProcessInfo, join, leave
     from util.optim import adamw, parameter_groups
     from util.stop import StopRequest
@@ -310,8 +312,7 @@ def run_rank(
     run = DistributedDataParallel(model, gradient_as_bucket_view=True) if world > 1 else model
     trainer = Trainer(
         state,
-        run,
-        lambda model, imgs: model(imgs),
+        Eager(run, lambda model, imgs: model(imgs), precision),
         lr_at=lambda _: 1e-4,
         precision=precision,
         process=process,

@@ -46,7 +46,7 @@ def parser(description: str, rounds: int = 15) -> argparse.ArgumentParser:
 
 def settle(options: argparse.Namespace) -> "torch.device":
     """Prepare `--device` and return it; a CPU gets `--threads` pinned threads."""
-    from engine_train import Precision
+    from training.precision import Precision
     from util.distributed import ProcessInfo, pick_device
 
     device = pick_device(options.device, ProcessInfo())

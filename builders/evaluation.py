@@ -7,8 +7,9 @@ from builders import labelled_data as labelled
 from builders import weights as checkpoint
 from builders.labelled_data import FinetuneData
 from engine_finetune import Evaluator, write_results
-from engine_train import Precision, TrainState
+from engine_train import TrainState
 from training.evaluate import doubt_order, judge
+from training.precision import Precision
 from training.probe import Probe, knn
 from training.run import Run
 from util.checkpoint.read import read_checkpoint

@@ -30,11 +30,12 @@ from engine_finetune import (
     layer_rates,
     reset_head,
 )
-from engine_train import Precision, TrainState
+from engine_train import TrainState
 from models_registry import create_classifier, normalise_head_input
 from models_saved import open_classifier
 from training.distill import Teacher
 from training.evaluate import TestSet
+from training.precision import Precision
 from training.run import Run, same_everywhere
 from util.distributed import ProcessInfo
 from util.errors import BadInput

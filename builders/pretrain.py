@@ -24,9 +24,10 @@ from datasets.sampler import GlobalBatchSampler
 from datasets.transforms import IMAGENET_MEAN, IMAGENET_STD, Normalise
 from datasets.unreadable import check_readable
 from engine_pretrain import Reconstructions
-from engine_train import Precision, TrainState
+from engine_train import TrainState
 from models_masked import MaskedAutoencoder
 from models_registry import create_pretrain_model
+from training.precision import Precision
 from training.probe import Probe
 from training.run import Run, loading, same_everywhere
 from util.log import NullLog

@@ -7,8 +7,8 @@ import numpy as np
 import torch
 
 from datasets.faces.pictures import FoundFaces
-from engine_train import Precision
 from models_saved import Saved, SavedClassifier
+from training.precision import Precision
 from util.options.predict import MARGIN
 
 

@@ -15,10 +15,10 @@ from datasets.labelled import LabelledImages, Source
 from datasets.loader import build_test_loader
 from engine_finetune import result_figures
 from engine_pretrain import reconstruct, shown_with
-from engine_train import Precision
 from inference.explanation import attention_map
 from models_saved import Saved
 from training.evaluate import TestSet, collect, evaluate_model, probabilities
+from training.precision import Precision
 from util.distributed import ProcessInfo
 from util.errors import BadInput, Fault
 from util.report.features import FEWEST, feature_figure, project

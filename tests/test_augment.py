@@ -15,8 +15,8 @@ from torch import nn
 from datasets.augment import face_augment, plain, posterize, random_augment
 from datasets.transforms import IMAGENET_MEAN, IMAGENET_STD, Normalise
 from engine_finetune import ClassifierLoss
-from engine_train import Precision
 from runs import assert_as_pillow
+from training.precision import Precision
 from util.seeding import AUGMENT, borrowed_globals, generator, seed_globals
 
 CPU = torch.device("cpu")

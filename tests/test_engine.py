@@ -10,7 +10,9 @@ from timm.utils import ModelEmaV3
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from engine_train import MAX_SKIPPED, Precision, Trainer, TrainState
+from engine_train import MAX_SKIPPED, Trainer, TrainState
+from training.gradients import Eager
+from training.precision import Precision
 from training.transfer import Batches
 from util.distributed import ProcessInfo, gather_objects, join, leave
 from util.errors import BadInput, Fault
@@ -42,7 +44,8 @@ def make_trainer(batch_loss, accum=1, process=ProcessInfo(), stop=None, **option
     state = TrainState(model, optimizer, precision.scaler, ema=ema)
     run = DistributedDataParallel(model) if process.world > 1 else model
     options = {"process": process, "stop": stop or StopRequest(), "accum": accum, **options}
-    return Trainer(state, run, batch_loss, lr_at=lambda _: 0.1, precision=precision, **options)
+    gradients = Eager(run, batch_loss, precision)
+    return Trainer(state, gradients, lr_at=lambda _: 0.1, precision=precision, **options)
 
 
 def square(model, batch):
@@ -255,7 +258,7 @@ def check_communication(process):
     torch.manual_seed(3)
     data = torch.randn(2, 8, 3)
     trainer = make_trainer(square, accum=4, process=process)
-    trainer.model.register_comm_hook(None, count)
+    trainer.gradients.model.register_comm_hook(None, count)
     recorder = Recorder()
     trainer.run_epoch(data[process.rank].chunk(4), 1, recorder)
     assert len(reduced) == 1

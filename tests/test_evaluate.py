@@ -22,10 +22,11 @@ from datasets.folder import ImageFiles, list_images
 from datasets.labelled import LabelledImages
 from datasets.transforms import Normalise
 from engine_finetune import Evaluator
-from engine_train import Position, Precision, TrainState
+from engine_train import Position, TrainState
 from models_convnextv2 import FCMAE, ConvNeXtV2
 from models_mae import MaskedAutoencoderViT, ViTClassifier
 from training.evaluate import collect, evaluate_model, probabilities
+from training.precision import Precision
 from training.probe import Features, Probe, knn, linear
 from util.distributed import ProcessInfo
 from util.errors import Fault

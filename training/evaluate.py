@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader
 from datasets.labelled import LabelledImages
 from datasets.labels import first_id, parse_order
 from datasets.transforms import Normalise
-from engine_train import Precision
+from training.precision import Precision
 from training.transfer import Batches, on_host
 from util.class_order import (
     better_order,

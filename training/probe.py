@@ -12,8 +12,8 @@ from datasets.finetune import PlainImages, stratified
 from datasets.labelled import LabelledImages
 from datasets.loader import build_test_loader
 from datasets.transforms import Normalise
-from engine_train import Precision
 from training.evaluate import collect
+from training.precision import Precision
 from util.distributed import ProcessInfo, on_main
 from util.metrics import classification_metrics
 

@@ -12,7 +12,10 @@ from torch.utils.data import DataLoader
 from datasets.sampler import GlobalBatchSampler
 from engine_train import Trainer, TrainState
 from models_registry import compile_blocks, uncompiled
+from training.gradients import BatchLoss, Eager, Gradients
+from training.graphed import Graphed
 from training.observer import RunObserver
+from training.precision import Precision
 from training.saver import Saver
 from training.trace import StepTrace
 from util import distributed
@@ -76,17 +79,35 @@ def write_config(run: Run, options: dict[str, Any], **facts: object) -> None:
         write_json(run.folder.path / "config.json", config)
 
 
-def distribute(model: nn.Module, run: Run, compiled: bool) -> nn.Module:
-    """The model as it is run: compiled if asked for, wrapped by DDP if there are several ranks."""
+def gradients_of(
+    model: nn.Module,
+    batch_loss: BatchLoss,
+    precision: Precision,
+    run: Run,
+    *,
+    compiled: bool,
+    graphed: bool,
+    tell: Callable[[str], None],
+) -> Gradients:
+    """How the run computes gradients; `compiled` and `graphed`: `--compile` and `--cuda_graph`.
+
+    `tell` gets lines for the log. Raises BadInput if `--cuda_graph` is not supported.
+    """
     if compiled:
         compile_blocks(model)
-    if run.process.world == 1:
-        return model
-    return DistributedDataParallel(
-        model,
-        device_ids=[run.device.index] if run.device.type == "cuda" else None,
-        gradient_as_bucket_view=True,
-    )
+    if graphed:
+        if run.device.type != "cuda":
+            raise BadInput(f"--cuda_graph: needs a CUDA GPU; leave it out on {run.device.type}")
+        if any("running_" in name for name, _ in model.named_buffers()):
+            raise BadInput("--cuda_graph: batch norm is not supported; leave it out")
+        return Graphed(model, batch_loss, precision, run.process, tell=tell)
+    if run.process.world > 1:
+        model = DistributedDataParallel(
+            model,
+            device_ids=[run.device.index] if run.device.type == "cuda" else None,
+            gradient_as_bucket_view=True,
+        )
+    return Eager(model, batch_loss, precision)
 
 
 def same_everywhere(what: str, build: Callable[[], T], digest: Callable[[T], str]) -> T:

@@ -19,11 +19,13 @@ from datasets import build_loader, decode
 from datasets.loader import ErrorsAsSamples, collate
 from datasets.pretrain import PretrainDataset
 from datasets.sampler import GlobalBatchSampler
-from engine_train import Precision, Trainer, TrainState
+from engine_train import Trainer, TrainState
 from memory import exhaust, memory_limit
 from odd_images import write_faces
 from runs import assert_same_run, load, pretrain, status
+from training.gradients import Eager
 from training.observer import RunObserver
+from training.precision import Precision
 from util import process_failures
 from util.distributed import ProcessInfo
 from util.errors import BadInput, Fault, Lost
@@ -274,14 +276,14 @@ def observer_with(saver):
 
 
 def trainer_of(model, accum=1):
+    precision = Precision("off", torch.device("cpu"))
     scaler = torch.amp.GradScaler("cpu", enabled=False)
     state = TrainState(model, torch.optim.SGD(model.parameters()), scaler)
     return Trainer(
         state,
-        model,
-        lambda model, x: model(x).mean(),
+        Eager(model, lambda model, x: model(x).mean(), precision),
         lr_at=lambda epoch: 0.1,
-        precision=Precision("off", torch.device("cpu")),
+        precision=precision,
         process=ProcessInfo(),
         stop=StopRequest(),
         accum=accum,

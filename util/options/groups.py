@@ -117,6 +117,13 @@ def add_machine(parser: Parser) -> argparse._ArgumentGroup:
     )
     flag(
         group,
+        "--cuda_graph",
+        False,
+        "launch each forward and backward pass as one CUDA graph: faster if the GPU waits for the "
+        "CPU, as with small models or batches",
+    )
+    flag(
+        group,
         "--grad_checkpointing",
         False,
         "recompute activations in the backward pass: saves memory, slows training",
