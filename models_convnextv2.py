@@ -27,9 +27,9 @@ from models_masked import (
     matmul_dtype,
     run_block,
     take_patches,
-    with_contiguous_grad,
 )
 from ops.choice import find_neighbours, kernels_for, whole_images
+from ops.dense import DenseDepthwise, depthwise_forward
 from ops.fused import FusedMLP, TiledDepthwise
 from ops.packed import (
     MLP,
@@ -128,10 +128,10 @@ def depthwise(x: Tensor, conv: nn.Conv2d, canvas: DenseCanvas | None) -> Tensor:
         side = canvas.side
         y = x.new_zeros(n * side * side, c).index_copy(0, canvas.cells, x.reshape(-1, c))
         y = y.view(n, side, side, c)
-    y = F.conv2d(
-        y.permute(0, 3, 1, 2), with_contiguous_grad(conv.weight), conv.bias, padding=3, groups=c
-    )
-    y = y.permute(0, 2, 3, 1)
+    if torch.is_grad_enabled():
+        y = DenseDepthwise.apply(y.to(matmul_dtype(y)), conv.weight, conv.bias)
+    else:
+        y = depthwise_forward(y, conv.weight, conv.bias)
     if canvas is None:
         return y.unflatten(0, (n, v))
     return y.reshape(-1, c).index_select(0, canvas.cells).view(n, v, b, b, c)
