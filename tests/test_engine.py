@@ -1,7 +1,8 @@
 """The training loop on models small enough to check by hand."""
 
-import functools
 import gc
+import traceback
+from functools import partial
 
 import pytest
 import torch
@@ -94,7 +95,7 @@ def broken(where):
     return loss
 
 
-FUSED = functools.partial(torch.optim.AdamW, fused=True)  # decides itself whether to skip a step
+FUSED = partial(torch.optim.AdamW, fused=True)  # decides itself whether to skip a step
 
 
 @pytest.mark.parametrize("clip_grad", [None, 0.1])
@@ -200,6 +201,28 @@ def two_ranks(check, folder):
     mp.spawn(as_rank, (folder / "meeting", check), nprocs=2)
 
 
+@pytest.fixture(scope="module")
+def checked(tmp_path_factory):
+    """Raises what a check has raised. All run in the same two processes: these start slowly."""
+    folder = tmp_path_factory.mktemp("ranks")
+    two_ranks(partial(check_all, folder), folder)
+
+    def raise_failures(check):
+        failed = sorted(folder.glob(f"{check.__name__}-*"))
+        assert not failed, failed[0].read_text()
+
+    return raise_failures
+
+
+def check_all(folder, process):
+    for check in (check_agreement, check_statistics, check_stop, check_communication):
+        try:
+            check(process)
+        except Exception:
+            (folder / f"{check.__name__}-{process.rank}").write_text(traceback.format_exc())
+        gc.collect()
+
+
 def check_agreement(process):
     """Rank 1's second step is not finite: both skip it, and their weights stay equal."""
     batches = [(k, torch.full((2, 3), 1.0 + process.rank)) for k in range(4)]
@@ -213,8 +236,8 @@ def check_agreement(process):
     assert torch.equal(total, 2 * weight)
 
 
-def test_a_non_finite_loss_on_one_rank_is_seen_by_all(tmp_path):
-    two_ranks(check_agreement, tmp_path)
+def test_a_non_finite_loss_on_one_rank_is_seen_by_all(checked):
+    checked(check_agreement)
 
 
 def check_statistics(process):
@@ -228,9 +251,9 @@ def check_statistics(process):
         assert means[0][0] != [0.0]
 
 
-def test_after_an_epoch_all_ranks_have_equal_batch_norm_statistics(tmp_path):
+def test_after_an_epoch_all_ranks_have_equal_batch_norm_statistics(checked):
     """Otherwise each rank would evaluate its share of the images with another model."""
-    two_ranks(check_statistics, tmp_path)
+    checked(check_statistics)
 
 
 def check_stop(process):
@@ -242,8 +265,8 @@ def check_stop(process):
     assert recorder.results[0].stop
 
 
-def test_a_stop_request_to_one_rank_is_seen_by_all(tmp_path):
-    two_ranks(check_stop, tmp_path)
+def test_a_stop_request_to_one_rank_is_seen_by_all(checked):
+    checked(check_stop)
 
 
 def check_communication(process):
@@ -270,5 +293,5 @@ def check_communication(process):
     torch.testing.assert_close(trainer.state.model.weight, alone.state.model.weight)
 
 
-def test_accumulation_communicates_once_per_step_and_two_ranks_equal_one(tmp_path):
-    two_ranks(check_communication, tmp_path)
+def test_accumulation_communicates_once_per_step_and_two_ranks_equal_one(checked):
+    checked(check_communication)

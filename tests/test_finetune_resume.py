@@ -51,7 +51,10 @@ def assert_same_end(ours, undisturbed):
     assert same(a["model_ema"], b["model_ema"])
 
 
-@pytest.mark.parametrize(("family", "processes"), [("convnext", 1), ("vit", 2), ("resnet", 2)])
+@pytest.mark.parametrize(
+    ("family", "processes"),
+    [("convnext", 1), ("vit", 2), pytest.param("resnet", 2, marks=pytest.mark.long)],
+)
 def test_fine_tuning_stopped_in_mid_epoch_ends_the_same(
     family, processes, sets, pretrained, undisturbed, tmp_path
 ):
