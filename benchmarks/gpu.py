@@ -1,57 +1,305 @@
-"""Measure FCMAE and MAE on a GPU: one command of some minutes.
+"""Measure on a GPU what the documentation could not: one command, some minutes, all tables.
 
-    python benchmarks/gpu.py [--output DIR] [--batch_size 64]
+    python benchmarks/gpu.py [--minutes 8] [--output DIR]
 
-The documentation has no GPU measurements; this script makes them for your GPU. It also trains an
-MAE and an FCMAE for a few steps with `--profile`, whose traces show whether the GPU ever waits.
+Needs requirements.txt only and downloads nothing. Each measurement is a process of its own: one of
+the other scripts, started if the time that it is likely to take is left. So an error, even a crash
+of the driver, costs one measurement. If memory runs out, it is repeated with half the batch.
+Results are printed and added to DIR/gpu.json as soon as there are any; DIR/<name>.txt has the whole
+output of each. At the end, what was left out is listed with its command.
 """
 
 import argparse
+import json
+import math
+import os
+import re
+import shlex
+import signal
 import subprocess
 import sys
+import time
+from contextlib import suppress
 from pathlib import Path
+from typing import Any, NamedTuple
+
+import timing
 
 HERE = Path(__file__).resolve().parent
 
+MINIMUM = 4  # images per step: with fewer, times say little about training
+FULL = 40e9  # bytes of memory from which the batches of `plan` are used
+OUT_OF_MEMORY = re.compile(r"out of memory|ALLOC_FAILED")
+TIME_UP = "stopped: the time is up"
 
-def commands(output: Path, batch_size: int) -> list[list[str]]:
-    """The commands to run, in order."""
-    common = ["--device", "cuda", "--compile", "--rounds", "15"]
-    fcmae = ["fcmae.py", *common, "--batch_size", str(batch_size), "--json", f"{output}/fcmae.json"]
-    mae = ["mae.py", *common, "--batches", str(batch_size), "--json", f"{output}/mae.json"]
-    runs = []
-    for model in ("mae_vit_base_patch16", "convnextv2_base"):
-        for more in ([], ["--compile"]):
-            name = "-".join([model, *(option.strip("-") for option in more)])
-            images = f"synthetic:{60 * batch_size}"
-            options = ["--device", "cuda", "--epochs", "1", "--warmup_epochs", "0", *more]
-            options += ["--batch_size", str(batch_size), "--data_path", images, "--profile", "10"]
-            options += ["--model", model, "--output_dir", f"{output}/{name}"]
-            options += ["--save_ckpt", "False", "--auto_resume", "False"]
-            runs.append(["../main_pretrain.py", *options])
-    return [fcmae, mae, *runs]
+
+class Case(NamedTuple):
+    """A measurement: a script and its options, in which {batch} stands for the images per step."""
+
+    name: str
+    script: str
+    options: str
+    batch: int
+    seconds: float  # that it is likely to take on an H100, imports and compilation included
+
+    def command(self, batch: int) -> list[str]:
+        """The command line, to be run in the repository."""
+        options = self.options.format(batch=batch)
+        return ["python", f"benchmarks/{self.script}", *shlex.split(options)]
+
+
+class Outcome(NamedTuple):
+    """What a measurement gave."""
+
+    batch: int
+    seconds: float
+    tables: list[dict[str, Any]]
+    problem: str  # what went wrong, in a line, or ""
+
+
+def share_of(memory: int | None) -> float:
+    """Which part of the usual batches fits: 1 from 40 GB on, then 1/2, 1/4, …"""
+    return min(1.0, 2.0 ** math.floor(math.log2(memory / FULL))) if memory else 1.0
+
+
+def plan(card: dict[str, Any], output: Path) -> list[Case]:
+    """All measurements, by worth: one of each kind with the largest models, then the others.
+
+    Seconds are guesses. Compiling takes most of them: a minute for the Triton kernels of a size of
+    ConvNeXt V2 and, with --compile, as much for its blocks. So what needs neither comes earlier.
+    Cards without bf16 get fp32 only.
+    """
+    best = "bf16" if card["bf16"] else "fp32"
+    share, rounds = share_of(card["memory"]), "--device cuda --rounds 15"
+
+    def images(count: int) -> int:
+        return max(MINIMUM, int(count * share))
+
+    def fcmae(size: str, precision: str, seconds: float, more: str = "") -> Case:
+        options = f"{rounds} --models {size} --precisions {precision} --batch_size {{batch}} {more}"
+        name = "-".join(["fcmae", size, precision, *more.replace("--", "").split()])
+        return Case(name, "fcmae.py", options, images(64), seconds)
+
+    def mae(size: str, precision: str, batch: int, seconds: float) -> Case:
+        options = f"{rounds} --models {size} --precisions {precision} --batches {{batch}} --compile"
+        name = f"mae-{size}-{precision}-{batch}"
+        return Case(name, "mae.py", options, images(batch), seconds)
+
+    def finetune(size: str, precision: str, seconds: float) -> Case:
+        options = f"{rounds} --models {size} --precisions {precision} --batch_size {{batch}}"
+        options += " --sizes 224"
+        return Case(f"finetune-{size}-{precision}", "finetune.py", options, images(64), seconds)
+
+    def steps(model: str, batch: int, seconds: float, more: str = "") -> Case:
+        options = f"--device cuda --models {model} --batch_size {{batch}} {more} "
+        options += f"--output {shlex.quote(str(output))}"
+        name = "-".join(["steps", model, *more.replace("--", "").split()])
+        return Case(name, "steps.py", options, images(batch), seconds)
+
+    options = f"--device cuda --precision {best} --batch_size {{batch}}"
+    vit = "mae_vit_base_patch16"
+    first = [
+        Case("kernels", "kernel_times.py", options, images(64), 100),
+        fcmae("base", best, 30),
+        mae("base", best, 128, 45),
+        steps("convnextv2_base", 64, 40),
+        steps(vit, 128, 40),
+        finetune("base", best, 30),
+        mae("base", best, 32, 40),
+        fcmae("base", best, 90, "--compile"),
+        mae("small", best, 128, 45),
+        mae("tiny", best, 128, 45),
+        fcmae("tiny", best, 80),
+        fcmae("atto", best, 80),
+        finetune("tiny", best, 40),
+        mae("small", best, 32, 40),
+        mae("tiny", best, 32, 40),
+        steps("convnextv2_base", 64, 90, "--compile"),
+        steps(vit, 128, 60, "--compile"),
+    ]
+    if best == "fp32":
+        return first
+    return [
+        *first,
+        fcmae("tiny", best, 90, "--compile"),
+        fcmae("atto", best, 90, "--compile"),
+        fcmae("base", "fp32", 90),
+        mae("base", "fp32", 32, 60),
+        finetune("base", "fp32", 60),
+        fcmae("tiny", "fp32", 90),
+        fcmae("atto", "fp32", 90),
+        mae("small", "fp32", 32, 60),
+        mae("tiny", "fp32", 32, 60),
+    ]
+
+
+def toy_plan(output: Path) -> list[Case]:
+    """Every script at toy size on the CPU, to test them."""
+    common, to = "--device cpu --rounds 1", shlex.quote(str(output))
+    fcmae = f"{common} --models atto --precisions bf16 --batch_size {{batch}}"
+    mae = f"{common} --models tiny --precisions bf16 --batches {{batch}}"
+    finetune = f"{common} --models atto --precisions bf16 --sizes 64 --batch_size {{batch}}"
+    kernels = f"{common} --sides 1 --dims 8 --precision fp32 --batch_size {{batch}}"
+    steps = "--device cpu --models mae_vit_tiny_patch16 --input_size 32 --batch_size {batch}"
+    return [
+        Case("kernels", "kernel_times.py", kernels, 1, 10),
+        Case("fcmae", "fcmae.py", fcmae, 1, 10),
+        Case("mae", "mae.py", mae, 1, 10),
+        Case("finetune", "finetune.py", finetune, 1, 10),
+        Case("steps", "steps.py", f"{steps} --output {to}", 1, 20),
+    ]
+
+
+def measure(case: Case, output: Path, deadline: float) -> Outcome:
+    """Run a case, with half the batch for as long as memory runs out and there is time."""
+    start, batch, file = time.monotonic(), case.batch, output / f"{case.name}.json"
+    while True:
+        file.unlink(missing_ok=True)
+        command, log = [*case.command(batch), "--json", str(file)], output / f"{case.name}.txt"
+        code = run(command, log, deadline - time.monotonic())
+        problem = failure(code, log.read_text(errors="replace")) if code != 0 else ""
+        again = OUT_OF_MEMORY.search(problem) and batch // 2 >= MINIMUM
+        if not again or time.monotonic() > deadline:
+            tables = json.loads(file.read_text())["tables"] if file.exists() else []
+            return Outcome(batch, time.monotonic() - start, tables, problem)
+        print(f"\n{case.name}, batch {batch}: {problem}; trying {batch // 2}", flush=True)
+        batch //= 2
+
+
+def run(command: list[str], log: Path, limit: float) -> int | None:
+    """Run a script with its output in a file; -> exit code, None if the time ran out."""
+    with open(log, "wb") as file:
+        process = subprocess.Popen(
+            [sys.executable, *command[1:]],
+            stdout=file,
+            stderr=file,
+            cwd=HERE.parent,
+            start_new_session=True,
+        )
+    try:
+        return process.wait(max(0.0, limit))
+    except subprocess.TimeoutExpired:
+        return None
+    finally:  # the processes that it started, too
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def failure(code: int | None, text: str) -> str:
+    """A line on why a script failed, from its exit code and its output."""
+    if code is None:
+        return TIME_UP
+    if code < 0:
+        return f"ended by {signal.Signals(-code).name}"
+    _, traceback, after = text.rpartition("Traceback (most recent call last):\n")
+    lines = [line for line in after.splitlines() if line.strip()]
+    if traceback:  # the first line of the error follows the indented ones
+        lines = [line for line in lines if not line.startswith(" ")][:1]
+    return lines[-1].strip()[:300] if lines else f"exit code {code}"
+
+
+class Results:
+    """gpu.json, complete after each change."""
+
+    def __init__(self, path: Path, card: dict[str, Any]) -> None:
+        self.path = path
+        self.content = {"card": card, "results": [], "left_out": []}
+
+    def add(self, case: Case, outcome: Outcome) -> None:
+        """Record what a case gave."""
+        command = shlex.join(case.command(outcome.batch))
+        self.content["results"].append({"name": case.name, "command": command} | outcome._asdict())
+        self.write()
+
+    def write(self) -> None:
+        """Replace the file."""
+        whole = self.path.with_suffix(".tmp")
+        whole.write_text(json.dumps(self.content, indent=1) + "\n")
+        os.replace(whole, self.path)
+
+
+def show(case: Case, outcome: Outcome) -> None:
+    """Print the tables of a case and what went wrong."""
+    size = f"batch {outcome.batch}" + f", not {case.batch}" * (outcome.batch != case.batch)
+    print(f"\n# {case.name} ({size}, {outcome.seconds:.0f} s)", flush=True)
+    for table in outcome.tables:
+        rows = [list(row.values()) for row in table["rows"]]
+        print(timing.markdown(table["title"], list(table["rows"][0]), rows), flush=True)
+    if outcome.problem:
+        print(f"\nfailed: {outcome.problem}", flush=True)
+
+
+def run_all(cases: list[Case], results: Results, minutes: float) -> int:
+    """Run the cases for which there is time, in their order; -> how many failed."""
+    deadline, failed = time.monotonic() + 60 * minutes, 0
+    left_out = {case.name: case for case in cases}
+    try:
+        for case in cases:
+            if case.seconds > deadline - time.monotonic():
+                continue
+            outcome = measure(case, results.path.parent, deadline)
+            if outcome.problem != TIME_UP:
+                del left_out[case.name]
+            failed += bool(outcome.problem)
+            results.add(case, outcome)
+            show(case, outcome)
+    finally:  # also when interrupted
+        commands = [shlex.join(case.command(case.batch)) for case in left_out.values()]
+        results.content["left_out"] = commands
+        results.write()
+        if commands:
+            print("\nLeft out, as there was no time:\n", flush=True)
+            print("\n".join(f"    {command}" for command in commands), flush=True)
+        print(f"\nEverything is in {results.path}", flush=True)
+    return failed
+
+
+def read_card(device: str) -> dict[str, Any]:
+    """`timing.card` in a process of its own, so that this one occupies no GPU memory."""
+    code = "import json, sys, timing; print(json.dumps(timing.card(sys.argv[1])))"
+    found = subprocess.run(
+        [sys.executable, "-c", code, device], cwd=HERE, capture_output=True, text=True
+    )
+    if found.returncode:
+        sys.exit(f"error: --device {device}: {failure(found.returncode, found.stderr)}")
+    return json.loads(found.stdout.splitlines()[-1])
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument(
+        "--minutes",
+        type=float,
+        default=8,
+        help="time for all measurements together (default: %(default)s)",
+    )
+    parser.add_argument(
         "--output",
         type=Path,
         default=Path("output_dir/gpu"),
         metavar="DIR",
-        help="folder for results and traces (default: %(default)s)",
+        help="folder for gpu.json, the scripts' output and traces (default: %(default)s)",
     )
     parser.add_argument(
-        "--batch_size", type=int, default=64, help="images per step (default: %(default)s)"
+        "--device",
+        choices=["cuda", "cpu"],
+        default="cuda",
+        help="cpu: run every script at toy size, to test them (default: %(default)s)",
     )
     args = parser.parse_args()
     output = args.output.resolve()
     output.mkdir(parents=True, exist_ok=True)
-    failed = 0
-    for script, *options in commands(output, args.batch_size):
-        print(f"\n$ {script} {' '.join(options)}", flush=True)
-        failed += subprocess.call([sys.executable, HERE / script, *options]) != 0
-    return min(failed, 1)
+    card = read_card(args.device)
+    for name, value in card.items():
+        print(f"- {name}: {value}")
+    if card["memory"] and share_of(card["memory"]) < 1:
+        print(f"- batches: × {share_of(card['memory']):g}, as the card has less than 40 GB")
+    print("- clocks vary with temperature and power limit: compare within a table, not across runs")
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda number, _: sys.exit(128 + number))  # stops the script, too
+    cases = toy_plan(output) if args.device == "cpu" else plan(card, output)
+    return min(run_all(cases, Results(output / "gpu.json", card), args.minutes), 1)
 
 
 if __name__ == "__main__":

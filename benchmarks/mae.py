@@ -6,13 +6,15 @@
 224 px, mask ratio 0.75, official decoder. The peers use torch's AdamW with its defaults, as the
 official code does; ours uses the fused one. `official` is the papers' formulation with step-by-step
 attention, `official, SDPA` with torch's fused attention kernel; `transformers` uses SDPA too, its
-faster choice. With `--predict_ratio`, ours is also timed while it predicts only that share of the
-masked patches, which no peer does: see the last table.
+faster choice, and is left out where that library is not installed. With `--predict_ratio`, ours is
+also timed while it predicts only that share of the masked patches, which no peer does: see the last
+table.
 """
 
 import copy
 from collections.abc import Callable
 from functools import partial
+from importlib.util import find_spec
 
 import timing
 import torch
@@ -59,7 +61,7 @@ def build(
         "official": partial(OfficialMAE, fused_attention=False),
         "official, SDPA": partial(OfficialMAE, fused_attention=True),
     }
-    if predict_ratio == 1:
+    if predict_ratio == 1 and find_spec("transformers"):
         peers["transformers"] = TransformersMAE
     candidates = {"ours": Candidate(copy.deepcopy(model), fused=True)}
     if compiled:
@@ -71,8 +73,10 @@ def build(
 
 def check(
     candidates: dict[str, Candidate], precision: str, imgs: Tensor, noise: Tensor
-) -> list[list[object]]:
-    """Compare losses and gradients with the official formulation's in fp32; -> a row per candidate.
+) -> tuple[list[list[object]], str]:
+    """Compare losses and gradients with the official formulation's in fp32.
+
+    -> a row per candidate, and what differs too much, or "".
 
     In fp32 they may differ by the order of summation only; in bf16 they must be about as close as
     the official formulation's own.
@@ -85,8 +89,8 @@ def check(
         errors[name] = max(off)
         rows.append([name, abs(loss / truth[0] - 1), sum(off) / len(off), errors[name]])
     limit = 1e-4 if precision == "fp32" else 1.2 * errors["official"]
-    assert max(errors.values()) <= limit, (precision, errors)
-    return rows
+    wrong = {name: error for name, error in errors.items() if not error <= limit}
+    return rows, f"gradients differ, {precision}: {wrong}" if wrong else ""
 
 
 def gradients(
@@ -133,6 +137,8 @@ def main() -> None:
     args = parser.parse_args()
     device = timing.settle(args)
     report = timing.Report("MAE: a whole optimizer step, 224 px, mask 0.75", args)
+    if not find_spec("transformers"):
+        print("\ntransformers is not installed: its ViTMAE is left out", flush=True)
     equality, times, shares = [], [], []
     for name in args.models:
         for batch in args.batches:
@@ -144,7 +150,9 @@ def main() -> None:
             for ratio in dict.fromkeys([1, args.predict_ratio]):
                 candidates = build(name, device, args.compile, ratio)
                 for precision in args.precisions:
-                    rows = check(candidates, precision, *data)
+                    rows, problem = check(candidates, precision, *data)
+                    if problem:
+                        report.doubt(f"{name}, batch {batch}: {problem}")
                     equality += [[name, batch, ratio, precision, *row] for row in rows]
                     calls |= {
                         (ratio, key, precision): partial(candidate.step, precision, *data)
@@ -178,7 +186,11 @@ def compared(taken: dict[tuple[str, str], float]) -> list[list[object]]:
     peers = ("official", "official, SDPA", "transformers")
     slow = min((taken[peer, "fp32"] for peer in peers if (peer, "fp32") in taken), default=0.0)
     return [
-        [key, precision, 1000 * s, *(taken[peer, precision] / s for peer in peers), slow / s]
+        [
+            *(key, precision, 1000 * s),
+            *(taken[peer, precision] / s if (peer, precision) in taken else None for peer in peers),
+            slow / s if slow else None,
+        ]
         for (key, precision), s in taken.items()
     ]
 

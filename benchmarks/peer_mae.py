@@ -6,14 +6,18 @@ has a `predict_ratio`; for models that do, `OfficialMAE` drops patches that are 
 the tokens are in order.
 """
 
+from typing import TYPE_CHECKING
+
 import torch
 from timm.layers import Attention
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
-from transformers import ViTMAEConfig, ViTMAEForPreTraining
 
 from models_mae import MaskedAutoencoderViT
 from models_masked import take_tokens
+
+if TYPE_CHECKING:
+    from transformers import ViTMAEForPreTraining
 
 
 class OfficialMAE(nn.Module):
@@ -76,8 +80,10 @@ class TransformersMAE(nn.Module):
         return self.model(imgs, noise=noise).loss
 
 
-def to_transformers(model: MaskedAutoencoderViT, attention: str) -> ViTMAEForPreTraining:
+def to_transformers(model: MaskedAutoencoderViT, attention: str) -> "ViTMAEForPreTraining":
     """Build a ViTMAE with our model's sizes and weights."""
+    from transformers import ViTMAEConfig, ViTMAEForPreTraining  # which need not be installed
+
     blocks, decoder = model.blocks, model.decoder_blocks
     dim, width = model.norm.weight.numel(), model.decoder_norm.weight.numel()
     theirs = ViTMAEForPreTraining(
