@@ -97,6 +97,7 @@ def plan(card: dict[str, Any], output: Path) -> list[Case]:
         return Case(name, "steps.py", options, images(batch), seconds)
 
     options = f"--device cuda --precision {best} --batch_size {{batch}}"
+    memory = "--device cuda --batch_size {batch} --models convnextv2_base mae_vit_base_patch16"
     vit = "mae_vit_base_patch16"
     first = [
         Case("kernels", "kernel_times.py", options, images(64), 100),
@@ -105,6 +106,7 @@ def plan(card: dict[str, Any], output: Path) -> list[Case]:
         steps("convnextv2_base", 64, 40),
         steps(vit, 128, 40),
         finetune("base", best, 30),
+        Case("memory", "memory.py", memory, images(64), 40),
         mae("base", best, 32, 40),
         fcmae("base", best, 90, "--compile"),
         mae("small", best, 128, 45),
@@ -146,6 +148,7 @@ def toy_plan(output: Path) -> list[Case]:
         Case("fcmae", "fcmae.py", fcmae, 1, 10),
         Case("mae", "mae.py", mae, 1, 10),
         Case("finetune", "finetune.py", finetune, 1, 10),
+        Case("memory", "memory.py", "--device cpu --models convnextv2_atto", 0, 10),
         Case("steps", "steps.py", f"{steps} --output {to}", 1, 20),
     ]
 
