@@ -25,7 +25,7 @@ from models_registry import create_classifier, create_pretrain_model
 
 # Operators that move nothing.
 FREE = "view _unsafe_view _reshape_alias alias as_strided detach expand permute select slice split "
-FREE += "squeeze squeeze_ t transpose unsqueeze empty empty_like new_empty"
+FREE += "squeeze squeeze_ t transpose unsqueeze empty empty_like new_empty device"
 
 
 class Traffic(TorchDispatchMode):
