@@ -201,6 +201,7 @@ def main() -> None:
         data = torch.randn(batch, 3, 224, 224, device=device), torch.rand(batch, 49, device=device)
         for precision in args.precisions:
             candidates, where = build(name, device, args.compile), [name, batch, precision]
+            report.keep_working(candidates, gradients, precision, *data)
             rows, problem = check(candidates, precision, *data)
             equality += [where + row for row in rows]
             if problem:

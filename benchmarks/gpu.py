@@ -34,18 +34,70 @@ TIME_UP = "stopped: the time is up"
 
 
 class Case(NamedTuple):
-    """A measurement: a script and its options, in which {batch} stands for the images per step."""
+    """A measurement: a script, its options, and the images per step."""
 
-    name: str
     script: str
     options: str
     batch: int
     seconds: float  # that it is likely to take on an H100, imports and compilation included
 
-    def command(self, batch: int) -> list[str]:
-        """The command line, to be run in the repository."""
-        options = self.options.format(batch=batch)
-        return ["python", f"benchmarks/{self.script}", *shlex.split(options)]
+    @property
+    def name(self) -> str:
+        """For files and headings: the script and the values of its options."""
+        words = [word for word in self.options.split() if not word.startswith("--")]
+        words += ["compile"] * ("--compile" in self.options)
+        return "-".join([self.script.removesuffix(".py"), *words, str(self.batch)])
+
+    def command(self, batch: int, common: str) -> list[str]:
+        """The command line, to be run in the repository; `common`: options of all scripts."""
+        size = "--batches" if self.script == "mae.py" else "--batch_size"
+        options = [*shlex.split(common), *self.options.split(), size, str(batch)]
+        return ["python", f"benchmarks/{self.script}", *options]
+
+
+# By worth: one measurement of each kind with the largest models, then the others. BEST is bf16, or
+# fp32 on cards without it. Seconds are guesses. Compiling takes most of them: a minute for the
+# Triton kernels of a size of ConvNeXt V2, and as much for its blocks with --compile. So what needs
+# neither comes earlier.
+PLAN = [
+    Case("kernel_times.py", "--precision BEST", 64, 100),
+    Case("fcmae.py", "--models base --precisions BEST", 64, 30),
+    Case("mae.py", "--models base --precisions BEST", 128, 25),
+    Case("steps.py", "--models convnextv2_base", 64, 40),
+    Case("steps.py", "--models mae_vit_base_patch16", 128, 40),
+    Case("finetune.py", "--models base --precisions BEST --sizes 224", 64, 30),
+    Case("memory.py", "--models convnextv2_base mae_vit_base_patch16", 64, 40),
+    Case("mae.py", "--models base --precisions BEST --compile", 128, 45),
+    Case("fcmae.py", "--models base --precisions BEST --compile", 64, 90),
+    Case("mae.py", "--models base --precisions BEST --compile", 32, 45),
+    Case("mae.py", "--models small --precisions BEST --compile", 128, 45),
+    Case("mae.py", "--models tiny --precisions BEST --compile", 128, 45),
+    Case("fcmae.py", "--models tiny --precisions BEST", 64, 80),
+    Case("fcmae.py", "--models atto --precisions BEST", 64, 80),
+    Case("finetune.py", "--models tiny --precisions BEST --sizes 224", 64, 40),
+    Case("mae.py", "--models small --precisions BEST --compile", 32, 45),
+    Case("mae.py", "--models tiny --precisions BEST --compile", 32, 45),
+    Case("steps.py", "--models convnextv2_base --compile", 64, 90),
+    Case("steps.py", "--models mae_vit_base_patch16 --compile", 128, 60),
+    Case("fcmae.py", "--models tiny --precisions BEST --compile", 64, 90),
+    Case("fcmae.py", "--models atto --precisions BEST --compile", 64, 90),
+    Case("fcmae.py", "--models base --precisions fp32", 64, 90),
+    Case("mae.py", "--models base --precisions fp32 --compile", 32, 60),
+    Case("finetune.py", "--models base --precisions fp32 --sizes 224", 64, 60),
+    Case("fcmae.py", "--models tiny --precisions fp32", 64, 90),
+    Case("fcmae.py", "--models atto --precisions fp32", 64, 90),
+    Case("mae.py", "--models small --precisions fp32 --compile", 32, 60),
+    Case("mae.py", "--models tiny --precisions fp32 --compile", 32, 60),
+]
+# Every script at toy size, to test them on a CPU.
+TOYS = [
+    Case("kernel_times.py", "--precision fp32 --sides 1 --dims 8", 1, 0),
+    Case("fcmae.py", "--models atto --precisions bf16", 1, 0),
+    Case("mae.py", "--models tiny --precisions bf16", 1, 0),
+    Case("finetune.py", "--models atto --precisions bf16 --sizes 64", 1, 0),
+    Case("memory.py", "--models convnextv2_atto", 1, 0),
+    Case("steps.py", "--models mae_vit_tiny_patch16 --input_size 32", 1, 0),
+]
 
 
 class Outcome(NamedTuple):
@@ -62,103 +114,26 @@ def share_of(memory: int | None) -> float:
     return min(1.0, 2.0 ** math.floor(math.log2(memory / FULL))) if memory else 1.0
 
 
-def plan(card: dict[str, Any], output: Path) -> list[Case]:
-    """All measurements, by worth: one of each kind with the largest models, then the others.
-
-    Seconds are guesses. Compiling takes most of them: a minute for the Triton kernels of a size of
-    ConvNeXt V2 and, with --compile, as much for its blocks. So what needs neither comes earlier.
-    Cards without bf16 get fp32 only.
-    """
-    best = "bf16" if card["bf16"] else "fp32"
-    share, rounds = share_of(card["memory"]), "--device cuda --rounds 15"
-
-    def images(count: int) -> int:
-        return max(MINIMUM, int(count * share))
-
-    def fcmae(size: str, precision: str, seconds: float, more: str = "") -> Case:
-        options = f"{rounds} --models {size} --precisions {precision} --batch_size {{batch}} {more}"
-        name = "-".join(["fcmae", size, precision, *more.replace("--", "").split()])
-        return Case(name, "fcmae.py", options, images(64), seconds)
-
-    def mae(size: str, precision: str, batch: int, seconds: float) -> Case:
-        options = f"{rounds} --models {size} --precisions {precision} --batches {{batch}} --compile"
-        name = f"mae-{size}-{precision}-{batch}"
-        return Case(name, "mae.py", options, images(batch), seconds)
-
-    def finetune(size: str, precision: str, seconds: float) -> Case:
-        options = f"{rounds} --models {size} --precisions {precision} --batch_size {{batch}}"
-        options += " --sizes 224"
-        return Case(f"finetune-{size}-{precision}", "finetune.py", options, images(64), seconds)
-
-    def steps(model: str, batch: int, seconds: float, more: str = "") -> Case:
-        options = f"--device cuda --models {model} --batch_size {{batch}} {more} "
-        options += f"--output {shlex.quote(str(output))}"
-        name = "-".join(["steps", model, *more.replace("--", "").split()])
-        return Case(name, "steps.py", options, images(batch), seconds)
-
-    options = f"--device cuda --precision {best} --batch_size {{batch}}"
-    memory = "--device cuda --batch_size {batch} --models convnextv2_base mae_vit_base_patch16"
-    vit = "mae_vit_base_patch16"
-    first = [
-        Case("kernels", "kernel_times.py", options, images(64), 100),
-        fcmae("base", best, 30),
-        mae("base", best, 128, 45),
-        steps("convnextv2_base", 64, 40),
-        steps(vit, 128, 40),
-        finetune("base", best, 30),
-        Case("memory", "memory.py", memory, images(64), 40),
-        mae("base", best, 32, 40),
-        fcmae("base", best, 90, "--compile"),
-        mae("small", best, 128, 45),
-        mae("tiny", best, 128, 45),
-        fcmae("tiny", best, 80),
-        fcmae("atto", best, 80),
-        finetune("tiny", best, 40),
-        mae("small", best, 32, 40),
-        mae("tiny", best, 32, 40),
-        steps("convnextv2_base", 64, 90, "--compile"),
-        steps(vit, 128, 60, "--compile"),
-    ]
-    if best == "fp32":
-        return first
-    return [
-        *first,
-        fcmae("tiny", best, 90, "--compile"),
-        fcmae("atto", best, 90, "--compile"),
-        fcmae("base", "fp32", 90),
-        mae("base", "fp32", 32, 60),
-        finetune("base", "fp32", 60),
-        fcmae("tiny", "fp32", 90),
-        fcmae("atto", "fp32", 90),
-        mae("small", "fp32", 32, 60),
-        mae("tiny", "fp32", 32, 60),
-    ]
+def plan(card: dict[str, Any]) -> list[Case]:
+    """PLAN for a card, without what would be measured twice."""
+    share, best = share_of(card["memory"]), "bf16" if card["bf16"] else "fp32"
+    cases = {}
+    for case in PLAN:
+        options = case.options.replace("BEST", best)
+        batch = max(MINIMUM, int(case.batch * share))
+        case = case._replace(options=options, batch=batch)
+        cases.setdefault(case.name, case)
+    return list(cases.values())
 
 
-def toy_plan(output: Path) -> list[Case]:
-    """Every script at toy size on the CPU, to test them."""
-    common, to = "--device cpu --rounds 1", shlex.quote(str(output))
-    fcmae = f"{common} --models atto --precisions bf16 --batch_size {{batch}}"
-    mae = f"{common} --models tiny --precisions bf16 --batches {{batch}}"
-    finetune = f"{common} --models atto --precisions bf16 --sizes 64 --batch_size {{batch}}"
-    kernels = f"{common} --sides 1 --dims 8 --precision fp32 --batch_size {{batch}}"
-    steps = "--device cpu --models mae_vit_tiny_patch16 --input_size 32 --batch_size {batch}"
-    return [
-        Case("kernels", "kernel_times.py", kernels, 1, 10),
-        Case("fcmae", "fcmae.py", fcmae, 1, 10),
-        Case("mae", "mae.py", mae, 1, 10),
-        Case("finetune", "finetune.py", finetune, 1, 10),
-        Case("memory", "memory.py", "--device cpu --models convnextv2_atto", 0, 10),
-        Case("steps", "steps.py", f"{steps} --output {to}", 1, 20),
-    ]
-
-
-def measure(case: Case, output: Path, deadline: float) -> Outcome:
+def measure(case: Case, common: str, output: Path, deadline: float) -> Outcome:
     """Run a case, with half the batch for as long as memory runs out and there is time."""
+    print(f"\n{case.name}: takes about {case.seconds:.0f} s …", flush=True)
     start, batch, file = time.monotonic(), case.batch, output / f"{case.name}.json"
     while True:
         file.unlink(missing_ok=True)
-        command, log = [*case.command(batch), "--json", str(file)], output / f"{case.name}.txt"
+        log = output / f"{case.name}.txt"
+        command = [*case.command(batch, common), "--json", str(file)]
         code = run(command, log, deadline - time.monotonic())
         problem = failure(code, log.read_text(errors="replace")) if code != 0 else ""
         again = OUT_OF_MEMORY.search(problem) and batch // 2 >= MINIMUM
@@ -205,13 +180,14 @@ def failure(code: int | None, text: str) -> str:
 class Results:
     """gpu.json, complete after each change."""
 
-    def __init__(self, path: Path, card: dict[str, Any]) -> None:
-        self.path = path
+    def __init__(self, path: Path, card: dict[str, Any], common: str) -> None:
+        """`common`: options of all scripts."""
+        self.path, self.common = path, common
         self.content = {"card": card, "results": [], "left_out": []}
 
     def add(self, case: Case, outcome: Outcome) -> None:
         """Record what a case gave."""
-        command = shlex.join(case.command(outcome.batch))
+        command = shlex.join(case.command(outcome.batch, self.common))
         self.content["results"].append({"name": case.name, "command": command} | outcome._asdict())
         self.write()
 
@@ -241,14 +217,16 @@ def run_all(cases: list[Case], results: Results, minutes: float) -> int:
         for case in cases:
             if case.seconds > deadline - time.monotonic():
                 continue
-            outcome = measure(case, results.path.parent, deadline)
+            outcome = measure(case, results.common, results.path.parent, deadline)
             if outcome.problem != TIME_UP:
                 del left_out[case.name]
             failed += bool(outcome.problem)
             results.add(case, outcome)
             show(case, outcome)
     finally:  # also when interrupted
-        commands = [shlex.join(case.command(case.batch)) for case in left_out.values()]
+        commands = [
+            shlex.join(case.command(case.batch, results.common)) for case in left_out.values()
+        ]
         results.content["left_out"] = commands
         results.write()
         if commands:
@@ -301,8 +279,9 @@ def main() -> int:
     print("- clocks vary with temperature and power limit: compare within a table, not across runs")
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda number, _: sys.exit(128 + number))  # stops the script, too
-    cases = toy_plan(output) if args.device == "cpu" else plan(card, output)
-    return min(run_all(cases, Results(output / "gpu.json", card), args.minutes), 1)
+    cases, rounds = (TOYS, 1) if args.device == "cpu" else (plan(card), 15)
+    results = Results(output / "gpu.json", card, f"--device {args.device} --rounds {rounds}")
+    return min(run_all(cases, results, args.minutes), 1)
 
 
 if __name__ == "__main__":

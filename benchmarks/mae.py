@@ -150,6 +150,7 @@ def main() -> None:
             for ratio in dict.fromkeys([1, args.predict_ratio]):
                 candidates = build(name, device, args.compile, ratio)
                 for precision in args.precisions:
+                    report.keep_working(candidates, gradients, precision, *data)
                     rows, problem = check(candidates, precision, *data)
                     if problem:
                         report.doubt(f"{name}, batch {batch}: {problem}")

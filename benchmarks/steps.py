@@ -80,19 +80,19 @@ def main() -> None:
     parser.add_argument(
         "--output",
         type=Path,
-        default=Path("output_dir/steps"),
         metavar="DIR",
-        help="folder for the runs and their traces (default: %(default)s)",
+        help="folder for the runs and their traces (default: that of --json, or output_dir/steps)",
     )
     args = parser.parse_args()
     report, rows = timing.Report("Steps of main_pretrain.py from a packed store", args), []
-    args.output.mkdir(parents=True, exist_ok=True)
+    folder = args.output or (args.json.parent if args.json else Path("output_dir/steps"))
+    folder.mkdir(parents=True, exist_ok=True)
     options = ["--device", args.device, "--batch_size", str(args.batch_size)]
     options += ["--input_size", str(args.input_size), *["--compile"] * args.compile]
-    with tempfile.TemporaryDirectory(dir=args.output) as folder:
-        store = make_store(Path(folder), STEPS * args.batch_size)
+    with tempfile.TemporaryDirectory(dir=folder) as temporary:
+        store = make_store(Path(temporary), STEPS * args.batch_size)
         for model in args.models:
-            output = args.output / f"{model}{'-compiled' * args.compile}"
+            output = folder / f"{model}{'-compiled' * args.compile}"
             record = pretrain(store, output, ["--model", model, *options])
             waited = f"{record['data_wait']:.1%}"
             busy = busy_share(output / "trace.json")

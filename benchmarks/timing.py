@@ -150,9 +150,31 @@ class Report:
         print(markdown(title, columns, rows), flush=True)
 
     def doubt(self, what: str) -> None:
-        """Note that candidates do not compute the same; `close` then ends the program with 1."""
+        """Note that a candidate does not work, or computes something else.
+
+        `close` then ends the program with 1.
+        """
         self.doubts.append(what)
         print(f"\nwarning: {what}", flush=True)
+
+    def keep_working(
+        self, candidates: dict[str, Any], attempt: Callable[..., object], *arguments: object
+    ) -> None:
+        """Remove compiled candidates for which `attempt(candidate, *arguments)` fails.
+
+        Lack of memory is still raised.
+        """
+        import torch
+
+        for name in [name for name in candidates if name.endswith("compiled")]:
+            try:
+                attempt(candidates[name], *arguments)
+            except torch.OutOfMemoryError:
+                raise
+            except Exception as error:  # compilers can raise anything
+                lines = str(error).splitlines() or [""]
+                self.doubt(f"{name}: {type(error).__name__}: {lines[0]}")
+                del candidates[name]
 
     def close(self) -> None:
         """Write the JSON file, if one was asked for."""

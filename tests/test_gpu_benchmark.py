@@ -5,7 +5,6 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -21,12 +20,12 @@ from pathlib import Path
 file = Path(sys.argv[-1])
 known = file.with_name("gpu.json")
 before = json.loads(known.read_text())["results"] if known.exists() else []
-row = {"batch": int(sys.argv[1]), "before": len(before), "nothing": None}
+row = {"batch": int(sys.argv[4]), "before": len(before), "nothing": None}
 file.write_text(json.dumps({"tables": [{"title": "Times", "rows": [row]}]}))
 """
 SCRIPTS = {
     "fine.py": FINE,
-    "large.py": "import sys\nif int(sys.argv[1]) > 9:\n"
+    "large.py": "import sys\nif int(sys.argv[4]) > 9:\n"
     "    class OutOfMemoryError(RuntimeError): pass\n"
     f"    raise OutOfMemoryError('CUDA out of memory. Tried\\nthis')\n{FINE}",
     "wrong.py": "raise ValueError('two\\nlines')",
@@ -63,11 +62,8 @@ def run_fakes(gpu, tmp_path, monkeypatch, capfd):
     monkeypatch.setattr(gpu, "HERE", folder)
 
     def run(*names, minutes=1, batch=32, seconds=0):
-        cases = [
-            gpu.Case(f"{k}-{name}", f"{name}.py", "{batch}", batch, seconds)
-            for k, name in enumerate(names)
-        ]
-        failed = gpu.run_all(cases, gpu.Results(tmp_path / "gpu.json", {}), minutes)
+        cases = [gpu.Case(f"{name}.py", f"--k {k}", batch, seconds) for k, name in enumerate(names)]
+        failed = gpu.run_all(cases, gpu.Results(tmp_path / "gpu.json", {}, ""), minutes)
         return failed, json.loads((tmp_path / "gpu.json").read_text()), capfd.readouterr().out
 
     return run
@@ -77,31 +73,32 @@ def card(memory, bf16=True):
     return {"memory": memory, "bf16": bf16}
 
 
-def test_one_measurement_of_each_kind_comes_before_others(gpu, tmp_path):
-    cases = gpu.plan(card(80 * GIB), tmp_path)
+def test_one_measurement_of_each_kind_comes_before_others(gpu):
+    cases = gpu.plan(card(80 * GIB))
     scripts = [case.script for case in cases]
     assert scripts[:4] == ["kernel_times.py", "fcmae.py", "mae.py", "steps.py"]
     assert len(set(scripts)) == len(set(scripts[:7])) == 6
-    assert len({case.name for case in cases}) == len(cases)
-    best = [case.name for case in cases if "fp32" not in case.name]
-    assert [case.name for case in cases][: len(best)] == best
+    assert len({case.name for case in cases}) == len(cases) == len(gpu.PLAN)
+    best = [case for case in cases if "fp32" not in case.options]
+    assert cases[: len(best)] == best
 
 
 @pytest.mark.parametrize(
     ("gib", "fcmae", "mae"), [(80, 64, 128), (40, 64, 128), (24, 32, 64), (8, 8, 16), (2, 4, 4)]
 )
-def test_batches_depend_on_memory(gib, fcmae, mae, gpu, tmp_path):
-    batches = {case.name: case.batch for case in gpu.plan(card(int(gib * 0.99 * GIB)), tmp_path)}
-    assert batches["fcmae-base-bf16"] == fcmae
-    assert batches["mae-base-bf16-128"] == mae
+def test_batches_depend_on_memory(gib, fcmae, mae, gpu):
+    cases = gpu.plan(card(int(gib * 0.99 * GIB)))
+    assert [case.batch for case in cases[1:3]] == [fcmae, mae]
+    assert [case.script for case in cases[1:3]] == ["fcmae.py", "mae.py"]
 
 
-def test_cards_without_bf16_get_fp32(gpu):
-    cases = gpu.plan(card(16 * GIB, bf16=False), Path("output"))
-    assert not any("bf16" in case.options for case in cases)
+def test_cards_without_bf16_get_fp32_once(gpu):
+    names = [case.name for case in gpu.plan(card(80 * GIB, bf16=False))]
+    assert not any("bf16" in name or "BEST" in name for name in names)
+    assert names.count("fcmae-base-fp32-64") == 1
 
 
-def test_every_command_of_the_plan_is_valid(gpu, script, tmp_path, monkeypatch):
+def test_every_command_of_the_plan_is_valid(gpu, script, monkeypatch):
     class Parsed(Exception):
         """Options are valid."""
 
@@ -112,8 +109,8 @@ def test_every_command_of_the_plan_is_valid(gpu, script, tmp_path, monkeypatch):
 
     monkeypatch.setattr(timing, "settle", parsed)
     monkeypatch.setattr(timing, "Report", lambda _, options: parsed(options))
-    for case in [*gpu.plan(card(80 * GIB), tmp_path), *gpu.toy_plan(tmp_path)]:
-        _, path, *options = case.command(case.batch)
+    for case in [*gpu.plan(card(80 * GIB)), *gpu.TOYS]:
+        _, path, *options = case.command(case.batch, "--device cpu --rounds 15")
         monkeypatch.setattr(sys, "argv", [path, *options, "--json", "file"])
         with pytest.raises(Parsed):
             script(case.script.removesuffix(".py")).main()
@@ -132,7 +129,7 @@ def test_what_runs_out_of_memory_is_repeated_with_a_smaller_batch(run_fakes):
     failed, found, printed = run_fakes("large", "fine")
     assert failed == 0
     assert [result["batch"] for result in found["results"]] == [8, 32]
-    assert "large, batch 16: OutOfMemoryError: CUDA out of memory. Tried; trying 8" in printed
+    assert "large-0-32, batch 16: OutOfMemoryError: CUDA out of memory. Tried; trying 8" in printed
     assert "(batch 8, not 32," in printed
 
 
@@ -155,16 +152,17 @@ def test_errors_and_crashes_do_not_end_the_rest(run_fakes):
 def test_what_there_is_no_time_for_is_left_out_and_listed(run_fakes):
     failed, found, printed = run_fakes("fine", "fine", minutes=0.1, seconds=7)
     assert (failed, found["results"]) == (0, [])
-    assert found["left_out"] == ["python benchmarks/fine.py 32"] * 2
-    assert printed.count("    python benchmarks/fine.py 32\n") == 2
+    commands = [f"python benchmarks/fine.py --k {k} --batch_size 32" for k in (0, 1)]
+    assert found["left_out"] == commands
+    assert all(f"    {command}\n" in printed for command in commands)
 
 
 def test_what_takes_too_long_is_stopped_with_its_children(run_fakes, tmp_path):
     failed, found, _ = run_fakes("slow", "fine", minutes=0.05)
     assert [result["problem"] for result in found["results"]][:1] == ["stopped: the time is up"]
     assert failed == 1
-    assert "python benchmarks/slow.py 32" in found["left_out"]
-    for pid in (tmp_path / "0-slow.txt").read_text().split():
+    assert "python benchmarks/slow.py --k 0 --batch_size 32" in found["left_out"]
+    for pid in (tmp_path / "slow-0-32.txt").read_text().split():
         wait_for(lambda pid=pid: ended(pid))
 
 
@@ -211,6 +209,25 @@ def test_wrong_gradients_are_reported(script):
     candidates["packed"].model.pred.weight.data *= 1.01
     data = torch.randn(1, 3, 224, 224), torch.rand(1, 49)
     assert fcmae.check(candidates, "fp32", *data)[1] == "gradients differ, fp32: packed"
+
+
+def test_a_candidate_that_cannot_be_compiled_is_left_out(script, tmp_path, capsys):
+    timing = script("timing")
+    options = SimpleNamespace(json=tmp_path / "file.json", device="cpu", threads=1)
+    report = timing.Report("title", options)
+
+    def attempt(error):
+        if error:
+            raise error
+
+    candidates = {"ours": OSError(), "ours, compiled": OSError("no\ncompiler"), "compiled": None}
+    report.keep_working(candidates, attempt)
+    assert list(candidates) == ["ours", "compiled"]
+    with pytest.raises(torch.OutOfMemoryError):
+        report.keep_working({"compiled": torch.OutOfMemoryError()}, attempt)
+    with pytest.raises(SystemExit, match="error: ours, compiled: OSError: no"):
+        report.close()
+    assert json.loads(options.json.read_text())["doubts"] == ["ours, compiled: OSError: no"]
 
 
 def test_events_time_kernels_on_a_gpu(script, monkeypatch):
@@ -265,8 +282,8 @@ def test_every_measurement_runs(tmp_path):
     command = [sys.executable, str(ROOT / "benchmarks" / "gpu.py"), "--device", "cpu"]
     printed = finish([*command, "--output", str(tmp_path)])
     found = json.loads((tmp_path / "gpu.json").read_text())
-    names = [result["name"] for result in found["results"]]
-    assert names == ["kernels", "fcmae", "mae", "finetune", "memory", "steps"]
+    scripts = [result["name"].partition("-")[0] for result in found["results"]]
+    assert scripts == ["kernel_times", "fcmae", "mae", "finetune", "memory", "steps"]
     assert all(result["tables"] and not result["problem"] for result in found["results"])
     tables = {table["title"]: table["rows"] for r in found["results"] for table in r["tables"]}
     assert all(row["ours, µs"] > 0 for row in tables["Parts of a block, fp32"])
@@ -277,7 +294,7 @@ def test_every_measurement_runs(tmp_path):
 def test_an_interrupted_run_stops_its_script_and_says_what_is_left(tmp_path):
     command = [sys.executable, str(ROOT / "benchmarks" / "gpu.py"), "--device", "cpu"]
     process = start([*command, "--output", str(tmp_path)])
-    wait_for((tmp_path / "kernels.txt").exists)
+    wait_for(lambda: list(tmp_path.glob("kernel_times-*.txt")))
     process.terminate()
     printed = process.communicate(timeout=60)[0]
     assert process.returncode == 128 + 15
