@@ -45,7 +45,7 @@ class Case(NamedTuple):
     def name(self) -> str:
         """For files and headings: the script and the values of its options."""
         words = [word for word in self.options.split() if not word.startswith("--")]
-        words += ["compile"] * ("--compile" in self.options)
+        words += [way for way in ("compile", "cuda_graph") if f"--{way}" in self.options]
         return "-".join([self.script.removesuffix(".py"), *words, str(self.batch)])
 
     def command(self, batch: int, common: str) -> list[str]:
@@ -67,6 +67,9 @@ PLAN = [
     Case("steps.py", "--models mae_vit_base_patch16", 128, 40),
     Case("finetune.py", "--models base --precisions BEST --sizes 224", 64, 30),
     Case("memory.py", "--models convnextv2_base mae_vit_base_patch16", 64, 40),
+    Case("steps.py", "--models mae_vit_tiny_patch16 mae_vit_base_patch16", 32, 60),
+    Case("steps.py", "--models mae_vit_tiny_patch16 mae_vit_base_patch16 --cuda_graph", 32, 60),
+    Case("steps.py", "--models convnextv2_base --cuda_graph", 64, 45),
     Case("mae.py", "--models base --precisions BEST --compile", 128, 45),
     Case("fcmae.py", "--models base --precisions BEST --compile", 64, 90),
     Case("mae.py", "--models base --precisions BEST --compile", 32, 45),

@@ -5,7 +5,7 @@
 224 px, mask ratio 0.6, by default ConvNeXt V2-Base. Torch's side is what `SFER_KERNELS=reference`
 runs: for the convolution, that includes filling a map with the visible patches and reading them
 back. Times are those that the GPU needs, without launching, with a cleared L2 cache. Bytes are what
-our kernels have to move, counted as in docs/performance.md; copying a large tensor shows what the
+our kernels have to move, counted as in docs/gpu.md; copying a large tensor shows what the
 GPU can reach.
 
 The kernels' trial runs first, as before a training. Results and gradients are then compared with
@@ -29,7 +29,7 @@ from util.patch_counts import visible_patches
 
 GRID, MASK_RATIO = 7, 0.6
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
-# Tensors of the block's width that our kernels move: the table in docs/performance.md.
+# Tensors of the block's width that our kernels move: the table in docs/gpu.md.
 UNITS = {
     "convolution": 2,
     "its input's gradient": 2,

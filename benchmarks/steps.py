@@ -1,7 +1,7 @@
 """Some steps of main_pretrain.py with --profile, from a packed store: does the GPU wait?
 
     python benchmarks/steps.py [--models convnextv2_base mae_vit_base_patch16] [--device cuda]
-                               [--compile] [--output DIR] [--json FILE]
+                               [--compile] [--cuda_graph] [--output DIR] [--json FILE]
 
 The store holds 64 synthetic faces of 256 px, repeated: loading costs what it costs for as many
 different ones, but the store is in the page cache, so the disk is not measured. Speed and waiting
@@ -71,6 +71,7 @@ def main() -> None:
         "--batch_size", type=int, default=64, help="images per step (default: %(default)s)"
     )
     parser.add_argument("--compile", action="store_true", help="compile blocks")
+    parser.add_argument("--cuda_graph", action="store_true", help="launch each pass as a graph")
     parser.add_argument(
         "--input_size",
         type=int,
@@ -88,19 +89,21 @@ def main() -> None:
     folder = args.output or (args.json.parent if args.json else Path("output_dir/steps"))
     folder.mkdir(parents=True, exist_ok=True)
     options = ["--device", args.device, "--batch_size", str(args.batch_size)]
-    options += ["--input_size", str(args.input_size), *["--compile"] * args.compile]
+    options += ["--input_size", str(args.input_size)]
+    ways = [way for way in ("compile", "cuda_graph") if getattr(args, way)]
+    options += [f"--{way}" for way in ways]
     with tempfile.TemporaryDirectory(dir=folder) as temporary:
         store = make_store(Path(temporary), STEPS * args.batch_size)
         for model in args.models:
-            output = folder / f"{model}{'-compiled' * args.compile}"
+            output = folder / "-".join([model, *ways])
             record = pretrain(store, output, ["--model", model, *options])
             waited = f"{record['data_wait']:.1%}"
             busy = busy_share(output / "trace.json")
             shown = None if busy is None else f"{busy:.1%}"
-            where = [model, args.batch_size, args.compile]
+            where = [model, args.batch_size, " ".join(ways) or None]
             trace = str(output / "trace.json")
             rows.append([*where, record["images_per_s"], waited, shown, trace])
-    columns = ["model", "batch", "compiled", "images/s", "waiting for data", "GPU busy, traced"]
+    columns = ["model", "batch", "with", "images/s", "waiting for data", "GPU busy, traced"]
     report.table("Training", [*columns, "trace"], rows)
     report.close()
 
