@@ -159,6 +159,14 @@ def test_help_lists_all_options_of_the_program(path):
     parser = importlib.import_module(module_name(path)).build_parser()
     names = {name for action in parser._actions for name in action.option_strings}
     assert names <= set(re.findall(r"--?[a-z][\w-]*", run.stdout))
+    usage, empty, *_ = run.stdout.splitlines()
+    assert usage.startswith(f"usage: {path.name} [OPTION …]")
+    assert empty == ""
+    # An entry is an option with its text, up to the next option or heading.
+    text = re.sub(r"\n {10,}", " ", run.stdout)
+    entries = [line for line in text.splitlines() if line.startswith("  --")]
+    told = re.compile(r"default|required|same as")
+    assert [line for line in entries if not told.search(line)] == []
 
 
 def test_training_starts_without_importing_what_is_needed_later():

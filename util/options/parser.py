@@ -42,13 +42,36 @@ def program_name() -> str:
     return os.path.basename(sys.argv[0])
 
 
+class Help(argparse.HelpFormatter):
+    """Says of every option what it is by default."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        told = any(word in (action.help or "") for word in ("default", "required", "same as"))
+        if told or not action.option_strings or isinstance(action, argparse._HelpAction):
+            return action.help
+        default = "off" if action.type is boolean else "none"
+        return f"{action.help} (default: {default})"
+
+
 class Parser(argparse.ArgumentParser):
     """Flags spelled with `_` or `-`, options files (`@recipe.args`), errors as BadInput."""
 
     def __init__(self, description: str, **options: bool) -> None:
-        own = {"allow_abbrev": False, "fromfile_prefix_chars": "@"}
+        own = {"allow_abbrev": False, "fromfile_prefix_chars": "@", "formatter_class": Help}
         super().__init__(prog=program_name(), description=description, **own, **options)
         self.has_run = False  # whether the program writes a run, with status.json, to --output_dir
+
+    def format_help(self) -> str:
+        """The help, with a usage of one line: the options, over a hundred, are listed below it."""
+        words = [self.prog, "[OPTION …]"]
+        for action in self._actions:
+            value = action.metavar or action.dest.upper()
+            if not action.option_strings:
+                words.append(value if action.nargs is None else f"{value} …")
+            elif action.required:
+                words.append(f"{action.option_strings[0]} {value}")
+        self.usage = " ".join(words)
+        return super().format_help()
 
     def parse(self, argv: Sequence[str]) -> Options:
         """Parse; raises BadInput that names the flag and, for an unknown one, the most similar."""
