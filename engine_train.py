@@ -1,9 +1,9 @@
 """The training loop: gradient accumulation, mixed precision, clipping, agreement between ranks.
 
 An engine supplies the loss of a batch; a main supplies an observer that logs and saves. The loop
-works in optimizer steps. The host waits for the device only once per step, to read one small tensor
-summed over the ranks: the loss and the gradient norm, which are not finite if they are not finite
-on any rank, and whether any rank was asked to stop.
+works in optimizer steps. In each, the host waits for one small tensor summed over the ranks: the
+loss and the gradient norm, which are not finite if they are not finite on any rank, and whether any
+rank was asked to stop. A fused optimizer is launched before that, others after.
 """
 
 import math
@@ -118,7 +118,7 @@ class StepResult(NamedTuple):
     stop: bool  # whether any rank was asked to stop
     lr: float
     seconds: float
-    waited: float  # the part of them spent waiting for data
+    waited: float  # seconds that the device waited for data
 
 
 class Observer(Protocol):
@@ -219,7 +219,7 @@ class Trainer:
         seed_globals(self.seed, state.position.epoch, state.position.step, self.process.rank)
 
         before = self._statistics()
-        total, waited = self._accumulate(batches, observer)
+        total = self._accumulate(batches, observer)
         scaler.unscale_(state.optimizer)
         norm = nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None])
         report = self._report(total, norm)
@@ -228,9 +228,7 @@ class Trainer:
             nn.utils.clip_grads_with_norm_(self.parameters, self.clip_grad, norm)
         # From here on until the optimizer's turn, the device is busy and the host is not.
         self.save_if_overdue(observer)
-        asked = time.perf_counter()
         batches.fetch_ahead()
-        waited += time.perf_counter() - asked
         held.enter_context(defer_worker_errors())
         self.is_consistent = False
         done = step_if_finite(state.optimizer, report[:2])
@@ -247,20 +245,24 @@ class Trainer:
         self.gradients.clear()
         seconds = time.perf_counter() - start
         return StepResult(
-            loss, mean_norm, skipped=skipped, stop=stop > 0, lr=lr, seconds=seconds, waited=waited
+            loss,
+            mean_norm,
+            skipped=skipped,
+            stop=stop > 0,
+            lr=lr,
+            seconds=seconds,
+            waited=batches.waited(),
         )
 
-    def _accumulate(self, batches: Batches, observer: Observer) -> tuple[Tensor, float]:
-        """Add up the gradients of a step's micro-batches -> their mean loss, seconds of waiting."""
-        total, waited = torch.zeros((), device=self.device), 0.0
+    def _accumulate(self, batches: Batches, observer: Observer) -> Tensor:
+        """Add up the gradients of a step's micro-batches -> their mean loss."""
+        total = torch.zeros((), device=self.device)
         for k in range(self.accum):
             self.save_if_overdue(observer)
-            asked = time.perf_counter()
             batch = next(batches)
-            waited += time.perf_counter() - asked
             self.is_consistent = not self.statistics
             total += self.gradients.add(batch, self.accum, last=k == self.accum - 1)
-        return total, waited
+        return total
 
     def save_if_overdue(self, observer: Observer) -> None:
         """Save now if a stop was requested a while ago; called before what may take long."""

@@ -71,8 +71,8 @@ def compile_blocks(model: nn.Module) -> None:
 def uncompiled() -> AbstractContextManager:
     """A context in which compiled blocks run as they are.
 
-    For what has other sizes than training, or runs on one rank while the others wait: compiling for
-    it would take minutes. Does nothing if nothing is compiled.
+    For what has other sizes than training, or runs on one rank while the others wait: it would be
+    compiled anew. Does nothing if nothing is compiled.
     """
     if "torch._dynamo" not in sys.modules:  # it takes seconds to import
         return nullcontext()

@@ -150,17 +150,17 @@ def main() -> None:
         images = given.batch_size * given.accum_iter * processes
         for gpus in args.gpus:
             found = step(given.model, images, gpus, Network())
-            days = given.epochs * IMAGES / found.rate() / 86400
+            hours = given.epochs * IMAGES / found.rate() / 3600
             shares = (f"{s / sum(found.seconds.values()):.0%}" for s in found.seconds.values())
             cores = math.ceil(found.rate() * WORKER / math.ceil(gpus / MACHINE))
-            rows.append([recipe, images, gpus, found.rate(), days, found.limit(), *shares, cores])
+            rows.append([recipe, images, gpus, found.rate(), hours, found.limit(), *shares, cores])
             for cards in (MACHINE, 1):
                 usual, half = (
                     step(given.model, images, gpus, Network(cards, width)).rate()
                     for width in (4, 2)
                 )
                 saved.append([recipe, gpus, cards, f"{1 - usual / half:.1%}"])
-    columns = ["recipe", "images per step", "GPUs", "images/s", "days", "limit"]
+    columns = ["recipe", "images per step", "GPUs", "images/s", "hours", "limit"]
     columns += [*found.seconds, "cores per machine"]
     report.table("By arithmetic", columns, rows)
     columns = ["recipe", "GPUs", "network cards per machine", "time saved"]

@@ -5,8 +5,9 @@
 Needs requirements.txt only and downloads nothing. Each measurement is a process of its own: one of
 the other scripts, started if the time that it is likely to take is left. So an error, even a crash
 of the driver, costs one measurement. If memory runs out, it is repeated with half the batch.
-Results are printed and added to DIR/gpu.json as soon as there are any; DIR/<name>.txt has the whole
-output of each. At the end, what was left out is listed with its command.
+Results are printed and written to DIR/gpu.json as soon as there are any, replacing those of an
+earlier start; DIR/<name>.txt has the whole output of each. At the end, what was left out is listed
+with its command.
 """
 
 import argparse

@@ -12,6 +12,7 @@ The kernels' trial runs first, as before a training. Results and gradients are t
 torch's in fp32, beside torch's own in the measured precision.
 """
 
+import copy
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -97,19 +98,22 @@ def torchs(stage: Stage) -> dict[str, Run]:
     canvas = on_canvas(stage.visible, GRID, stage.b)
     dtype, device = x.dtype, x.device.type
 
-    def convolve() -> Tensor:
+    def convolve(x: Tensor = x, conv: nn.Conv2d = block.dwconv) -> Tensor:
         with torch.autocast(device, dtype, enabled=dtype != torch.float32):
-            return depthwise(x, block.dwconv, canvas)
+            return depthwise(x, conv, canvas)
 
     def mlp() -> Tensor:
         with torch.autocast(device, dtype, enabled=dtype != torch.float32):
             return block.pwconv2(block.grn(F.gelu(block.pwconv1(block.norm(x)))))
 
-    y, z, filters = convolve(), mlp(), [block.dwconv.weight, block.dwconv.bias]
+    # All gradients that a convolution's inputs require are computed, whichever are asked for.
+    frozen = copy.deepcopy(block.dwconv).requires_grad_(False)
+    of_input, of_filters, z = convolve(conv=frozen), convolve(x.detach()), mlp()
+    filters = [block.dwconv.weight, block.dwconv.bias]
     return {
         "convolution": torch.no_grad()(convolve),
-        "its input's gradient": lambda: gradients(y, [x], stage.g),
-        "its filters' gradient": lambda: gradients(y, filters, stage.g),
+        "its input's gradient": lambda: gradients(of_input, [x], stage.g),
+        "its filters' gradient": lambda: gradients(of_filters, filters, stage.g),
         "MLP": torch.no_grad()(mlp),
         "MLP's gradients": lambda: gradients(z, [x, *mlp_parameters(block)], stage.g),
     }

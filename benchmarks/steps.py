@@ -95,7 +95,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=folder) as temporary:
         store = make_store(Path(temporary), STEPS * args.batch_size)
         for model in args.models:
-            output = folder / "-".join([model, *ways])
+            output = folder / "-".join([model, *ways, str(args.batch_size)])
             record = pretrain(store, output, ["--model", model, *options])
             waited = f"{record['data_wait']:.1%}"
             busy = busy_share(output / "trace.json")

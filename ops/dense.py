@@ -14,28 +14,39 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 GRADIENTS = "sfer::depthwise_gradients"
-torch.library.define(GRADIENTS, "(Tensor g, Tensor x, Tensor weight) -> (Tensor, Tensor, Tensor)")
+torch.library.define(
+    GRADIENTS, "(Tensor g, Tensor x, Tensor weight, bool[3] wanted) -> (Tensor, Tensor, Tensor)"
+)
+Three = tuple[Tensor, Tensor, Tensor]
 
 
 @torch.library.impl(GRADIENTS, "default")
-def depthwise_gradients(g: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Upstream gradient and input (N, H, W, C), filters (C, 1, k, k) -> of input, filters, bias."""
-    dx, dweight, dbias = backward(g.contiguous(), x.contiguous(), weight)
-    return dx.contiguous(), dweight.flatten(1).contiguous().view(weight.shape), dbias
+def depthwise_gradients(g: Tensor, x: Tensor, weight: Tensor, wanted: list[bool]) -> Three:
+    """Upstream gradient and input (N, H, W, C), filters (C, 1, k, k) -> of input, filters, bias.
+
+    Those that are not wanted are empty tensors.
+    """
+    dx, dweight, dbias = backward(g.contiguous(), x.contiguous(), weight, wanted)
+    none = x.new_empty(0)
+    return (
+        dx.permute(0, 2, 3, 1).contiguous() if wanted[0] else none,
+        dweight.flatten(1).contiguous().view(weight.shape) if wanted[1] else none.clone(),
+        dbias if wanted[2] else none.clone(),
+    )
 
 
 @torch.library.register_fake(GRADIENTS)
-def _(g: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    return x.new_empty(x.shape), weight.new_empty(weight.shape), weight.new_empty(len(weight))
+def _(g: Tensor, x: Tensor, weight: Tensor, wanted: list[bool]) -> Three:
+    shapes = (x.shape, weight.shape, weight.shape[:1])
+    return tuple(x.new_empty(s if want else 0) for s, want in zip(shapes, wanted, strict=True))
 
 
-def backward(g: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The same, in whichever strides torch's kernels return it."""
+def backward(g: Tensor, x: Tensor, weight: Tensor, wanted: list[bool]) -> tuple[Tensor | None, ...]:
+    """The same with maps (N, C, H, W), in whichever strides torch's kernels return."""
     c, _, k, _ = weight.shape
-    options = ([c], [1, 1], [k // 2, k // 2], [1, 1], False, [0, 0], c, [True, True, True])
+    options = ([c], [1, 1], [k // 2, k // 2], [1, 1], False, [0, 0], c, wanted)
     maps = (t.permute(0, 3, 1, 2) for t in (g, x))
-    dx, dweight, dbias = torch.ops.aten.convolution_backward(*maps, weight, *options)
-    return dx.permute(0, 2, 3, 1), dweight, dbias
+    return torch.ops.aten.convolution_backward(*maps, weight, *options)
 
 
 class DenseDepthwise(torch.autograd.Function):
@@ -49,8 +60,10 @@ class DenseDepthwise(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        return torch.ops.sfer.depthwise_gradients(g, *ctx.saved_tensors)
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+        wanted = list(ctx.needs_input_grad)
+        found = torch.ops.sfer.depthwise_gradients(g, *ctx.saved_tensors, wanted)
+        return tuple(x if want else None for x, want in zip(found, wanted, strict=True))
 
 
 def depthwise_forward(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:

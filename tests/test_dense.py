@@ -35,6 +35,18 @@ def test_fp32_filters_get_fp32_gradients_from_a_bf16_pass():
     assert {p.grad.dtype for p in (x, weight, bias)} == {torch.float32}
 
 
+@pytest.mark.parametrize("wanted", [(True, False, False), (False, True, True)])
+def test_only_wanted_gradients_are_computed(wanted, monkeypatch):
+    seen, compute = [], dense.backward
+    monkeypatch.setattr(dense, "backward", lambda *given: seen.append(given[3]) or compute(*given))
+    x, weight, bias = inputs(torch.float64)
+    for tensor, want in zip((x, weight, bias), wanted, strict=True):
+        tensor.requires_grad_(want)
+    DenseDepthwise.apply(x, weight, bias).sum().backward()
+    assert [tensor.grad is not None for tensor in (x, weight, bias)] == list(wanted)
+    assert seen == [list(wanted)]
+
+
 @pytest.mark.parametrize("upstream", ["expanded", "transposed"])
 def test_any_upstream_gradient_will_do(upstream):
     ours, theirs = inputs(torch.float64), inputs(torch.float64)
@@ -52,9 +64,9 @@ def test_compiled_blocks_keep_maps_channels_last(name, monkeypatch):
     monkeypatch.setenv("SFER_KERNELS", "reference")
     copied, seen, compute = [], [], dense.backward
 
-    def watched(g, x, weight):
+    def watched(g, *others):
         seen.append(g.shape)
-        return compute(g, x, weight)
+        return compute(g, *others)
 
     usual = torch.Tensor.contiguous
 

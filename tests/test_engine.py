@@ -220,6 +220,7 @@ def check_all(folder, process):
             check(process)
         except Exception:
             (folder / f"{check.__name__}-{process.rank}").write_text(traceback.format_exc())
+            return  # the other rank may still be in this check
         gc.collect()
 
 

@@ -1,6 +1,7 @@
 """Passes replayed from a graph, with CUDA graphs replaced by a stand-in that keeps their rules."""
 
 import copy
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -12,14 +13,14 @@ from engine_finetune import ClassifierLoss
 from engine_pretrain import MaskedLoss
 from engine_train import Trainer, TrainState
 from models_registry import create_classifier, create_pretrain_model
-from replay import record
+from replay import capture
 from training import graphed
 from training.gradients import BatchLoss, Eager
 from training.graphed import Graphed
 from training.precision import Precision
 from training.run import Run, gradients_of
 from util.distributed import ProcessInfo
-from util.errors import BadInput
+from util.errors import BadInput, Fault
 from util.optim import adamw, parameter_groups
 from util.stop import StopRequest
 
@@ -35,7 +36,7 @@ MODELS = {
 
 @pytest.fixture(autouse=True)
 def stand_in(monkeypatch):
-    monkeypatch.setattr(graphed, "record", record)
+    monkeypatch.setattr(graphed, "capture", capture)
 
 
 def build(name):
@@ -160,25 +161,43 @@ class Constant(Waiting):
         return model(x).square().mean() * self.count
 
 
-@pytest.mark.parametrize(
-    ("loss", "why"),
-    [(Waiting, "operation not permitted"), (Constant, "a replayed graph computed something else")],
-)
-def test_what_no_graph_can_hold_is_computed_as_usual(loss, why):
+def test_a_pass_that_no_graph_can_hold_ends_the_run():
     told, model = [], nn.Linear(3, 1)
-    gradients = Graphed(model, loss(), Precision("off", CPU), ProcessInfo(), tell=told.append)
+    gradients = Graphed(model, Waiting(), Precision("off", CPU), ProcessInfo(), tell=told.append)
+    why = r"cannot be recorded \(operation not permitted .*\); leave it out"
+    with pytest.raises(Fault, match=f"--cuda_graph: a pass {why}"):
+        gradients.add(torch.randn(4, 3), 1, last=True)
+    assert told == []
+
+
+def test_a_graph_that_computes_something_else_is_not_used():
+    told, model = [], nn.Linear(3, 1)
+    gradients = Graphed(model, Constant(), Precision("off", CPU), ProcessInfo(), tell=told.append)
     twin = copy.deepcopy(model)
     for _ in range(2):
         x = torch.randn(4, 3)
         gradients.clear()
         value = gradients.add(x, 1, last=True)
-        factor = 2 if loss is Waiting else gradients.batch_loss.count
+        factor = gradients.batch_loss.count
         twin.zero_grad()
         (twin(x).square().mean() * factor).backward()
         torch.testing.assert_close(model.weight.grad, twin.weight.grad)
         assert value.item() == pytest.approx(twin(x).square().mean().item() * factor)
     assert len(told) == 1
-    assert told[0].startswith(f"warning: --cuda_graph has no effect: {why}")
+    assert told[0].startswith("warning: --cuda_graph has no effect: its results differ by ")
+
+
+def test_nothing_is_recorded_while_losses_overflow():
+    told = []
+    model, gradients = graphed_model("vit", told)
+    model.head.weight.data.fill_(torch.inf)
+    [batch] = batches(1, model)
+    assert not gradients.add(batch, 1, last=True).isfinite()
+    assert told == []
+    model.head.weight.data.fill_(0.1)
+    gradients.clear()
+    assert gradients.add(batch, 1, last=True).isfinite()
+    assert len(told) == 1
 
 
 def test_a_shape_seen_in_mid_step_keeps_the_gradients_before():
@@ -199,7 +218,7 @@ def test_a_shape_seen_in_mid_step_keeps_the_gradients_before():
 
 def check_ranks(process):
     """Two ranks begin and stay equal, and train as with DDP."""
-    graphed.record = record
+    graphed.capture = capture
     weights = {}
     for kind in ("graphed", "ddp"):
         torch.manual_seed(process.rank)  # different weights, until rank 0's are everyone's
@@ -229,33 +248,72 @@ def test_two_ranks_train_as_with_ddp(tmp_path):
     two_ranks(check_ranks, tmp_path)
 
 
-def test_recording_asks_cuda_for_a_graph(monkeypatch):
-    """The real one, as far as it can be called without a GPU."""
+class Recording:
+    """torch.cuda.graph as far as it can be seen without a GPU."""
+
+    def __init__(self, graph, **options):
+        self.graph, self.options = graph, options
+
+    def __enter__(self):
+        self.graph.done.append(("begin", self.options))
+
+    def __exit__(self, kind, error, trace):
+        self.graph.done.append("end")
+        if error:
+            raise RuntimeError("operation failed due to a previous error during capture")
+
+
+class CUDAGraph:
+    done = []  # noqa: RUF012
+
+    def replay(self):
+        self.done.append("replay")
+
+
+@pytest.fixture
+def cuda(monkeypatch):
+    """What CUDA was asked for."""
     monkeypatch.undo()
-    done, told = [], {}
-
-    class Graph:
-        def replay(self):
-            done.append("replay")
-
-    class Recording:
-        def __init__(self, graph, **options):
-            told.update(options)
-
-        def __enter__(self):
-            done.append("begin")
-
-        def __exit__(self, *error):
-            done.append("end")
-
-    monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", CUDAGraph)
     monkeypatch.setattr(torch.cuda, "graph", Recording)
     monkeypatch.setattr(graphed, "memory", lambda: (0, 1))
-    result, replay = graphed.record(lambda: done.append("compute") or torch.ones(()))
+    CUDAGraph.done = []
+    return CUDAGraph
+
+
+def test_recording_asks_cuda_for_a_graph(cuda):
+    result, replay = graphed.record(lambda: cuda.done.append("compute") or torch.ones(()))
     replay()
-    assert done == ["begin", "compute", "end", "replay"]
-    assert told == {"capture_error_mode": "thread_local", "pool": (0, 1)}
+    options = {"capture_error_mode": "thread_local", "pool": (0, 1)}
+    assert cuda.done == [("begin", options), "compute", "end", "replay"]
     assert result == 1
+
+
+def test_a_failed_recording_names_its_cause(cuda):
+    def compute():
+        raise RuntimeError("operation not permitted\nand many more lines")
+
+    with pytest.raises(graphed.RecordingFailed, match=r"^operation not permitted$"):
+        graphed.record(compute)
+    assert cuda.done[-1] == "end"
+
+
+def test_another_stream_is_waited_for_even_after_an_error(monkeypatch):
+    waits = []
+
+    class Stream:
+        def __init__(self, name):
+            self.name = name
+
+        def wait_stream(self, other):
+            waits.append((self.name, other.name))
+
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: Stream("here"))
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: Stream("side"))
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: nullcontext())
+    with pytest.raises(ValueError, match="in between"), graphed.aside(torch.device("cuda")):
+        raise ValueError("in between")
+    assert waits == [("side", "here"), ("here", "side")]
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Copies between host and device, with CUDA replaced by a record of what it is asked."""
 
+import time
 from contextlib import contextmanager
 
 import pytest
@@ -38,6 +39,22 @@ def record(monkeypatch):
             record.append(f"copy {batch[1]}")
         return batch
 
+    class Event:
+        """Its time is the length of the record when it was made."""
+
+        def __init__(self, enable_timing):
+            assert enable_timing
+
+        def record(self):
+            self.time = len(record)
+
+        def query(self):
+            return True
+
+        def elapsed_time(self, end):
+            return 1000.0 * (end.time - self.time)
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
     monkeypatch.setattr(torch.cuda, "stream", inside)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: computing)
     monkeypatch.setattr(transfer, "copy_stream", lambda device: copying)
@@ -72,12 +89,44 @@ def test_a_batch_fetched_ahead_is_the_next_one(record):
     assert next(batches, None) is None
 
 
+def test_only_loading_counts_as_waiting(record):
+    batches = Batches(load(3, record), GPU)
+    next(batches)
+    assert batches.waited() == 1  # "load 0" lies between the events, "copy 0" does not
+    record += ["compute"] * 5
+    batches.fetch_ahead()
+    next(batches)
+    next(batches)
+    assert batches.waited() == 2
+    assert batches.waited() == 0
+
+
+def test_a_wait_that_the_gpu_has_not_reached_is_counted_later(record, monkeypatch):
+    monkeypatch.setattr(torch.cuda.Event, "query", lambda event: event.time < len(record) - 3)
+    batches = Batches(load(3, record), GPU)
+    next(batches)
+    assert batches.waited() == 0
+    record += ["compute"] * 5
+    assert batches.waited() == 1
+
+
 def test_without_cuda_nothing_is_fetched_ahead():
     record = []
     batches = Batches(load(2, record), torch.device("cpu"))
     batches.fetch_ahead()
     assert record == []
     assert [k for _, k in batches] == [0, 1]
+
+
+def test_without_cuda_the_host_waits():
+    def slowly():
+        time.sleep(0.05)
+        yield torch.zeros(1)
+
+    batches = Batches(slowly(), torch.device("cpu"))
+    next(batches)
+    assert 0.05 <= batches.waited() < 5
+    assert batches.waited() == 0
 
 
 @pytest.mark.parametrize("count", [0, 1, 3])

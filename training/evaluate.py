@@ -46,7 +46,8 @@ def collect(
                 value = function(normalise(imgs))
             yield index, readable, value.float()
 
-    own = [tuple(x.numpy() for x in result) for result in on_host(results())]
+    # Copied, so that the pinned memory of each batch can be used for the next.
+    own = [tuple(x.numpy().copy() for x in result) for result in on_host(results())]
     batches = [batch for share in gather_objects(own) for batch in share]
     index, readable, values = (np.concatenate(part) for part in zip(*batches, strict=True))
     order = np.unique(index, return_index=True)[1]

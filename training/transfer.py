@@ -1,6 +1,7 @@
 """Moves batches to the device and results back; on CUDA, while the device computes."""
 
 import functools
+import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -59,20 +60,22 @@ def copy_stream(device: torch.device) -> torch.cuda.Stream:
 class Batches:
     """Batches on the device. On CUDA, each is copied from pinned memory on a separate stream.
 
-    So it is copied while the device computes, if it was asked for then: after the device was given
-    its work, rather than before, when a late batch would keep it waiting.
+    Ask for the next one (`fetch_ahead`) after launching the work on this one: it is copied
+    meanwhile, and if it is late, it does not delay that work.
     """
 
     def __init__(self, source: Iterable, device: torch.device) -> None:
         self.source, self.device = iter(source), device
         self._coming: Any = None
+        self._waited = 0.0  # on the host
+        self._waits: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
 
     def __iter__(self) -> Iterator:
         return self
 
     def __next__(self) -> Any:
         if self.device.type != "cuda":
-            return to_device(next(self.source), self.device)
+            return to_device(self._load(), self.device)
         self.fetch_ahead()
         if self._coming is None:
             raise StopIteration
@@ -86,7 +89,32 @@ class Batches:
 
     def fetch_ahead(self) -> None:
         """Start copying the next batch, waiting for it if it is late; does nothing without CUDA."""
-        if self._coming is None and self.device.type == "cuda":
-            batch = next(self.source, None)
-            with torch.cuda.stream(copy_stream(self.device)):
-                self._coming = to_device(batch, self.device)
+        if self._coming is not None or self.device.type != "cuda":
+            return
+        # The device reaches the second event as late as the host if it has nothing else to do.
+        before, after = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        before.record()
+        batch = next(self.source, None)
+        after.record()
+        self._waits.append((before, after))
+        with torch.cuda.stream(copy_stream(self.device)):
+            self._coming = to_device(batch, self.device)
+
+    def _load(self) -> Any:
+        """The next batch on the host."""
+        start = time.perf_counter()
+        try:
+            return next(self.source)
+        finally:
+            self._waited += time.perf_counter() - start
+
+    def waited(self) -> float:
+        """Seconds that the device had nothing to do but wait for batches since the last call.
+
+        On CUDA, a wait that the device has not reached yet is counted in a later call.
+        """
+        done = [pair for pair in self._waits if pair[1].query()]
+        self._waits = self._waits[len(done) :]
+        waited = self._waited + sum(a.elapsed_time(b) for a, b in done) / 1000
+        self._waited = 0.0
+        return waited

@@ -187,14 +187,15 @@ def gather_objects(value: Any) -> list[Any]:
 def own_cores() -> int:
     """This process's share of the CPU cores that it may use; all ranks must call this together.
 
-    srun and containers may restrict each rank to cores of its own. A core counts as many times less
-    as ranks may use it.
+    srun and containers may restrict each rank to cores of its own. A core that k ranks may use
+    counts as 1/k.
     """
     affinity = getattr(os, "sched_getaffinity", None)  # Linux
     cores = affinity(0) if affinity else range(os.cpu_count() or 1)
-    everyone = gather_objects((_machine(), set(cores)))
-    users = Counter((place, core) for place, theirs in everyone for core in theirs)
-    return int(sum(Fraction(1, users[_machine(), core]) for core in cores))
+    machine = _machine()
+    everyone = gather_objects((machine, set(cores)))
+    users = Counter(core for place, theirs in everyone if place == machine for core in theirs)
+    return int(sum(Fraction(1, users[core]) for core in cores))
 
 
 def _machine() -> str:

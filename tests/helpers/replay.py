@@ -53,8 +53,8 @@ class Recorder(TorchDispatchMode):
                         place.copy_(value)
 
 
-def record(compute):
-    """Replaces `training.graphed.record`."""
+def capture(compute):
+    """Replaces `training.graphed.capture`."""
     with torch.random.fork_rng([]), Recorder() as recorder:
         result = compute()
     recorder.undo()
