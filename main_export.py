@@ -17,9 +17,10 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent))  # left out by python -P
 
 from export.model_card import LICENCE
+from util.download import check_classifier
 from util.errors import BadInput
 from util.files import creating, unusable, write_file
-from util.options.groups import TRAINED, add_saved
+from util.options.groups import TRAINED, add_cache_dir, add_saved
 from util.options.parser import Parser
 from util.program import run_program
 
@@ -39,6 +40,7 @@ def build_parser() -> Parser:
         "Export a trained model for other software, and check that it gives the same outputs there."
     )
     add_saved(parser, f"{TRAINED} (required)")
+    add_cache_dir(parser)
     parser.add_argument(
         "--to",
         metavar="FORMAT",
@@ -74,6 +76,8 @@ def check_options(args: argparse.Namespace) -> None:
             f"--license {args.license}: must be an identifier such as apache-2.0, cc-by-nc-4.0 "
             "or other"
         )
+    if args.classes:
+        check_classifier(args.checkpoint, "--classes:")
     check_output(output_folder(args.output))
 
 

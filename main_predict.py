@@ -34,7 +34,7 @@ def work(args: argparse.Namespace) -> None:
 
     paths, skipped = list_pictures(args.images)
     open_detector(args.detector)
-    saved = open_classifier(args.checkpoint, args.classes, args.cache_dir)
+    saved = open_classifier(args.checkpoint, args.classes)
     predictor = Predictor(saved, pick_device(args.device, ProcessInfo()))
     # Names from a file may contain characters that cannot be encoded.
     classes = [name.encode("utf-8", "backslashreplace").decode() for name in saved.classes]

@@ -15,6 +15,7 @@ from datasets.transforms import IMAGENET_MEAN, IMAGENET_STD, Normalise
 from models_masked import MaskedAutoencoder
 from models_registry import create_classifier, create_pretrain_model, normalise_head_input
 from util.checkpoint.read import read_checkpoint
+from util.download import check_classifier
 from util.errors import BadInput, ReadFault
 from util.options.trained import INTERPOLATIONS, trained_with
 from util.safe_json import number, part
@@ -23,6 +24,7 @@ from util.weights import check_alone, load_pretrained, pick_state, read_source
 from util.weights.hf_settings import described_beside
 from util.weights.layouts import Architecture, head_classes, identify_architecture, translate
 from util.weights.layouts_foreign import TRANSFORMERS
+from util.wording import without_head
 
 LARGEST = 4096  # side length in pixels of an input
 
@@ -115,32 +117,30 @@ def open_saved(
 ) -> Saved:
     """Open any trained model: a classifier if it has a head, else an autoencoder or encoder.
 
-    Arguments and errors as in `open_classifier`; BadInput too if `classes` are given for a model
-    without a head.
+    `source`: a path or a released name. `classes` and errors as in `open_classifier`; BadInput too
+    if classes are given for a model without a head.
     """
+    if classes:
+        check_classifier(source, "--classes:")
     opened = _open(source, cache_dir)
     if head_classes(opened.weights):
         return _classifier(source, opened, classes)
     if classes:
-        raise BadInput(f"--classes: {source} was pre-trained only and has no classifier head")
+        raise BadInput(f"--classes: {without_head(source)}")
     return _autoencoder(source, opened) if opened.has_decoder else _encoder(source, opened)
 
 
-def open_classifier(
-    source: str | Path, classes: Sequence[str] = (), cache_dir: str | None = None
-) -> SavedClassifier:
-    """Open a classifier from a checkpoint of any known layout (a path or a released name).
+def open_classifier(source: str | Path, classes: Sequence[str] = ()) -> SavedClassifier:
+    """Open a classifier from a checkpoint of any known layout.
 
     The architecture is inferred from the tensors. `classes`: class names in output order, for
     files that do not contain them. Raises BadInput if it is not a fine-tuned model, or if its
     classes are not named.
     """
-    opened = _open(source, cache_dir)
+    check_classifier(source)
+    opened = _recognised(source, read_checkpoint(source))
     if not head_classes(opened.weights):
-        raise BadInput(
-            f"{source}: was pre-trained only and has no classifier head; fine-tune it first: "
-            f"main_finetune.py --finetune {source} --data_path …"
-        )
+        raise BadInput(without_head(source))
     return _classifier(source, opened, classes)
 
 

@@ -158,7 +158,7 @@ def build_teacher(args: Options, run: Run, data: LabelledSet) -> Teacher | None:
 
     def build() -> Teacher:
         try:
-            saved = open_classifier(args.teacher, args.classes, args.cache_dir)
+            saved = open_classifier(args.teacher, args.classes)
             teacher = Teacher(
                 args.teacher,
                 saved,

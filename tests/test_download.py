@@ -10,9 +10,14 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import requests
 
+import main_export
+import main_finetune
+import main_predict
+import main_visualize
 from backbones import model_names
+from models_saved import open_classifier, open_saved
 from released import CONTENT, weights, whole
-from runs import ROOT, free_port
+from runs import ROOT, free_port, run_here
 from util import download
 from util.download import DRIVE, RELEASED, cached_path, fetch, main
 from util.errors import BAD_INPUT, DONE, BadInput
@@ -352,6 +357,7 @@ def test_the_command_fetches_and_lists(server, address, tmp_path, capsys):
         assert rows[NAME] == ["mae_vit_tiny_patch16", "300", "no"]
         assert rows["convnextv2_base_affectnet"] == ["convnextv2_base", "–", "2.1", "MB"]
         assert rows.keys() >= RELEASED.keys()
+        assert "pre-trained only: fine-tune one before" in table
         assert "terms of their authors" in table
     assert len(server.log) == 2
 
@@ -372,6 +378,50 @@ def test_wrong_options_give_one_error_line_and_exit_code_2(argv, expected, serve
     assert expected in line
     assert all("downloading to" in notice for notice in notices)
     assert server.log == []
+
+
+@pytest.mark.parametrize(
+    ("program", "options", "named"),
+    [
+        (main_predict, f"--checkpoint {NAME} .", "--checkpoint"),
+        (main_finetune, f"--eval --finetune {NAME}", "--eval --finetune"),
+        (main_finetune, f"--eval --resume {NAME}", "--eval --finetune"),
+        (main_finetune, f"--data_path synthetic:16 --teacher {NAME}", "--teacher"),
+        (
+            main_visualize,
+            f"--checkpoint {NAME} --data_path synthetic --figures features,attention",
+            "--figures attention:",
+        ),
+        (main_visualize, f"--checkpoint {NAME} --data_path synthetic --classes a,b", "--classes:"),
+        (main_export, f"--checkpoint {NAME} --to safetensors --output x --classes a", "--classes:"),
+    ],
+)
+def test_a_program_that_needs_a_classifier_refuses_them_and_downloads_nothing(
+    program, options, named, server, address, tmp_path, monkeypatch, capfd
+):
+    monkeypatch.chdir(tmp_path)
+    more = ["--output_dir", "out"] if program in (main_finetune, main_visualize) else []
+    assert run_here(program, [*options.split(), *more]) == BAD_INPUT
+    (line,) = capfd.readouterr().err.splitlines()
+    assert f"error: {named} {NAME}: was pre-trained only and has no classifier head; " in line
+    assert f"main_finetune.py --finetune {NAME} --data_path …" in line
+    assert server.log == []
+
+
+def test_python_code_that_needs_a_classifier_is_refused_them_too(server, address):
+    for use in (open_classifier, lambda name: open_saved(name, classes=("a", "b"))):
+        with pytest.raises(BadInput, match=f"{NAME}: was pre-trained only"):
+            use(NAME)
+    assert server.log == []
+
+
+def test_a_file_with_the_name_of_released_weights_is_opened(tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / NAME).write_bytes(b"<html>")
+    (tmp_path / "a.png").write_bytes(b"")
+    argv = ["--checkpoint", NAME, "--detector", "none", "a.png"]
+    assert run_here(main_predict, argv) == BAD_INPUT
+    assert f"{NAME}: a web page, not a checkpoint" in capfd.readouterr().err
 
 
 def test_a_terminal_gets_a_progress_bar(server, address, monkeypatch, capsys):

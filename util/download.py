@@ -22,7 +22,7 @@ from util.files import lock, read_patiently, write_file
 from util.options.groups import add_cache_dir
 from util.options.parser import Parser
 from util.program import run_program
-from util.wording import did_you_mean
+from util.wording import did_you_mean, without_head
 
 # gdown and torch (in util.checkpoint) are imported where a file is downloaded or checked: programs
 # look up names here while they parse their options, which must be quick.
@@ -30,10 +30,13 @@ from util.wording import did_you_mean
 DRIVE = "https://drive.google.com/uc?id={id}"  # for gdown, which answers Drive's questions
 PAGE = "https://drive.google.com/file/d/{id}/view"  # for a browser
 TERMS = "the files come under the terms of their authors (MAE-SFER)"
+NO_CLASSIFIERS = "all were pre-trained only: fine-tune one before you predict expressions with it"
 TIMEOUT, RETRIES = 30, 3  # seconds without data; reconnections per call
 
 
 class Released(NamedTuple):
+    """A pre-trained model without a classifier head."""
+
     drive_id: str
     model: str  # our name of the architecture
     epochs: int | None  # of pre-training, on 270,000 images of AffectNet; None: not published
@@ -60,6 +63,15 @@ def find_released(name: str) -> Released:
         return RELEASED[name]
     hint = did_you_mean(name, RELEASED) or f"choose from {', '.join(RELEASED)}"
     raise BadInput(f"{name}: no released weights have this name; {hint}")
+
+
+def check_classifier(source: str | Path, flag: str = "") -> None:
+    """Refuse released weights where a classifier is needed, before they are downloaded.
+
+    `flag`: the option that names the source, for the message. Raises BadInput.
+    """
+    if str(source) in RELEASED and not os.path.exists(source):
+        raise BadInput(f"{flag} {without_head(source)}".strip())
 
 
 def cached_path(name: str, cache_dir: str | Path | None = None) -> Path:
@@ -225,7 +237,7 @@ def released_table(cache_dir: str | Path | None = None) -> str:
         path = cached_path(name, cache_dir)
         size = f"{path.stat().st_size / 1e6:.1f} MB" if path.is_file() else "no"
         lines.append(row(name, released.model, released.epochs or "–", size))
-    return "\n".join([*lines, "", f"cache: {path.parent}", TERMS])
+    return "\n".join([*lines, "", f"cache: {path.parent}", NO_CLASSIFIERS, TERMS])
 
 
 def build_parser() -> Parser:

@@ -14,6 +14,14 @@ def printable(name: str) -> str:
     return name if name.isprintable() else repr(name)
 
 
+def without_head(source: object) -> str:
+    """The message about a model that cannot classify, where a classifier is needed."""
+    return (
+        f"{source}: was pre-trained only and has no classifier head; fine-tune it first: "
+        f"main_finetune.py --finetune {source} --data_path …"
+    )
+
+
 def changed_images(before: str | None, now: str) -> str:
     """How a data set has changed that had `before` (such as `90 images`; None: unknown)."""
     if before == now:

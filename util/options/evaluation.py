@@ -3,6 +3,7 @@
 import os
 from typing import Any
 
+from util.download import check_classifier
 from util.errors import BadInput
 from util.evaluation_dir import (
     check_results,
@@ -74,6 +75,7 @@ def resolve_evaluation(args: Options) -> None:
         if not args.finetune:
             what = f"{args.output_dir} holds no checkpoint; name one with --finetune"
             raise BadInput(f"--eval: {what}")
+        check_classifier(args.finetune, "--eval --finetune")
     named = {name: os.path.basename(str(value)) for name, value in _given(args).items()}
     tested = args.eval_data_path or args.data_path
     args.output_dir = evaluation_folder(

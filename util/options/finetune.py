@@ -3,6 +3,7 @@
 import argparse
 
 from backbones import default_in_words
+from util.download import check_classifier
 from util.errors import BadInput
 from util.evaluation_dir import check_results, holds_run
 from util.options.augmentations import AUGMENTATIONS, Augmentation
@@ -129,8 +130,10 @@ def check_options(args: argparse.Namespace) -> None:
         )
     if args.eval or args.knn:
         resolve_evaluation(args)
-    elif not holds_run(args.output_dir):
-        check_results(args.output_dir, made_by(args))
+    else:
+        check_classifier(args.teacher, "--teacher")
+        if not holds_run(args.output_dir):
+            check_results(args.output_dir, made_by(args))
 
 
 def augmentation(args: argparse.Namespace) -> Augmentation:

@@ -174,7 +174,7 @@ def add_machine(parser: Parser) -> argparse._ArgumentGroup:
 
 
 def add_saved(parser: Parser, what: str) -> None:
-    """`--checkpoint`, a trained model to use, and options to open those of other programs."""
+    """`--checkpoint`, a trained model to use, and the option to open those of other programs."""
     parser.add_argument("--checkpoint", metavar="FILE", help=what)
     parser.add_argument(
         "--classes",
@@ -183,7 +183,6 @@ def add_saved(parser: Parser, what: str) -> None:
         metavar="A,B,…",
         help="class names in the order of the model's outputs, if the checkpoint lacks them",
     )
-    add_cache_dir(parser)
 
 
 def add_cache_dir(group: argparse._ActionsContainer) -> None:

@@ -2,6 +2,7 @@
 
 import argparse
 
+from util.download import check_classifier
 from util.errors import BadInput
 from util.options.groups import DEVICE, add_saved
 from util.options.parser import COUNT, SIZE, Parser, bounded
@@ -85,6 +86,7 @@ def check_options(args: argparse.Namespace) -> None:
     """Reject what cannot work, before torch is imported."""
     if not args.checkpoint:
         raise BadInput("--checkpoint is missing: name a fine-tuned model; see --help")
+    check_classifier(args.checkpoint, "--checkpoint")
     for name in ("output", "annotated", "features"):
         if getattr(args, name) == "":
             raise BadInput(f"--{name}: is empty")

@@ -3,7 +3,7 @@
 import argparse
 import os
 
-from util.download import RELEASED
+from util.download import RELEASED, check_classifier
 from util.errors import BadInput
 from util.options.groups import (
     DEVICE,
@@ -13,6 +13,7 @@ from util.options.groups import (
     TRAINED,
     UNLABELLED,
     WORKERS,
+    add_cache_dir,
     add_saved,
 )
 from util.options.parser import COUNT, RATE, RATIO, SEED, SIZE, Parser, bounded
@@ -40,6 +41,7 @@ def build_parser() -> Parser:
         "results by class, a feature map; or compare the learning curves of several runs."
     )
     add_saved(parser, f"{TRAINED} (required except for curves)")
+    add_cache_dir(parser)
     parser.add_argument(
         "--output_dir",
         metavar="DIR",
@@ -118,6 +120,9 @@ def check_options(args: argparse.Namespace) -> None:
         raise BadInput("--data_path is missing: name the images to use; see --help")
     else:
         check_checkpoint(args.checkpoint)
+        for name in OF_CLASSIFIERS:
+            if name in asked:
+                check_classifier(args.checkpoint, f"--figures {name}:")
     if args.output_dir is None:
         args.output_dir = args.runs[0] if only_curves else os.path.dirname(args.checkpoint) or "."
         if not (only_curves or os.path.isfile(args.checkpoint)):
