@@ -6,9 +6,10 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
+from backbones import family_of
 from datasets import LabelledSet
 from datasets.labels import canonical
-from models_saved import TrainingRecord, training_record
+from models_saved import LARGEST, TrainingRecord, training_record
 from util.checkpoint.read import read_checkpoint
 from util.distributed import on_main
 from util.options.finetune import usual_crop
@@ -136,14 +137,20 @@ def _without_effect(args: Options, saved: dict[str, Any]) -> list[str]:
     return lines
 
 
+def _fits(args: Options, size: int | None) -> bool:
+    """Whether the model takes images of a side length from a file, in pixels; None if unknown."""
+    step = family_of(args.model).patch_step(args.model, args.patch_size, masked=False)
+    return size is not None and size <= LARGEST and size % step == 0
+
+
 def start_like_pretraining(
     args: Options, path: Path | None
 ) -> tuple[Options, dict[str, Any], dict[str, Any], list[str]]:
     """The options with those adopted from the training of the checkpoint of `--finetune`.
 
     -> options, checkpoint (empty if the run resumes from `path`), the options it was trained with,
-    and log lines. Images are normalised and faces cropped as in that training; for frozen features,
-    images also have the same size and crop and are resized in the same way.
+    and log lines. Images have the same size and are normalised, and faces cropped, as in that
+    training; for frozen features, images are also cropped and resized in the same way.
     """
     names = ["imagenet_default_mean_and_std"]
     frozen = args.linear_probe or args.freeze_backbone
@@ -152,8 +159,10 @@ def start_like_pretraining(
     else:
         saved = read_finetune(args) if args.finetune else {}
         trained = use_of(args, saved).trained if args.finetune else {}
+    if path or _fits(args, trained.get("input_size")):
+        names.append("input_size")
     if path or frozen:
-        names += ["input_size", "crop_pct", "test_interpolation"]
+        names += ["crop_pct", "test_interpolation"]
     args, told = as_trained(args, trained, args.finetune, names)
     if frozen and "train_interpolation" not in args.given:
         args = args.but(train_interpolation=args.test_interpolation)

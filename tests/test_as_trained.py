@@ -302,22 +302,47 @@ def test_nearest_neighbours_use_images_as_in_training(wide, sets, tmp_path, capf
     }
 
 
-@pytest.mark.parametrize("more", ["", "--linear_probe", "--freeze_backbone"])
-def test_training_from_a_checkpoint_crops_faces_as_that_did(more, wide, sets, tmp_path, capfd):
+def without_size(options):
+    """Options of fine-tuning, without --input_size."""
+    at = options.index("--input_size")
+    return options[:at] + options[at + 2 :]
+
+
+@pytest.mark.parametrize("more", ["", "--input_size 32", "--linear_probe", "--freeze_backbone"])
+def test_training_from_a_checkpoint_uses_images_as_that_did(more, wide, sets, tmp_path, capfd):
     data = f"--data_path {sets / 'affectnet'} --finetune {wide} {more}"
-    options = finetune_options(tmp_path, "vit", data)
-    if more:  # frozen features need the size of pre-training
-        at = options.index("--input_size")
-        del options[at : at + 2]
+    options = without_size(finetune_options(tmp_path, "vit", data))
     assert run_here(main_finetune, options) == DONE
     saved = load(tmp_path)
     assert saved["args"]["face_margin"] == saved["preprocessing"]["face_margin"] == 0.4
-    assert saved["args"]["input_size"] == (48 if more else 32)
+    given = "--input_size" in more
+    size = 32 if given else 48
+    assert saved["args"]["input_size"] == saved["preprocessing"]["input_size"] == size
     said = capfd.readouterr().out
+    assert f" M parameters, {size} px;" in said
+    assert ("from the checkpoint: --input_size 48" in said) == (not given)
     warned = "warning: fine-tuned with --input_size 32; pre-trained with --input_size 48" in said
-    assert warned == (not more)
+    assert warned == given
     assert run_here(main_finetune, [*options, "--epochs", "3"]) == DONE  # resumed
     assert load(tmp_path)["epoch"] == 2
+
+
+def test_a_size_that_does_not_fit_the_model_is_not_taken_from_a_checkpoint(
+    pretrained, wide, tmp_path, capfd
+):
+    """The error is about the model, not about an option that nobody gave."""
+    options = finetune_options(tmp_path / "a", "convnext", f"--finetune {wide}")
+    assert run_here(main_finetune, without_size(options)) == BAD_INPUT
+    said = capfd.readouterr().err
+    assert "holds vit_tiny_patch16 " in said
+    assert "--input_size" not in said
+    saved = load(pretrained["resnet"].parent)
+    saved["args"]["input_size"] = 10**6
+    torch.save(saved, tmp_path / "huge.pth")
+    more = f"--data_path synthetic:8:8 --epochs 1 --finetune {tmp_path / 'huge.pth'}"
+    options = [*finetune_options(tmp_path / "b", "resnet", more), "--disable_eval"]
+    assert run_here(main_finetune, without_size(options)) == DONE
+    assert load(tmp_path / "b")["args"]["input_size"] == 224
 
 
 def test_fine_tuning_with_another_margin_is_reported(wide, sets, tmp_path, capfd):

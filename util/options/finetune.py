@@ -114,7 +114,8 @@ def check_options(args: argparse.Namespace) -> None:
     if args.finetune:  # as in the official scripts: a small head on pre-trained features
         fill_defaults(args, {"head_init_std": 0.01 if args.linear_probe else 2e-5})
     fill_defaults(args, {"crop_pct": usual_crop(args)})
-    if not (args.eval or args.knn):  # for those, the checkpoint decides the model
+    # Otherwise, a checkpoint decides the size, and of --eval and --knn also the model.
+    if not (args.eval or args.knn) and ("input_size" in args.given or not args.finetune):
         check_input_size(args)
     _check_training(args)
     if args.use_amp is not None:

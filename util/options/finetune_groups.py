@@ -49,7 +49,8 @@ def add_model(parser: Parser) -> None:
         "--input_size",
         type=SIZE,
         default=224,
-        help="side length of the images in pixels (default: %(default)s)",
+        help="side length of the images in pixels (default: that of the --finetune checkpoint, "
+        "%(default)s if unknown)",
     )
     group.add_argument(
         "--patch_size",
