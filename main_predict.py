@@ -7,69 +7,59 @@ Writes one row per face, and one for each picture that cannot be read or shows n
 
 import argparse
 import sys
-from collections import Counter
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))  # left out by python -P
 
-from util.distributed import ProcessInfo, pick_device
 from util.errors import Fault
 from util.options.predict import build_parser, check_options, find_format
-from util.predictions import NO_FACE, OK, UNREADABLE, open_rows
+from util.predictions import NO_FACE, UNREADABLE, open_rows
 from util.program import run_program
 
 
 def work(args: argparse.Namespace) -> None:
-    """Predict all pictures. Wrong options are reported before the first picture is read."""
+    """Predict all pictures. Wrong options are reported before the first picture is read.
+
+    Raises Fault (exit code 1) at the end if a picture could not be read; with --strict, also if one
+    shows no face.
+    """
     # Only now: --help and wrong options should not have to wait for torch.
     from tqdm import tqdm
 
     from builders import predict as build
-    from datasets.faces.detection import open_detector
     from datasets.faces.pictures import list_pictures
     from datasets.filetypes import skipped_line
-    from inference.outputs import OtherOutputs, say, write_picture
-    from inference.predict import Predictor, device_name, predict_pictures
-    from models_saved import open_classifier
+    from inference.outputs import OtherOutputs, Totals, say, write_picture
+    from inference.predict import device_name
 
     paths, skipped = list_pictures(args.images)
-    open_detector(args.detector)
-    saved = open_classifier(args.checkpoint, args.classes)
-    predictor = Predictor(saved, pick_device(args.device, ProcessInfo()))
+    predictor = build.build_predictor(args)
     # Names from a file may contain characters that cannot be encoded.
-    classes = [name.encode("utf-8", "backslashreplace").decode() for name in saved.classes]
-    pictures, cut = build.open_pictures(args, paths, saved)
+    classes = [name.encode("utf-8", "backslashreplace").decode() for name in predictor.classes]
     workers = build.count_workers(args, len(paths))
     others = OtherOutputs(args.annotated, args.features, classes, len(paths))
-    kind, counts = find_format(args.format, args.output), Counter()
+    kind, totals = find_format(args.format, args.output), Totals()
     with open_rows(args.output, kind, classes) as rows:
         say(
-            f"{saved.name}, {len(classes)} classes, fp32 on {device_name(predictor.device)}; "
+            f"{predictor.name}, {len(classes)} classes, fp32 on {device_name(predictor.device)}; "
             f"detector: {args.detector}; {len(paths):,} pictures"
         )
-        for line in (cut, *skipped_line(skipped), *(f"note: {note}" for note in saved.notes)):
+        notes = (f"note: {note}" for note in predictor.notes)
+        for line in (predictor.cropping, *skipped_line(skipped), *notes):
             say(line)
         # A progress bar would be mixed with the rows if both were on the same terminal.
         hidden = True if args.output is None and sys.stdout.isatty() else None
-        found = pictures.in_order(workers)
-        found = tqdm(found, total=len(paths), unit="picture", disable=hidden)
-        for picture, prediction in predict_pictures(found, predictor, args.batch_size):
-            if not prediction.is_finite():
-                raise Fault(f"{args.checkpoint}: its outputs for {picture.path} are not finite")
-            counts += write_picture(rows, picture, prediction, classes)
+        predicted = predictor.stream(paths, workers)
+        for picture, prediction in tqdm(
+            predicted, total=len(paths), unit="picture", disable=hidden
+        ):
+            write_picture(rows, picture, prediction, classes)
             others.add(picture, prediction)
+            totals.add(picture)
     others.finish()
-    say(totals(counts))
-
-
-def totals(counts: Counter) -> str:
-    """A line with the totals. Raises Fault (exit code 1) if any picture has no prediction."""
-    text = f"{counts['faces']:,} faces in {counts[OK]:,} of {counts.total() - counts['faces']:,}"
-    text += f" pictures; without a face: {counts[NO_FACE]:,}; unreadable: {counts[UNREADABLE]:,}"
-    if counts[NO_FACE] or counts[UNREADABLE]:
-        hint = "; if the pictures are faces already, use --detector none" * bool(counts[NO_FACE])
-        raise Fault(text + hint)
-    return text
+    if totals[UNREADABLE] or (args.strict and totals[NO_FACE]):
+        raise Fault(totals.line(skipped))
+    say(totals.line(skipped))
 
 
 if __name__ == "__main__":

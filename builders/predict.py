@@ -1,30 +1,25 @@
-"""From the options of prediction to its parts: the pictures, and the workers that read them."""
+"""From the options of prediction to its parts: the predictor, and its number of workers."""
 
 import argparse
-from collections.abc import Sequence
 
-from datasets.faces.pictures import Pictures
-from inference.predict import face_margin, whole_line
-from models_saved import SavedClassifier
+from datasets.faces.detection import open_detector
+from inference.predict import Predictor
 from training.run import worker_count
 from util.distributed import own_cores
 
 
-def open_pictures(
-    args: argparse.Namespace, paths: Sequence[str], saved: SavedClassifier
-) -> tuple[Pictures, str]:
-    """The pictures, with their faces prepared for the model, and a line about the cropping."""
-    margin, cut = face_margin(saved, args.face_margin)
-    if args.detector == "none":
-        cut = whole_line(saved.preprocessing.face_margin)
-    pictures = Pictures(
-        paths,
-        args.detector,
-        margin=margin,
+def build_predictor(args: argparse.Namespace) -> Predictor:
+    """The model on its device, and the detector. Raises BadInput."""
+    open_detector(args.detector)  # a missing one is reported before the checkpoint is read
+    return Predictor(
+        args.checkpoint,
+        args.device,
+        classes=args.classes,
+        detector=args.detector,
+        face_margin=args.face_margin,
         min_score=args.min_score,
-        view=saved.preprocessing.view,
+        batch_size=args.batch_size,
     )
-    return pictures, cut
 
 
 def count_workers(args: argparse.Namespace, pictures: int) -> int:

@@ -1,4 +1,4 @@
-"""Decodes image files to upright RGB arrays, or gives a short reason why it cannot.
+"""Decodes image files and open images to upright RGB arrays, or gives a reason why it cannot.
 
 Everything that Pillow decodes comes out as (H, W, 3) uint8. Everything that can go wrong is raised
 as `UnreadableImage`, so that callers handle a single exception. Pillow's global settings and the
@@ -16,6 +16,7 @@ from simplejpeg import decode_jpeg
 from datasets.filetypes import HEAD, content, reads_heif
 from datasets.limits import BOMB, LimitedBytes, Refused, check_exif, check_jpeg
 from datasets.reading import begin_reading, end_reading
+from util.errors import BadInput
 from util.files import RETRY_AFTER, retrying
 from util.wording import printable
 
@@ -95,6 +96,37 @@ def load_rgb(path: str | bytes | os.PathLike) -> np.ndarray:
         end_reading()
     # Outside the handlers: a chained traceback would keep the half-decoded image alive.
     raise UnreadableImage(os.fsdecode(path), " ".join(reason.split())[:200], of_disk)
+
+
+def rgb_of(picture: Image.Image | np.ndarray) -> np.ndarray:
+    """An image that Pillow has opened, or pixels -> (H, W, 3) uint8, as `load_rgb` returns a file.
+
+    Pixels are uint8: RGB or RGBA, (H, W, 3 or 4), or grey, (H, W). Raises BadInput for anything
+    else, UnreadableImage if Pillow cannot decode the image.
+    """
+    if isinstance(picture, np.ndarray):
+        channels = picture.shape[2:]
+        if picture.dtype != np.uint8 or not picture.size or channels not in ((), (3,), (4,)):
+            raise BadInput(
+                f"a picture of shape {picture.shape} and type {picture.dtype}: give uint8 values "
+                "from 0 to 255 of shape (height, width, 3), RGB"
+            )
+        if channels == (3,):
+            return np.ascontiguousarray(picture)
+        picture = Image.fromarray(picture)
+    if not isinstance(picture, Image.Image):
+        raise BadInput(
+            f"a picture of type {type(picture).__name__}: give a path, a PIL image or a NumPy array"
+        )
+    try:
+        _check_header(picture)
+        picture.load()
+        return _to_rgb(_upright(picture))
+    except Refused as e:
+        reason = str(e)
+    except Exception as e:  # see `load_rgb`
+        reason = f"cannot be decoded ({type(e).__name__})"
+    raise UnreadableImage(str(getattr(picture, "filename", "")), reason)
 
 
 def _read_patiently(path: str | bytes | os.PathLike) -> bytearray:

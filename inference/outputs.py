@@ -3,7 +3,7 @@
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from datasets.decode import UnreadableImage, load_rgb
 from datasets.faces.pictures import FoundFaces
+from datasets.filetypes import VIDEO_ENDINGS
 from inference.annotate import annotated, file_name
 from inference.predict import Prediction
 from util.errors import BadInput
@@ -19,31 +20,64 @@ from util.files import disk_errors, replacing, unusable
 from util.predictions import NO_FACE, OK, UNREADABLE, RowWriter, inert
 from util.wording import one_line
 
+# Cropped faces are about as wide as high; cameras' pictures are more oblong, 4:3 or 3:2.
+MOST_OBLONG = 1.25
+
 
 def say(text: str) -> None:
     """Print a line to standard error, above the progress bar."""
     tqdm.write(one_line(text), sys.stderr)
 
 
-def labels_of(prediction: Prediction, classes: Sequence[str]) -> list[str]:
-    """The most probable class of each face."""
-    return [classes[k] for k in prediction.probabilities.argmax(axis=1)]
+def status_of(picture: FoundFaces) -> str:
+    """OK, NO_FACE or UNREADABLE."""
+    return UNREADABLE if picture.problem else OK if picture.faces else NO_FACE
 
 
 def write_picture(
     rows: RowWriter, picture: FoundFaces, prediction: Prediction, classes: Sequence[str]
-) -> Counter:
-    """Write the rows of a picture; returns the counts to add to the totals. Raises Fault."""
+) -> None:
+    """Write the rows of a picture. Raises Fault."""
     path = inert(picture.path)
     if not picture.faces:
-        status = UNREADABLE if picture.problem else NO_FACE
         say(f"{picture.path}: {picture.problem or 'no face found'}")
-        rows.picture(path, status)
-        return Counter({status: 1})
-    labels, p = labels_of(prediction, classes), prediction.probabilities.tolist()
+        rows.picture(path, status_of(picture))
+        return
+    labels, p = prediction.labels(classes), prediction.probabilities.tolist()
     faces = enumerate(zip(picture.faces, labels, p, strict=True))
     rows.write([[path, k, *f.box, f.score, label, OK, *row] for k, (f, label, row) in faces])
-    return Counter({OK: 1, "faces": len(labels)})
+
+
+class Totals:
+    """Counts the pictures and faces, and those that look like faces cropped already."""
+
+    def __init__(self) -> None:
+        self.faces, self._pictures, self._square = 0, Counter(), 0
+
+    def add(self, picture: FoundFaces) -> None:
+        """Count a picture."""
+        self._pictures[status_of(picture)] += 1
+        self.faces += len(picture.faces)
+        if status_of(picture) == NO_FACE:
+            self._square += max(picture.size) < MOST_OBLONG * min(picture.size)
+
+    def __getitem__(self, status: str) -> int:
+        """The number of pictures of a status."""
+        return self._pictures[status]
+
+    def line(self, skipped: Mapping[str, int]) -> str:
+        """A line to print at the end; `skipped`: other files in the folders, by extension."""
+        faces, pictures = (
+            f"{count:,} {noun}{'s' * (count != 1)}"
+            for count, noun in ((self.faces, "face"), (self._pictures.total(), "picture"))
+        )
+        text = f"{faces} in {self[OK]:,} of {pictures}"
+        text += f"; without a face: {self[NO_FACE]:,}; unreadable: {self[UNREADABLE]:,}"
+        if videos := sum(count for kind, count in skipped.items() if kind in VIDEO_ENDINGS):
+            text += f"; videos, not read: {videos:,}"
+        if self[NO_FACE] and 2 * self._square > self[NO_FACE]:
+            text += "; if the pictures are cropped faces already, use --detector none"
+        return text
 
 
 class OtherOutputs:
@@ -70,12 +104,12 @@ class OtherOutputs:
             self._draw(picture, prediction)
         self._number += 1
         if self._file:
-            labels = labels_of(prediction, self._classes)
+            labels = prediction.labels(self._classes)
             self._rows.append((inert(picture.path), labels, prediction.features))
 
     def _draw(self, picture: FoundFaces, prediction: Prediction) -> None:
         p = prediction.probabilities.max(axis=1, initial=0)
-        named = zip(labels_of(prediction, self._classes), p, strict=True)
+        named = zip(prediction.labels(self._classes), p, strict=True)
         with suppress(UnreadableImage), disk_errors(self._folder):  # deleted in the meantime
             drawn = annotated(
                 load_rgb(picture.path),

@@ -103,7 +103,7 @@ def test_a_photograph_gives_probabilities_and_an_attention_map(page, photographs
     bars = page.locator("#bars")
     saved = open_classifier(checkpoints / "fine-tuning" / "checkpoint-best.pth")
     pictures, _ = faces_in(photographs / "people" / "astronaut.jpg", open_detector("mtcnn"), saved)
-    (p,) = Predictor(saved, torch.device("cpu"))(pictures).probabilities
+    (p,) = Predictor(saved, torch.device("cpu")).of_faces(pictures).probabilities
     for name, share in zip(saved.classes, p, strict=True):
         row = bars.locator("button", has_text=name)
         assert f"{100 * share:.0f}%" in row.inner_text()

@@ -403,7 +403,7 @@ def test_prediction_without_a_detector_reports_how_training_cropped(
 def test_prediction_averages_over_mirrored_faces_if_the_evaluation_did(finetune):
     saved = open_classifier(finetune(more=TRAINED["flip"][1]) / "checkpoint-best.pth")
     face = astronaut()[:200, 130:330]
-    p = Predictor(saved, torch.device("cpu"))([face, face[:, ::-1]]).probabilities
+    p = Predictor(saved, "cpu").of_faces([face, face[:, ::-1]]).probabilities
     np.testing.assert_allclose(p[0], p[1], atol=1e-5)
     assert saved.flip
 

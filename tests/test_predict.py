@@ -19,23 +19,21 @@ import main_predict
 from datasets.faces.detection import cut_face, open_detector
 from datasets.faces.pictures import list_pictures
 from finetuned import RAF_NAMES, evaluate, predictions
-from inference import outputs
+from inference import Predictor, outputs
 from inference.annotate import annotated, file_name
-from inference.predict import Predictor
 from models_saved import open_classifier
 from odd_images import GOOD, UNREADABLE, encoded, noise, write_faces, write_odd
 from runs import run_here
 from util.errors import BAD_INPUT, DONE, FAULT, BadInput, Fault
 from util.predictions import RowWriter
 
-CPU = torch.device("cpu")
 COLUMNS = ["path", "face", "left", "top", "width", "height", "score", "label", "status"]
 SHARES = [f"p_{name}" for name in RAF_NAMES]
 
 
 @pytest.fixture(scope="module", params=["vit", "convnext"])
 def predictor(request, finetune):
-    return Predictor(open_classifier(finetune(request.param) / "checkpoint-best.pth"), CPU)
+    return Predictor(finetune(request.param) / "checkpoint-best.pth", "cpu")
 
 
 def faces(count=7):
@@ -45,15 +43,15 @@ def faces(count=7):
 
 def test_a_face_gets_the_same_prediction_alone_and_in_a_batch(predictor):
     images = [*faces(), noise(40, 70, 3)]
-    together = predictor(images)
+    together = predictor.of_faces(images)
     for k, image in enumerate(images):
-        alone = predictor([image])
+        alone = predictor.of_faces([image])
         assert abs(alone.probabilities[0] - together.probabilities[k]).max() < 1e-5
         assert abs(alone.features[0] - together.features[k]).max() < 1e-5
 
 
 def test_probabilities_follow_from_the_features(predictor):
-    p, features = predictor(faces())
+    p, features = predictor.of_faces(faces())
     assert p.shape == (7, 7)
     assert p.dtype == features.dtype == np.float32
     assert p.sum(axis=1) == pytest.approx(1, abs=1e-6)
@@ -64,9 +62,9 @@ def test_probabilities_follow_from_the_features(predictor):
 
 
 def test_without_faces_there_are_no_predictions(predictor):
-    p, features = predictor([])
+    p, features = predictor.of_faces([])
     assert p.shape == (0, 7)
-    assert features.shape == (0, predictor(faces(1)).features.shape[1])
+    assert features.shape == (0, predictor.of_faces(faces(1)).features.shape[1])
 
 
 # --- the program ---
@@ -121,7 +119,7 @@ def test_one_row_per_face_with_the_prediction_for_its_crop(photographs, checkpoi
         ("two.png", "1", "ok"),
         ("zero.png", "", "no_face"),
     ]
-    predictor, detect = Predictor(open_classifier(checkpoint), CPU), open_detector("mtcnn")
+    predictor, detect = Predictor(checkpoint, "cpu"), open_detector("mtcnn")
     for row in rows:
         assert row["path"].startswith(f"{photographs}/")
         if row["status"] != "ok":
@@ -131,7 +129,7 @@ def test_one_row_per_face_with_the_prediction_for_its_crop(photographs, checkpoi
         face = detect(image)[int(row["face"])]
         assert [int(row[n]) for n in ("left", "top", "width", "height")] == list(face.box)
         assert float(row["score"]) == pytest.approx(face.score, abs=1e-6)
-        p = predictor([cut_face(image, face, 0.15)]).probabilities[0]
+        p = predictor.of_faces([cut_face(image, face, 0.15)]).probabilities[0]
         assert [float(row[name]) for name in SHARES] == pytest.approx(p.tolist(), abs=1e-5)
         assert row["label"] == RAF_NAMES[p.argmax()]
 
@@ -140,9 +138,12 @@ def test_failures_are_reported_and_determine_the_exit_code(
     photographs, checkpoint, tmp_path, capfd
 ):
     good, zero, broken = (photographs / name for name in ("one.png", "zero.png", "broken.jpg"))
+    none = "1 face in 1 of 2 pictures; without a face: 1; unreadable: 0"
     for pictures, code, said in (
-        ([good], DONE, ["1 faces in 1 of 1 pictures"]),
-        ([good, zero], FAULT, ["zero.png: no face found", "--detector none"]),
+        ([good], DONE, ["1 face in 1 of 1 picture; without a face: 0; unreadable: 0"]),
+        ([good, zero], DONE, ["zero.png: no face found", none]),
+        (["--strict", good, zero], FAULT, ["zero.png: no face found", f"error: {none}"]),
+        (["--strict", good], DONE, ["1 face in 1 of 1 picture"]),
         ([good, broken], FAULT, ["broken.jpg: is a web page", "unreadable: 1"]),
     ):
         predict(checkpoint, *pictures, "--output", tmp_path / "rows.csv", code=code)
@@ -152,7 +153,29 @@ def test_failures_are_reported_and_determine_the_exit_code(
         assert "vit_tiny_patch16, 7 classes, fp32 on cpu; detector: mtcnn" in lines[0]
         assert all(text in err for text in said), err
         assert "Traceback" not in err
-        assert len(csv_rows(tmp_path / "rows.csv")) == len(pictures)
+        assert "--detector none" not in err
+        assert len(csv_rows(tmp_path / "rows.csv")) == len(pictures) - ("--strict" in pictures)
+
+
+def test_cropped_faces_that_the_detector_does_not_find_get_a_hint(checkpoint, tmp_path, capfd):
+    """Photographs without a face do not: there, the whole picture is no face either."""
+    for shape, hinted in (((90, 90), True), ((90, 110), True), ((90, 120), False)):
+        Image.fromarray(noise(*shape, 3)).save(tmp_path / "a.png")
+        predict(checkpoint, tmp_path / "a.png", "--output", tmp_path / "rows.csv")
+        said = capfd.readouterr().err
+        assert "0 faces in 0 of 1 picture; without a face: 1;" in said
+        hint = "; if the pictures are cropped faces already, use --detector none" in said
+        assert hint == hinted
+
+
+def test_videos_in_a_folder_are_counted(photographs, checkpoint, tmp_path, capfd):
+    Image.open(photographs / "one.png").save(tmp_path / "one.jpg")
+    for name in ("a.mp4", "deep.mov/b.MOV", "notes.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"x")
+    predict(checkpoint, tmp_path, "--output", tmp_path / "rows.csv")
+    *_, last = capfd.readouterr().err.strip().splitlines()
+    assert last.endswith("without a face: 0; unreadable: 0; videos, not read: 2")
 
 
 def test_json_lines_have_the_same_values_as_the_csv(photographs, checkpoint, tmp_path):
@@ -263,7 +286,7 @@ def test_rows_go_to_stdout_and_messages_to_stderr(checkpoint, tmp_path, capfdbin
     out, err = capfdbinary.readouterr()
     rows = list(csv.DictReader(io.StringIO(out.decode())))
     assert [row["status"] for row in rows] == ["ok", "ok"]
-    assert b"2 faces in 2 of 2 pictures" in err
+    assert b"2 faces in 2 of 2 pictures;" in err
     predict(checkpoint, tmp_path, "--detector", "none", "--format", "jsonl")
     assert len([json.loads(line) for line in capfdbinary.readouterr().out.splitlines()]) == 2
 
@@ -351,7 +374,7 @@ def test_features_match_the_rows(photographs, checkpoint, tmp_path):
 def test_without_faces_the_file_of_features_is_empty(photographs, checkpoint, tmp_path):
     file = tmp_path / "features.npz"
     options = ["--output", tmp_path / "rows.csv", "--features", file]
-    predict(checkpoint, photographs / "zero.png", *options, code=FAULT)
+    predict(checkpoint, photographs / "zero.png", *options)
     with np.load(file) as held:
         assert held["features"].shape == (0, 192)
         assert [held[name].shape for name in ("path", "face", "label")] == [(0,)] * 3

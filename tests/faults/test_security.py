@@ -135,7 +135,6 @@ DOORS = {  # program, options; {file} is bad, {out} a run's folder with such fil
     "--knn": (main_finetune, f"{FINETUNE} --output_dir {{new}} --knn --finetune {{file}}"),
     "--eval": (main_finetune, f"{FINETUNE} --output_dir {{new}} --eval --finetune {{file}}"),
     "predict": (main_predict, "--checkpoint {file} --detector none {file}"),
-    "predict NAME": (main_predict, f"--checkpoint {NAME} --detector none {{file}}"),
     "export --checkpoint": (
         main_export,
         "--checkpoint {file} --to safetensors --output {new}/exported",

@@ -113,7 +113,7 @@ def read(start: Start) -> argparse.Namespace:
     if module is reproduce:
         own, options = reproduce.build_parser().parse_known_args(options)
         passed = main_finetune.build_parser().parse(options)
-        return argparse.Namespace(**vars(passed) | vars(own))
+        return passed.but(**vars(own))
     return module.build_parser().parse(options)
 
 

@@ -9,7 +9,8 @@ from util.options.parser import COUNT, SIZE, Parser, bounded
 
 DETECTORS = ("mtcnn", "none")
 MARGIN = 0.15  # for models that do not say how faces were cropped in training
-FACE_MARGIN = bounded(float, low=0, high=2)  # more is mostly background
+LARGEST_MARGIN = 2  # more is mostly background
+FACE_MARGIN = bounded(float, low=0, high=LARGEST_MARGIN)
 AROUND_FACES = "margin added on each side of a detected face, as a share of its longer side"
 ENDINGS = {".csv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl"}
 
@@ -47,6 +48,10 @@ def build_parser() -> Parser:
         help=f"{AROUND_FACES} (default: as in training, {MARGIN} if unknown)",
     )
     group = parser.add_argument_group("output")
+    # Not a `flag`, which would take the picture after it for its value.
+    group.add_argument(
+        "--strict", action="store_true", help="also end with exit code 1 if a picture shows no face"
+    )
     group.add_argument(
         "--output", metavar="FILE", help="file to write the rows to (default: standard output)"
     )
