@@ -104,7 +104,7 @@ class Predictor:
         min_score: float = 0.0,
         batch_size: int = 32,
     ) -> None:
-        """Open the checkpoint; the keyword arguments are options of main_predict.py.
+        """Open the checkpoint, or use an open one. Most arguments are options of main_predict.py.
 
         `device`: auto, cuda, mps or cpu. `dtype`: of the model's arithmetic, see DTYPES; in
         float32, results hardly depend on the other faces in a batch. If the model was tested with
@@ -112,6 +112,8 @@ class Predictor:
         no classifier and for arguments that cannot work.
         """
         opened = isinstance(checkpoint, SavedClassifier)
+        if opened and classes:
+            raise BadInput("classes: the checkpoint is open; name them in open_classifier")
         saved = checkpoint if opened else open_classifier(checkpoint, classes)
         chosen = isinstance(device, torch.device)
         self.device = device if chosen else pick_device(device, ProcessInfo())
@@ -176,7 +178,7 @@ class Predictor:
 
     def _each(self, pictures: Picture | Iterable[Picture], result: Callable[..., T]) -> T | list[T]:
         """A result for the picture, or a list of them for several."""
-        alone = isinstance(pictures, Picture) and getattr(pictures, "ndim", 0) != 4
+        alone = isinstance(pictures, Picture | bytes) and getattr(pictures, "ndim", 0) != 4
         results = []
         for found, prediction in self.stream([pictures] if alone else pictures):
             if found.problem:

@@ -122,7 +122,7 @@ def test_pictures_that_cannot_be_read_are_named(predictor, photographs, people):
         (np.zeros((4, 4, 3)), r"shape \(4, 4, 3\) and type float64: give uint8"),
         (np.zeros((3, 4, 5), np.uint8), r"shape \(3, 4, 5\)"),
         (np.zeros((0, 4, 3), np.uint8), r"shape \(0, 4, 3\)"),
-        (b"\xff\xd8\xff", "type int: give a path"),
+        (b"\xff\xd8\xff", "type bytes: give a path"),
         (torch.zeros(3, 4, 4, dtype=torch.uint8), "type Tensor: give a path"),
         ([None], "type NoneType: give a path"),
     ],
@@ -200,6 +200,16 @@ def test_options_are_those_of_the_program(checkpoint, people):
 def test_arguments_that_cannot_work_are_bad_input(options, said, checkpoint):
     with pytest.raises(BadInput, match=said):
         Predictor(checkpoint, **{"device": "cpu", **options})
+
+
+def test_an_open_classifier_has_its_classes_already(checkpoint):
+    with pytest.raises(BadInput, match="name them in open_classifier"):
+        Predictor(open_classifier(checkpoint), "cpu", classes=list("abcdefg"))
+
+
+def test_how_faces_are_cropped_is_said(checkpoint):
+    assert "0.15 (assumed" in Predictor(checkpoint, "cpu").cropping
+    assert "used whole" in Predictor(checkpoint, "cpu", detector="none").cropping
 
 
 def test_files_that_are_no_classifier_are_bad_input(pretrained, tmp_path):
