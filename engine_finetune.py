@@ -13,7 +13,7 @@ from timm.loss import SoftTargetCrossEntropy
 from torch import Tensor, nn
 
 from datasets.transforms import Normalise
-from engine_train import TrainState
+from engine_train import Position, TrainState
 from training.distill import Teacher
 from training.evaluate import Evaluation, TestSet, evaluate_model
 from training.gradients import BatchLoss
@@ -26,6 +26,7 @@ from util.report.figures import save_png
 
 # The metrics in log.txt, by the official scripts' short names.
 LOGGED = {"loss": "log_loss", "acc1": "accuracy", "uar": "uar", "f1": "macro_f1"}
+OF_LAST = ("accuracy", "accuracy_ci", "uar", "uar_ci", "macro_f1")
 Batch = tuple[Tensor, Tensor, list[str]]  # (N, 3, S, S) uint8, (N, K) distributions, problems
 
 
@@ -142,8 +143,31 @@ class Evaluator:
                 result = self.evaluate(model, split).result
                 scores |= {f"{split}_{s}{ending}": result[name] for s, name in LOGGED.items()}
         if self.tests:  # none with --disable_eval
-            state.position.note(scores[f"{self.select}_acc1{'_ema' if self.by_ema else ''}"])
+            state.position.note(self._selecting(scores, "acc1"))
         return scores
+
+    def line(self, scores: Mapping[str, float], position: Position, split: str) -> str:
+        """`scores` of `measure` on what selects the best epoch, as the end of a log line.
+
+        `split`: the data set's name of the selecting split.
+        """
+        accuracy, uar, loss = (self._selecting(scores, name) for name in ("acc1", "uar", "loss"))
+        best = f"best so far: epoch {position.best_epoch}, {position.best:.2f} %"
+        if position.best_epoch == position.epoch:
+            best = "* best so far"
+        return (
+            f"{split}{' (EMA)' * self.by_ema}: "
+            f"accuracy {accuracy:.2f} %  UAR {uar:.2f} %  loss {loss:.4f}  {best}"
+        )
+
+    def _selecting(self, scores: Mapping[str, float], name: str) -> float:
+        """One of the metrics in LOGGED, of the split and the weights that select the best epoch."""
+        return scores[f"{self.select}_{name}{'_ema' * self.by_ema}"]
+
+
+def last_metrics(epoch: int, result: Mapping[str, Any]) -> dict[str, Any]:
+    """What `eval.json` records of the last epoch, beside the results of the best one."""
+    return {"epoch": epoch, **{name: result[name] for name in OF_LAST}}
 
 
 def write_results(

@@ -169,12 +169,20 @@ def finetune(args: Options, run: "Run") -> None:
         log.line(line)
     dataset = FinetuneDataset(train, len(classes), build.build_augment(args), args.seed)
     loader = build_loader(dataset, sampler, **build.loading(args, run))
+
+    def measure(epoch: int) -> dict[str, float]:
+        scores = evaluator.measure(state)
+        if data.tests:
+            told = evaluator.line(scores, state.position, data.splits[args.select])
+            log.line(f"epoch {epoch}/{args.epochs}  {told}")
+        return scores
+
     run_epochs(
         trainer,
         observer,
         sampler=sampler,
         loader=loader,
-        measure=lambda epoch: evaluator.measure(state),
+        measure=measure,
     )
     if data.tests:
         taught = build.learnt_from(args, data, teacher)

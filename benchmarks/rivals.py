@@ -19,13 +19,13 @@ decides how long a rival trains, so results differ a little from run to run.
 """
 
 import argparse
+import copy
 import itertools
 import json
 import math
 import sys
 import time
 from collections.abc import Iterable, Mapping
-from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -36,6 +36,7 @@ from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from benchmarks.timm_models import create, explained, faster_order
 from datasets import (
     LabelledSet,
     PlainImages,
@@ -47,7 +48,8 @@ from datasets import (
 from datasets.finetune import choose_splits, hold_out, take_fraction
 from datasets.labelled import LabelledImages
 from datasets.transforms import Normalise
-from engine_finetune import LOGGED, write_results
+from engine_finetune import LOGGED, last_metrics, write_results
+from inference.examples import write_examples
 from training.evaluate import Evaluation, TestSet, evaluate_model
 from training.precision import Precision
 from util.distributed import ProcessInfo, pick_device
@@ -61,7 +63,7 @@ from util.program import run_program
 from util.rundir import provenance, read_json
 from util.safe_json import number, part
 from util.schedule import lr_at
-from util.summary import METRICS, is_finished, read_log
+from util.summary import is_finished, read_log
 
 MODELS = ("resnet18", "resnet50", "convnextv2_atto", "vit_tiny_patch16_224")
 # With few labels, a batch size of 8 can be far better than 32: batch norm then adds more noise.
@@ -128,23 +130,6 @@ class Rival:
             losses.append(loss.item())
             self.seconds, self.steps = self.seconds + time.perf_counter() - start, self.steps + 1
         return sum(losses) / max(1, len(losses))
-
-
-@lru_cache
-def faster_order(name: str, size: int, batch: int, device: torch.device) -> torch.memory_format:
-    """Channels last or first: on CPUs, either can take 1.5 × as long, by model and batch size."""
-    if device.type != "cpu":
-        return torch.channels_last
-    seconds, x = {}, torch.randn(batch, 3, size, size)
-    for order in (torch.channels_last, torch.contiguous_format):
-        model = create(name, size, 2).to(memory_format=order)
-        steps = []
-        for _ in range(4):
-            start = time.perf_counter()
-            model(x.contiguous(memory_format=order)).sum().backward()
-            steps.append(time.perf_counter() - start)
-        seconds[order] = min(steps)
-    return min(seconds, key=seconds.get)
 
 
 def augment(x: Tensor, strong: bool, rng: torch.Generator) -> Tensor:
@@ -234,7 +219,6 @@ def run_seed(name: str, recipe: Recipe, seed: int, args: argparse.Namespace) -> 
     write_json(folder / "config.json", config)
     looks = trained_and_tested(rival, stacked(train, args.input_size), test, args, folder)
     best = max(range(LEGS), key=lambda leg: looks[leg].result["accuracy"])
-    last = {metric: looks[-1].result[metric] for metric in METRICS}
     facts = {
         "data": data.title,
         "rule": data.rule,
@@ -243,13 +227,15 @@ def run_seed(name: str, recipe: Recipe, seed: int, args: argparse.Namespace) -> 
         "train_images": len(train),
         "epoch": best,
         "selected_on": split,
-        "last": {"epoch": LEGS - 1, **last},
+        "last": last_metrics(LEGS - 1, looks[-1].result),
         "minutes": rival.seconds / 60,
         "images_seen": rival.steps * recipe.batch,
     }
     write_results(folder, looks[best], test, facts)
+    model = explained(rival.model, args.input_size)  # with the weights of the best leg
+    write_examples(folder, looks[best], test, normalise=rival.normalise, model=model)
     write_json(folder / "status.json", {"status": "done", "reason": ""})
-    return last
+    return looks[-1].result
 
 
 def trained_and_tested(
@@ -259,8 +245,11 @@ def trained_and_tested(
     args: argparse.Namespace,
     folder: Path,
 ) -> list[Evaluation]:
-    """Train a rival and test it after each leg, which log.txt records; -> the results."""
-    looks, seconds = [], 60 * args.minutes
+    """Train a rival and test it after each leg, which log.txt records; -> the results.
+
+    The rival is left with the weights of the best leg.
+    """
+    looks, seconds, best = [], 60 * args.minutes, -1.0
     for leg in range(LEGS):
         began = rival.seconds
         loss = rival.train(*train, seconds * (leg + 1) / LEGS, seconds)
@@ -272,6 +261,9 @@ def trained_and_tested(
             "epoch_s": round(rival.seconds - began, 2),
         }
         append_atomically(folder / "log.txt", json.dumps(line) + "\n")
+        if looks[-1].result["accuracy"] > best:
+            best, weights = looks[-1].result["accuracy"], copy.deepcopy(rival.model.state_dict())
+    rival.model.load_state_dict(weights)
     return looks
 
 
@@ -332,12 +324,6 @@ def check_models(names: list[str], size: int) -> None:
             create(name, size, 2).eval()(torch.zeros(1, 3, size, size))
         except (AssertionError, RuntimeError, TypeError, ValueError, ZeroDivisionError) as error:
             raise BadInput(f"--models {name}: cannot take images of {size} px ({error})") from None
-
-
-def create(name: str, size: int, classes: int) -> nn.Module:
-    """A model with random weights; a ViT gets 8 × 8 patches."""
-    sized = {"img_size": size, "patch_size": size // 8} if name.startswith("vit_") else {}
-    return timm.create_model(name, num_classes=classes, **sized)
 
 
 def build_parser() -> Parser:

@@ -6,8 +6,9 @@ from builders import finetune as build
 from builders import labelled_data as labelled
 from builders import weights as checkpoint
 from builders.labelled_data import FinetuneData
-from engine_finetune import Evaluator, write_results
+from engine_finetune import Evaluator, last_metrics, write_results
 from engine_train import TrainState
+from inference.examples import write_examples
 from training.evaluate import doubt_order, judge
 from training.precision import Precision
 from training.probe import Probe, knn
@@ -60,7 +61,9 @@ def evaluate(args: Options, run: Run) -> None:
     if isinstance(saved.get("epoch"), int):
         facts["epoch"] = saved["epoch"]
     doubt = doubt_order(evaluation, classes, data.test_set.options.get("label_order"))
-    write_results(run.output, evaluation, evaluator.tests["test"], {**facts, **doubt.facts})
+    test = evaluator.tests["test"]
+    write_results(run.output, evaluation, test, {**facts, **doubt.facts})
+    write_examples(run.output, evaluation, test, normalise=evaluator.normalise, model=model)
     print_lines(run, [*summary_lines(evaluation.result), *doubt.lines, f"results: {run.output}"])
 
 
@@ -104,6 +107,7 @@ def classify_by_neighbours(args: Options, run: Run) -> None:
         **train.counts(),
     }
     write_results(run.output, evaluation, test, facts)
+    write_examples(run.output, evaluation, test, normalise=evaluator.normalise)
     learnt = train.lines(len(data.train))
     print_lines(run, [*learnt, *summary_lines(evaluation.result), f"results: {run.output}"])
 
@@ -135,15 +139,14 @@ def test_chosen(
         "selected_on": data.splits[args.select],
         "weights": evaluator.weights,
         **taught,
-        "last": {
-            "epoch": last_epoch,
-            **{name: last.result[name] for name in ("accuracy", "uar", "macro_f1")},
-        },
+        "last": last_metrics(last_epoch, last.result),
     }
     label_order = data.owner(split).options.get("label_order")
     doubt = doubt_order(best, data.train_set.classes, label_order)
     if run.folder:
-        write_results(run.output, best, evaluator.tests[split], {**facts, **doubt.facts})
+        test = evaluator.tests[split]
+        write_results(run.output, best, test, {**facts, **doubt.facts})
+        write_examples(run.output, best, test, normalise=evaluator.normalise, model=model)
     lost = [f"warning: epoch {state.position.best_epoch} was better; its weights are not here"]
     return [
         *(lost if epoch != state.position.best_epoch else []),

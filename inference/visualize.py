@@ -58,11 +58,17 @@ def pick_images(
 def in_turn(labels: np.ndarray, seed: int) -> np.ndarray:
     """Class labels (n,) -> indices of all images, cycling through the classes in random order."""
     order = generator(FIGURE, seed).permutation(len(labels))
+    shuffled = labels[order]
+    return order[np.lexsort((shuffled, turns(shuffled)))]
+
+
+def turns(labels: np.ndarray) -> np.ndarray:
+    """Class labels (n,) -> (n,) int: how many images of the same class come before each."""
     turn = np.zeros(len(labels), int)
     for label in np.unique(labels):
-        own = order[labels[order] == label]
+        own = np.flatnonzero(labels == label)
         turn[own] = np.arange(len(own))
-    return np.lexsort((labels, turn))
+    return turn
 
 
 class FigureData(NamedTuple):

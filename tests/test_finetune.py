@@ -1,6 +1,7 @@
 """Fine-tuning end to end: from data sets as their owners ship them to results."""
 
 import math
+import re
 
 import numpy as np
 import pytest
@@ -50,8 +51,24 @@ def test_the_published_commands_run_on_data_sets_as_shipped(family, sets, pretra
     chosen = "test_acc1_ema" if family == "convnext" else "test_acc1"
     assert result["accuracy"] == pytest.approx(max(record[chosen] for record in records))
     assert load(tmp_path, "checkpoint-best.pth")["epoch"] == result["epoch"]
+    check_lines(output, records, "_ema" if family == "convnext" else "")
     Image.open(tmp_path / "figures" / "confusion_matrix.png").verify()
     assert f"{result['accuracy']:.2f}" in (tmp_path / "report.html").read_text()
+
+
+def check_lines(output, records, ending):
+    """One line per epoch: what log.txt has of the selecting split, and which epoch is the best."""
+    lines = re.findall(r"^epoch (\d+)/2  test.*accuracy.*$", output, re.M)
+    assert lines == ["0", "1"]  # only process 0 prints
+    for record in records:
+        accuracy, uar, loss = (record[f"test_{name}{ending}"] for name in ("acc1", "uar", "loss"))
+        first = max(records[: record["epoch"] + 1], key=lambda r: r[f"test_acc1{ending}"])
+        best = f"best so far: epoch {first['epoch']}, {first[f'test_acc1{ending}']:.2f} %"
+        line = (
+            f"epoch {record['epoch']}/2  test{' (EMA)' * bool(ending)}: accuracy {accuracy:.2f} %  "
+            f"UAR {uar:.2f} %  loss {loss:.4f}  {'* best so far' if first is record else best}\n"
+        )
+        assert line in output
 
 
 # --- what is trained on, and how the best is chosen ---

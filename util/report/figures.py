@@ -75,20 +75,24 @@ class Verdict(NamedTuple):
 
 def attention_grid(
     images: np.ndarray,
-    overlays: np.ndarray,
+    overlays: np.ndarray | None,
     verdicts: Sequence[Verdict],
     title: str,
     note: str = "",
+    across: int = 3,
 ) -> np.ndarray:
     """Faces beside what the model looks at, (K, H, W, 3) uint8 each -> (h, w, 3) uint8.
 
     Below each pair are the predicted class with its probability, and the true one; a cross marks a
-    wrong prediction. Raises ValueError as `reconstruction_grid` does.
+    wrong prediction. Without `overlays`, faces stand alone, twice as many in a row as pairs.
+    `across`: pairs in a row, if there are more than four. Raises ValueError as
+    `reconstruction_grid` does.
     """
-    _check((images, overlays), 2)
-    pairs = np.concatenate([_shrunk(_enlarged(stage)) for stage in (images, overlays)], axis=2)
+    stages = [images] if overlays is None else [images, overlays]
+    _check(stages, len(stages))
+    pairs = np.concatenate([_shrunk(_enlarged(stage)) for stage in stages], axis=2)
     count, height, width = pairs.shape[:3]
-    across = min(count, 2 if count <= 4 else 3)
+    across = min(count, (2 if count <= 4 else across) * (3 - len(stages)))
     rows, size, caption = -(-count // across), 14, 44
     total_width = MARGIN + across * (width + MARGIN)
     heading, top = _heading(title, note, total_width)
