@@ -407,12 +407,13 @@ def test_groups_are_compared_by_mean_deviation_and_paired_difference(tmp_path):
     folders = groups_of(tmp_path, pretrained=[80, 82, 87], scratch=[79, 83, 81])
     page = Page(write_report(*folders, page=tmp_path / "page.html"))
     page.check_self_contained()
-    first, second = [80, 82, 87], [79, 83, 81]
+    first, second = np.array([80, 82, 87]), np.array([79, 83, 81])
     differences = [1, -1, 6]
-    for values in (first, second):
-        expected = f"{np.mean(values):.2f} ± {np.std(values, ddof=1):.2f}"
+    for values in (first - 0.5, second - 0.5, first, second):  # of the last and the best epochs
+        expected = f"{np.mean(values):.2f} ±\xa0{np.std(values, ddof=1):.2f}"
         assert expected in page.text
     assert "80.00 · 82.00 · 87.00" in page.text
+    assert "79.50 · 81.50 · 86.50" in page.text
     shown = f"accuracy +{np.mean(differences):.2f}\xa0±\xa0{np.std(differences, ddof=1):.2f} points"
     assert f"pretrained minus scratch, seed by seed: {shown} (higher in 2 of 3 seeds)" in page.text
 
@@ -433,20 +434,132 @@ def test_results_of_different_tests_are_not_subtracted(tmp_path, change):
 
 def test_groups_of_different_seeds_are_not_subtracted(tmp_path):
     text = Page(write_report(*groups_of(tmp_path, a=[70, 75], b=[80, None, 75]))).text
-    assert "72.50 ± 3.54" in text
-    assert "77.50 ± 3.54" in text
+    assert "72.50 ±\xa03.54" in text
+    assert "77.50 ±\xa03.54" in text
     assert "seeds 0, 2" in text
     assert "minus" not in text
 
 
-def test_the_table_comes_before_one_run_of_each_group(tmp_path, run):
+def test_the_comparison_comes_first_then_a_run_of_each_group_then_runs_without_results(
+    tmp_path, run
+):
     folders = [run, *groups_of(tmp_path, a=[70, 71, 72], b=[80, None, 82])]
+    headings = re.findall(r"<h1>(.*?)</h1>", Page(write_report(*folders)).source)
+    # b's second run has no results for the comparison, so that it is shown on its own.
+    assert headings == ["a and b compared", "a/seed-0", "b/seed-0", run.name, "b/seed-1"]
+
+
+def test_runs_with_one_name_of_a_model_are_told_apart_by_their_folders(tmp_path):
+    folders = [tmp_path / name for name in ("x/one", "y/one", "two")]
+    for folder in folders:
+        write_config(write_result(folder))
     page = Page(write_report(*folders))
-    headings = re.findall(r"<h1>(.*?)</h1>|</span> · (.*?)</p>", page.source)
-    shown = [title if title == "Comparison" else label for title, label in headings]
-    # b's second run has no results for the table, so that it is shown on its own.
-    expected = ["Comparison", "a/seed-0", "b/seed-0", "b/seed-1"]
-    assert [name for name in shown if name] == [run.name, *expected]
+    headings = re.findall(r"<h1>(.*?)</h1>", page.source)
+    assert headings == ["x/one, y/one and two compared", "x/one", "y/one", "two"]
+
+
+def test_an_evaluated_run_starts_with_its_result_and_another_with_its_name(run):
+    assert re.findall(r"<h1>(.*?)</h1>", Page(write_report(run)).source) == [run.name]
+    write_result(run, 91.07)
+    page = Page(write_report(run))
+    assert re.findall(r"<h1>(.*?)</h1>", page.source) == ["Accuracy 91.07\xa0%, UAR 86.07\xa0%"]
+    assert f"done {run.name} · mae_vit_tiny_patch16, 12,271 training images" in page.text
+    sections = re.findall(r"<h2>(.*?)</h2>", page.source)
+    assert sections[:5] == ["Result", "Classes", "Reconstructions", "Training", "Command"]
+    assert "UAR by chance, %" in page.text
+
+
+@pytest.mark.parametrize(
+    ("options", "more", "told"),
+    [
+        ({"finetune": "/a/b/c.pth"}, {"train_images": 80}, "fine-tuned from b/c.pth, 80 training"),
+        ({"finetune": ""}, {}, "vit, from scratch, 12,271 training images"),
+        ({"mask_ratio": 0.75}, {}, "vit, pre-training, 12,271 training images"),
+        ({}, {"checkpoint": "r/best.pth"}, "vit, evaluation of r/best.pth"),
+        ({}, {"checkpoint": "x", "classifier": "nearest neighbours"}, "nearest neighbours of x"),
+        ({"finetune": HOSTILE}, {}, "fine-tuned from example.org/x onerror=alert(2)>&amp;"),
+    ],
+)
+def test_a_run_says_what_its_model_was_trained_from(tmp_path, options, more, told):
+    write_config(write_result(tmp_path / "run", **more), options=options, model={"name": "vit"})
+    page = Page(write_report(tmp_path / "run"))
+    page.check_self_contained()
+    assert told in page.text
+
+
+def bars(page):
+    """The places of the marks of each bar, in %, and its value: a list per chart."""
+    charts = []
+    for chart in re.findall(r'<figure class="bars">.*?</figure>', page.source):
+        rows = re.findall(
+            r'<div class="bar"><span>(.*?)</span>(.*?)<span>([^<]*)</span></div>', chart
+        )
+        marks = r'<i class="(\w+)" style="(?:width|left):([\d.]+)%(?:;width:([\d.]+)%)?"></i>'
+        charts.append(
+            [
+                (name, [(kind, *map(float, filter(None, at))) for kind, *at in found], value)
+                for name, body, value in re.findall(bar, chart)
+                for found in [re.findall(marks, body)]
+            ]
+        )
+    return charts
+
+
+def test_the_bars_show_the_last_epochs_with_chance_and_every_seed(tmp_path):
+    folders = groups_of(tmp_path, a=[70, 71], b=[80, 84])
+    for folder, uar in zip(folders, (50, 52, 60, 64), strict=True):
+        last = {"epoch": 99, "accuracy": uar + 10, "uar": uar, "macro_f1": 2.5}
+        write_result(folder, 90.0, last=last)
+    page = Page(write_report(*folders))
+    uar, accuracy = bars(page)
+    # Two of the three classes have images; the larger has 1185 of 1663.
+    assert uar == [
+        ("a", [("fill", 51), ("chance", 50), ("dot", 50), ("dot", 52)], "51.00 ± 1.41"),
+        ("b", [("fill", 62), ("chance", 50), ("dot", 60), ("dot", 64)], "62.00 ± 2.83"),
+    ]
+    assert [row[1][:2] for row in accuracy] == [
+        [("fill", 61), ("chance", 71.26)],
+        [("fill", 72), ("chance", 71.26)],
+    ]
+    assert "4 runs: 2 of a and 2 of b, tested on the same 3068 images" in page.text
+    assert "Chance level: UAR 50.0\xa0%" in page.text
+    assert "Compared at the last epoch of each run" in page.text
+    assert "a minus b, seed by seed: accuracy −11.00" in page.text
+
+
+def test_epochs_that_were_not_chosen_on_the_test_images_are_compared(tmp_path):
+    folders = [write_result(tmp_path / n, a, selected_on="val") for n, a in (("x", 60), ("y", 70))]
+    page = Page(write_report(*folders))
+    _, accuracy = bars(page)
+    assert accuracy[0] == ("x", [("fill", 60), ("chance", 71.26), ("range", 59, 2)], "60.00")
+    assert "Compared at" not in page.text
+    assert "chosen on the images tested" not in page.text
+
+
+def test_a_last_epoch_keeps_no_intervals_of_the_best_one(tmp_path):
+    folders = [write_result(tmp_path / name) for name in "xy"]
+    assert all("range" not in dict(row[1]) for row in bars(Page(write_report(*folders)))[1])
+    last = {"epoch": 73, "accuracy": 80.0, "uar": 75.0, "macro_f1": 74.0}  # the best is the last
+    write_result(tmp_path / "x", last=last)
+    one, other = bars(Page(write_report(*folders)))[1]
+    assert one[1][-1] == ("range", 79, 2)
+    assert other[1][-1][0] == "chance"
+
+
+def test_results_of_different_tests_are_marked_and_have_no_common_chance_level(tmp_path):
+    folders = [write_result(tmp_path / "x"), write_result(tmp_path / "y", data="AffectNet")]
+    text = Page(write_report(*folders)).text
+    assert "tested on different images: compare with care" in text
+    assert "Chance level" not in text
+    assert "AffectNet, test; labels by argmax of votes; epoch chosen on test" in text
+
+
+def test_hostile_names_are_compared_as_text(tmp_path):
+    folders = groups_of(tmp_path, **{"<b onload=x>&": [70, 71], "<i>": [80, 84]})
+    page = Page(write_report(*folders))
+    page.check_self_contained()
+    assert "<b onload=x>& and <i> compared" in page.text
+    assert "<b onload" not in page.source
 
 
 def test_single_runs_are_compared_with_their_confidence_intervals(tmp_path):
@@ -455,7 +568,7 @@ def test_single_runs_are_compared_with_their_confidence_intervals(tmp_path):
     assert "one80.0079.00–81.00" in page.text
     assert "two81.0080.00–82.00" in page.text
     assert page.source.count("<h1>") == 3
-    assert "Comparison" not in Page(write_report(folders[0])).text
+    assert "compared" not in Page(write_report(folders[0])).text
 
 
 def test_groups_with_one_name_are_distinguished(tmp_path):

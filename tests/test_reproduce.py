@@ -122,7 +122,9 @@ def test_summary_and_report_contain_all_seeds(here):
     assert summary["last"]["uar"]["mean"] == 84.5
     assert summary["published"] == "RAF-DB accuracy 91.07 %"
     assert summary["options"] == {"--model": "vit", "--epochs": "2", "--processes": "1"}
-    page = (here / "out" / "report.html").read_text()
+    page = (here / "out" / "report.html").read_text().replace("\xa0", " ")
+    assert "<h1>out, 3 seeds</h1>" in page
+    assert "84.50 ± 1.50" in page  # UAR of the last epochs
     assert "91.50 ± 1.50" in page
     assert "90.00 · 91.50 · 93.00" in page
 

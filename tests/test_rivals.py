@@ -6,6 +6,7 @@ import sys
 
 import pytest
 import torch
+from PIL import Image
 
 import main_finetune
 from benchmarks import rivals
@@ -42,6 +43,9 @@ def test_a_rival_writes_the_results_of_a_fine_tuning_run(trained, seed):
     looks = [line["test_acc1"] for line in log]
     assert len(looks) == rivals.LEGS
     assert result["accuracy"] == max(looks) == looks[result["epoch"]]
+    Image.open(folder / "figures" / "predictions.png").verify()
+    ends = {name: result["last"].pop(name) for name in ("accuracy_ci", "uar_ci")}
+    assert ends["accuracy_ci"][0] <= looks[-1] <= ends["accuracy_ci"][1]
     assert result["last"] == {
         "epoch": rivals.LEGS - 1,
         "accuracy": looks[-1],
@@ -120,8 +124,8 @@ def test_a_rival_gets_the_labels_of_fine_tuning_and_shares_its_report(trained):
     assert split == "test"
     page = write_report(ours, trained / "resnet18" / "seed-1", trained / "resnet18" / "seed-2")
     text = page.read_text()
-    assert "resnet18" in text
-    assert "Comparison" in text
+    assert "<h1>ours and resnet18 compared</h1>" in text
+    assert text.count("Right and wrong predictions.") == 2  # one run of each
 
 
 def test_light_augmentation_only_moves_an_image_a_little():

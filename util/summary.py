@@ -7,13 +7,15 @@ chance.
 import os
 import re
 import statistics
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from util.safe_json import number, parse_object, part, read_text
 
 METRICS = {"accuracy": "accuracy", "uar": "UAR", "macro_f1": "macro-F1"}  # key: display name
+INTERVALS = {f"{metric}_ci" for metric in METRICS}
 SEED = re.compile(r"seed-(\d{1,18})")
 TEST = ("data", "rule", "split", "n", "classes")  # equal in comparable results
 
@@ -59,6 +61,19 @@ class Group:
         values = [number(part(result, "last").get(metric)) for result in self.results]
         return None if None in values else Spread(tuple(values))
 
+    def at_last_epochs(self) -> "Group | None":
+        """The same runs with the results of their last epochs; None unless every run has them."""
+        if None in map(self.last, METRICS):
+            return None
+        return replace(self, results=tuple(map(_at_last_epoch, self.results)))
+
+
+def _at_last_epoch(result: dict) -> dict:
+    """A result with the numbers of its last epoch, and without intervals if it has none of that."""
+    last = part(result, "last")
+    kept = result if last.get("epoch") == result.get("epoch") else result.keys() - INTERVALS
+    return {key: result[key] for key in kept} | dict(last)
+
 
 def group_runs(folders: Sequence[Path]) -> list[Group]:
     """Group run folders, in their order; runs without a result are left out."""
@@ -77,12 +92,21 @@ def group_runs(folders: Sequence[Path]) -> list[Group]:
 
 
 def short_names(paths: list[Path]) -> list[str]:
-    """The shortest ends of paths that distinguish them all."""
-    for length in range(1, 1 + max((len(path.parts) for path in paths), default=0)):
-        names = [str(Path(*path.parts[-length:])) for path in paths]
-        if len(set(names)) == len(names):
+    """The shortest end of each path that distinguishes it from the others.
+
+    Of GROUP/seed-N, at least that much.
+    """
+    ends = [2 if SEED.fullmatch(path.name) else 1 for path in paths]
+    while True:
+        names = [str(Path(*path.parts[-end:])) for path, end in zip(paths, ends, strict=True)]
+        count = Counter(names)
+        longer = [
+            min(end + (count[name] > 1), len(path.parts))
+            for path, end, name in zip(paths, ends, names, strict=True)
+        ]
+        if longer == ends:
             return names
-    return [str(path) for path in paths]
+        ends = longer
 
 
 def paired_difference(groups: Sequence[Group], metric: str) -> Spread | None:
@@ -111,6 +135,47 @@ def conditions(results: Sequence[dict]) -> str:
     chosen_on = agreed(results, "selected_on")
     chosen = f"epoch chosen on {chosen_on}" if chosen_on else ""
     return "; ".join(filter(None, (describe_test(results), chosen)))
+
+
+def is_flattered(result: Mapping) -> bool:
+    """Whether the epoch was chosen on the images that the result is about."""
+    return result.get("selected_on") not in (None, "") and result["selected_on"] == result.get(
+        "split"
+    )
+
+
+def chance(result: Mapping, metric: str) -> float | None:
+    """What needs no training, in %: UAR of any constant answer, accuracy of the most frequent one.
+
+    None for a macro-F1, or if the numbers of images by class are not known.
+    """
+    support = [n for count in part(result, "support").values() if (n := number(count))]
+    if not support or min(support) < 0 or metric not in ("uar", "accuracy"):
+        return None
+    return 100 / len(support) if metric == "uar" else 100 * max(support) / sum(support)
+
+
+def describe_run(folder: Path) -> str:
+    """The model of a run and what it was trained from: `resnet18, from scratch, 80 images`."""
+    config, result = parse_object(read_text(folder / "config.json")), read_result(folder)
+    options = part(config, "options")
+    told = [part(config, "model").get("name")]
+    if source := result.get("checkpoint"):
+        told.append(f"{result.get('classifier') or 'evaluation'} of {_end(source)}")
+    elif "finetune" in options:
+        source = options["finetune"]
+        told.append(f"fine-tuned from {_end(source)}" if source else "from scratch")
+    elif "mask_ratio" in options:
+        told.append("pre-training")
+    images = number(result.get("train_images") or part(config, "data").get("count"))
+    if images is not None:
+        told.append(f"{images:,.0f} training images")
+    return ", ".join(word for word in told if isinstance(word, str) and word)
+
+
+def _end(source: object) -> str:
+    """The last two parts of a path, or a released name."""
+    return str(Path(*Path(str(source)).parts[-2:]))
 
 
 def agreed(results: Sequence[dict], key: str) -> str:

@@ -7,9 +7,16 @@ from pathlib import Path
 
 from PIL import Image
 
-from util.report.html import escaped
+from util.report.html import escaped, picture, section
 
 CAPTIONS = {  # of the files that programs write, in the order of display
+    "predictions": (
+        "Right and wrong predictions",
+        "Below each image: the predicted class with its probability, and the true one. Where there "
+        "is a second picture, yellow marks what the model looked at most; it does not prove why "
+        "the model decides as it does. Before you share this page, check that the licence of the "
+        "data set allows it.",
+    ),
     "confusion_matrix": (
         "Confusion matrix",
         "Each row is a true class: how its images were classified, in % and in number.",
@@ -40,11 +47,15 @@ CAPTIONS = {  # of the files that programs write, in the order of display
     ),
     "curves": ("Runs compared", "Each run has one colour in all panels."),
 }
-WIDE = ("attention", "reconstructions", "curves")  # too detailed for the width of a phone
+FIRST = "predictions"  # shown before the other figures
+WIDE = ("attention", "reconstructions", "curves")  # too detailed for half the page
 
 
-def figures_section(folder: Path, room: int) -> str:
-    """The newest reconstruction large, earlier ones in a strip, then all other figures."""
+def figures_section(folder: Path, room: int) -> tuple[str, str]:
+    """Images with predictions, and apart from them all other figures.
+
+    Of reconstructions, the newest comes first, then the earlier ones, smaller.
+    """
     paths = sorted(path for path in folder.glob("*.png") if path.is_file())
     epoch = {p: int(m[1]) for p in paths if (m := re.fullmatch(r"reconstruction\D*(\d+)", p.stem))}
     grids = sorted(epoch, key=lambda path: (epoch[path], path.name))
@@ -55,18 +66,20 @@ def figures_section(folder: Path, room: int) -> str:
     others = _chosen([path for path in paths if path not in epoch], room // 2)
     room -= sum(path.stat().st_size for path in others)
     strip = [figure for path in _thinned(grids, room) if (figure := _figure(path, room))]
-    plain = [figure for path in others if (figure := _figure(path, room))]
-    parts = [newest and f"<h2>Reconstructions</h2>{newest}"]
+    plain = {path: figure for path in others if (figure := _figure(path, room))}
+    missing = len(paths) - bool(newest) - len(strip) - len(plain)
+    first = [plain.pop(path) for path in others[:1] if path in plain and path.stem == FIRST]
+    parts = [section("Reconstructions", newest)]
     if strip:
-        parts.append(f'<h3>Earlier</h3><div class="strip" tabindex="0">{"".join(strip)}</div>')
+        parts.append(f'<h3>Earlier</h3><div class="strip">{"".join(strip)}</div>')
     if plain:
-        parts.append(f'<h2>Figures</h2><div class="plain">{"".join(plain)}</div>')
-    if missing := len(paths) - bool(newest) - len(strip) - len(plain):
+        parts.append(f'<h2>Figures</h2><div class="plain">{"".join(plain.values())}</div>')
+    if missing:
         parts.append(
             f'<p class="soft">{missing:,} of {len(paths):,} files in figures/ are not shown, '
             "to keep this page small or because they cannot be read.</p>"
         )
-    return f"<section>{''.join(parts)}</section>" if paths else ""
+    return section("Images", "".join(first)), f"<section>{''.join(parts)}</section>" * bool(paths)
 
 
 def _chosen(paths: list[Path], room: int) -> list[Path]:
@@ -102,9 +115,10 @@ def _figure(path: Path, room: int, kind: str = "") -> str:
         name, sentence = CAPTIONS[path.stem]
         caption = f"<strong>{name}.</strong> {sentence}"
         kind = "wide" if path.stem in WIDE else ""
-    focus = ' tabindex="0"' if kind == "wide" else ""  # so that the keyboard can scroll it
+    image = (
+        f'<img src="data:image/png;base64,{source}" alt="{name}" width="{width}" height="{height}">'
+    )
     return (
-        f'<figure class="{kind}"><div{focus}><img src="data:image/png;base64,{source}" '
-        f'alt="{name}" width="{width}" height="{height}"></div>'
+        f'<figure class="{kind}">{picture(image, name, width)}'
         f"<figcaption>{caption}</figcaption></figure>"
     )

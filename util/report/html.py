@@ -35,3 +35,15 @@ def grid(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
         f'<div class="scroll"><table class="grid"><thead><tr>{top}</tr></thead>'
         f"<tbody>{body}</tbody></table></div>"
     )
+
+
+def picture(content: str, name: str = "", width: int = 0) -> str:
+    """A picture, HTML already, that a click or the space bar enlarges and reduces again.
+
+    `name`: for screen readers; `width`: in pixels, if that of the picture is known.
+    """
+    style = f' style="--w:{width}px"' if width else ""
+    return (
+        f'<label class="zoom"{style}><input type="checkbox" aria-label="Enlarge {name}">'
+        f"<span>{content}</span></label>"
+    )

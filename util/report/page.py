@@ -11,13 +11,14 @@ from pathlib import Path
 from string import Template
 
 from util.files import write_file
+from util.report.comparison import comparison, title_of
 from util.report.curves import learning_curves
 from util.report.drawing import short
 from util.report.figure_section import figures_section
-from util.report.html import escaped, numbers, section
-from util.report.results import comparison, result_section
+from util.report.html import escaped, numbers, picture, section
+from util.report.results import class_section, result_heading, result_section
 from util.safe_json import number, parse_object, part, read_text
-from util.summary import SEED, group_runs, read_log, read_result
+from util.summary import describe_run, group_runs, read_log, read_result, short_names
 
 FIGURE_BYTES = 6_900_000  # of PNG; 9.2 MB as base64, so that the page stays below 10
 STATUS = {
@@ -32,64 +33,73 @@ STATUS = {
 def write_report(*output_dirs: str | Path, page: str | Path | None = None) -> Path | None:
     """Write one page about one or several runs from what their folders hold; return its path.
 
-    Results of several runs are compared in a table; of runs GROUP/seed-N with a result, only the
-    first is shown in full. `page`: the file to write (default: report.html in the first folder).
-    Every input may be missing or truncated: what cannot be read is not shown. Returns None if one
-    of `output_dirs` is not a directory. Raises OSError if the page cannot be written (disk full,
-    folder read-only), and leaves the old one. A finished run should catch this: the page can be
-    made again at any time.
+    Results of several runs are compared first; runs with a result come before others, and of runs
+    GROUP/seed-N with a result, only the first is shown in full. `page`: the file to write (default:
+    report.html in the first folder). Every input may be missing or truncated: what cannot be read
+    is not shown. Returns None if one of `output_dirs` is not a directory. Raises OSError if the
+    page cannot be written (disk full, folder read-only), and leaves the old one. A finished run
+    should catch this: the page can be made again at any time.
     """
     folders = [Path(output_dir) for output_dir in output_dirs]
     if not all(folder.is_dir() for folder in folders):
         return None
     page = Path(page) if page else folders[0] / "report.html"
     groups = group_runs(folders)
-    table = comparison(groups)
-    in_table = {folder for group in groups for folder in group.folders}
     folded = {folder for group in groups for folder in group.folders[1:]}
     shown = [folder for folder in folders if folder not in folded]
-    titles, runs = [], []
-    for folder in shown:
-        if table and folder in in_table:  # before the first run in it
-            runs, table = [*runs, table], ""
-        title, run = _run(folder, FIGURE_BYTES // len(shown))
-        titles, runs = [*titles, title], [*runs, run]
+    shown.sort(key=lambda folder: not read_result(folder))
+    names = short_names([folder.resolve() for folder in shown])
+    runs = [
+        _run(folder, name, alone=len(shown) == 1, room=FIGURE_BYTES // len(shown))
+        for folder, name in zip(shown, names, strict=True)
+    ]
+    title = escaped(title_of(groups))
+    if title:
+        runs = [comparison(groups), *runs]
+    title = title or " · ".join(map(escaped, names))
     template = Template(Path(__file__).with_suffix(".html").read_text("utf-8"))
-    html_text = template.substitute(title=" · ".join(titles), runs="\n".join(runs))
+    html_text = template.substitute(title=title, runs="\n".join(runs))
     # A file name may hold bytes that are not text; each is shown as a question mark.
     write_file(page, html_text.encode("utf-8", "replace"))
     return page
 
 
-def _run(folder: Path, room: int) -> tuple[str, str]:
-    """A run's title and its part of the page, with at most `room` bytes of pictures."""
-    epochs = read_log(folder)
+def _run(folder: Path, name: str, alone: bool, room: int) -> str:
+    """A run's part of the page, with at most `room` bytes of pictures.
+
+    Alone on a page, an evaluated run has its result as heading; beside others, a run has its name.
+    """
+    epochs, result = read_log(folder), read_result(folder)
     config, status = (parse_object(read_text(folder / f"{n}.json")) for n in ("config", "status"))
-    command, result = config.get("command"), read_result(folder)
-    place = folder.resolve()
-    label = f"{place.parent.name}/{place.name}" if SEED.fullmatch(place.name) else place.name
-    name = escaped(part(config, "model").get("name") or label)
+    command = config.get("command")
     kind, word = STATUS.get(
         str(status.get("status") or ""), ("soft", escaped(status.get("status")))
     )
+    speed = _headline(epochs, config, bool(result))
+    curves = "".join(map(picture, learning_curves(epochs, str(folder))))
+    curves = f'<div class="curves">{curves}</div>' if curves else ""
+    figures, others = figures_section(folder / "figures", room)
     sections = [
         result_section(result),
-        section("Curves", "".join(learning_curves(epochs, str(folder))), "curves"),
-        figures_section(folder / "figures", room),
+        figures,
+        class_section(result),
+        others,
+        section("Training" if result else "Curves", speed * bool(result) + curves),
         section("Command", f"<pre><code>{escaped(command)}</code></pre>" if command else ""),
         _bad_images(folder / "bad_images.txt"),
         _tables(config),
     ]
+    about = " · ".join(map(escaped, filter(None, (name * alone, describe_run(folder)))))
     reason = f'<p class="reason {kind}"><span>{escaped(status.get("reason"))}</span></p>'
     header = [
-        f"<h1>{name}</h1>",
-        f'<p class="under soft"><span class="status {kind}">{word}</span> · {escaped(label)}</p>',
+        f"<h1>{result_heading(result) if alone and result else escaped(name)}</h1>",
+        f'<p class="under soft"><span class="status {kind}">{word}</span> {about}</p>',
         reason if status.get("reason") else "",
-        _headline(epochs, config, bool(result)),
+        "" if result else speed,
     ]
     body = "\n".join(filter(None, sections)) or '<p class="soft">Nothing recorded yet.</p>'
     top = "\n".join(filter(None, header))
-    return f"{name} – {word}", f"<header>\n{top}\n</header>\n<main>\n{body}\n</main>"
+    return f"<article>\n<header>\n{top}\n</header>\n{body}\n</article>"
 
 
 def _headline(epochs: list[dict], config: dict, evaluated: bool) -> str:

@@ -1,29 +1,39 @@
-"""The parts of a report about results: the numbers of one run, and a comparison of several."""
-
-from collections.abc import Sequence
+"""The parts of a report about the results of one run."""
 
 from util.report.html import escaped, grid, numbers, section
 from util.safe_json import number, part
-from util.summary import METRICS, Group, conditions, describe_test, paired_difference
+from util.summary import METRICS, chance, describe_test
 
 MOST_CLASSES = 200  # in a table
 MOST_LINES = 40  # on the data
 
 
 def result_section(result: dict) -> str:
-    """`eval.json` as HTML: numbers of the chosen and of the last epoch, and by class."""
+    """`eval.json` as HTML: numbers of the chosen and of the last epoch, and how they were made."""
     if not result:
         return ""
-    items = [
-        (f"{name}, %", f"{result[key]:.2f}{_small(_interval(result, key))}")
-        for key, name in METRICS.items()
-    ]
+    items = []
+    for key, name in METRICS.items():
+        ends = interval(result, key)
+        about = small(f"{ends[0]:.2f}–{ends[1]:.2f}") if ends else ""
+        items.append((f"{name}, %", f"{result[key]:.2f}{about}"))
     if (count := number(result.get("n"))) is not None:
         items.append(("images tested", f"{count:,.0f}"))
+    if (level := chance(result, "uar")) is not None:
+        items.append(("UAR by chance, %", f"{level:.1f}"))
     lines = escaped(describe_test([result])), " ".join(_remarks(result)), _small_print(result)
     about = "".join(f'<p class="under">{line}</p>' for line in lines if line)
-    parts = numbers(items) + about + _last(result) + _by_class(result) + _data(result)
-    return section("Result", parts, "result")
+    return section("Result", numbers(items) + about + _last(result), "result")
+
+
+def result_heading(result: dict) -> str:
+    """`Accuracy 61.75 %, UAR 60.10 %`."""
+    return f"Accuracy {result['accuracy']:.2f}\u00a0%, UAR {result['uar']:.2f}\u00a0%"
+
+
+def class_section(result: dict) -> str:
+    """`eval.json` as HTML: recall and precision by class, and what was reported on the data."""
+    return section("Classes", _by_class(result) + _data(result))
 
 
 def _data(result: dict) -> str:
@@ -83,7 +93,7 @@ def _choice(epoch: float, split: str, chosen_on: str) -> str:
 def _small_print(result: dict) -> str:
     """What the intervals are, and how well calibrated the probabilities are."""
     parts = []
-    if _interval(result, "accuracy"):
+    if interval(result, "accuracy"):
         parts.append("Small: 95\u00a0% interval over test images, without the spread over seeds")
     if (loss := number(result.get("log_loss"))) is not None:
         parts.append(f"log loss {loss:.3f}")
@@ -116,68 +126,17 @@ def _by_class(result: dict) -> str:
     return grid(["class", "recall, %", "precision, %", "images"], rows) if rows else ""
 
 
-def comparison(groups: Sequence[Group]) -> str:
-    """A row per group, with mean and deviation over its seeds; "" for fewer than two results."""
-    if sum(len(group.results) for group in groups) < 2:
-        return ""
-    tests = [conditions(group.results) for group in groups]
-    shared = tests[0] if len(set(tests)) == 1 else ""
-    rows = []
-    for group, test in zip(groups, tests, strict=True):
-        word = "seeds " if group.seeds[1:] else "seed " if group.seeds else ""
-        about = _small(word + ", ".join(map(str, group.seeds))) + _small(
-            "" if shared else escaped(test)
-        )
-        rows.append([escaped(group.name) + about, *(_spread(group, key) for key in METRICS)])
-    table = grid(["", *(f"{name}, %" for name in METRICS.values())], rows)
-    note = (
-        "The chosen epoch of each run. ±: standard deviation (n − 1) over seeds; small: the values "
-        "of the seeds, or the 95\u00a0% interval of a single run."
-    )
-    below = f'<p class="under soft">{escaped(shared)}</p>' if shared else ""
-    return (
-        f"<header><h1>Comparison</h1>{below}</header>"
-        f'<main>{table}{_difference(groups)}<p class="under soft">{note}</p></main>'
-    )
-
-
-def _spread(group: Group, metric: str) -> str:
-    spread = group.spread(metric)
-    single = [f"{value:.2f}" for value in spread.values]
-    small = " · ".join(single) if single[1:] else _interval(group.results[0], metric)
-    return spread.show() + _small(small)
-
-
-def _difference(groups: Sequence[Group]) -> str:
-    """The comparison of two groups with the same seeds."""
-    seeded = [group for group in groups if group.seeds]
-    parts = []
-    for metric in ("accuracy", "uar"):
-        if difference := paired_difference(seeded, metric):
-            values = difference.values
-            better, equal = sum(v > 0 for v in values), sum(v == 0 for v in values)
-            shown = difference.show("+").replace(" ", "\u00a0")
-            ties = f", equal in {equal}" if equal else ""
-            parts.append(
-                f"{METRICS[metric]} <strong>{shown}</strong> points "
-                f"(higher in {better} of {len(values)} seeds{ties})"
-            )
-    if not parts:
-        return ""
-    first, second = (escaped(group.name) for group in seeded)
-    return f"<p><strong>{first}</strong> minus {second}, seed by seed: {', '.join(parts)}.</p>"
-
-
-def _interval(result: dict, metric: str) -> str:
-    """`90.03–92.08`; "" if there is none."""
+def interval(result: dict, metric: str) -> tuple[float, float] | None:
+    """The 95 % interval of a metric in %, if the result has one."""
     ends = result.get(f"{metric}_ci")
     ends = [number(end) for end in ends] if isinstance(ends, list) else []
-    return f"{ends[0]:.2f}–{ends[1]:.2f}" if len(ends) == 2 and None not in ends else ""
+    return (ends[0], ends[1]) if len(ends) == 2 and None not in ends else None
 
 
 def _show(value: object, style: str = ".2f") -> str:
     return "–" if (finite := number(value)) is None else f"{finite:{style}}"
 
 
-def _small(words: str) -> str:
+def small(words: str) -> str:
+    """Safe HTML in small print; "" if it is empty."""
     return f"<small>{words}</small>" if words else ""
