@@ -487,22 +487,21 @@ def test_a_run_says_what_its_model_was_trained_from(tmp_path, options, more, tol
     assert told in page.text
 
 
+BAR = re.compile(r'<div class="bar"><span>(.*?)</span>(.*?)<span>([^<]*)</span></div>')
+MARK = re.compile(r'<i class="(\w+)" style="(?:width|left):([\d.]+)%(?:;width:([\d.]+)%)?"></i>')
+
+
 def bars(page):
-    """The places of the marks of each bar, in %, and its value: a list per chart."""
-    charts = []
-    for chart in re.findall(r'<figure class="bars">.*?</figure>', page.source):
-        rows = re.findall(
-            r'<div class="bar"><span>(.*?)</span>(.*?)<span>([^<]*)</span></div>', chart
-        )
-        marks = r'<i class="(\w+)" style="(?:width|left):([\d.]+)%(?:;width:([\d.]+)%)?"></i>'
-        charts.append(
-            [
-                (name, [(kind, *map(float, filter(None, at))) for kind, *at in found], value)
-                for name, body, value in re.findall(bar, chart)
-                for found in [re.findall(marks, body)]
-            ]
-        )
-    return charts
+    """Of each chart, the bars: name, marks with their places in %, and the value."""
+    charts = re.findall(r'<figure class="bars">.*?</figure>', page.source)
+    return [
+        [
+            (name, [(m[1], *map(float, filter(None, m.groups()[1:]))) for m in marks], value)
+            for name, body, value in BAR.findall(chart)
+            for marks in [MARK.finditer(body)]
+        ]
+        for chart in charts
+    ]
 
 
 def test_the_bars_show_the_last_epochs_with_chance_and_every_seed(tmp_path):

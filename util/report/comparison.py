@@ -52,7 +52,7 @@ def comparison(groups: Sequence[Group]) -> str:
     if shown is not groups:
         parts += ["<h3>The best epoch of each run, chosen on the images tested</h3>"]
         parts += [_table(groups, described=False)]
-    return f"<article>{''.join(parts)}</article>"
+    return f'<article class="comparison">{"".join(parts)}</article>'
 
 
 def _about(groups: Sequence[Group], shown: Sequence[Group], flattered: bool) -> list[str]:
