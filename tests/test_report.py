@@ -520,9 +520,10 @@ def test_the_bars_show_the_last_epochs_with_chance_and_every_seed(tmp_path):
         [("fill", 61), ("chance", 71.26)],
         [("fill", 72), ("chance", 71.26)],
     ]
-    assert "4 runs: 2 of a and 2 of b, tested on the same 3068 images" in page.text
+    assert "4 runs: 2 of a and 2 of b, each tested on 3068 images" in page.text
     assert "Chance level: UAR 50.0\xa0%" in page.text
     assert "Compared at the last epoch of each run" in page.text
+    assert "as these runs did" in page.text
     assert "a minus b, seed by seed: accuracy −11.00" in page.text
 
 
@@ -532,7 +533,7 @@ def test_epochs_that_were_not_chosen_on_the_test_images_are_compared(tmp_path):
     _, accuracy = bars(page)
     assert accuracy[0] == ("x", [("fill", 60), ("chance", 71.26), ("range", 59, 2)], "60.00")
     assert "Compared at" not in page.text
-    assert "chosen on the images tested" not in page.text
+    assert "flatters" not in page.text
 
 
 def test_a_last_epoch_keeps_no_intervals_of_the_best_one(tmp_path):
@@ -548,9 +549,9 @@ def test_a_last_epoch_keeps_no_intervals_of_the_best_one(tmp_path):
 def test_results_of_different_tests_are_marked_and_have_no_common_chance_level(tmp_path):
     folders = [write_result(tmp_path / "x"), write_result(tmp_path / "y", data="AffectNet")]
     text = Page(write_report(*folders)).text
-    assert "tested on different images: compare with care" in text
+    assert "tested under different conditions: compare with care" in text
     assert "Chance level" not in text
-    assert "AffectNet, test; labels by argmax of votes; epoch chosen on test" in text
+    assert "3068 images, AffectNet, test; labels by argmax of votes; epoch chosen on test" in text
 
 
 def test_hostile_names_are_compared_as_text(tmp_path):

@@ -8,6 +8,7 @@ from util.summary import (
     METRICS,
     TEST,
     Group,
+    agreed,
     chance,
     conditions,
     describe_run,
@@ -38,32 +39,42 @@ def comparison(groups: Sequence[Group]) -> str:
     If any epoch was chosen on the test images, all runs are compared at their last epochs: the best
     of many flatters more than the best of few.
     """
-    results = [result for group in groups for result in group.results]
-    flattered = any(map(is_flattered, results))
+    flattered = any(map(is_flattered, results_of(groups)))
     last = [group.at_last_epochs() for group in groups] if flattered else [None]
     shown = groups if None in last else last
     parts = [
         f"<header><h1>{escaped(title_of(groups))}</h1>",
-        *(f'<p class="under">{line}</p>' for line in _about(groups, shown, flattered)),
+        *(f'<p class="under">{line}</p>' for line in _about(groups, shown)),
         f'</header><div class="charts">{"".join(_chart(shown, metric) for metric in CHARTS)}</div>',
         _table(shown),
         _difference(shown),
     ]
     if shown is not groups:
-        parts += ["<h3>The best epoch of each run, chosen on the images tested</h3>"]
+        parts += ["<h3>The best epoch of each run</h3>"]
         parts += [_table(groups, described=False)]
     return f'<article class="comparison">{"".join(parts)}</article>'
 
 
-def _about(groups: Sequence[Group], shown: Sequence[Group], flattered: bool) -> list[str]:
+def results_of(groups: Sequence[Group]) -> list[dict]:
+    """The results of all runs."""
+    return [result for group in groups for result in group.results]
+
+
+def _is_one_test(groups: Sequence[Group]) -> bool:
+    """Whether all runs were tested on the same data, as far as their results tell."""
+    first, *others = results_of(groups)
+    return all(result.get(key) == first.get(key) for result in others for key in TEST)
+
+
+def _about(groups: Sequence[Group], shown: Sequence[Group]) -> list[str]:
     """Sentences on what was compared, on chance, and on the epochs."""
-    results = [result for group in groups for result in group.results]
+    results = results_of(groups)
     count = f"{len(results)} runs"
     if len(groups) < len(results) and 1 < len(groups) <= MOST_NAMED:
         count += ": " + listed([f"{len(group.results)} of {group.name}" for group in groups])
     first = results[0]
-    if all(result.get(key) == first.get(key) for result in results for key in TEST):
-        tested = f"tested on the same {escaped(first.get('n'))} images"
+    if _is_one_test(groups):
+        tested = f"each tested on {escaped(first.get('n'))} images"
         lines = [f"{escaped(count)}, {tested} ({escaped(describe_test([first]))})."]
         levels = [_level(first, metric) for metric in CHARTS]
         if None not in levels:
@@ -72,15 +83,13 @@ def _about(groups: Sequence[Group], shown: Sequence[Group], flattered: bool) -> 
                 f"gives an accuracy of {levels[1]}\u00a0%."
             )
     else:
-        lines = [f"{escaped(count)}, tested on different images: compare with care."]
-    if shown is not groups:
+        lines = [f"{escaped(count)}, tested under different conditions: compare with care."]
+    if flattered := sum(map(is_flattered, results)):
+        which = "best" if shown is groups else "last"
+        who = "these runs" if flattered == len(results) else "some of these runs"
         lines.append(
-            "Compared at the last epoch of each run. The best epochs, below, were chosen on the "
-            "images tested, which flatters."
-        )
-    elif flattered:
-        lines.append(
-            "Compared at the best epoch of each run, chosen on the images tested, which flatters."
+            f"Compared at the {which} epoch of each run. Choosing the best epoch on the images "
+            f"tested, as {who} did, flatters."
         )
     return lines
 
@@ -131,13 +140,13 @@ def _place(value: float) -> str:
 
 def _table(groups: Sequence[Group], described: bool = True) -> str:
     """A row per group: what it is, mean and deviation of each metric, its seeds or interval."""
-    tests = [conditions(group.results) for group in groups]
     rows, notes = [], {}
-    for group, test in zip(groups, tests, strict=True):
+    for group in groups:
         word = "seeds " if group.seeds[1:] else "seed " if group.seeds else ""
         kinds = dict.fromkeys(filter(None, map(describe_run, group.folders)))
         about = [" / ".join(kinds) * described, word + ", ".join(map(str, group.seeds))]
-        about += [test] if len(set(tests)) > 1 else []
+        if not _is_one_test(groups):
+            about.append(f"{agreed(group.results, 'n')} images, {conditions(group.results)}")
         name = escaped(group.name) + "".join(small(escaped(line)) for line in about)
         rows.append([name, *(_spread(group, key) for key in METRICS)])
         if group.results[1:]:

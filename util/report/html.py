@@ -43,7 +43,8 @@ def picture(content: str, name: str = "", width: int = 0) -> str:
     `name`: for screen readers; `width`: in pixels, if that of the picture is known.
     """
     style = f' style="--w:{width}px"' if width else ""
+    action = f"Enlarge {name}".strip()
     return (
-        f'<label class="zoom"{style}><input type="checkbox" aria-label="Enlarge {name}">'
+        f'<label class="zoom"{style}><input type="checkbox" aria-label="{action}">'
         f"<span>{content}</span></label>"
     )
