@@ -105,7 +105,7 @@ def rgb_of(picture: Image.Image | np.ndarray) -> np.ndarray:
     else, UnreadableImage if Pillow cannot decode the image.
     """
     if isinstance(picture, np.ndarray):
-        channels = picture.shape[2:]
+        channels = picture.shape[2:] if picture.ndim > 1 else None
         if picture.dtype != np.uint8 or not picture.size or channels not in ((), (3,), (4,)):
             raise BadInput(
                 f"a picture of shape {picture.shape} and type {picture.dtype}: give uint8 values "

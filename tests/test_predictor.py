@@ -122,6 +122,8 @@ def test_pictures_that_cannot_be_read_are_named(predictor, photographs, people):
         (np.zeros((4, 4, 3)), r"shape \(4, 4, 3\) and type float64: give uint8"),
         (np.zeros((3, 4, 5), np.uint8), r"shape \(3, 4, 5\)"),
         (np.zeros((0, 4, 3), np.uint8), r"shape \(0, 4, 3\)"),
+        (np.zeros(5, np.uint8), r"shape \(5,\)"),
+        (np.zeros((1, 4, 4, 1), np.uint8), r"shape \(4, 4, 1\)"),
         (b"\xff\xd8\xff", "type bytes: give a path"),
         (torch.zeros(3, 4, 4, dtype=torch.uint8), "type Tensor: give a path"),
         ([None], "type NoneType: give a path"),
