@@ -28,11 +28,8 @@ from util.program import run_program
 if TYPE_CHECKING:
     import gradio as gr
 
-    from models_saved import Saved
-
 MOST_BYTES = 20 * 2**20  # size limit of an uploaded picture
 MOST_VISITORS = 30  # sessions whose faces are kept in memory, some MB each
-TICK = "to find the faces in it, tick the box below the picture"
 
 
 def build_parser() -> Parser:
@@ -80,28 +77,24 @@ def work(args: argparse.Namespace) -> None:
     """Serve the page on 127.0.0.1 until interrupted."""
     # Gradio reads these when it is imported. They turn off usage statistics and network requests.
     os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_DISABLE_TELEMETRY": "1"}
+    if sys.stderr.isatty():
+        print("loading gradio and PyTorch; this can take a minute …", file=sys.stderr)
     try:
         import gradio  # noqa: F401
     except ImportError:
         raise BadInput("gradio is not installed: pip install -r requirements/app.txt") from None
     from datasets.faces.detection import open_detector
-    from inference.page import INVITATION, Checkpoints, example_faces, faces_in
+    from inference.page import Checkpoints
     from inference.page_layout import build_page
+    from inference.page_picture import Finder, write_examples
 
     checkpoints = Checkpoints(args.checkpoints, pick_device(args.device, ProcessInfo()))
-    detectors = {True: open_detector(args.detector), False: open_detector("none")}
-
-    def find(path: str | None, detect: bool, saved: "Saved") -> tuple:
-        if path is None:
-            raise BadInput(INVITATION)
-        faces, line = faces_in(path, detectors[detect], saved, args.face_margin)
-        more = f"; {TICK}" if not detect and args.detector != "none" else ""
-        return faces, f"{line[0].upper()}{line[1:]}{more}."
-
     with tempfile.TemporaryDirectory(prefix="mae-sfer-") as folder:
         # Gradio's default folder is shared by all users of this machine, and outlives the program.
         os.environ["GRADIO_TEMP_DIR"] = folder
-        page = build_page(checkpoints, find, example_faces(folder))
+        examples = write_examples(folder)
+        finder = Finder(open_detector(args.detector), args.face_margin, examples.synthetic)
+        page = build_page(checkpoints, finder, examples)
         open_page(page, args.port, folder)
         device = checkpoints.device
         print(f"http://127.0.0.1:{args.port} on {device}; Ctrl-C stops it", flush=True)

@@ -1,4 +1,4 @@
-"""Draws boxes and labels on pictures, and names the resulting files."""
+"""Draws boxes and labels on pictures, or over them, and names the resulting files."""
 
 import os
 import re
@@ -36,6 +36,30 @@ def annotated(image: np.ndarray, boxes: Sequence[Box], labels: Sequence[str]) ->
         draw.rectangle((x, y, x + wide + 2 * stroke, y + high + stroke), fill=PAPER)
         draw.text((x + stroke, y), text, INK, letters)
     return picture
+
+
+def svg_boxes(image: np.ndarray, boxes: Sequence[Box]) -> str:
+    """Frames to lay over a picture (H, W, 3), as SVG; from two on, they are numbered."""
+    height, width = image.shape[:2]
+    size = max(height, width) / 20  # of the numbers: readable when the picture is small
+    colour, shapes = f"rgb{PAPER}", []
+    for number, (left, top, w, h) in enumerate(boxes, 1):
+        shapes.append(
+            f'<rect x="{left}" y="{top}" width="{w}" height="{h}" fill="none" stroke="{colour}" '
+            'stroke-width="3" vector-effect="non-scaling-stroke"/>'
+        )
+        if len(boxes) > 1:
+            x, y = left + size / 2, top + size * 0.8
+            shapes.append(
+                f'<rect x="{left}" y="{top}" width="{size}" height="{size}" fill="{colour}"/>'
+                f'<text x="{x}" y="{y}" font-size="{0.8 * size}" text-anchor="middle" '
+                f'fill="rgb{INK}">{number}</text>'
+            )
+    what = "1 face" if len(boxes) == 1 else f"{len(boxes)} faces"
+    return (
+        f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{what}">'
+        f"{''.join(shapes)}</svg>"
+    )
 
 
 def file_name(path: str, number: int, count: int) -> str:

@@ -16,6 +16,11 @@ from torch import Tensor, nn
 
 from models_mae import Attention, ViTClassifier
 
+NOTES = {  # on attention maps, by method
+    "attention rollout": "which patches the features come from, whatever the class",
+    "Grad-CAM": "what speaks for the predicted class",
+}
+
 
 def attention_map(model: nn.Module, x: Tensor, target: Tensor | None = None) -> Tensor:
     """Normalised images (N, 3, S, S) -> (N, S, S) float32 in 0–1, each scaled to its own maximum.

@@ -1,9 +1,9 @@
-"""The content of the web page: faces, their expressions, attention maps, reconstructions.
+"""The content of the web page: checkpoints, expressions, attention maps, reconstructions.
 
-Without gradio, which lays it out: see `page_layout`.
+Without gradio, which lays it out: see `page_layout`. The faces come from `page_picture`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
@@ -13,15 +13,12 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from datasets.decode import load_rgb
-from datasets.faces.detection import Detector, cut_face, whole_picture
-from datasets.synthetic.generator import SyntheticFaces
 from engine_pretrain import reconstruct, shown_with
 from inference.explanation import attention_map
-from inference.predict import Predictor, face_margin, whole_line
+from inference.page_picture import Picture
+from inference.predict import Predictor
 from models_saved import (
     Peeked,
-    Saved,
     SavedAutoencoder,
     SavedClassifier,
     open_autoencoder,
@@ -29,13 +26,11 @@ from models_saved import (
     peek,
 )
 from util.errors import BadInput
-from util.report.figures import overlay, reconstruction_grid, save_png
+from util.predictions import COLUMNS, OK, csv_line, inert
+from util.report.figures import overlay, reconstruction_grid
 
 ENDINGS = (".pth", ".pt", ".safetensors")
-MOST_FACES = 12  # per picture
 SHOWN = 336  # side length in pixels of a face on the page
-EXAMPLES = 5  # synthetic faces to click on
-INVITATION = "Upload or photograph a face."
 
 
 class Checkpoints:
@@ -97,40 +92,16 @@ class Checkpoints:
 
 
 class Seen(NamedTuple):
-    """A face in a picture, with a classifier's prediction."""
+    """A classifier's view of a face."""
 
-    picture: np.ndarray  # (SHOWN, SHOWN, 3) uint8
-    attention: np.ndarray  # the same with the attention map as an overlay
     probabilities: dict[str, float]  # by class
+    attention: np.ndarray  # (SHOWN, SHOWN, 3) uint8: what the model sees, under its attention map
+    method: str  # of that map
 
     @property
     def label(self) -> str:
         """The most probable class."""
         return max(self.probabilities, key=self.probabilities.get)
-
-
-def faces_in(
-    path: str, detect: Detector, saved: Saved, given: float | None = None
-) -> tuple[list[np.ndarray], str]:
-    """The faces of a picture, cropped as in training, largest first, and a line to show.
-
-    `given`: a margin to use instead of training's. A picture without faces is used whole. Raises
-    UnreadableImage.
-    """
-    image = load_rgb(path)
-    if detect is whole_picture:
-        return [image], "; ".join([whole_line(saved.preprocessing.face_margin), *saved.notes])
-    found = sorted(detect(image), key=lambda face: -face.box[2] * face.box[3])[:MOST_FACES]
-    if not found:
-        none = (
-            "No face was found, so the whole picture is used as a face. Try one in which the face "
-            "is larger or less turned away."
-        )
-        return [image], "; ".join([none, *saved.notes])
-    count = "1 face" if len(found) == 1 else f"{len(found)} faces, the largest first"
-    margin, line = face_margin(saved, given)
-    lines = "; ".join([count, line, *saved.notes])
-    return [cut_face(image, face, margin) for face in found], lines
 
 
 def explain_faces(
@@ -146,13 +117,29 @@ def explain_faces(
         raise BadInput("This checkpoint's outputs are not finite; choose another.")
     device = predictor.device
     x = saved.preprocessing.normalise.to(device)(views.to(device))
-    heat = attention_map(saved.model, x).cpu()
+    heat = attention_map(saved.model, x, torch.from_numpy(p.argmax(axis=1))).cpu()
     heat = torch.nn.functional.interpolate(heat[:, None], (SHOWN, SHOWN), mode="bilinear")[:, 0]
     shown = [enlarged(view.permute(1, 2, 0).numpy()) for view in views]
-    return [
-        Seen(picture, overlay(picture, h), dict(zip(saved.classes, row, strict=True)))
-        for picture, h, row in zip(shown, heat.numpy(), p.tolist(), strict=True)
-    ]
+    maps = [overlay(picture, h) for picture, h in zip(shown, heat.numpy(), strict=True)]
+    shares = [dict(zip(saved.classes, row, strict=True)) for row in p.tolist()]
+    method = saved.model.explained_by
+    return [Seen(*one, method) for one in zip(shares, maps, strict=True)]
+
+
+def table(picture: Picture, seen: Mapping[str, Sequence[Seen]]) -> str:
+    """The faces of a picture as CSV, with main_predict.py's columns after the checkpoint's name.
+
+    `seen`: by checkpoint, one per face. Classes that one of several checkpoints does not have are
+    empty in its rows.
+    """
+    classes = dict.fromkeys(c for faces in seen.values() for c in faces[0].probabilities)
+    lines = [csv_line(["checkpoint", *COLUMNS, *(f"p_{name}" for name in classes)])]
+    for name, faces in seen.items():
+        for k, (face, one) in enumerate(zip(picture.faces, faces, strict=True)):
+            p = [one.probabilities.get(c) for c in classes]
+            row = [inert(picture.name), k, *face.box, face.score, one.label, OK, *p]
+            lines.append(csv_line([inert(name), *row]))
+    return "".join(lines)
 
 
 def mask_and_reconstruct(
@@ -174,15 +161,6 @@ def mask_and_reconstruct(
 
 
 def enlarged(picture: np.ndarray) -> np.ndarray:
-    """(S, S, 3) uint8 -> (SHOWN, SHOWN, 3)."""
+    """(H, W, 3) uint8 -> (SHOWN, SHOWN, 3)."""
     image = Image.fromarray(picture)
     return np.asarray(image.resize((SHOWN, SHOWN), Image.Resampling.BICUBIC))
-
-
-def example_faces(folder: str) -> list[str]:
-    """Write synthetic faces, of the demo's kind but not its training images; return their paths."""
-    faces = SyntheticFaces(EXAMPLES, size=256, split="test", lab=True)
-    paths = [str(Path(folder, f"face-{i + 1}.png")) for i in range(EXAMPLES)]
-    for i, path in enumerate(paths):
-        save_png(faces.image(i), path)
-    return paths

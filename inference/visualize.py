@@ -15,7 +15,7 @@ from datasets.labelled import LabelledImages, Source
 from datasets.loader import build_test_loader
 from engine_finetune import result_figures
 from engine_pretrain import reconstruct, shown_with
-from inference.explanation import attention_map
+from inference.explanation import NOTES, attention_map
 from models_saved import Saved
 from training.evaluate import TestSet, collect, evaluate_model, probabilities
 from training.precision import Precision
@@ -27,10 +27,6 @@ from util.seeding import FIGURE, generator
 
 MOST_POINTS = 2000  # in a feature map: more take long and hide each other
 MOST_TRIES = 50  # images tried, in case they cannot be read, for each that is shown
-NOTES = {  # on attention maps, by method
-    "attention rollout": "which patches the features come from, whatever the class",
-    "Grad-CAM": "what speaks for the predicted class",
-}
 
 
 def pick_images(

@@ -18,7 +18,7 @@ from datasets import open_labelled
 from datasets.faces.detection import open_detector
 from exported import export
 from finetuned import RAF_NAMES, assert_close, config, evaluate, measured, predictions, results
-from inference.page import faces_in
+from inference.page_picture import Finder
 from inference.predict import Predictor
 from layouts import clear_votes, write_ferplus_csv, write_folder
 from models_saved import open_autoencoder, open_classifier, open_saved
@@ -410,22 +410,23 @@ def test_prediction_averages_over_mirrored_faces_if_the_evaluation_did(finetune)
 
 def test_the_page_crops_faces_as_training_did(margin, photograph):
     detect, saved = open_detector("mtcnn"), open_classifier(margin)
-    (face,), line = faces_in(photograph, detect, saved)
-    (narrow,), _ = faces_in(photograph, detect, saved, 0.15)
-    assert face.shape[0] / narrow.shape[0] == pytest.approx(2 / 1.3, rel=0.02)
-    assert line == "1 face; faces are cropped with --face_margin 0.5, as in training"
+    wide, narrow = Finder(detect), Finder(detect, 0.15)
+    (face,), line = wide.crop(wide.open(photograph), saved)
+    (less,), _ = narrow.crop(narrow.open(photograph), saved)
+    assert face.shape[0] / less.shape[0] == pytest.approx(2 / 1.3, rel=0.02)
+    assert line == "faces are cropped with --face_margin 0.5, as in training"
 
 
 def test_the_page_says_when_a_picture_is_used_whole(margin, finetune, photograph):
-    detect = open_detector("none")
-    saved = open_classifier(margin)._replace(notes=("using the classes of --classes",))
-    (face,), line = faces_in(photograph, detect, saved, 0.5)
+    finder, saved = Finder(open_detector("none"), 0.5), open_classifier(margin)
+    picture = finder.open(photograph)
+    (face,), line = finder.crop(picture, saved)
     assert face.shape == astronaut().shape
+    assert picture.line == "The whole picture is used as one face."
     assert line.startswith("warning: each picture is used whole, but training cropped faces")
-    assert "--face_margin 0.5: give pictures cropped in the same way" in line
-    assert line.endswith("; using the classes of --classes")
-    _, line = faces_in(photograph, detect, open_classifier(finetune() / "checkpoint-best.pth"))
-    assert line == "each picture is used whole, as a face"
+    assert line.endswith("--face_margin 0.5: give pictures cropped in the same way")
+    _, line = finder.crop(picture, open_classifier(finetune() / "checkpoint-best.pth"))
+    assert line == ""
 
 
 def test_figures_use_images_as_in_training(margin, finetune, sets, tmp_path, capfd):

@@ -16,8 +16,8 @@ from datasets.labelled import digest_of
 from datasets.labels import shared_classes
 from datasets.transforms import Normalise
 from models_saved import SavedClassifier
+from training.recorded import described
 from util.errors import BadInput
-from util.safe_json import number, part
 from util.wording import printable
 
 
@@ -87,7 +87,7 @@ class Teacher:
         """
         ours, theirs, lines = match(source, saved.classes, classes, weight)
         share = f"weight {weight:g}, temperature {temperature:g}"
-        self.description = _described(saved)
+        self.description = described(saved)
         self.lines = [f"teacher {source}: {self.description}; {share}"]
         self.lines += [*(f"note: {note}" for note in saved.notes), *lines]
         self.weight, self.temperature = weight, temperature
@@ -126,17 +126,3 @@ class Teacher:
 
 def _listed(names: Iterable[str]) -> str:
     return ", ".join(map(printable, names))
-
-
-def _described(saved: SavedClassifier) -> str:
-    """Describe the teacher: name, input size, classes, and what its checkpoint says of training."""
-    checkpoint, told = saved.checkpoint, saved.name
-    told += f", {saved.preprocessing.input_size} px, {len(saved.classes)} classes"
-    if isinstance(data := checkpoint.get("trained_on"), str):
-        told += f", trained on {printable(data)}"
-    # `best` is the accuracy of these weights only if they are from the best epoch.
-    best, epoch = number(checkpoint.get("best")), checkpoint.get("best_epoch")
-    if best is not None and type(epoch) is int and 0 <= epoch == checkpoint.get("epoch"):
-        split = "val" if part(checkpoint, "args").get("select") == "val" else "test"
-        told += f", {split} accuracy {best:.2f} %"
-    return told
