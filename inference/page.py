@@ -3,10 +3,9 @@
 Without gradio, which lays it out: see `page_layout`. The faces come from `page_picture`.
 """
 
-from collections.abc import Mapping, Sequence
-from functools import lru_cache
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -30,6 +29,7 @@ from util.predictions import COLUMNS, OK, csv_line, inert
 from util.report.figures import overlay, reconstruction_grid
 
 ENDINGS = (".pth", ".pt", ".safetensors")
+MOST_OPEN = 3  # checkpoints in memory: two to compare and one for masks
 SHOWN = 336  # side length in pixels of a face on the page
 
 
@@ -51,16 +51,26 @@ class Checkpoints:
                 f"--checkpoints {folder}: none of its {len(found)} files is a checkpoint that can "
                 "be shown; name the folder of a pre-training or fine-tuning run, or run `make demo`"
             )
-        self._open_classifier = lru_cache(2)(self._classifier)
-        self._open_autoencoder = lru_cache(2)(self._autoencoder)
+        self._opened: dict[tuple, Any] = {}  # by path and version, the last used at the end
 
     def classifier(self, name: str) -> tuple[SavedClassifier, Predictor]:
         """One of `classifiers`. Raises BadInput."""
-        return self._open_classifier(*self._current(name, self.classifiers))
+        return self._open(self._classifier, name, self.classifiers)
 
     def autoencoder(self, name: str) -> SavedAutoencoder:
         """One of `autoencoders`. Raises BadInput."""
-        return self._open_autoencoder(*self._current(name, self.autoencoders))
+        return self._open(self._autoencoder, name, self.autoencoders)
+
+    def is_open(self, name: str) -> bool:
+        """Whether a checkpoint is in memory already."""
+        return any(path == self.folder / name for path, _ in self._opened)
+
+    def _open(self, load: Callable[[Path], Any], name: str, known: Sequence[str]) -> Any:
+        key = path, _ = self._current(name, known)
+        self._opened[key] = self._opened.pop(key, None) or load(path)
+        if len(self._opened) > MOST_OPEN:
+            del self._opened[next(iter(self._opened))]
+        return self._opened[key]
 
     def _named(self, seen: dict[Path, Peeked], kind: str) -> list[str]:
         """Paths within the folder: best epochs, last epochs, then others, each by best result."""
@@ -69,11 +79,11 @@ class Checkpoints:
         paths.sort(key=lambda path: (order.get(path.name, 2), -seen[path].best, path))
         return [str(path.relative_to(self.folder)) for path in paths]
 
-    def _classifier(self, path: Path, _version: tuple) -> tuple[SavedClassifier, Predictor]:
+    def _classifier(self, path: Path) -> tuple[SavedClassifier, Predictor]:
         saved = open_classifier(path)
         return saved, Predictor(saved, self.device)
 
-    def _autoencoder(self, path: Path, _version: tuple) -> SavedAutoencoder:
+    def _autoencoder(self, path: Path) -> SavedAutoencoder:
         saved = open_autoencoder(path)
         saved.model.to(self.device)
         return saved
@@ -126,7 +136,7 @@ def explain_faces(
     return [Seen(*one, method) for one in zip(shares, maps, strict=True)]
 
 
-def table(picture: Picture, seen: Mapping[str, Sequence[Seen]]) -> str:
+def face_table(picture: Picture, seen: Mapping[str, Sequence[Seen]]) -> str:
     """The faces of a picture as CSV, with main_predict.py's columns after the checkpoint's name.
 
     `seen`: by checkpoint, one per face. Classes that one of several checkpoints does not have are

@@ -2,13 +2,20 @@
 
 import random
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import gradio as gr
 
 from datasets.decode import UnreadableImage
-from inference.page import Checkpoints, Seen, enlarged, explain_faces, mask_and_reconstruct, table
+from inference.page import (
+    Checkpoints,
+    Seen,
+    enlarged,
+    explain_faces,
+    face_table,
+    mask_and_reconstruct,
+)
 from inference.page_html import about, data_link, heat_caption, message
 from inference.page_input import Asked, PictureInput
 from inference.page_picture import Finder, Picture
@@ -95,26 +102,25 @@ class Expressions:
         name: str,
         other: str | None,
         asked: Asked,
-        progress: gr.Progress = gr.Progress(),  # noqa: B008 – gradio looks for this default
-    ) -> Updates:
-        """Show what one checkpoint or two see in a picture."""
+    ) -> Iterator[Updates]:
+        """Show what one checkpoint or two see in a picture, and before that what takes time."""
         updates = self.cleared()
         try:
             opened: list[Opened] = []
             names = dict.fromkeys(filter(None, (name, other)))  # the same one is shown once
             for panel, one in zip(self.panels, names, strict=False):
-                progress(0, desc=f"opening {one}")
+                if not self.checkpoints.is_open(one):
+                    yield {self.said: message(f"Opening {one} …")}
                 opened.append((one, *self.checkpoints.classifier(one)))
                 updates[panel.about] = self.about(opened[-1])
                 updates[panel.column] = gr.Column(visible=True)
-            progress(0, desc="looking at the picture")
             picture = open_given(self.finder, path, detect, asked)
             updates |= {**self.given.found(picture), self.said: message(picture.line)}
             if picture.faces:
                 updates |= self.explain(picture, opened)
         except Exception as error:
             updates[self.said] = message(friendly(error))
-        return updates
+        yield updates
 
     def cleared(self) -> Updates:
         """No results."""
@@ -137,7 +143,7 @@ class Expressions:
         captions = [f"{k}: {label}" for k, label in enumerate(labels, 1)]
         thumbnails = list(zip(map(enlarged, crops), captions, strict=True))
         updates[self.faces] = gr.Gallery(thumbnails, visible=len(found) > 1, selected_index=0)
-        link = data_link(table(picture, seen), "faces.csv", "Download these results as a table")
+        link = data_link(face_table(picture, seen), "faces.csv", "Download as a table")
         return {**updates, self.table: link, self.seen: found, **self.show(found[0])}
 
     def about(self, one: Opened, *lines: str) -> str:
@@ -201,14 +207,13 @@ class Masks:
         name: str,
         ratio: float,
         asked: Asked,
-        progress: gr.Progress = gr.Progress(),  # noqa: B008
-    ) -> Updates:
+    ) -> Iterator[Updates]:
         """Mask the largest face of a picture, and reconstruct it."""
         updates = {**self.given.found(None), self.about: "", self.picture: None}
         try:
-            progress(0, desc=f"opening {name}")
+            if not self.checkpoints.is_open(name):
+                yield {self.said: message(f"Opening {name} …")}
             saved = self.checkpoints.autoencoder(name)
-            progress(0, desc="looking at the picture")
             picture = open_given(self.finder, path, detect, asked)
             updates |= {**self.given.found(picture), self.said: message(picture.line)}
             if picture.faces:
@@ -217,7 +222,7 @@ class Masks:
                 updates[self.picture] = mask_and_reconstruct(saved, crops[0], ratio, asked.seed)
         except Exception as error:
             updates[self.said] = message(friendly(error))
-        return updates
+        yield updates
 
 
 def add_output(name: str) -> gr.Image:

@@ -20,7 +20,7 @@ import app
 from datasets.faces.detection import Face, open_detector
 from inference import page_picture
 from inference.explanation import attention_map
-from inference.page import Checkpoints, Seen, explain_faces, table
+from inference.page import Checkpoints, Seen, explain_faces, face_table
 from inference.page_html import about, data_link, heat_caption
 from inference.page_picture import PHOTOGRAPHS, SYNTHETIC, Finder, Picture, write_examples
 from inference.page_tabs import INVITATION
@@ -296,7 +296,7 @@ def test_two_checkpoints_are_compared_and_their_results_downloaded(
     left, right = (page.locator(f"#bars{number}").bounding_box() for number in (1, 2))
     assert left["x"] + left["width"] <= right["x"]
     with page.expect_download() as download:
-        page.get_by_text("Download these results as a table").click()
+        page.get_by_text("Download as a table").click()
     download.value.save_as(tmp_path / "faces.csv")
     with open(tmp_path / "faces.csv", newline="") as file:
         rows = list(csv.DictReader(file))
@@ -319,7 +319,7 @@ def test_the_table_of_checkpoints_with_other_classes_has_empty_cells():
     nothing = np.zeros((1, 1, 3), np.uint8)
     seen = {"a": [Seen({"Sad": 0.25, "Happy": 0.75}, nothing, "Grad-CAM")]}
     seen |= {"b": [Seen({"Happy": 0.5, "Fear": 0.5}, nothing, "Grad-CAM")]}
-    header, *rows = csv.reader(table(picture, seen).splitlines())
+    header, *rows = csv.reader(face_table(picture, seen).splitlines())
     assert header == ["checkpoint", *COLUMNS, "p_Sad", "p_Happy", "p_Fear"]
     start = ["./=a.jpg", "0", "1", "2", "3", "4", "0.500000", "Happy", "ok"]
     assert rows[0] == ["a", *start, "0.250000", "0.750000", ""]
@@ -518,7 +518,9 @@ def test_a_checkpoint_that_a_run_has_replaced_is_loaded_again(checkpoints, finet
     path = tmp_path / "checkpoint-last.pth"
     shutil.copy(checkpoints / FIRST, path)
     found = Checkpoints(tmp_path, torch.device("cpu"))
+    assert not found.is_open(path.name)
     first = found.classifier(path.name)
+    assert found.is_open(path.name)
     assert found.classifier(path.name) is first
     shutil.copy(finetune("convnext") / "checkpoint-best.pth", tmp_path / "new")
     (tmp_path / "new").replace(path)
