@@ -151,6 +151,7 @@ def places(sets, pretrained, finetune, photographs, tmp_path_factory):
             "/path/to/AffectNet": sets / "affectnet",
             "DATA": sets / "rafdb",
             "AVATARS": sets / "rafdb",
+            "FOLDER": sets / "rafdb",
             "AVATARS/unlabelled": sets / "rafdb" / "basic" / "Image" / "aligned",
             "save_results": fine.parent,
             "save_results/a": fine,
@@ -249,7 +250,7 @@ def test_documented_python_runs(block, places, tmp_path, monkeypatch):
 
 def parsers():
     """The parsers of all programs that have a `build_parser`."""
-    names = [*PROGRAMS, "util.report", "util.download"]
+    names = [*PROGRAMS, "util.report", "util.download", "datasets.synthetic"]
     return {name: module_of(name).build_parser() for name in names}
 
 

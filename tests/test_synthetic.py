@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 
 from datasets.labels import EXPRESSIONS
+from datasets.registry import open_labelled
+from datasets.synthetic import __main__ as program
 from datasets.synthetic.generator import (
     SyntheticFaces,
     draw,
@@ -18,6 +20,9 @@ from datasets.synthetic.generator import (
     sample_condition,
     sample_identity,
 )
+from finetuned import RAF_NAMES
+from runs import run_here
+from util.errors import BAD_INPUT
 from util.seeding import FACE, generator
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -205,3 +210,62 @@ def test_different_data_sets_have_different_digests():
     assert len({SyntheticFaces(**kind).digest for kind in kinds}) == len(kinds)
     assert EXPRESSIONS[0] == "Neutral"
     assert len(EXPRESSIONS) == 8
+
+
+def export(capfd, *options):
+    """Run the program; -> exit code, what it printed and its messages."""
+    code = run_here(program, [str(option) for option in options])
+    return code, *capfd.readouterr()
+
+
+def test_an_exported_data_set_is_read_as_rafdb(tmp_path, capfd):
+    folder = tmp_path / "faces"
+    code, out, _ = export(capfd, "--export", folder, "--count", "16:9", "--seed", 3)
+    assert (code, out) == (0, f"{folder}: 16 training and 9 test images as RAF-DB\n")
+    data = open_labelled(str(folder))
+    assert (data.name, data.classes) == ("rafdb", RAF_NAMES)
+    assert data.title == "synthetic faces in RAF-DB's layout"
+    assert not data.published
+    for split, count in (("train", 16), ("test", 9)):
+        images = data.splits[split]
+        faces = SyntheticFaces(24, 100, 3, split, lab=True)
+        kept = [i for i in range(24) if EXPRESSIONS[faces.label(i)] != "Contempt"][:count]
+        names = [RAF_NAMES[label] for label in images.labels]
+        assert names == [EXPRESSIONS[faces.label(i)] for i in kept]
+        assert max(names.count(name) for name in set(names)) <= count // 7 + 1
+        for k in (0, count - 1):  # up to what JPEG changes
+            difference = np.abs(images.source.image(k).astype(int) - faces.image(kept[k]))
+            assert difference.mean() < 5
+
+
+def test_an_export_never_writes_among_other_files(tmp_path, capfd):
+    (tmp_path / "mine.txt").write_text("")
+    code, _, err = export(capfd, "--export", tmp_path, "--count", "1:1")
+    assert code == BAD_INPUT
+    assert "is not empty; name a new folder" in err
+    code, _, err = export(capfd, "--export", tmp_path / "mine.txt", "--count", "1:1")
+    assert code == BAD_INPUT
+    assert "is a file or inside one; name another folder" in err
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (["--count", "9:9"], "--count: needs --export"),
+        (["--export", "x", "--rows", "2"], "--rows: is for a contact sheet, not for --export"),
+        (["--export", "x", "--count", "9"], "two numbers from 1 to 99999, such as 2000:800"),
+        (["--export", "x", "--count", "0:9"], "two numbers from 1 to 99999"),
+        (["--export", "x", "--layout", "other"], "--layout"),
+        (["--output", "no/such/folder/a.png", "--rows", "1", "--cell", "16"], "cannot be written"),
+    ],
+)
+def test_wrong_options_of_the_program_give_one_error_line(
+    options, told, tmp_path, capfd, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    code, _, err = export(capfd, *options)
+    assert code != 0
+    (line,) = err.splitlines()
+    assert told in line
+    assert list(tmp_path.iterdir()) == []

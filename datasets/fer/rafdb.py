@@ -37,6 +37,7 @@ PUBLISHED = {
 }
 LISTS = ("list_patition_label.txt", "list_partition_label.txt")  # the owners' spelling first
 SPLIT_LISTS = ("train_label.txt", "test_label.txt")
+SYNTHETIC = "synthetic.txt"  # beside the list: the faces are not RAF-DB's, see synthetic/export.py
 IDS = [str(i + 1) for i in range(len(CLASSES))]
 
 
@@ -64,6 +65,10 @@ def read(root: Path) -> LabelledSet:
             "and in basic/, and for train/1…7 with images called train_…"
         )
     unused = [f"{folders} is not used"] if lists and folders else []
+    if lists and lists[0].with_name(SYNTHETIC).is_file():
+        return replace(
+            data, title="synthetic faces in RAF-DB's layout", notes=(*data.notes, *unused)
+        )
     return replace(data, published=PUBLISHED, notes=(*data.notes, *unused))
 
 

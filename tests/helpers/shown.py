@@ -35,7 +35,6 @@ SMALL = {
     "main_pack": "--num_workers 1",
     "main_visualize": "--num_workers 0 --count 2 --batch_size 8 --mask_ratios 0.5",
     "main_predict": "--num_workers 0 --device cpu",
-    "datasets.synthetic": "--rows 2 --cell 32",
     "util.report": "--output page.html",
 }
 SMALL["main_reproduce"] = f"{SMALL['main_finetune']} --seeds 0"
@@ -52,7 +51,7 @@ TRAINING = {  # small models by family
     "main_finetune": CLASSIFIERS,
     "main_reproduce": CLASSIFIERS,
 }
-WRITES = ("--output", "--output_dir", "--log_dir", "--annotated", "--features")
+WRITES = ("--output", "--output_dir", "--export", "--log_dir", "--annotated", "--features")
 
 
 class Start(NamedTuple):
@@ -162,6 +161,8 @@ def small(start: Start) -> Start:
             more += f" {PROGRESSIVE[kind]}"
         if args.data_path == "synthetic":
             more += " --data_path synthetic:24"
+    if start.program == "datasets.synthetic":
+        more += "--count 14:7" if args.export else "--rows 2 --cell 32"
     options = [*start.options, *more.split()] if start.options != ["--help"] else start.options
     return start._replace(options=options, processes=min(start.processes, 2))
 
