@@ -553,6 +553,10 @@ def test_wrong_options_give_one_error_line(tmp_path, capfd, monkeypatch):
     assert "none of its 0 files is a checkpoint that can be shown" in line
     monkeypatch.setitem(sys.modules, "gradio", None)
     assert "pip install -r requirements/app.txt" in said(["--checkpoints", str(tmp_path)])
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    assert run_here(app, ["--checkpoints", str(tmp_path)]) == BAD_INPUT
+    first, _ = capfd.readouterr().err.splitlines()
+    assert first.startswith("loading gradio and PyTorch")
 
 
 def test_a_port_in_use_is_reported(checkpoints, address, capfd):

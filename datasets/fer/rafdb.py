@@ -65,11 +65,10 @@ def read(root: Path) -> LabelledSet:
             "and in basic/, and for train/1…7 with images called train_…"
         )
     unused = [f"{folders} is not used"] if lists and folders else []
+    data = replace(data, notes=(*data.notes, *unused))
     if lists and lists[0].with_name(SYNTHETIC).is_file():
-        return replace(
-            data, title="synthetic faces in RAF-DB's layout", notes=(*data.notes, *unused)
-        )
-    return replace(data, published=PUBLISHED, notes=(*data.notes, *unused))
+        return replace(data, title="synthetic faces in RAF-DB's layout")
+    return replace(data, published=PUBLISHED)
 
 
 def _below(root: Path, path: Path) -> str:
