@@ -30,7 +30,11 @@ def title_of(groups: Sequence[Group]) -> str:
     names = [group.name for group in groups]
     if len(names) == 1:
         return f"{names[0]}, {results} seeds"
-    return listed(names) + " compared" if len(names) <= MOST_NAMED else f"{len(names)} models"
+    return (
+        _listed(names) + " compared"
+        if len(names) <= MOST_NAMED
+        else f"{len(names)} models compared"
+    )
 
 
 def comparison(groups: Sequence[Group]) -> str:
@@ -39,7 +43,7 @@ def comparison(groups: Sequence[Group]) -> str:
     If any epoch was chosen on the test images, all runs are compared at their last epochs: the best
     of many flatters more than the best of few.
     """
-    flattered = any(map(is_flattered, results_of(groups)))
+    flattered = any(map(is_flattered, _results(groups)))
     last = [group.at_last_epochs() for group in groups] if flattered else [None]
     shown = groups if None in last else last
     parts = [
@@ -55,23 +59,23 @@ def comparison(groups: Sequence[Group]) -> str:
     return f'<article class="comparison">{"".join(parts)}</article>'
 
 
-def results_of(groups: Sequence[Group]) -> list[dict]:
+def _results(groups: Sequence[Group]) -> list[dict]:
     """The results of all runs."""
     return [result for group in groups for result in group.results]
 
 
 def _is_one_test(groups: Sequence[Group]) -> bool:
     """Whether all runs were tested on the same data, as far as their results tell."""
-    first, *others = results_of(groups)
+    first, *others = _results(groups)
     return all(result.get(key) == first.get(key) for result in others for key in TEST)
 
 
 def _about(groups: Sequence[Group], shown: Sequence[Group]) -> list[str]:
     """Sentences on what was compared, on chance, and on the epochs."""
-    results = results_of(groups)
+    results = _results(groups)
     count = f"{len(results)} runs"
     if len(groups) < len(results) and 1 < len(groups) <= MOST_NAMED:
-        count += ": " + listed([f"{len(group.results)} of {group.name}" for group in groups])
+        count += ": " + _listed([f"{len(group.results)} of {group.name}" for group in groups])
     first = results[0]
     if _is_one_test(groups):
         tested = f"each tested on {escaped(first.get('n'))} images"
@@ -185,6 +189,6 @@ def _difference(groups: Sequence[Group]) -> str:
     return f"<p><strong>{first}</strong> minus {second}, seed by seed: {', '.join(parts)}.</p>"
 
 
-def listed(names: Sequence[str]) -> str:
+def _listed(names: Sequence[str]) -> str:
     """`a`, `a and b`, `a, b and c`."""
     return " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))
