@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 import inference.examples
+import training.evaluate
 from benchmarks.timm_models import create, explained
 from datasets import PlainImages, build_test_loader, plain
 from datasets.decode import UnreadableImage
@@ -13,7 +14,7 @@ from datasets.labelled import LabelledImages
 from datasets.transforms import Normalise
 from inference.examples import EACH, example_figure
 from inference.explanation import attention_map
-from training.evaluate import TestSet, judge
+from training.evaluate import judge
 from util.distributed import ProcessInfo
 
 CLASSES, COMMON = [f"class {k}" for k in range(10)], [1, 2, 3, 5, 8, 9]
@@ -49,7 +50,7 @@ def evaluated(right, count=120, seed=0):
     sure = rng.permutation(count)[: round(right * count)]
     p[sure, images.labels[sure]] += 5
     readable = np.arange(count) % 7 != 6
-    test = TestSet(images, loader, CLASSES, COMMON)
+    test = training.evaluate.TestSet(images, loader, CLASSES, COMMON)
     return judge(p / p.sum(1, keepdims=True), readable, test), test
 
 
