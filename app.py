@@ -86,13 +86,13 @@ def work(args: argparse.Namespace) -> None:
     from datasets.faces.detection import open_detector
     from inference.page import Checkpoints
     from inference.page_layout import build_page
-    from inference.page_picture import Finder, write_examples
+    from inference.page_picture import Finder, example_pictures
 
     checkpoints = Checkpoints(args.checkpoints, pick_device(args.device, ProcessInfo()))
     with tempfile.TemporaryDirectory(prefix="mae-sfer-") as folder:
         # Gradio's default folder is shared by all users of this machine, and outlives the program.
         os.environ["GRADIO_TEMP_DIR"] = folder
-        examples = write_examples(folder)
+        examples = example_pictures(folder)
         finder = Finder(open_detector(args.detector), args.face_margin, examples.synthetic)
         page = build_page(checkpoints, finder, examples)
         open_page(page, args.port, folder)

@@ -102,7 +102,7 @@ class Examples(NamedTuple):
     photographs: Sequence[str]
 
 
-def write_examples(folder: str) -> Examples:
+def example_pictures(folder: str) -> Examples:
     """Write synthetic faces, and copy the photographs that this machine has, to a folder."""
     faces = SyntheticFaces(SYNTHETIC, size=256, split="test", lab=True)
     synthetic = [str(Path(folder, f"face-{i + 1}.png")) for i in range(SYNTHETIC)]

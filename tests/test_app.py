@@ -22,7 +22,7 @@ from inference import page_picture
 from inference.explanation import attention_map
 from inference.page import Checkpoints, Seen, explain_faces, face_table
 from inference.page_html import about, data_link, heat_caption
-from inference.page_picture import PHOTOGRAPHS, SYNTHETIC, Finder, Picture, write_examples
+from inference.page_picture import PHOTOGRAPHS, SYNTHETIC, Finder, Picture, example_pictures
 from inference.page_tabs import INVITATION
 from inference.predict import Prediction, Predictor
 from models_saved import open_classifier
@@ -206,7 +206,7 @@ def test_a_synthetic_face_is_used_whole_and_the_next_photograph_searched(page, p
 def test_photographs_are_optional(tmp_path, monkeypatch):
     packages = {**PHOTOGRAPHS, "matplotlib": "no/such/file.jpg", "no_such_package": "a.jpg"}
     monkeypatch.setattr(page_picture, "PHOTOGRAPHS", packages)
-    examples = write_examples(str(tmp_path))
+    examples = example_pictures(str(tmp_path))
     names = [os.path.basename(name) for name in PHOTOGRAPHS.values()]
     assert [os.path.basename(path) for path in examples.photographs] == names[1:]
 

@@ -25,6 +25,7 @@ from runs import (
     status,
     wait_for,
 )
+from training.gradients import Eager
 from training.saver import Saver
 from util.checkpoint import newest_checkpoint, numbered_checkpoints, read_checkpoint
 from util.errors import BadInput
@@ -274,15 +275,16 @@ def test_a_damaged_newest_checkpoint_is_skipped_and_the_result_is_the_same(
 
 def make_nan_after(monkeypatch, steps):
     """One weight of the model becomes NaN between two steps."""
-    zero_grad, taken = torch.optim.AdamW.zero_grad, []
+    clear, taken = Eager.clear, []
 
-    def zero_grad_and_spoil(self, *parts, **options):
-        zero_grad(self, *parts, **options)
+    def clear_and_spoil(self):
+        clear(self)
         taken.append(1)
         if len(taken) == steps:
-            self.param_groups[0]["params"][0].data.view(-1)[0] = np.nan
+            trained = next(p for p in self.model.parameters() if p.requires_grad)
+            trained.data.view(-1)[0] = np.nan
 
-    monkeypatch.setattr(torch.optim.AdamW, "zero_grad", zero_grad_and_spoil)
+    monkeypatch.setattr(Eager, "clear", clear_and_spoil)
 
 
 def all_finite(checkpoint):
