@@ -36,7 +36,10 @@ def run(options):
     assert run_program(build_parser, check_options, work, argv) == 0
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+SLOW = {"resnet": pytest.mark.long}
+
+
+@pytest.mark.parametrize("family", [pytest.param(f, marks=SLOW.get(f, ())) for f in FAMILIES])
 def test_the_loss_falls_on_real_photographs(family, photographs, tmp_path):
     run(
         f"{FAMILIES[family]} --data_path {photographs} --output_dir {tmp_path} --epochs 10 "
