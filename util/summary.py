@@ -39,7 +39,8 @@ class Spread:
     def show(self, sign: str = "") -> str:
         """`83.20 ± 0.45`; with `sign` "+", `+0.20 ± 0.45`."""
         deviation = "" if self.deviation is None else f" ± {self.deviation:.2f}"
-        mean = round(self.mean, 2) + 0.0  # no −0.00
+        # Equal means stay equal although they were computed differently; and no −0.00.
+        mean = round(round(self.mean, 9), 2) + 0.0
         return f"{mean:{sign}.2f}{deviation}".replace("-", "−")
 
 
