@@ -226,7 +226,7 @@ class Trainer:
         answer = to_host(report)
         if self.clip_grad is not None:
             nn.utils.clip_grads_with_norm_(self.parameters, self.clip_grad, norm)
-        # From here on until the optimizer's turn, the device is busy and the host is not.
+        # The device is still busy with the backward pass.
         self.save_if_overdue(observer)
         batches.fetch_ahead()
         held.enter_context(defer_worker_errors())

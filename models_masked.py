@@ -40,15 +40,6 @@ def take_tokens(x: Tensor, ids: Tensor) -> Tensor:
     return x.gather(1, ids[:, :, None].expand(-1, -1, x.shape[2]))
 
 
-def with_contiguous_grad(weight: Tensor) -> Tensor:
-    """The same filter, but its gradient gets the filter's own strides, as DDP expects.
-
-    Channels-last kernels return gradients with other strides; reshaping to a matrix and back
-    restores them.
-    """
-    return weight.flatten(1).view_as(weight)
-
-
 def matmul_dtype(x: Tensor) -> torch.dtype:
     """The dtype of matrix products: autocast's dtype if autocast is enabled, else that of x."""
     device = x.device.type

@@ -16,15 +16,20 @@ from torch import Tensor, nn
 
 from backbones.resnet import RESNET_PATCHES, RESNET_STRIDES, ResNetSize
 from models_convnextv2 import Block, init_weights
-from models_masked import MaskedAutoencoder, take_tokens, with_contiguous_grad
+from models_masked import MaskedAutoencoder, take_tokens
 from ops.choice import kernels_for, whole_images
 from ops.gathered import Layer, batch_norm, layer_on_rows
 from ops.packed import DenseCanvas, on_canvas
 
 
 def convolve(x: Tensor, conv: nn.Conv2d) -> Tensor:
-    """`conv(x)`, see `with_contiguous_grad`."""
-    return F.conv2d(x, with_contiguous_grad(conv.weight), conv.bias, conv.stride, conv.padding)
+    """`conv(x)`, but the filters' gradient gets the filters' own strides, as DDP expects.
+
+    Channels-last kernels return gradients with other strides; reshaping to a matrix and back
+    restores them.
+    """
+    weight = conv.weight.flatten(1).view_as(conv.weight)
+    return F.conv2d(x, weight, conv.bias, conv.stride, conv.padding)
 
 
 def rows_of(x: Tensor, cells: Tensor) -> Tensor:

@@ -5,8 +5,8 @@
 An upper bound, from the bytes, FLOPs and operators of a step in bf16 on fake tensors
 (`fake_gpu.py`), for GPUs like the H100: see the constants. Every operator is taken to read each of
 its inputs and to write each of its outputs once, and to need the longer of its bytes and its FLOPs,
-and a launch. The images of a step are those of the recipe, divided among the GPUs, in micro-batches
-as large as `LARGEST`; this changes the time, not the result.
+and a launch. Images per step are the recipe's, divided among the GPUs, in micro-batches of at most
+`LARGEST`: this changes the time, not the result.
 
 A step exchanges its gradients once: 2 (n-1)/n of their bytes leave and reach each of n GPUs, while
 the last micro-batch's backward pass is computed.

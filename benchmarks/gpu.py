@@ -2,7 +2,7 @@
 
     python benchmarks/gpu.py [--minutes 8] [--output DIR]
 
-Needs requirements.txt only and downloads nothing. Each measurement is a process of its own: one of
+Needs requirements.txt only and downloads nothing. Each measurement runs in its own process: one of
 the other scripts, started if the time that it is likely to take is left. So an error, even a crash
 of the driver, costs one measurement. If memory runs out, it is repeated with half the batch.
 Results are printed and written to DIR/gpu.json as soon as there are any, replacing those of an
@@ -241,7 +241,7 @@ def run_all(cases: list[Case], results: Results, minutes: float) -> int:
 
 
 def read_card(device: str) -> dict[str, Any]:
-    """`timing.card` in a process of its own, so that this one occupies no GPU memory."""
+    """`timing.card`, called in another process, so that this one occupies no GPU memory."""
     code = "import json, sys, timing; print(json.dumps(timing.card(sys.argv[1])))"
     found = subprocess.run(
         [sys.executable, "-c", code, device], cwd=HERE, capture_output=True, text=True

@@ -34,8 +34,8 @@ MODELS = [
 ]
 CARDS = (8, 16, 24, 40, 80)  # GB
 BLOCK = 512  # bytes
-# What a step may use of a card: all but a tenth, which fragments waste, and but a gigabyte for
-# CUDA itself and the workspaces of its libraries.
+# Available per card: a tenth is lost to fragmentation, and CUDA and the workspaces of its libraries
+# need a gigabyte.
 SHARE, RESERVED = 0.9, 1e9
 
 
@@ -72,7 +72,7 @@ class Live(TorchDispatchMode):
 
 
 class Need(NamedTuple):
-    """The memory of a step in bytes: for the model alone, and for each image."""
+    """Memory per step, in bytes: for the model, and for each image."""
 
     fixed: float
     image: float

@@ -138,7 +138,7 @@ def _without_effect(args: Options, saved: dict[str, Any]) -> list[str]:
 
 
 def _fits(args: Options, size: int | None) -> bool:
-    """Whether the model takes images of a side length from a file, in pixels; None if unknown."""
+    """Whether the model accepts images of this side length in pixels; None: unknown, so no."""
     step = family_of(args.model).patch_step(args.model, args.patch_size, masked=False)
     return size is not None and size <= LARGEST and size % step == 0
 

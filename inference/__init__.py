@@ -2,8 +2,8 @@
 
 `predict`: expressions of the faces in pictures. `outputs`: rows, annotated pictures and features of
 main_predict. `explanation`: attention maps of classifiers. `visualize`: figures of a model on a
-data set. `annotate`: boxes and labels on pictures. `page`, `page_layout`, `same_origin`: the web
-page.
+data set. `examples`: right and wrong predictions on a test set. `annotate`: boxes and labels on
+pictures. `page…`, `same_origin`, `upload_limits`: the web page.
 """
 
 from typing import TYPE_CHECKING

@@ -27,11 +27,10 @@ def depthwise_gradients(g: Tensor, x: Tensor, weight: Tensor, wanted: list[bool]
     Those that are not wanted are empty tensors.
     """
     dx, dweight, dbias = backward(g.contiguous(), x.contiguous(), weight, wanted)
-    none = x.new_empty(0)
     return (
-        dx.permute(0, 2, 3, 1).contiguous() if wanted[0] else none,
-        dweight.flatten(1).contiguous().view(weight.shape) if wanted[1] else none.clone(),
-        dbias if wanted[2] else none.clone(),
+        dx.permute(0, 2, 3, 1).contiguous() if wanted[0] else x.new_empty(0),
+        dweight.flatten(1).contiguous().view(weight.shape) if wanted[1] else x.new_empty(0),
+        dbias if wanted[2] else x.new_empty(0),
     )
 
 

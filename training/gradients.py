@@ -1,5 +1,6 @@
 """The gradients of a step's micro-batches, added up in the parameters' `grad`."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any, Protocol
@@ -10,16 +11,16 @@ from torch.nn.parallel import DistributedDataParallel
 from training.precision import Precision
 
 
-class BatchLoss:
+class BatchLoss(ABC):
     """The loss of a micro-batch, in two parts: see `training.graphed`."""
 
+    @abstractmethod
     def prepare(self, batch: Any) -> tuple[Tensor, ...]:
         """A batch on the device -> the tensors that the loss needs; what the host decides."""
-        raise NotImplementedError
 
+    @abstractmethod
     def loss(self, model: nn.Module, *tensors: Tensor) -> Tensor:
         """The loss, a scalar. Everything happens on the device: the host decides nothing here."""
-        raise NotImplementedError
 
     def __call__(self, model: nn.Module, batch: Any) -> Tensor:
         """Both."""
@@ -34,11 +35,22 @@ class Gradients(Protocol):
     def add(self, batch: Any, accum: int, last: bool) -> Tensor:
         """Add a micro-batch's gradients, divided by `accum` -> its loss on the device, divided too.
 
-        After the `last` micro-batch of a step, they are the mean over the ranks.
+        With the `last` micro-batch before an update, gradients are averaged over the ranks.
         """
 
     def clear(self) -> None:
         """Forget the gradients: the next step begins."""
+
+
+def add_gradients(loss: Callable[[], Tensor], precision: Precision, accum: int) -> Tensor:
+    """Forward and backward pass of a micro-batch -> its loss, divided by `accum`.
+
+    Gradients are divided, too, and scaled if `precision` scales losses.
+    """
+    with precision.autocast():
+        value = loss() / accum
+    precision.scaler.scale(value).backward()
+    return value.detach()
 
 
 class Eager:
@@ -57,10 +69,7 @@ class Eager:
         """See Gradients."""
         silent = not last and isinstance(self.model, DistributedDataParallel)
         with self.model.no_sync() if silent else nullcontext():
-            with self.precision.autocast():
-                loss = self.batch_loss(self.model, batch) / accum
-            self.precision.scaler.scale(loss).backward()
-        return loss.detach()
+            return add_gradients(lambda: self.batch_loss(self.model, batch), self.precision, accum)
 
     def clear(self) -> None:
         """See Gradients."""

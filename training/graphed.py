@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from models_convnextv2 import Block
-from training.gradients import BatchLoss
+from training.gradients import BatchLoss, add_gradients
 from training.precision import Precision
 from util.distributed import ProcessInfo, broadcast_from_main, gather_objects, sum_over_ranks
 from util.errors import Fault
@@ -40,11 +40,10 @@ class Pass(nn.Module):
         self.model, self.batch_loss, self.precision = model, batch_loss, precision
 
     def forward(self, accum: int, *tensors: Tensor) -> Tensor:
-        """Add a micro-batch's gradients, divided by `accum` -> its loss, divided too."""
-        with self.precision.autocast():
-            loss = self.batch_loss.loss(self.model, *tensors) / accum
-        self.precision.scaler.scale(loss).backward()
-        return loss.detach()
+        """See `add_gradients`."""
+        return add_gradients(
+            lambda: self.batch_loss.loss(self.model, *tensors), self.precision, accum
+        )
 
 
 class Graphed:

@@ -97,8 +97,8 @@ def pick_device(name: str, process: ProcessInfo) -> "torch.device":
         index = process.local_rank if device.index is None else device.index
         last = max(index, process.local_world - 1) if device.index is None else index
         if count == 1 and device.index is None and "TORCHELASTIC_RUN_ID" not in os.environ:
-            # Launchers but torchrun may show each process only its own GPU. If they do not, NCCL
-            # complains of a duplicate GPU.
+            # Other launchers than torchrun may show each process only its own GPU. If they do not,
+            # NCCL reports a duplicate GPU.
             index = last = 0
         if last >= count:  # raised on all ranks, so also on the one that reports
             raise BadInput(
